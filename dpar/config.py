@@ -1,0 +1,326 @@
+"""What an experiment may say: typed, closed and frozen. The defaults are Section 4.1's."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dpar.errors import InputError
+from dpar.files import read_json
+
+
+class Settings(BaseModel):
+    """A group of settings: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GeneratedImages(Settings):
+    """How many images the package draws itself."""
+
+    train: int = Field(gt=0)
+    val: int = Field(gt=0)
+
+
+class Images(Settings):
+    """Where the pictures come from and how they are cut."""
+
+    source: Literal["generated", "folder", "parquet", "webdataset"]
+    train: str | None = Field(None, description="folder, or glob of Parquet files or tars")
+    val: str | None = Field(None, description="the same for held-out images")
+    generated: GeneratedImages | None = None
+    resolution: int = Field(gt=0, description="pixels, the side of the square that is tokenized")
+    num_classes: int = Field(gt=0)
+    max_unreadable: float = Field(0.0, ge=0, le=1, description="share of images that may be skipped")
+
+    @model_validator(mode="after")
+    def _source_is_described(self) -> Self:
+        if self.source == "generated":
+            if self.generated is None or self.train or self.val:
+                raise ValueError("source `generated` needs `generated: {train, val}` and neither `train` nor `val`")
+        elif self.generated is not None or not (self.train and self.val):
+            raise ValueError(f"source `{self.source}` needs the paths `train` and `val`, and no `generated`")
+        return self
+
+
+class TokenizerTraining(Settings):
+    """The VQ tokenizer's loss and optimizer."""
+
+    steps: int | None = Field(None, gt=0)
+    epochs: int | None = Field(None, gt=0)
+    batch_size: int = Field(128, gt=0)
+    learning_rate: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    codebook_weight: float = 1.0
+    commitment_weight: float = 0.25
+    perceptual_weight: float = Field(1.0, ge=0)
+    perceptual_network: str | None = Field(None, description="file with LPIPS weights; needed if the weight is not 0")
+    adversarial_weight: float = Field(0.5, ge=0)
+    adversarial_start: int = Field(20_000, ge=0, description="the first step with the PatchGAN loss")
+    restart_unused_codes: bool = False
+    checkpoint_every: int = Field(1000, gt=0, description="steps")
+
+    @model_validator(mode="after")
+    def _length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of `steps` and `epochs`")
+        if self.perceptual_weight > 0 and not self.perceptual_network:
+            raise ValueError("`perceptual_weight` > 0 needs `perceptual_network`, the file of LPIPS weights")
+        return self
+
+
+class Tokenizer(Settings):
+    """The VQ autoencoder (LlamaGen's VQ-16 by default): imported from `weights`, or trained."""
+
+    weights: str | None = Field(None, description="an official file such as vq_ds16_c2i.pt; null = train")
+    vocab_size: int = Field(16384, gt=1, le=65536)
+    code_dim: int = Field(8, gt=0)
+    channels: int = Field(128, gt=0)
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    residual_blocks: int = Field(2, gt=0, description="a level of the encoder; the decoder has one more")
+    z_channels: int = Field(256, gt=0)
+    attention: bool = True
+    training: TokenizerTraining | None = None
+
+    @property
+    def downsample(self) -> int:
+        """Pixels a token, along one side (K)."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @model_validator(mode="after")
+    def _trained_or_imported(self) -> Self:
+        if (self.weights is None) == (self.training is None):
+            raise ValueError("give exactly one of `weights` (import) and `training` (train one)")
+        if any(self.channels * multiplier % 32 for multiplier in self.multipliers):
+            raise ValueError("`channels` times each of `multipliers` must be a multiple of 32 (group normalisation)")
+        return self
+
+
+class Codes(Settings):
+    """How images become rows of codes and how the rows are stored."""
+
+    format: Literal["parquet", "webdataset"] = "parquet"
+    crop_ranges: tuple[float, ...] = Field((1.1, 1.05), min_length=1, description="ADM centre crop to this x the side")
+    ten_crop: bool = Field(True, description="five crops and their mirror images; false: the centre and its mirror")
+    train_shards: int = Field(256, gt=0)
+    val_shards: int = Field(10, gt=0)
+
+    @property
+    def views(self) -> int:
+        """Rows stored for one training image."""
+        return len(self.crop_ranges) * (10 if self.ten_crop else 2)
+
+
+class Transformer(Settings):
+    """A row of Table 1 by name (`variant`), or its sizes."""
+
+    variant: str | None = Field(None, description="DPAR-B, DPAR-L, ... or LlamaGen-B, ...")
+    architecture: Literal["dpar", "llamagen"] | None = None
+    width: int | None = Field(None, gt=0)
+    heads: int | None = Field(None, gt=0)
+    encoder_layers: int | None = Field(None, gt=0, description="DPAR only")
+    layers: int | None = Field(None, gt=0, description="of LlamaGen, or of DPAR's patch transformer")
+    decoder_layers: int | None = Field(None, gt=0, description="DPAR only")
+    position: Literal["dynamic", "dynamic_no_redundancy", "2d"] = Field("dynamic", description="Table 9; DPAR only")
+    dropout: float = Field(0.1, ge=0, lt=1, description="on tokens, attention output and FFN output")
+    class_dropout: float = Field(0.1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Self:
+        sizes = {"architecture": self.architecture, "width": self.width, "heads": self.heads, "layers": self.layers}
+        if self.variant is None and None in sizes.values():
+            raise ValueError(f"without `variant`, give {', '.join(k for k, v in sizes.items() if v is None)}")
+        if self.width and self.heads:
+            if self.width % self.heads:
+                raise ValueError(f"`width` {self.width} cannot be divided by `heads` {self.heads}")
+            if self.width // self.heads % 16:
+                raise ValueError(f"head width {self.width // self.heads} (width / heads) must be a multiple of 16")
+        return self
+
+
+class Training(Settings):
+    """The optimizer and the length of a training (Section 4.1)."""
+
+    steps: int | None = Field(None, gt=0)
+    epochs: int | None = Field(None, gt=0)
+    milestones: tuple[int, ...] = Field((), description="earlier states to keep, in the unit of the length")
+    batch_size: int = Field(256, gt=0, description="global")
+    accumulate: int = Field(1, gt=0, description="micro-batches a step")
+    learning_rate: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(0.05, ge=0)
+    grad_clip: float = Field(1.0, gt=0)
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    ema: float | None = Field(None, gt=0, lt=1)
+    compile: bool = False
+    checkpoint_every: int = Field(5000, gt=0, description="steps")
+    validate_every: int = Field(5000, gt=0, description="steps")
+    log_every: int = Field(100, gt=0, description="steps")
+
+    @model_validator(mode="after")
+    def _length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of `steps` and `epochs`")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"`batch_size` {self.batch_size} cannot be divided by `accumulate` {self.accumulate}")
+        length = self.steps or self.epochs or 0
+        if any(m >= length or m <= 0 for m in self.milestones) or list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"`milestones` must rise and lie below the length {length}")
+        return self
+
+    @property
+    def unit(self) -> Literal["step", "epoch"]:
+        """What the length and the milestones count."""
+        return "step" if self.steps else "epoch"
+
+    @property
+    def length(self) -> int:
+        """The length in `unit`s."""
+        return self.steps or self.epochs or 0
+
+
+class EntropyModel(Settings):
+    """The network whose uncertainty places the boundaries (Eq. 3)."""
+
+    kind: Literal["unconditional", "null_class"] = "unconditional"
+    model: Transformer = Transformer(variant="LlamaGen-B")
+    weights: str | None = Field(None, description="an official file such as c2i_B_256.pt (null_class only)")
+    training: Training | None = None
+
+    @model_validator(mode="after")
+    def _trained_or_imported(self) -> Self:
+        if (self.weights is None) == (self.training is None):
+            raise ValueError("give exactly one of `weights` (import) and `training` (train one)")
+        if self.weights and self.kind != "null_class":
+            raise ValueError("imported weights are class-conditional: set `kind: null_class`")
+        if self.model.architecture == "dpar" or (self.model.variant or "").startswith("DPAR"):
+            raise ValueError("the entropy model is a LlamaGen transformer")
+        return self
+
+
+class Patchify(Settings):
+    """Where patches begin (Section 3.2.1, Algorithm 3; Table 3's switches)."""
+
+    strategy: Literal["dynamic", "static"] = "dynamic"
+    threshold: float | None = Field(None, description="E_Th in nats")
+    p_avg: float | None = Field(None, ge=1, description="calibrate E_Th to this mean patch length; or static length")
+    max_length: int | None = Field(4, gt=0, description="P_max in tokens; null = none")
+    row_boundary: bool = True
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> Self:
+        if self.threshold is not None and self.p_avg is not None:
+            raise ValueError("`threshold` (nats) and `p_avg` (calibrated) are both given: give one")
+        if self.threshold is None and self.p_avg is None:
+            raise ValueError("give `threshold` (nats) or `p_avg` (the mean patch length to calibrate it to)")
+        if self.strategy == "static" and self.p_avg is None:
+            raise ValueError("strategy `static` needs `p_avg`, the patch length")
+        return self
+
+
+class Sampling(Settings):
+    """How images are drawn from a model (Algorithm 2)."""
+
+    num_images: int = Field(50_000, gt=0)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    labels: Literal["balanced", "uniform"] = "balanced"
+    cfg_scale: float = Field(2.0, ge=0)
+    temperature: float = Field(1.0, gt=0)
+    top_k: int = Field(0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    batch_size: int = Field(64, gt=0)
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    shards: int = Field(1, gt=0, description="jobs a set of samples is divided into")
+
+
+class Classifier(Settings):
+    """The small feature network that stands in for Inception on small images."""
+
+    channels: int = Field(32, gt=0)
+    dims: int = Field(64, gt=0, description="of the pooled features")
+    steps: int = Field(600, gt=0)
+    batch_size: int = Field(64, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
+
+
+class Evaluation(Settings):
+    """What the samples are compared with, and by which network."""
+
+    extractor: Literal["classifier", "inception"] = "classifier"
+    inception_weights: str | None = None
+    classifier: Classifier = Classifier()
+    reference: Literal["train", "val"] | str = Field("train", description="a split, or an ADM npz file")
+    reference_images: int | None = Field(None, gt=0, description="null = all")
+    resolution: int | None = Field(None, description="samples are resized to this side first (384 -> 256)")
+    splits: int = Field(10, gt=0, description="of the Inception Score")
+    k: int = Field(3, gt=0)
+
+    @model_validator(mode="after")
+    def _extractor(self) -> Self:
+        if (self.extractor == "inception") != (self.inception_weights is not None):
+            raise ValueError("extractor `inception` needs `inception_weights`, and `classifier` must not have it")
+        return self
+
+
+class Experiment(Settings):
+    """One YAML file under config/: everything that a run of the graph depends on."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    seed: int = 0
+    images: Images
+    tokenizer: Tokenizer
+    codes: Codes = Codes()
+    entropy_model: EntropyModel
+    patchify: Patchify
+    models: dict[str, Transformer]
+    training: Training
+    sampling: Sampling = Sampling()
+    evaluation: Evaluation
+    tables: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.images.resolution % self.tokenizer.downsample:
+            raise ValueError(
+                f"images.resolution {self.images.resolution} is not a multiple of the tokenizer's downsampling "
+                f"{self.tokenizer.downsample} (2 to the number of tokenizer.multipliers less one)"
+            )
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens an image."""
+        side = self.images.resolution // self.tokenizer.downsample
+        return side, side
+
+
+def parse_experiment(values: Any, where: str) -> Experiment:
+    """The experiment that `values` describe.
+
+    Raises:
+        InputError: naming each key that is unknown, missing or contradicts another.
+    """
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        problems = [f"  {'.'.join(map(str, e['loc'])) or '(top level)'}: {e['msg']}" for e in error.errors()]
+        raise InputError(f"{where} is not a valid experiment:\n" + "\n".join(problems)) from None
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """The experiment in a YAML (or resolved JSON) file.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or `parse_experiment` refuses it.
+    """
+    path = Path(path)
+    if path.suffix == ".json":
+        return parse_experiment(read_json(path), str(path))
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; experiments lie in config/") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {error}") from None
+    return parse_experiment(values, str(path))

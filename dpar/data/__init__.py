@@ -1,0 +1,1 @@
+"""Images, stored codes, and batches of them."""

@@ -1,0 +1,1 @@
+"""The VQ autoencoder that turns an image into codes, and its training."""

@@ -1,0 +1,1 @@
+"""One trainer for the entropy model, DPAR and the LlamaGen baseline (Section 4.1)."""

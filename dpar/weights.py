@@ -1,0 +1,78 @@
+"""A network as a folder: `model.safetensors` beside a `config.json` that says what it is and what it was made from."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dpar.errors import InputError
+from dpar.files import read_json, replacing, sha256_file, write_json
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+# kind -> module and class; the class takes its `Config` and keeps it as `.config`
+KINDS = {
+    "dpar": ("dpar.model.dpar", "DPAR"),
+    "llamagen": ("dpar.model.llamagen", "LlamaGen"),
+    "tokenizer": ("dpar.tokenizer.autoencoder", "VQAutoencoder"),
+    "classifier": ("dpar.evaluation.classifier", "Classifier"),
+}
+
+
+def save_model(folder: str | Path, model: nn.Module, provenance: dict[str, Any]) -> None:
+    """Writes the model's weights and `{kind, model, sha256, provenance}` to `folder`, each file whole or not at all."""
+    kind = next(k for k, (module, name) in KINDS.items() if (type(model).__module__, type(model).__name__) == (module, name))
+    folder = Path(folder)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary)
+    write_json(
+        folder / CONFIG,
+        {
+            "kind": kind,
+            "model": model.config.model_dump(mode="json"),
+            "sha256": sha256_file(folder / WEIGHTS),
+            "provenance": provenance,
+        },
+    )
+
+
+def model_config(folder: str | Path) -> dict[str, Any]:
+    """What `save_model` wrote to config.json.
+
+    Raises:
+        InputError: the folder holds no model of ours.
+    """
+    folder = Path(folder)
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict) or config.get("kind") not in KINDS:
+        raise InputError(f"{folder / CONFIG} does not describe a model (kinds: {', '.join(KINDS)})")
+    return config
+
+
+def load_model(folder: str | Path, kind: str, device: str | torch.device = "cpu") -> Any:
+    """The model of that `kind` in `folder`, in eval mode.
+
+    Raises:
+        InputError: another kind, a missing or damaged file, or tensors that do not fit the configuration.
+    """
+    folder = Path(folder)
+    config = model_config(folder)
+    if config["kind"] != kind:
+        raise InputError(f"{folder} holds a {config['kind']}, expected a {kind}")
+    module, name = KINDS[kind]
+    cls = getattr(import_module(module), name)
+    model = cls(cls.Config.model_validate(config["model"]))
+    try:
+        tensors = load_file(folder / WEIGHTS, device="cpu")
+        model.load_state_dict(tensors, strict=True)
+    except FileNotFoundError:
+        raise InputError(f"{folder / WEIGHTS} is missing; run the stage that makes it again") from None
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(f"{folder / WEIGHTS} is damaged or of another configuration: {error}") from None
+    return model.to(device).eval()
