@@ -263,6 +263,20 @@ class Evaluation(Settings):
         return self
 
 
+class Table(Settings):
+    """A table or grid as data: its rows, each times every combination of what varies.
+
+    A row is flat: `model` names an entry of `models`; `milestone` a state of its training (default: the end); keys such
+    as `patchify.max_length`, `transformer.position` and `sampling.cfg_scale` replace that setting of the experiment;
+    `inference.threshold` replaces a setting of `patchify` for sampling alone; `paper.fid` is what the paper prints.
+    """
+
+    title: str
+    paper: str | None = Field(None, description="the table of the paper that this one stands beside")
+    rows: tuple[dict[str, Any], ...] = Field(min_length=1)
+    vary: dict[str, tuple[Any, ...]] = {}
+
+
 class Experiment(Settings):
     """One YAML file under config/: everything that a run of the graph depends on."""
 
@@ -277,7 +291,7 @@ class Experiment(Settings):
     training: Training
     sampling: Sampling = Sampling()
     evaluation: Evaluation
-    tables: tuple[str, ...] = ()
+    tables: dict[str, Table] = {}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -1,10 +1,19 @@
 """Which models a run trains and which samples it draws: every cell of every table, each once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
+from typing import Any, TypeVar
 
-from dpar.config import Experiment, Patchify, Sampling, Training, Transformer
+from pydantic import ValidationError
+
+from dpar.config import Experiment, Patchify, Sampling, Settings, Table, Training, Transformer
 from dpar.errors import InputError
+
+# How a setting that departs from the experiment's own is written in the name of a cell.
+SHORT = {"threshold": "eth", "p_avg": "pavg", "max_length": "pmax", "row_boundary": "rows", "cfg_scale": "cfg"}
+
+S = TypeVar("S", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -18,7 +27,7 @@ class ModelCell:
 
     @property
     def milestones(self) -> tuple[str, ...]:
-        """Names of the kept states in order, such as `epoch50`; the last is the end of the training."""
+        """Names of the states that can be kept, in order, such as `epoch50`; the last is the end of the training."""
         return tuple(f"{self.training.unit}{n}" for n in (*self.training.milestones, self.training.length))
 
 
@@ -34,13 +43,163 @@ class SampleCell:
 
 
 @dataclass(frozen=True)
-class TableRow:
-    """One row of a table: what varies, as the table prints it, and the cell that fills it."""
+class Row:
+    """One row of a table: what it varies, what the paper prints there, and the cells that fill it."""
 
-    values: dict[str, str | float | int | None]
+    values: dict[str, Any]
+    paper: dict[str, float]
+    model: ModelCell
     sample: SampleCell
 
 
-def _same(cells: dict, slug: str, cell) -> None:
-    if cells.setdefault(slug, cell) != cell:
-        raise InputError(f"two different cells would share the name {slug!r}; rename one of the models")
+def table_rows(experiment: Experiment, name: str) -> list[Row]:
+    """The rows of the table `name`, each base row times every combination of what varies.
+
+    Raises:
+        InputError: a row names an unknown model, milestone or setting.
+    """
+    table = experiment.tables[name]
+    return [_row(experiment, f"tables.{name}", values) for values in _expanded(table)]
+
+
+def model_cells(experiment: Experiment) -> dict[str, ModelCell]:
+    """Every training that the experiment's models and tables name, by slug; equal cells are one."""
+    cells = {name: _model_cell(experiment, name, {}, {}) for name in experiment.models}
+    for row in _all_rows(experiment):
+        _share(cells, row.model)
+    return cells
+
+
+def sample_cells(experiment: Experiment) -> dict[str, SampleCell]:
+    """Every set of samples that the experiment's tables name, by slug; equal cells are one."""
+    cells: dict[str, SampleCell] = {}
+    for row in _all_rows(experiment):
+        _share(cells, row.sample)
+    return cells
+
+
+def p_avg_targets(experiment: Experiment) -> list[float]:
+    """The mean patch lengths to which some cell wants a threshold calibrated, rising."""
+    patchify = [c.patchify for c in model_cells(experiment).values()]
+    patchify += [c.patchify for c in sample_cells(experiment).values()]
+    return sorted({p.p_avg for p in patchify if p.strategy == "dynamic" and p.p_avg is not None})
+
+
+def threshold_of(patchify: Patchify, thresholds: Mapping[str, Any]) -> float | None:
+    """E_Th of `patchify` in nats, looked up in the output of calibrate_thresholds; None for static patches.
+
+    Raises:
+        InputError: no threshold was calibrated to this mean patch length.
+    """
+    if patchify.strategy == "static":
+        return None
+    if patchify.threshold is not None:
+        return patchify.threshold
+    try:
+        return float(thresholds["p_avg"][str(patchify.p_avg)]["threshold"])
+    except KeyError:
+        known = ", ".join(thresholds.get("p_avg", {})) or "none"
+        raise InputError(
+            f"no threshold is calibrated to a mean patch length of {patchify.p_avg} (calibrated: {known}); "
+            "run calibrate_thresholds again"
+        ) from None
+
+
+def _expanded(table: Table) -> Iterator[dict[str, Any]]:
+    for row in table.rows:
+        for combination in product(*table.vary.values()):
+            yield {**row, **dict(zip(table.vary, combination, strict=True))}
+
+
+def _all_rows(experiment: Experiment) -> Iterator[Row]:
+    for name in experiment.tables:
+        yield from table_rows(experiment, name)
+
+
+def _row(experiment: Experiment, where: str, values: dict[str, Any]) -> Row:
+    groups: dict[str, dict[str, Any]] = {"transformer": {}, "patchify": {}, "sampling": {}, "inference": {}, "paper": {}}
+    plain: dict[str, Any] = {}
+    for key, value in values.items():
+        group, dot, field = key.partition(".")
+        if dot and group in groups:
+            groups[group][field] = value
+        elif key in ("model", "milestone"):
+            plain[key] = value
+        else:
+            raise InputError(f"{where}: unknown key {key!r}; a row has model, milestone and {', '.join(groups)}.*")
+    name = plain.get("model")
+    if name not in experiment.models:
+        raise InputError(f"{where}: there is no model {name!r}; models are {', '.join(experiment.models)}")
+    try:
+        model = _model_cell(experiment, name, groups["transformer"], groups["patchify"])
+        sample = _sample_cell(experiment, model, plain.get("milestone"), groups["sampling"], groups["inference"])
+    except (ValidationError, InputError) as error:
+        raise InputError(f"{where}: row {values}: {error}") from None
+    shown = {key: value for key, value in values.items() if not key.startswith("paper.")}
+    return Row(shown, groups["paper"], model, sample)
+
+
+def _model_cell(
+    experiment: Experiment, name: str, transformer: Mapping[str, Any], patchify: Mapping[str, Any]
+) -> ModelCell:
+    base = experiment.models[name]
+    changed = _replaced(base, transformer)
+    rule = _replaced_patchify(experiment.patchify, patchify)
+    slug = "_".join([name, *_departures(base, changed), *_departures(experiment.patchify, rule)])
+    return ModelCell(slug, changed, rule, experiment.training)
+
+
+def _sample_cell(
+    experiment: Experiment,
+    model: ModelCell,
+    milestone: int | None,
+    sampling: Mapping[str, Any],
+    inference: Mapping[str, Any],
+) -> SampleCell:
+    state = model.milestones[-1] if milestone is None else f"{model.training.unit}{milestone}"
+    if state not in model.milestones:
+        raise InputError(f"milestone {milestone} is not kept; training keeps {', '.join(model.milestones)}")
+    drawn = _replaced(experiment.sampling, sampling)
+    rule = _replaced_patchify(model.patchify, inference)
+    parts = [] if state == model.milestones[-1] else [state]
+    parts += _departures(experiment.sampling, drawn) + _departures(model.patchify, rule)
+    return SampleCell("-".join([model.slug, *parts]), model.slug, state, drawn, rule)
+
+
+def _replaced(settings: S, values: Mapping[str, Any]) -> S:
+    return type(settings).model_validate({**settings.model_dump(), **values})
+
+
+def _replaced_patchify(patchify: Patchify, values: Mapping[str, Any]) -> Patchify:
+    """`patchify` with `values`; a threshold given in one form takes the place of the other form."""
+    base = patchify.model_dump()
+    if "threshold" in values:
+        base["p_avg"] = None
+    if "p_avg" in values:
+        base["threshold"] = None
+    return Patchify.model_validate({**base, **values})
+
+
+def _departures(base: Settings, changed: Settings) -> list[str]:
+    before = base.model_dump()
+    return [
+        f"{SHORT.get(key, key.replace('_', ''))}{_plain(value)}"
+        for key, value in changed.model_dump().items()
+        if value != before[key] and not (value is None and key in ("threshold", "p_avg"))
+    ]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, int | float):
+        return f"{value:g}"
+    return "+".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value).lower()
+
+
+C = TypeVar("C", ModelCell, SampleCell)
+
+
+def _share(cells: dict[str, C], cell: C) -> None:
+    if cells.setdefault(cell.slug, cell) != cell:
+        raise InputError(f"two different cells would share the name {cell.slug!r}; rename one of the models")
