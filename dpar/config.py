@@ -70,18 +70,16 @@ class TokenizerTraining(Settings):
         return self
 
 
-class Tokenizer(Settings):
-    """The VQ autoencoder (LlamaGen's VQ-16 by default): imported from `weights`, or trained."""
+class Autoencoder(Settings):
+    """The sizes of a VQ autoencoder; the defaults are LlamaGen's VQ-16."""
 
-    weights: str | None = Field(None, description="an official file such as vq_ds16_c2i.pt; null = train")
     vocab_size: int = Field(16384, gt=1, le=65536)
     code_dim: int = Field(8, gt=0)
     channels: int = Field(128, gt=0)
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    multipliers: tuple[int, ...] = Field((1, 1, 2, 2, 4), min_length=1)
     residual_blocks: int = Field(2, gt=0, description="a level of the encoder; the decoder has one more")
     z_channels: int = Field(256, gt=0)
     attention: bool = True
-    training: TokenizerTraining | None = None
 
     @property
     def downsample(self) -> int:
@@ -89,12 +87,31 @@ class Tokenizer(Settings):
         return 2 ** (len(self.multipliers) - 1)
 
     @model_validator(mode="after")
-    def _trained_or_imported(self) -> Self:
-        if (self.weights is None) == (self.training is None):
-            raise ValueError("give exactly one of `weights` (import) and `training` (train one)")
+    def _groups(self) -> Self:
         if any(self.channels * multiplier % 32 for multiplier in self.multipliers):
             raise ValueError("`channels` times each of `multipliers` must be a multiple of 32 (group normalisation)")
         return self
+
+
+class Tokenizer(Autoencoder):
+    """The VQ autoencoder: imported from `weights`, or trained."""
+
+    weights: str | None = Field(None, description="an official file such as vq_ds16_c2i.pt; null = train")
+    weights_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="what the file of `weights` must have")
+    training: TokenizerTraining | None = None
+
+    @model_validator(mode="after")
+    def _trained_or_imported(self) -> Self:
+        if (self.weights is None) == (self.training is None):
+            raise ValueError("give exactly one of `weights` (import) and `training` (train one)")
+        if self.weights_sha256 and not self.weights:
+            raise ValueError("`weights_sha256` belongs to a file of `weights`")
+        return self
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """The sizes alone, without where the weights come from."""
+        return Autoencoder(**{name: getattr(self, name) for name in Autoencoder.model_fields})
 
 
 class Codes(Settings):
