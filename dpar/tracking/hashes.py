@@ -1,0 +1,131 @@
+"""Files and folders with their digests, each read once and remembered by size and modification time."""
+
+import hashlib
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dpar import files
+from dpar.errors import InputError
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file: where it lies below its artefact (empty for the artefact itself), its length and content."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A declared input or output: a file, or a folder and the files in it.
+
+    `path` is relative to the results folder where the artefact lies inside it, and absolute elsewhere. The digest of a
+    folder is that of the sorted lines `<sha256>  <path>` of its files, as `sha256sum` would print them.
+    """
+
+    path: str
+    kind: str
+    bytes: int
+    sha256: str
+    files: tuple[FileRecord, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """A JSON value with one entry for each file."""
+        return asdict(self) | {"files": [asdict(file) for file in self.files]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Artefact":
+        """The artefact that `as_json` wrote."""
+        records = tuple(FileRecord(**file) for file in value["files"])
+        return cls(value["path"], value["kind"], value["bytes"], value["sha256"], records)
+
+
+def portable_path(path: str | Path, results: Path) -> str:
+    """`path` relative to the folder `results` if it lies in it, else absolute; always with forward slashes."""
+    absolute = Path(os.path.abspath(path))
+    root = Path(os.path.abspath(results))
+    return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else absolute.as_posix()
+
+
+def content_files(path: Path) -> list[Path]:
+    """The files that make up an artefact, sorted: itself, or all below the folder.
+
+    Snakemake's time stamp of a folder and files that are still being written do not count.
+    """
+    if not path.is_dir():
+        return [path]
+    found = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    return sorted(f for f in found if f.name != ".snakemake_timestamp" and not f.name.endswith(".partial"))
+
+
+class HashCache:
+    """Digests below `folder`, one JSON file for each artefact, so that parallel jobs never write the same one.
+
+    A digest is taken from the cache when the file still has the size and the modification time (nanoseconds) it had
+    when it was read. What a job has hashed as its output is thus not read again when another job has it as input.
+    """
+
+    def __init__(self, results: str | Path):
+        self.results = Path(results)
+        self.folder = self.results / "tracking" / "hashes"
+
+    def _entry(self, path: Path) -> Path:
+        return self.folder / f"{files.digest(portable_path(path, self.results))}.json"
+
+    def _known(self, path: Path) -> dict[str, list]:
+        entry = self._entry(path)
+        if not entry.exists():
+            return {}
+        try:
+            return files.read_json(entry)["files"]
+        except (InputError, KeyError, TypeError):  # a cache that cannot be read is an empty one
+            return {}
+
+    def artefact(self, path: str | Path) -> Artefact:
+        """The artefact at `path` as it is now.
+
+        Raises:
+            InputError: there is nothing at `path`.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise InputError(f"{path} does not exist; run the stage that makes it, or check the path")
+        known = self._known(path)
+        from_parent = {} if known or path.is_dir() else self._known(path.parent)
+        fresh, records = False, []
+        entries: dict[str, list] = {}
+        for file in content_files(path):
+            relative = "" if file == path else file.relative_to(path).as_posix()
+            stat = file.stat()
+            remembered = known.get(relative) or (from_parent.get(path.name) if relative == "" else None)
+            if remembered and remembered[:2] == [stat.st_size, stat.st_mtime_ns]:
+                sha256 = remembered[2]
+            else:
+                sha256, fresh = files.sha256_file(file), True
+            entries[relative] = [stat.st_size, stat.st_mtime_ns, sha256]
+            records.append(FileRecord(relative, stat.st_size, sha256))
+        if fresh:
+            value = {"path": portable_path(path, self.results), "files": entries}
+            files.write_json(self._entry(path), value)
+        return _artefact(portable_path(path, self.results), path.is_dir(), records)
+
+
+def read_artefact(path: str | Path, results: str | Path) -> Artefact:
+    """The artefact at `path`, every byte of it read now."""
+    path, records = Path(path), []
+    for file in content_files(path):
+        relative = "" if file == path else file.relative_to(path).as_posix()
+        records.append(FileRecord(relative, file.stat().st_size, files.sha256_file(file)))
+    return _artefact(portable_path(path, Path(results)), path.is_dir(), records)
+
+
+def _artefact(path: str, folder: bool, records: list[FileRecord]) -> Artefact:
+    total = sum(record.bytes for record in records)
+    if not folder:
+        return Artefact(path, "file", total, records[0].sha256, tuple(records))
+    lines = "".join(f"{record.sha256}  {record.path}\n" for record in records)
+    return Artefact(path, "folder", total, hashlib.sha256(lines.encode()).hexdigest(), tuple(records))

@@ -1,0 +1,333 @@
+"""A stage's own record of itself: events appended to a file in the results folder, and a manifest when it ends well.
+
+Nothing here knows MLflow, opens a socket or waits for anybody. `dpar.tracking.mirror` carries the records on.
+"""
+
+import fcntl
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dpar import files
+from dpar.errors import InputError
+from dpar.tracking.environment import git_commit, machine, versions
+from dpar.tracking.hashes import Artefact, HashCache, portable_path
+from dpar.tracking.system import SystemSampler
+
+logger = logging.getLogger(__name__)
+
+EVENTS, MANIFEST, LOCK, CONFIG = "events.jsonl", "manifest.json", "lock", "experiment.json"
+Value = str | int | float | bool | None
+
+
+def spool_root(results: str | Path) -> Path:
+    """The folder of all spools of a results folder."""
+    return Path(results) / "tracking" / "spool"
+
+
+def encode_number(value: Any) -> float | str:
+    """A number as JSON can hold it: NaN and the infinities become strings that `float` reads back."""
+    number = float(value)
+    return number if math.isfinite(number) else str(number)
+
+
+class EventFile:
+    """Lines appended to a file, each whole or recognisably torn; keeps what a full disk refuses and tries again."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._pending = bytearray()
+        self._lock = threading.Lock()
+        self._complained = False
+        size = os.fstat(self._descriptor).st_size
+        if size and path.read_bytes()[-1:] != b"\n":  # the process before us died in the middle of a line
+            self._pending += b"\n"
+
+    def append(self, event: str, **fields: Any) -> None:
+        """Writes one event with the time (milliseconds since 1970); never raises for want of space."""
+        line = json.dumps({"t": time.time_ns() // 1_000_000, "event": event, **fields}, allow_nan=False)
+        with self._lock:
+            self._pending += line.encode() + b"\n"
+            try:
+                self._flush()
+            except OSError as error:
+                if not self._complained:
+                    logger.warning("cannot write %s (%s); records are kept in memory for now", self.path, error)
+                self._complained = True
+
+    def _flush(self) -> None:
+        while self._pending:
+            written = os.write(self._descriptor, self._pending)
+            del self._pending[:written]
+
+    def sync(self, *, required: bool) -> None:
+        """Brings everything to the disk.
+
+        Raises:
+            OSError: it cannot be written, and `required`.
+        """
+        with self._lock:
+            try:
+                self._flush()
+                os.fsync(self._descriptor)
+            except OSError:
+                if required:
+                    raise
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._descriptor)
+
+
+class Job:
+    """What a running stage can say about itself. All methods may be called from any thread and none waits."""
+
+    def __init__(self, spool: Path, events: EventFile | None = None):
+        self.spool = spool
+        self._events = events
+
+    def _append(self, event: str, **fields: Any) -> None:
+        assert self._events is not None
+        self._events.append(event, **fields)
+        if event == "commit":
+            self._events.sync(required=False)
+
+    def metrics(self, values: Mapping[str, Any], *, step: int) -> None:
+        """Points of curves at `step`; they show up once `commit` covers the step or the job ends well."""
+        self._append("metrics", step=int(step), values={k: encode_number(v) for k, v in values.items()})
+
+    def commit(self, step: int) -> None:
+        """Says that a restart would go on after `step`: call it right after the checkpoint is in place."""
+        self._append("commit", step=int(step))
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Single numbers that describe the whole job."""
+        self._append("summary", values={k: encode_number(v) for k, v in values.items()})
+
+    def image(self, image: str | Path | bytes, *, key: str, step: int) -> None:
+        """A picture (a PNG file, or its bytes) in the stepped series `key`."""
+        name = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', key)}-{int(step):08d}.png"
+        self._keep(image, f"images/{name}")
+        self._append("image", key=key, step=int(step), file=f"images/{name}")
+
+    def figure(self, path: str | Path) -> None:
+        """A small file (picture, table, page) to look at beside the job's numbers."""
+        self._keep(path, f"figures/{Path(path).name}")
+        self._append("figure", file=f"figures/{Path(path).name}")
+
+    def note(self, markdown: str) -> None:
+        """The job's description; a later one replaces it."""
+        self._append("note", text=markdown)
+
+    def tags(self, tags: Mapping[str, Value]) -> None:
+        """Words to find the job by."""
+        self._append("tags", tags={k: str(v) for k, v in tags.items()})
+
+    def result(
+        self,
+        *,
+        table: str,
+        cell: str,
+        params: Mapping[str, Value],
+        metrics: Mapping[str, Any],
+        sources: Iterable[str | Path] = (),
+        image: str | Path | None = None,
+    ) -> None:
+        """One row of a table of results, shown as a run of its own below the table.
+
+        Args:
+            table: the table's name, such as `table4`.
+            cell: the row's name within it, such as `dpar-e7.8-p4`.
+            params: what varies and the conditions (model, threshold, images, seed, guidance, ...).
+            metrics: the numbers, ours and the paper's (`eval/fid`, `paper/fid`, `cost/gflops`, ...).
+            sources: the files the numbers were taken from; they lead back to the jobs that made them.
+            image: a PNG of samples.
+        """
+        results = self.spool.parents[3]
+        kept = f"images/{re.sub(r'[^A-Za-z0-9_.-]+', '-', f'{table}-{cell}')}.png" if image else None
+        if image and kept:
+            self._keep(image, kept)
+        self._append(
+            "result",
+            table=table,
+            cell=cell,
+            params={k: str(v) for k, v in params.items()},
+            metrics={k: encode_number(v) for k, v in metrics.items()},
+            sources=[portable_path(path, results) for path in sources],
+            image=kept,
+        )
+
+    def _keep(self, content: str | Path | bytes, name: str) -> None:
+        target = self.spool / name
+        try:
+            files.write_bytes(target, content if isinstance(content, bytes) else Path(content).read_bytes())
+        except InputError as error:  # no space for a picture is no reason to stop a training
+            logger.warning("%s", error)
+
+
+class _SilentJob(Job):
+    """The job of a rank other than 0: its numbers are rank 0's to tell."""
+
+    def __init__(self):
+        super().__init__(Path(os.devnull) / "rank" / "rule" / "key")
+
+    def _append(self, event: str, **fields: Any) -> None:
+        pass
+
+    def _keep(self, content: str | Path | bytes, name: str) -> None:
+        pass
+
+
+def _exclusive(path: Path, name: str) -> int:
+    """A descriptor that holds the lock file `path`; waits, and says so, while another copy of the job has it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    for _ in range(10):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            time.sleep(0.05)
+    else:
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
+        print(f"{name} is already running ({holder}); waiting for it to end", file=sys.stderr, flush=True)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {machine()['host']}\n".encode(), 0)
+    return descriptor
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Turns SIGTERM into SystemExit, unless the stage has its own way or is not in the main thread."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def stop(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def identity_of(rule: str, name: str, params: Mapping, inputs: Iterable[Artefact], outputs: Iterable[str]) -> str:
+    """16 hexadecimal digits that are the same for two jobs that do the same work on the same content."""
+    read = sorted((artefact.path, artefact.sha256) for artefact in inputs)
+    return files.digest([rule, name, dict(params), read, sorted(outputs)])
+
+
+@contextmanager
+def job(
+    *,
+    rule: str,
+    experiment: str | Path,
+    name: str | None = None,
+    inputs: Iterable[str | Path] = (),
+    outputs: Iterable[str | Path] = (),
+    params: Mapping[str, Value] | None = None,
+) -> Iterator[Job]:
+    """The record of one job, kept below `tracking/spool/<rule>/` in the folder of `experiment`.
+
+    A rerun of the same job (rule, name, params, content of the inputs, places of the outputs) goes on in the same
+    record, any other gets a new one. Ends as FINISHED with every output hashed, as KILLED (Ctrl-C, SIGTERM, exit), or
+    as FAILED. A second copy of a running job waits for the first. On ranks other than 0 it does nothing.
+
+    Args:
+        rule: the rule of the graph.
+        experiment: the resolved experiment, `experiment.json` in the results folder.
+        name: how people shall know the job, such as `train_model[dpar]`; the rule's name by default.
+        inputs: files and folders the job reads.
+        outputs: files and folders the job makes.
+        params: what was decided for the job, flat, with dotted names.
+
+    Raises:
+        InputError: an input, or at the end an output, is missing; or the record cannot be written at the start or end.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield _SilentJob()
+        return
+    experiment, name, params = Path(experiment), name or rule, dict(params or {})
+    inputs, outputs = [Path(path) for path in inputs], [Path(path) for path in outputs]
+    results = experiment.parent
+    settings = files.read_json(experiment)
+    cache = HashCache(results)
+    read = [cache.artefact(path) for path in inputs if path != experiment]
+    made = [portable_path(path, results) for path in outputs]
+    identity = identity_of(rule, name, params, read, made)
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80]
+    spool = spool_root(results) / rule / f"{slug}-{identity}"
+    try:
+        spool.mkdir(parents=True, exist_ok=True)
+        lock = _exclusive(spool / LOCK, name)
+    except OSError as error:
+        raise InputError(f"cannot record the job in {spool}: {error.strerror}; free space or fix permissions") from None
+    commit, dirty = git_commit()
+    about = {
+        "rule": rule,
+        "name": name,
+        "identity": identity,
+        "experiment": settings.get("name", results.name),
+        "config": files.digest(settings),
+        "commit": commit,
+        "dirty": dirty,
+        "params": params,
+        "machine": machine(),
+        "versions": versions(),
+    }
+    started = time.time()
+    events = EventFile(spool / EVENTS)
+    status, reason = "FAILED", None
+    try:
+        shutil.copyfile(experiment, spool / CONFIG)
+        (spool / MANIFEST).unlink(missing_ok=True)
+        events.append("start", pid=os.getpid(), inputs=[_brief(artefact) for artefact in read], **about)
+        with _terminable(), SystemSampler(lambda values: events.append("system", values=values)) as sampler:
+            running = Job(spool, events)
+            yield running
+            written = [cache.artefact(path) for path in outputs]
+            wall = time.time() - started
+            running.summary({"time/wall_s": wall, "io/out_bytes": sum(a.bytes for a in written), **sampler.peaks()})
+            manifest = about | {
+                "started": started,
+                "wall_s": wall,
+                "inputs": [artefact.as_json() for artefact in read],
+                "outputs": [artefact.as_json() for artefact in written],
+            }
+            files.write_json(spool / MANIFEST, manifest)
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit, GeneratorExit) as error:
+        status, reason = "KILLED", type(error).__name__
+        raise
+    except BaseException as error:
+        reason = "".join(traceback.format_exception_only(error)).strip()[-2000:]
+        raise
+    finally:
+        events.append("end", status=status, reason=reason)
+        try:
+            events.sync(required=status == "FINISHED")
+        except OSError as error:
+            (spool / MANIFEST).unlink(missing_ok=True)
+            raise InputError(f"cannot write {events.path}: {error.strerror}; free some space and run again") from None
+        finally:
+            events.close()
+            os.close(lock)
+
+
+def _brief(artefact: Artefact) -> dict[str, Any]:
+    return {"path": artefact.path, "kind": artefact.kind, "bytes": artefact.bytes, "sha256": artefact.sha256}
