@@ -1,0 +1,59 @@
+# `make demo` runs everything; `make test` passes the tests. Both make their own environment in .venv.
+PYTHON ?= python3
+CORES ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
+BIN := .venv/bin
+SHELL := /bin/bash
+
+.PHONY: help demo photos64 report dashboard audit test check format slurm-dry-run clean
+
+help:
+	@echo "make demo       the whole pipeline on generated images, about ten minutes on two cores"
+	@echo "make photos64   the same on real photos (images.train and images.val in config/photos64.yaml), under an hour"
+	@echo "make dashboard  the MLflow dashboard of the last run"
+	@echo "make audit      proof that every output of the demo belongs to a finished run"
+	@echo "make test       all tests that need no GPU"
+	@echo "make check      formatting, lint and types"
+
+demo: .venv/.installed
+	$(BIN)/dpar run --config config/demo.yaml --cores $(CORES)
+
+photos64: .venv/.installed
+	$(BIN)/dpar run --config config/photos64.yaml --cores $(CORES)
+
+dashboard: .venv/.installed
+	$(BIN)/dpar track ui
+
+audit: .venv/.installed
+	$(BIN)/dpar track audit --results results/demo
+
+test: .venv/.installed-dev
+	$(BIN)/python -m pytest
+
+check: .venv/.installed-dev
+	$(BIN)/ruff format --check dpar tests
+	$(BIN)/ruff check dpar tests
+	$(BIN)/snakefmt --check workflow Snakefile
+	$(BIN)/pyright
+
+format: .venv/.installed-dev
+	$(BIN)/ruff format dpar tests
+	$(BIN)/ruff check --fix dpar tests
+	$(BIN)/snakefmt workflow Snakefile
+
+slurm-dry-run: .venv/.installed-dev
+	$(BIN)/snakemake --profile slurm --dry-run
+
+clean:
+	rm -rf results .snakemake
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $$($(PYTHON) --version) found, Python 3.11 or newer needed; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Making the environment .venv (a minute or two, once)"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,slurm]'
+	@touch $@

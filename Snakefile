@@ -1,0 +1,46 @@
+"""The paper as a graph: one rule a stage, the same rules at every scale.
+
+images -> VQ tokenizer -> codes -> entropy model -> entropies -> thresholds -> patches
+       -> DPAR and LlamaGen, one trainer -> samples -> features -> metrics -> tables, figures, report
+
+An experiment is one file under config/; without --configfile it is the demo.
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.20")
+
+if "name" not in config:
+
+    configfile: workflow.source_path("config/demo.yaml")
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/tokenizer.smk"
+include: "workflow/rules/entropy.smk"
+include: "workflow/rules/model.smk"
+include: "workflow/rules/sampling.smk"
+include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    """Everything: tables, figures and the report of this experiment."""
+    default_target: True
+    input:
+        RESULTS + "/report.html",
+        RESULTS + "/tokenizer/report.json",
+        expand(RESULTS + "/{store}/{split}/verified.json", store="scored", split=SPLITS),
+
+
+onstart:
+    start_tracking()
+
+
+onsuccess:
+    finish_tracking()
+
+
+onerror:
+    finish_tracking()

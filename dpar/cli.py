@@ -1,0 +1,44 @@
+"""The command line program `dpar`: one module under dpar/commands a subcommand."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from dpar import __version__
+from dpar.errors import run_command
+
+COMMANDS = {
+    "run": "run an experiment: everything from images to the report",
+    "track": "carry records into MLflow, audit them, open the dashboard",
+    "lineage": "what a file was made from, back to images, code and settings",
+    "sample": "draw images from a trained model",
+    "patchify": "patch boundaries of stored entropies",
+    "info": "parameters and cost of a model (Tables 1 and 8)",
+    "metrics": "Frechet distance, KID, precision, recall and Inception Score of stored features",
+}
+
+
+def usage() -> str:
+    """What the program offers."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+    return "usage: dpar COMMAND [options]\n\ncommands:\n" + "\n".join(lines) + "\n\n`dpar COMMAND --help` says more."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status of `dpar COMMAND ...`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] in (["--version"], ["-V"]):
+        print(f"dpar {__version__}")
+        return 0
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] not in COMMANDS:
+        print(f"error: there is no command {arguments[0]!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    return run_command(import_module(f"dpar.commands.{arguments[0]}").main, arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Runs an experiment from images to the report; the same command again continues after any interruption."""
+
+import argparse
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from dpar.config import load_experiment
+from dpar.errors import InputError
+
+# Not `code`: Snakemake would retrain a model for a blank in a shell command. dpar/recipes.py says what is out of date.
+TRIGGERS = ("mtime", "params", "input", "software-env")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `dpar run`."""
+    options = argparse.ArgumentParser(prog="dpar run", description=__doc__)
+    options.add_argument("--config", type=Path, default=Path("config/demo.yaml"), help="the experiment")
+    options.add_argument("--cores", type=int, default=os.cpu_count(), help="CPU cores to use")
+    options.add_argument("snakemake", nargs="*", metavar="-- ARGUMENT", help="what follows -- goes to snakemake")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the graph and says where the results are.
+
+    Raises:
+        InputError: the experiment is not valid, another run of it is going on, or a stage failed.
+    """
+    args = parser().parse_args(argv)
+    if not Path("Snakefile").is_file():
+        raise InputError(f"there is no Snakefile in {Path.cwd()}; call `dpar run` from the top of the repository")
+    results = Path("results") / load_experiment(args.config).name
+    snakemake = [sys.executable, "-m", "snakemake", "--configfile", str(args.config), "--cores", str(args.cores)]
+    with _only_run(results) as lock:
+        # We hold the lock, so a lock of Snakemake's own is left over from a run that was killed.
+        subprocess.run([*snakemake, "--unlock", "--quiet"], check=True, capture_output=True)
+        command = [*snakemake, "--rerun-incomplete", "--rerun-triggers", *TRIGGERS, *args.snakemake]
+        status = _run(command, lock)
+    if status:
+        raise InputError(
+            f"the run stopped before its end (snakemake's exit status {status}); "
+            "see the first error above, mend its cause and run the same command again: finished work is kept"
+        )
+    print(where_to_look(results))
+
+
+def where_to_look(results: Path) -> str:
+    """What to open after a run whose outputs lie in `results`."""
+    report = results / "report.html"
+    return "\n".join(
+        [
+            "",
+            f"Report     {report}",
+            f"           open it in a browser: {report.resolve().as_uri()}",
+            f"Dashboard  dpar track ui --results {results}",
+            "           prints an address on this machine; `make dashboard` does the same",
+            f"Audit      dpar track audit --results {results}",
+            "           proves that every output belongs to a finished, tracked run",
+        ]
+    )
+
+
+@contextmanager
+def _only_run(results: Path) -> Iterator[IO[str]]:
+    """The lock of the experiment's results, inherited by snakemake so that it lasts as long as the graph runs."""
+    (results / "tracking").mkdir(parents=True, exist_ok=True)
+    with open(results / "tracking" / "run.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another run into {results} is going on; wait for its end or stop it first") from None
+        yield lock
+
+
+def _run(command: Sequence[str], lock: IO[str]) -> int:
+    """Exit status of `command`; Ctrl-C is left to it, so that its jobs can save what they have."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return subprocess.run(
+            command, pass_fds=(lock.fileno(),), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        ).returncode
+    finally:
+        signal.signal(signal.SIGINT, handler)

@@ -1,0 +1,83 @@
+"""What the rules share: the experiment, its cells, paths, and what makes a stage out of date."""
+
+import json
+import os
+import subprocess
+import sys
+
+from dpar.config import parse_experiment
+from dpar.errors import InputError
+from dpar.files import digest
+from dpar.grid import model_cells, p_avg_targets, sample_cells, table_rows
+from dpar.recipes import RECIPES
+
+
+def read_experiment():
+    try:
+        return parse_experiment(dict(config), " + ".join(map(str, workflow.configfiles)) or "the configuration")
+    except InputError as error:
+        raise WorkflowError(str(error))
+
+
+EXPERIMENT = read_experiment()
+RESULTS = f"results/{EXPERIMENT.name}"
+MODELS = model_cells(EXPERIMENT)
+SAMPLES = sample_cells(EXPERIMENT)
+SPLITS = ("train", "val")
+SHARD_COUNT = {"train": EXPERIMENT.codes.train_shards, "val": EXPERIMENT.codes.val_shards}
+SHARD_SUFFIX = {"parquet": "parquet", "webdataset": "tar"}[EXPERIMENT.codes.format]
+MODEL_FILES = ("model.safetensors", "config.json")
+PYTHON = "python -m dpar.stages."
+# One log a job: everything the stage says, on the screen and in the file; tee outlives Ctrl-C so that a stage
+# that saves its state on the way out can still say so.
+LOGGED = " 2>&1 | tee -i {log}"
+
+
+wildcard_constraints:
+    split="train|val",
+    store="codes|scored",
+    shard=r"\d{5}",
+    model="|".join(map(re.escape, MODELS)),
+    cell="|".join(map(re.escape, SAMPLES)) or "none",
+    milestone=r"(step|epoch)\d+",
+    seed=r"\d+",
+    features=r"reference|[^/]+/seed\d+",
+    table="|".join(map(re.escape, EXPERIMENT.tables)) or "none",
+
+
+def recipe(stage, *settings):
+    """What makes the stage's outputs out of date: its recipe number and the settings it reads."""
+    plain = [s.model_dump(mode="json") if hasattr(s, "model_dump") else s for s in settings]
+    return f"{RECIPES[stage]}.{digest([EXPERIMENT.seed, *plain])}"
+
+
+def shards(store, split):
+    return [f"{RESULTS}/{store}/{split}/{i:05d}.{SHARD_SUFFIX}" for i in range(SHARD_COUNT[split])]
+
+
+def folder(path):
+    """The files of the model folder at `path`."""
+    return [f"{RESULTS}/{path}/{name}" for name in MODEL_FILES]
+
+
+def tracking_command(*arguments):
+    return [sys.executable, "-m", "dpar.cli", "track", *arguments, "--results", RESULTS]
+
+
+def start_tracking():
+    """Carries spools into MLflow every few seconds while the graph runs, so that curves can be watched."""
+    os.makedirs(f"{RESULTS}/tracking", exist_ok=True)
+    with open(f"{RESULTS}/tracking/sync.log", "a") as log:
+        subprocess.Popen(
+            tracking_command("sync", "--watch", "20", "--until-pid", str(os.getpid())),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def finish_tracking():
+    """Carries the last spools into MLflow; a store that cannot be reached costs a line, never the results."""
+    if subprocess.call(tracking_command("sync")) != 0:
+        print(f"tracking: some records wait in {RESULTS}/tracking/spool; `dpar track sync` delivers them later")

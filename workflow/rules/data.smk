@@ -1,0 +1,116 @@
+"""Images, and codes as sharded stores."""
+
+
+localrules:
+    resolve_experiment,
+
+
+rule resolve_experiment:
+    """The experiment, checked and with every default filled in."""
+    output:
+        RESULTS + "/experiment.json",
+    log:
+        RESULTS + "/logs/resolve_experiment.log",
+    params:
+        values=json.dumps(EXPERIMENT.model_dump(mode="json")),
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        PYTHON + "resolve_experiment --values {params.values:q} --output {output}" + LOGGED
+
+
+rule generate_images:
+    """Draw the demo's own pictures: eight classes with flat and busy regions."""
+    input:
+        experiment=ancient(rules.resolve_experiment.output),
+    output:
+        RESULTS + "/images/{split}.parquet",
+    log:
+        RESULTS + "/logs/generate_images/{split}.log",
+    params:
+        recipe=recipe("generate_images", EXPERIMENT.images),
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        PYTHON + "generate_images --experiment {input.experiment} --split {wildcards.split} --output {output}" + LOGGED
+
+
+def images_to_index(wildcards):
+    if EXPERIMENT.images.source == "generated":
+        return f"{RESULTS}/images/{wildcards.split}.parquet"
+    return []  # the user's own images: a path in the experiment, checked by the stage, absent in a dry run
+
+
+rule index_images:
+    """List the images, their labels and which could not be read."""
+    input:
+        experiment=ancient(rules.resolve_experiment.output),
+        images=images_to_index,
+    output:
+        RESULTS + "/index/{split}.json",
+    log:
+        RESULTS + "/logs/index_images/{split}.log",
+    params:
+        recipe=recipe("index_images", EXPERIMENT.images),
+        images=lambda wildcards, input: f"--images {input.images}" if input.images else "",
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        PYTHON + "index_images --experiment {input.experiment} --split {wildcards.split} {params.images}"
+        " --output {output}" + LOGGED
+
+
+rule encode_images:
+    """Turn the crops of one shard of images into codes."""
+    input:
+        experiment=ancient(rules.resolve_experiment.output),
+        index=rules.index_images.output,
+        tokenizer=folder("tokenizer"),
+    output:
+        f"{RESULTS}/codes/{{split}}/{{shard}}.{SHARD_SUFFIX}",
+    log:
+        RESULTS + "/logs/encode_images/{split}-{shard}.log",
+    params:
+        recipe=recipe("encode_images", EXPERIMENT.codes, EXPERIMENT.images.resolution),
+        tokenizer=RESULTS + "/tokenizer",
+    resources:
+        gpu=0,
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        PYTHON + "encode_images --experiment {input.experiment} --split {wildcards.split} --shard {wildcards.shard}"
+        " --index {input.index} --tokenizer {params.tokenizer} --output {output}" + LOGGED
+
+
+rule index_codes:
+    """List the shards of a store of codes with counts and digests."""
+    input:
+        experiment=ancient(rules.resolve_experiment.output),
+        shards=lambda wildcards: shards(wildcards.store, wildcards.split),
+    output:
+        RESULTS + "/{store}/{split}/manifest.json",
+    log:
+        RESULTS + "/logs/index_codes/{store}-{split}.log",
+    params:
+        recipe=recipe("index_codes"),
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        PYTHON + "index_codes --experiment {input.experiment} --shards {input.shards} --output {output}" + LOGGED
+
+
+rule verify_codes:
+    """Read every shard again and compare it with the manifest."""
+    input:
+        experiment=ancient(rules.resolve_experiment.output),
+        manifest=rules.index_codes.output,
+    output:
+        RESULTS + "/{store}/{split}/verified.json",
+    log:
+        RESULTS + "/logs/verify_codes/{store}-{split}.log",
+    params:
+        recipe=recipe("verify_codes"),
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        PYTHON + "verify_codes --experiment {input.experiment} --manifest {input.manifest} --output {output}" + LOGGED

@@ -1,0 +1,107 @@
+"""Where the image is predictable: the entropy model, its scores, thresholds and patches (Section 3.2.1)."""
+
+if EXPERIMENT.entropy_model.weights is None:
+
+    rule train_entropy_model:
+        """Train the autoregressive model whose next-token entropy places the boundaries."""
+        input:
+            experiment=ancient(rules.resolve_experiment.output),
+            train=RESULTS + "/codes/train/manifest.json",
+            val=RESULTS + "/codes/val/manifest.json",
+        output:
+            folder("entropy_model"),
+        log:
+            RESULTS + "/logs/train_entropy_model.log",
+        params:
+            recipe=recipe("train_entropy_model", EXPERIMENT.entropy_model),
+            folder=RESULTS + "/entropy_model",
+            state=RESULTS + "/state/entropy_model",
+        threads: 2
+        resources:
+            gpu=0,
+            nodes=1,
+        conda:
+            "../../envs/dpar.yaml"
+        shell:
+            "python -m dpar.launch --gpus {resources.gpu} --nodes {resources.nodes} dpar.stages.train_entropy_model"
+            " --experiment {input.experiment} --train {input.train} --val {input.val} --state {params.state}"
+            " --output {params.folder}" + LOGGED
+
+else:
+
+    rule import_entropy_model:
+        """Import a class-conditional LlamaGen, to be read through its null class, from its official file."""
+        input:
+            experiment=ancient(rules.resolve_experiment.output),
+        output:
+            folder("entropy_model"),
+        log:
+            RESULTS + "/logs/import_entropy_model.log",
+        params:
+            recipe=recipe("import_entropy_model", EXPERIMENT.entropy_model),
+            folder=RESULTS + "/entropy_model",
+        conda:
+            "../../envs/dpar.yaml"
+        shell:
+            PYTHON + "import_entropy_model --experiment {input.experiment} --output {params.folder}" + LOGGED
+
+
+rule score_entropies:
+    """Add each token's entropy to one shard of codes."""
+    input:
+        experiment=ancient(rules.resolve_experiment.output),
+        shard=rules.encode_images.output,
+        entropy_model=folder("entropy_model"),
+    output:
+        f"{RESULTS}/scored/{{split}}/{{shard}}.{SHARD_SUFFIX}",
+    log:
+        RESULTS + "/logs/score_entropies/{split}-{shard}.log",
+    params:
+        recipe=recipe("score_entropies"),
+        entropy_model=RESULTS + "/entropy_model",
+    resources:
+        gpu=0,
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        PYTHON + "score_entropies --experiment {input.experiment} --shard {input.shard}"
+        " --entropy-model {params.entropy_model} --output {output}" + LOGGED
+
+
+rule calibrate_thresholds:
+    """Find the thresholds in nats that give the wanted mean patch lengths."""
+    input:
+        experiment=ancient(rules.resolve_experiment.output),
+        manifest=RESULTS + "/scored/train/manifest.json",
+    output:
+        RESULTS + "/thresholds.json",
+    log:
+        RESULTS + "/logs/calibrate_thresholds.log",
+    params:
+        recipe=recipe("calibrate_thresholds", EXPERIMENT.patchify, p_avg_targets(EXPERIMENT)),
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        PYTHON + "calibrate_thresholds --experiment {input.experiment} --manifest {input.manifest}"
+        " --output {output}" + LOGGED
+
+
+rule count_patches:
+    """Count the patches that each cell of each table gives the training images."""
+    input:
+        experiment=ancient(rules.resolve_experiment.output),
+        manifest=RESULTS + "/scored/train/manifest.json",
+        thresholds=rules.calibrate_thresholds.output,
+    output:
+        RESULTS + "/patch_counts.json",
+    log:
+        RESULTS + "/logs/count_patches.log",
+    params:
+        recipe=recipe(
+            "count_patches", {slug: [cell.patchify.model_dump(), cell.transformer.model_dump()] for slug, cell in MODELS.items()}
+        ),
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        PYTHON + "count_patches --experiment {input.experiment} --manifest {input.manifest}"
+        " --thresholds {input.thresholds} --output {output}" + LOGGED

@@ -1,0 +1,100 @@
+"""What the samples are worth (Section 4.2)."""
+
+if EXPERIMENT.evaluation.extractor == "classifier":
+    EXTRACTOR = RESULTS + "/classifier"
+    EXTRACTOR_FILES = folder("classifier")
+else:
+    EXTRACTOR = EXPERIMENT.evaluation.inception_weights
+    EXTRACTOR_FILES = []  # the user's file: a path in the experiment, checked by the stage
+
+
+rule train_classifier:
+    """Train the small classifier whose features stand in for Inception's on small images."""
+    input:
+        experiment=ancient(rules.resolve_experiment.output),
+        train=RESULTS + "/index/train.json",
+        val=RESULTS + "/index/val.json",
+    output:
+        folder("classifier"),
+    log:
+        RESULTS + "/logs/train_classifier.log",
+    params:
+        recipe=recipe("train_classifier", EXPERIMENT.evaluation.classifier, EXPERIMENT.images.resolution),
+        folder=RESULTS + "/classifier",
+    resources:
+        gpu=0,
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        PYTHON + "train_classifier --experiment {input.experiment} --train-index {input.train}"
+        " --val-index {input.val} --output {params.folder}" + LOGGED
+
+
+def images_to_describe(wildcards):
+    """The real images for `reference`, else the shards of the samples CELL/seedN."""
+    if wildcards.features != "reference":
+        cell, seed = wildcards.features.rsplit("/seed", 1)
+        return [f"{RESULTS}/samples/{cell}/seed{seed}/{i:05d}.npz" for i in range(SAMPLES[cell].sampling.shards)]
+    if EXPERIMENT.evaluation.reference in SPLITS:
+        return [f"{RESULTS}/index/{EXPERIMENT.evaluation.reference}.json"]
+    return []  # the user's npz: a path in the experiment, checked by the stage
+
+
+rule extract_features:
+    """Compute the features of the real images, or of one set of samples."""
+    input:
+        experiment=ancient(rules.resolve_experiment.output),
+        extractor=EXTRACTOR_FILES,
+        images=images_to_describe,
+    output:
+        RESULTS + "/features/{features}.npz",
+    log:
+        RESULTS + "/logs/extract_features/{features}.log",
+    params:
+        recipe=recipe("extract_features", EXPERIMENT.evaluation),
+        extractor=EXTRACTOR,
+        images=lambda wildcards, input: input.images or EXPERIMENT.evaluation.reference,
+    resources:
+        gpu=0,
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        PYTHON + "extract_features --experiment {input.experiment} --extractor {params.extractor}"
+        " --images {params.images} --output {output}" + LOGGED
+
+
+rule compute_metrics:
+    """Compute the Frechet distance, Inception Score, precision and recall of one set of samples."""
+    input:
+        experiment=ancient(rules.resolve_experiment.output),
+        samples=RESULTS + "/features/{cell}/seed{seed}.npz",
+        reference=RESULTS + "/features/reference.npz",
+    output:
+        RESULTS + "/metrics/{cell}/seed{seed}.json",
+    log:
+        RESULTS + "/logs/compute_metrics/{cell}-seed{seed}.log",
+    params:
+        recipe=recipe("compute_metrics", EXPERIMENT.evaluation),
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        PYTHON + "compute_metrics --experiment {input.experiment} --samples {input.samples}"
+        " --reference {input.reference} --output {output}" + LOGGED
+
+
+rule measure_noise_floor:
+    """Measure the metrics of real images against other real images, at the samples' number."""
+    input:
+        experiment=ancient(rules.resolve_experiment.output),
+        reference=RESULTS + "/features/reference.npz",
+    output:
+        RESULTS + "/metrics/noise_floor.json",
+    log:
+        RESULTS + "/logs/measure_noise_floor.log",
+    params:
+        recipe=recipe("measure_noise_floor", EXPERIMENT.evaluation, EXPERIMENT.sampling.num_images),
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        PYTHON + "measure_noise_floor --experiment {input.experiment} --reference {input.reference}"
+        " --output {output}" + LOGGED

@@ -1,0 +1,69 @@
+"""DPAR and the LlamaGen baseline: training and likelihood (Algorithm 1, Section 4.1)."""
+
+
+def previous_milestone(wildcards):
+    """The state that this one continues: milestones of one training are made one after the other."""
+    names = MODELS[wildcards.model].milestones
+    before = names[: names.index(wildcards.milestone)] if wildcards.milestone in names else ()
+    return folder(f"models/{wildcards.model}/{before[-1]}") if before else []
+
+
+def training_recipe(wildcards):
+    cell = MODELS[wildcards.model]
+    # the length and the kept states decide when to stop, not what is computed on the way
+    settings = cell.training.model_dump(exclude={"steps", "epochs", "milestones", "log_every"})
+    # a baseline without patches does not depend on the patch rule
+    patchify = None if is_llamagen(cell.transformer) else cell.patchify
+    return recipe("train_model", cell.transformer, patchify, settings)
+
+
+rule train_model:
+    """Train DPAR or the LlamaGen baseline up to a milestone."""
+    input:
+        experiment=ancient(rules.resolve_experiment.output),
+        train=RESULTS + "/scored/train/manifest.json",
+        val=RESULTS + "/scored/val/manifest.json",
+        thresholds=RESULTS + "/thresholds.json",
+        previous=previous_milestone,
+    output:
+        folder("models/{model}/{milestone}"),
+        history=RESULTS + "/models/{model}/{milestone}/history.jsonl",
+    log:
+        RESULTS + "/logs/train_model/{model}-{milestone}.log",
+    params:
+        recipe=training_recipe,
+        folder=RESULTS + "/models/{model}/{milestone}",
+        state=RESULTS + "/state/models/{model}",
+    threads: 1
+    resources:
+        gpu=0,
+        nodes=1,
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        "python -m dpar.launch --gpus {resources.gpu} --nodes {resources.nodes} dpar.stages.train_model"
+        " --experiment {input.experiment} --model {wildcards.model} --milestone {wildcards.milestone}"
+        " --train {input.train} --val {input.val} --thresholds {input.thresholds} --state {params.state}"
+        " --output {params.folder} --history {output.history}" + LOGGED
+
+
+rule evaluate_likelihood:
+    """Measure the negative log-likelihood of held-out codes in nats a token."""
+    input:
+        experiment=ancient(rules.resolve_experiment.output),
+        model=folder("models/{model}/{milestone}"),
+        manifest=RESULTS + "/scored/val/manifest.json",
+    output:
+        RESULTS + "/likelihood/{model}/{milestone}.json",
+    log:
+        RESULTS + "/logs/evaluate_likelihood/{model}-{milestone}.log",
+    params:
+        recipe=recipe("evaluate_likelihood"),
+        folder=RESULTS + "/models/{model}/{milestone}",
+    resources:
+        gpu=0,
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        PYTHON + "evaluate_likelihood --experiment {input.experiment} --model-folder {params.folder}"
+        " --manifest {input.manifest} --output {output}" + LOGGED

@@ -1,0 +1,155 @@
+"""Tables and figures, ours beside the paper's, and one page that holds them all."""
+
+
+def metric_files(cells):
+    return [f"{RESULTS}/metrics/{cell.slug}/seed{seed}.json" for cell in cells for seed in cell.sampling.seeds]
+
+
+def likelihood_files(cells):
+    return sorted({f"{RESULTS}/likelihood/{cell.model}/{cell.milestone}.json" for cell in cells})
+
+
+def first_pictures(cells):
+    return [f"{RESULTS}/samples/{cell.slug}/seed{cell.sampling.seeds[0]}/00000.png" for cell in cells]
+
+
+def table_cells(name):
+    return list({row.sample.slug: row.sample for row in table_rows(EXPERIMENT, name)}.values())
+
+
+rule make_table:
+    """Print one table: ours, the paper's where it has one, and their conditions."""
+    input:
+        experiment=ancient(rules.resolve_experiment.output),
+        metrics=lambda wildcards: metric_files(table_cells(wildcards.table)),
+        likelihoods=lambda wildcards: likelihood_files(table_cells(wildcards.table)),
+        noise_floor=RESULTS + "/metrics/noise_floor.json",
+        patch_counts=RESULTS + "/patch_counts.json",
+        thresholds=RESULTS + "/thresholds.json",
+        pictures=lambda wildcards: first_pictures(table_cells(wildcards.table)),
+    output:
+        csv=RESULTS + "/tables/{table}.csv",
+        markdown=RESULTS + "/tables/{table}.md",
+        latex=RESULTS + "/tables/{table}.tex",
+    log:
+        RESULTS + "/logs/make_table/{table}.log",
+    params:
+        recipe=lambda wildcards: recipe("make_table", EXPERIMENT.tables[wildcards.table]),
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        PYTHON + "make_table --experiment {input.experiment} --table {wildcards.table} --metrics {input.metrics}"
+        " --likelihoods {input.likelihoods} --noise-floor {input.noise_floor} --patch-counts {input.patch_counts}"
+        " --thresholds {input.thresholds} --pictures {input.pictures}"
+        " --csv {output.csv} --markdown {output.markdown} --latex {output.latex}" + LOGGED
+
+
+rule plot_entropy_maps:
+    """Figure 2: entropy maps of held-out images with the outlines of their patches."""
+    input:
+        experiment=ancient(rules.resolve_experiment.output),
+        index=RESULTS + "/index/val.json",
+        manifest=RESULTS + "/scored/val/manifest.json",
+        thresholds=RESULTS + "/thresholds.json",
+    output:
+        report(RESULTS + "/figures/entropy_maps.png", caption="../report/entropy_maps.rst", category="Figures"),
+    log:
+        RESULTS + "/logs/plot_entropy_maps.log",
+    params:
+        recipe=recipe("plot_entropy_maps", EXPERIMENT.patchify),
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        PYTHON + "plot_entropy_maps --experiment {input.experiment} --index {input.index} --manifest {input.manifest}"
+        " --thresholds {input.thresholds} --output {output}" + LOGGED
+
+
+rule plot_samples:
+    """Samples of every model side by side, a row a class."""
+    input:
+        experiment=ancient(rules.resolve_experiment.output),
+        index=RESULTS + "/index/val.json",
+        samples=[
+            f"{RESULTS}/samples/{cell.slug}/seed{cell.sampling.seeds[0]}/00000.npz" for cell in SAMPLES.values()
+        ],
+    output:
+        report(RESULTS + "/figures/samples.png", caption="../report/samples.rst", category="Figures"),
+    log:
+        RESULTS + "/logs/plot_samples.log",
+    params:
+        recipe=recipe("plot_samples"),
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        PYTHON + "plot_samples --experiment {input.experiment} --index {input.index} --samples {input.samples}"
+        " --output {output}" + LOGGED
+
+
+rule plot_ablation:
+    """One table as curves: the metrics against what the table varies."""
+    input:
+        experiment=ancient(rules.resolve_experiment.output),
+        table=rules.make_table.output.csv,
+    output:
+        report(RESULTS + "/figures/{table}.png", caption="../report/ablation.rst", category="Figures"),
+    log:
+        RESULTS + "/logs/plot_ablation/{table}.log",
+    params:
+        recipe=recipe("plot_ablation"),
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        PYTHON + "plot_ablation --experiment {input.experiment} --table {wildcards.table} --csv {input.table}"
+        " --output {output}" + LOGGED
+
+
+rule plot_compute:
+    """Figure 1b: the metric against the cost of training, DPAR beside LlamaGen."""
+    input:
+        experiment=ancient(rules.resolve_experiment.output),
+        tables=expand(RESULTS + "/tables/{table}.csv", table=EXPERIMENT.tables),
+    output:
+        report(RESULTS + "/figures/compute.png", caption="../report/compute.rst", category="Figures"),
+    log:
+        RESULTS + "/logs/plot_compute.log",
+    params:
+        recipe=recipe("plot_compute"),
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        PYTHON + "plot_compute --experiment {input.experiment} --tables {input.tables} --output {output}" + LOGGED
+
+
+rule write_report:
+    """The report: one page that needs no other file."""
+    input:
+        experiment=ancient(rules.resolve_experiment.output),
+        tables=expand(RESULTS + "/tables/{table}.csv", table=EXPERIMENT.tables),
+        ablations=expand(RESULTS + "/figures/{table}.png", table=EXPERIMENT.tables),
+        figures=[
+            RESULTS + "/figures/samples.png",
+            RESULTS + "/figures/entropy_maps.png",
+            RESULTS + "/figures/compute.png",
+        ],
+        tokenizer=RESULTS + "/tokenizer/report.json",
+        reconstructions=RESULTS + "/tokenizer/reconstructions.png",
+        noise_floor=RESULTS + "/metrics/noise_floor.json",
+        thresholds=RESULTS + "/thresholds.json",
+        patch_counts=RESULTS + "/patch_counts.json",
+        histories=[
+            f"{RESULTS}/models/{cell.model}/{cell.milestone}/history.jsonl"
+            for cell in {(c.model, c.milestone): c for c in SAMPLES.values()}.values()
+        ],
+    output:
+        RESULTS + "/report.html",
+    log:
+        RESULTS + "/logs/write_report.log",
+    params:
+        recipe=recipe("write_report", EXPERIMENT.tables),
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        PYTHON + "write_report --experiment {input.experiment} --tables {input.tables} --ablations {input.ablations}"
+        " --figures {input.figures} --tokenizer {input.tokenizer} --reconstructions {input.reconstructions}"
+        " --noise-floor {input.noise_floor} --thresholds {input.thresholds} --patch-counts {input.patch_counts}"
+        " --histories {input.histories} --output {output}" + LOGGED

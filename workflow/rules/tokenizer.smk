@@ -1,0 +1,71 @@
+"""The VQ autoencoder: trained here, or imported."""
+
+if EXPERIMENT.tokenizer.weights is None:
+
+    rule train_tokenizer:
+        """Train the VQ tokenizer."""
+        input:
+            experiment=ancient(rules.resolve_experiment.output),
+            train=RESULTS + "/index/train.json",
+            val=RESULTS + "/index/val.json",
+        output:
+            folder("tokenizer"),
+        log:
+            RESULTS + "/logs/train_tokenizer.log",
+        params:
+            recipe=recipe("train_tokenizer", EXPERIMENT.tokenizer, EXPERIMENT.images.resolution),
+            folder=RESULTS + "/tokenizer",
+            state=RESULTS + "/state/tokenizer",
+        threads: 2
+        resources:
+            gpu=0,
+        conda:
+            "../../envs/dpar.yaml"
+        shell:
+            PYTHON + "train_tokenizer --experiment {input.experiment} --train-index {input.train}"
+            " --val-index {input.val} --state {params.state} --output {params.folder}" + LOGGED
+
+else:
+
+    rule import_tokenizer:
+        """Import LlamaGen's VQ tokenizer from its official file."""
+        input:
+            experiment=ancient(rules.resolve_experiment.output),
+        output:
+            folder("tokenizer"),
+        log:
+            RESULTS + "/logs/import_tokenizer.log",
+        params:
+            recipe=recipe("import_tokenizer", EXPERIMENT.tokenizer),
+            folder=RESULTS + "/tokenizer",
+        conda:
+            "../../envs/dpar.yaml"
+        shell:
+            PYTHON + "import_tokenizer --experiment {input.experiment} --output {params.folder}" + LOGGED
+
+
+rule evaluate_tokenizer:
+    """Measure reconstructions of held-out images and show some."""
+    input:
+        experiment=ancient(rules.resolve_experiment.output),
+        tokenizer=folder("tokenizer"),
+        index=RESULTS + "/index/val.json",
+    output:
+        report=RESULTS + "/tokenizer/report.json",
+        picture=report(
+            RESULTS + "/tokenizer/reconstructions.png",
+            caption="../report/reconstructions.rst",
+            category="Tokenizer",
+        ),
+    log:
+        RESULTS + "/logs/evaluate_tokenizer.log",
+    params:
+        recipe=recipe("evaluate_tokenizer"),
+        folder=RESULTS + "/tokenizer",
+    resources:
+        gpu=0,
+    conda:
+        "../../envs/dpar.yaml"
+    shell:
+        PYTHON + "evaluate_tokenizer --experiment {input.experiment} --tokenizer {params.folder} --index {input.index}"
+        " --report {output.report} --picture {output.picture}" + LOGGED
