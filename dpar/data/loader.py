@@ -1,0 +1,192 @@
+"""Batches of codes in an order that depends on the seed alone, from any step on and over any number of ranks.
+
+An epoch is a permutation of the images by (seed, epoch); each image shows one of its views, drawn by (seed, epoch,
+image). Both come from a counter-based generator, so step `s` can be computed without the steps before it: a resumed run
+begins there. The last images that do not fill a global batch sit out that epoch.
+"""
+
+import hashlib
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dpar.data.codes import CodeStore
+from dpar.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one step, and of one epoch, as one rank sees them."""
+
+    tokens: Int[Tensor, "B T"]
+    labels: Int[Tensor, "B"]
+    entropy: Float[Tensor, "B T"] | None  # nats
+    images: Int[Tensor, "B"]
+    views: Int[Tensor, "B"]
+    step: int  # optimizer steps before this one
+    epoch: int
+
+
+def steps_per_epoch(store: CodeStore, batch_size: int) -> int:
+    """Steps in which each image is seen at most once; images that do not fill a last batch are left out.
+
+    Raises:
+        InputError: the images do not fill one batch.
+    """
+    if store.num_images < batch_size:
+        raise InputError(
+            f"{store.num_images} images do not fill one batch of {batch_size}; lower `batch_size` or add images"
+        )
+    return store.num_images // batch_size
+
+
+def batches(
+    store: CodeStore,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    accumulate: int = 1,
+) -> Iterator[Batch]:
+    """Endless micro-batches of one rank from `start_step` on, `accumulate` of them a step.
+
+    Micro-batch `a` of rank `r` is part `a * world_size + r` of the global batch: the global batch of a step, its order
+    and its views are the same for every number of ranks and micro-batches.
+
+    Args:
+        store: the codes.
+        batch_size: images a step, over all ranks and micro-batches.
+        seed: of order and views.
+        start_step: optimizer steps already taken.
+        rank: this process among `world_size`.
+        world_size: processes that share a step.
+        accumulate: micro-batches a step on each rank.
+
+    Raises:
+        InputError: the images do not fill a batch, or the batch cannot be divided.
+    """
+    if batch_size % (world_size * accumulate):
+        raise InputError(
+            f"batch size {batch_size} cannot be divided by {world_size} ranks x {accumulate} micro-batches; "
+            "change `training.batch_size`, `training.accumulate` or the number of processes"
+        )
+    steps = steps_per_epoch(store, batch_size)
+    return _batches(store, steps, batch_size, seed, start_step, rank, world_size, accumulate)
+
+
+def _batches(
+    store: CodeStore, steps: int, batch_size: int, seed: int, step: int, rank: int, world_size: int, accumulate: int
+) -> Iterator[Batch]:
+    share = batch_size // (world_size * accumulate)
+    while True:
+        epoch = step // steps
+        order = epoch_order(store.num_images, seed, epoch)
+        while step // steps == epoch:
+            start = step % steps * batch_size
+            for micro in range(accumulate):
+                begin = start + (micro * world_size + rank) * share
+                images = order[begin : begin + share]
+                yield _gather(store, images, epoch_views(images, store.num_views, seed, epoch), step, epoch)
+            step += 1
+
+
+def sequential(
+    store: CodeStore, batch_size: int, *, view: int = 0, rank: int = 0, world_size: int = 1
+) -> Iterator[Batch]:
+    """One view of every image, in the order stored, each once; the last batch may be smaller.
+
+    Of several ranks, rank `r` gets batches r, r + world_size, ...
+    """
+    for step, begin in enumerate(range(0, store.num_images, batch_size)):
+        if step % world_size == rank:
+            images = np.arange(begin, min(begin + batch_size, store.num_images))
+            yield _gather(store, images, np.full_like(images, view), step, 0)
+
+
+def _gather(store: CodeStore, images: np.ndarray, views: np.ndarray, step: int, epoch: int) -> Batch:
+    return Batch(
+        tokens=torch.from_numpy(store.tokens[images, views].astype(np.int64)),
+        labels=torch.from_numpy(store.labels[images].astype(np.int64)),
+        entropy=None if store.entropy is None else torch.from_numpy(np.asarray(store.entropy[images, views])),
+        images=torch.from_numpy(images),
+        views=torch.from_numpy(views),
+        step=step,
+        epoch=epoch,
+    )
+
+
+def epoch_order(num_images: int, seed: int, epoch: int) -> Int[np.ndarray, "I"]:
+    """All image numbers in the order of an epoch."""
+    return np.argsort(random_bits(seed, "order", epoch, np.arange(num_images)), kind="stable")
+
+
+def epoch_views(images: Int[np.ndarray, "B"], num_views: int, seed: int, epoch: int) -> Int[np.ndarray, "B"]:
+    """The view that each image shows in an epoch, all equally likely."""
+    return (random_bits(seed, "view", epoch, images) % np.uint64(num_views)).astype(np.int64)
+
+
+def random_uniform(seed: int, stream: str, epoch: int, images: Int[np.ndarray, "B"]) -> Float[np.ndarray, "B"]:
+    """A float64 in [0, 1) for each image that depends on these arguments and its number only."""
+    return (random_bits(seed, stream, epoch, images) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def random_bits(seed: int, stream: str, epoch: int, images: Int[np.ndarray, "B"]) -> Int[np.ndarray, "B"]:
+    """64 random bits (uint64) for each image: SplitMix64 over a hash of (seed, stream, epoch) and the image's number.
+
+    Written out, so that the order of a run outlives changes in a library's generators.
+    """
+    key = int.from_bytes(hashlib.sha256(f"{seed}/{stream}/{epoch}".encode()).digest()[:8], "little")
+    bits = np.asarray(images).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
+    return bits ^ (bits >> np.uint64(31))
+
+
+def prefetched(items: Iterable[T], depth: int = 4) -> Iterator[T]:
+    """The same items, made up to `depth` ahead by a thread; an error in making one is raised when its turn comes."""
+    ready: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(entry: tuple[bool, T | BaseException | None]) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put((True, item))
+                if stopped.is_set():
+                    return
+        except BaseException as error:  # carried over to the reader, whatever it is
+            put((False, error))
+        else:
+            put((False, None))
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, item = ready.get()
+            if more:
+                yield item  # type: ignore[misc]
+            elif item is None:
+                return
+            else:
+                raise item  # type: ignore[misc]
+    finally:
+        stopped.set()
+        thread.join()
