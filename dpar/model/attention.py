@@ -1,0 +1,155 @@
+"""Causal attention: dense images, and images of different lengths packed end to end, on whatever the machine offers."""
+
+import inspect
+import logging
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from dpar.errors import InputError
+from dpar.model.layers import Attend
+from dpar.packing import PackedLengths
+
+Backend = Literal["sdpa", "varlen", "xformers", "flex"]
+HALF = (torch.float16, torch.bfloat16)
+
+logger = logging.getLogger(__name__)
+
+
+def causal_attention(
+    q: Float[Tensor, "B N H Dh"], k: Float[Tensor, "B N H Dh"], v: Float[Tensor, "B N H Dh"]
+) -> Float[Tensor, "B N H Dh"]:
+    """Attention of each position to itself and all earlier ones of the same image."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+
+def _sdpa(packed: PackedLengths) -> Attend:
+    """One dense call an image: exact everywhere, and on a CPU the fastest."""
+    lengths = list(packed.lengths)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        # split, not slices: the gradient of a slice is as large as the whole batch, once an image
+        images = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+        return torch.cat([causal_attention(a[None], b[None], c[None])[0] for a, b, c in images])
+
+    return attend
+
+
+def _varlen(packed: PackedLengths) -> Attend:
+    """PyTorch's own variable-length attention: half precision, GPU."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    # torch 2.10 says `is_causal`; later versions say how far back and ahead a query sees
+    windowed = "window_size" in inspect.signature(varlen_attn).parameters
+    causal = {"window_size": (-1, 0)} if windowed else {"is_causal": True}
+    ends, longest = packed.cu_seqlens, packed.max_length
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return varlen_attn(q, k, v, ends, ends, longest, longest, **causal)
+
+    return attend
+
+
+def _xformers(packed: PackedLengths) -> Attend:
+    """The paper's implementation, and the packed one that knows fp32 on a GPU."""
+    from xformers.ops import memory_efficient_attention
+    from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
+
+    mask = BlockDiagonalCausalMask.from_seqlens(list(packed.lengths), device=packed.cu_seqlens.device)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return memory_efficient_attention(q[None], k[None], v[None], attn_bias=mask)[0]
+
+    return attend
+
+
+@cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def _flex(packed: PackedLengths) -> Attend:
+    """FlexAttention with a mask of whole blocks; compiled at the first call. On a CPU it has no gradient."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    image, total, flex_attention = packed.sequence_ids, packed.total, _compiled_flex()
+
+    def same_image_and_earlier(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (image[query] == image[key]) & (query >= key)
+
+    mask = create_block_mask(same_image_and_earlier, None, None, total, total, device=str(image.device))
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        return flex_attention(q, k, v, block_mask=mask)[0].transpose(0, 1)
+
+    return attend
+
+
+BACKENDS: dict[Backend, Callable[[PackedLengths], Attend]] = {
+    "sdpa": _sdpa,
+    "varlen": _varlen,
+    "xformers": _xformers,
+    "flex": _flex,
+}
+
+
+@cache
+def fastest_backend(device: torch.device, dtype: torch.dtype) -> Backend:
+    """The fastest back end that works for tensors of this kind here; the choice is logged once.
+
+    `flex` is never chosen by itself: it compiles at the first call and is not faster.
+    """
+    backend: Backend = "sdpa"
+    if device.type == "cuda":
+        ampere = torch.cuda.get_device_capability(device) >= (8, 0)
+        if dtype in HALF and ampere and find_spec("torch.nn.attention.varlen"):
+            backend = "varlen"
+        elif dtype in (*HALF, torch.float32) and find_spec("xformers"):
+            backend = "xformers"
+    logger.info("packed attention: %s (%s, %s)", backend, device, dtype)
+    return backend
+
+
+def attention_dtype(weight: Tensor) -> torch.dtype:
+    """The precision in which attention over products with `weight` runs: autocast's where that is on."""
+    device = weight.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
+
+
+def packed_attention(
+    packed: PackedLengths, backend: Backend | Literal["auto"] = "auto", *, dtype: torch.dtype = torch.float32
+) -> Attend:
+    """Causal attention within each sequence, over tensors (N, H, head_dim) with the sequences end to end.
+
+    Args:
+        packed: the lengths; made once a batch and shared by all layers.
+        backend: `auto` for `fastest_backend`, or one by name.
+        dtype: of the queries to come; `auto` depends on it.
+
+    Raises:
+        InputError: a back end that is unknown, or whose package cannot be imported here.
+    """
+    if backend == "auto":
+        backend = fastest_backend(packed.cu_seqlens.device, dtype)
+    if backend not in BACKENDS:
+        known = ", ".join(("auto", *get_args(Backend)))
+        raise InputError(f"packed attention {backend!r} is unknown; expected one of {known}")
+    try:
+        return BACKENDS[backend](packed)
+    except ImportError as error:
+        raise InputError(
+            f"packed attention {backend!r} cannot be imported here ({error}); "
+            "install what it needs (`pip install 'dpar[gpu]'` for xformers) or set `attention: auto`"
+        ) from error

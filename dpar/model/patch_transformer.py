@@ -1,0 +1,49 @@
+"""The large causal transformer, over patches (Section 3.2.3)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dpar.model.attention import Backend, attention_dtype, packed_attention
+from dpar.model.layers import Block
+from dpar.packing import PackedLengths
+
+
+def behind_first(
+    first: Float[Tensor, "B *features"], rest: Float[Tensor, "M *features"], packed: PackedLengths
+) -> Float[Tensor, "M *features"]:
+    """Each packed sequence moved back by one place: `first` in front, the last of `rest` gone."""
+    return rest.roll(1, 0).index_copy(0, packed.cu_seqlens[:-1].long(), first)
+
+
+class PatchTransformer(nn.Module):
+    """Causal blocks over [class, P_0 .. P_{M-2}] of each image; images of different M lie end to end."""
+
+    def __init__(self, width: int, heads: int, layers: int, dropout: float):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
+
+    def forward(
+        self,
+        classes: Float[Tensor, "B D"],
+        patches: Float[Tensor, "M D"],
+        rope: Float[Tensor, "M half 2"],
+        packed: PackedLengths,
+        backend: Backend | str = "auto",
+    ) -> Float[Tensor, "M D"]:
+        """For each patch what is known before it: the output at the class for P_0, the one at P_{m-1} for P_m.
+
+        Args:
+            classes: the class token of each image.
+            patches: the encoder's patch states; the last of an image is not used.
+            rope: rotations of the patches.
+            packed: patches an image.
+            backend: of packed attention.
+        """
+        rope = behind_first(rope.new_zeros(len(classes), *rope.shape[1:]), rope, packed)
+        attend = packed_attention(packed, backend, dtype=attention_dtype(classes))
+        x = self.dropout(behind_first(classes, patches, packed))
+        for layer in self.layers:
+            x = layer(x, rope, attend)
+        return x
