@@ -215,7 +215,7 @@ def _write_parquet(file: io.BufferedWriter, rows: CodeRows, header: str) -> None
     )
 
 
-def _read_parquet(data: bytes) -> tuple[dict[str, np.ndarray | None], str]:
+def _read_parquet(data: bytes) -> tuple[dict[str, Any], str]:
     table = pq.read_table(pa.BufferReader(data))
     header = (table.schema.metadata or {})[_HEADER.encode()].decode()
 
@@ -255,7 +255,7 @@ def _npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _read_tar(data: bytes) -> tuple[dict[str, np.ndarray | None], str]:
+def _read_tar(data: bytes) -> tuple[dict[str, Any], str]:
     parts: dict[str, list[Any]] = {"cls": [], "tokens.npy": [], "entropy.npy": []}
     images = []
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
