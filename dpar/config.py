@@ -129,8 +129,29 @@ class Codes(Settings):
         return len(self.crop_ranges) * (10 if self.ten_crop else 2)
 
 
+# Table 1, and LlamaGen's own variants. `layers` counts LlamaGen's blocks, or those of DPAR's patch transformer.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "LlamaGen-B": {"architecture": "llamagen", "width": 768, "heads": 12, "layers": 12},
+    "LlamaGen-L": {"architecture": "llamagen", "width": 1024, "heads": 16, "layers": 24},
+    "LlamaGen-XL": {"architecture": "llamagen", "width": 1280, "heads": 20, "layers": 36},
+    "LlamaGen-XXL": {"architecture": "llamagen", "width": 1536, "heads": 24, "layers": 48},
+    "DPAR-B": {
+        "architecture": "dpar", "width": 768, "heads": 12, "encoder_layers": 1, "layers": 8, "decoder_layers": 3
+    },
+    "DPAR-L": {
+        "architecture": "dpar", "width": 1024, "heads": 16, "encoder_layers": 1, "layers": 19, "decoder_layers": 4
+    },
+    "DPAR-XL": {
+        "architecture": "dpar", "width": 1280, "heads": 20, "encoder_layers": 1, "layers": 30, "decoder_layers": 5
+    },
+    "DPAR-XXL": {
+        "architecture": "dpar", "width": 1536, "heads": 24, "encoder_layers": 1, "layers": 41, "decoder_layers": 6
+    },
+}  # fmt: skip
+
+
 class Transformer(Settings):
-    """A row of Table 1 by name (`variant`), or its sizes."""
+    """A row of Table 1 by name (`variant`), or its sizes; sizes beside a name replace that row's."""
 
     variant: str | None = Field(None, description="DPAR-B, DPAR-L, ... or LlamaGen-B, ...")
     architecture: Literal["dpar", "llamagen"] | None = None
@@ -145,15 +166,35 @@ class Transformer(Settings):
 
     @model_validator(mode="after")
     def _sizes(self) -> Self:
-        sizes = {"architecture": self.architecture, "width": self.width, "heads": self.heads, "layers": self.layers}
-        if self.variant is None and None in sizes.values():
-            raise ValueError(f"without `variant`, give {', '.join(k for k, v in sizes.items() if v is None)}")
-        if self.width and self.heads:
-            if self.width % self.heads:
-                raise ValueError(f"`width` {self.width} cannot be divided by `heads` {self.heads}")
-            if self.width // self.heads % 16:
-                raise ValueError(f"head width {self.width // self.heads} (width / heads) must be a multiple of 16")
+        if self.variant is not None and self.variant not in VARIANTS:
+            raise ValueError(f"there is no variant {self.variant!r}; variants are {', '.join(VARIANTS)}")
+        needed = ["architecture", "width", "heads", "layers"]
+        if self.is_dpar:
+            needed += ["encoder_layers", "decoder_layers"]
+        sizes = self.sizes
+        missing = [name for name in needed if sizes[name] is None]
+        if missing:
+            raise ValueError(f"without `variant`, give {', '.join(missing)}")
+        if not self.is_dpar and (sizes["encoder_layers"] or sizes["decoder_layers"]):
+            raise ValueError("`encoder_layers` and `decoder_layers` belong to architecture dpar")
+        if sizes["width"] % sizes["heads"]:
+            raise ValueError(f"`width` {sizes['width']} cannot be divided by `heads` {sizes['heads']}")
+        if sizes["width"] // sizes["heads"] % 16:
+            head_dim = sizes["width"] // sizes["heads"]
+            raise ValueError(f"head width {head_dim} (width / heads) must be a multiple of 16 (Eq. 9)")
         return self
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Architecture, width, heads and layers: the variant's, where not given here."""
+        row = VARIANTS.get(self.variant or "", {})
+        names = ("architecture", "width", "heads", "encoder_layers", "layers", "decoder_layers")
+        return {name: row.get(name) if (given := getattr(self, name)) is None else given for name in names}
+
+    @property
+    def is_dpar(self) -> bool:
+        """Whether this is DPAR rather than LlamaGen."""
+        return self.sizes["architecture"] == "dpar"
 
 
 class Training(Settings):
@@ -211,7 +252,7 @@ class EntropyModel(Settings):
             raise ValueError("give exactly one of `weights` (import) and `training` (train one)")
         if self.weights and self.kind != "null_class":
             raise ValueError("imported weights are class-conditional: set `kind: null_class`")
-        if self.model.architecture == "dpar" or (self.model.variant or "").startswith("DPAR"):
+        if self.model.is_dpar:
             raise ValueError("the entropy model is a LlamaGen transformer")
         return self
 

@@ -143,6 +143,8 @@ def _model_cell(
     experiment: Experiment, name: str, transformer: Mapping[str, Any], patchify: Mapping[str, Any]
 ) -> ModelCell:
     base = experiment.models[name]
+    # a size that equals the variant's own is no departure: the default cell of a table is the model itself
+    transformer = {key: value for key, value in transformer.items() if {**base.model_dump(), **base.sizes}.get(key) != value}
     changed = _replaced(base, transformer)
     rule = _replaced_patchify(experiment.patchify, patchify)
     slug = "_".join([name, *_departures(base, changed), *_departures(experiment.patchify, rule)])

@@ -13,7 +13,7 @@ def training_recipe(wildcards):
     # the length and the kept states decide when to stop, not what is computed on the way
     settings = cell.training.model_dump(exclude={"steps", "epochs", "milestones", "log_every"})
     # a baseline without patches does not depend on the patch rule
-    patchify = None if is_llamagen(cell.transformer) else cell.patchify
+    patchify = cell.patchify if cell.transformer.is_dpar else None
     return recipe("train_model", cell.transformer, patchify, settings)
 
 
