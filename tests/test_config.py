@@ -1,0 +1,74 @@
+"""Experiments: what is refused, and that each message names the key."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dpar.config import load_experiment, parse_experiment
+from dpar.errors import InputError
+
+CONFIG = Path(__file__).resolve().parents[1] / "config"
+SHIPPED = ("demo", "photos64", "imagenet256", "imagenet384")
+
+
+def demo(**changes):
+    """The demo's settings with `group__key=value` replaced."""
+    values = yaml.safe_load((CONFIG / "demo.yaml").read_text())
+    for path, value in changes.items():
+        *groups, key = path.split("__")
+        place = values
+        for group in groups:
+            place = place[group]
+        place[key] = value
+    return values
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_experiments_are_valid_and_named_after_their_file(name):
+    assert load_experiment(CONFIG / f"{name}.yaml").name == name
+
+
+def test_a_resolved_experiment_reads_back_equal(tmp_path):
+    experiment = load_experiment(CONFIG / "demo.yaml")
+    path = tmp_path / "experiment.json"
+    path.write_text(experiment.model_dump_json())
+    assert load_experiment(path) == experiment
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"learning_rat": 1e-4}, "learning_rat"),
+        ({"training__learning_rat": 1e-4}, "training.learning_rat"),
+        ({"images__resolution": 60}, "images.resolution"),
+        ({"models__dpar__heads": 5}, "heads"),
+        ({"models__dpar__width": 24}, "multiple of 16"),
+        ({"models__dpar__variant": "DPAR-M"}, "DPAR-M"),
+        ({"models__llamagen__encoder_layers": 1}, "encoder_layers"),
+        ({"patchify__threshold": 4.0}, "both given"),
+        ({"patchify": {"max_length": 4}}, "p_avg"),
+        ({"patchify__max_length": 0}, "max_length"),
+        ({"training__epochs": 3}, "exactly one of `steps` and `epochs`"),
+        ({"training__milestones": [300]}, "milestones"),
+        ({"images__source": "folder"}, "train"),
+        ({"tokenizer__weights": "vq.pt"}, "exactly one of `weights`"),
+        ({"tokenizer__training__perceptual_weight": 1.0}, "perceptual_network"),
+        ({"evaluation__extractor": "inception"}, "inception_weights"),
+        ({"entropy_model__model": {"variant": "DPAR-B"}}, "LlamaGen"),
+        ({"sampling__cfg_scale": -1}, "cfg_scale"),
+    ],
+)
+def test_a_contradiction_is_refused_and_named(changes, named):
+    with pytest.raises(InputError, match=r"not a valid experiment") as error:
+        parse_experiment(demo(**changes), "test.yaml")
+    assert named in str(error.value)
+    assert "test.yaml" in str(error.value)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        load_experiment(tmp_path / "none.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(InputError, match="is not YAML"):
+        load_experiment(tmp_path / "broken.yaml")

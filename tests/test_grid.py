@@ -1,0 +1,91 @@
+"""Cells of tables: shared cells are one, names are stable, mistakes are named."""
+
+from itertools import pairwise
+
+import pytest
+
+from dpar.config import parse_experiment
+from dpar.errors import InputError
+from dpar.grid import model_cells, p_avg_targets, sample_cells, table_rows, threshold_of
+from tests.test_config import CONFIG, demo, load_experiment
+
+
+def with_rows(*rows, **vary):
+    return parse_experiment(demo(tables={"t": {"title": "t", "rows": list(rows), "vary": vary}}), "test")
+
+
+def test_the_papers_ablations_at_256_need_eighteen_trainings_of_fifty_epochs():
+    experiment = load_experiment(CONFIG / "imagenet256.yaml")
+    tables = ("table3", "table4", "table5", "table6", "table9", "table10")
+    rows = [row for name in tables for row in table_rows(experiment, name)]
+    assert len(rows) == 4 + 5 + 6 + 8 + 3 + 4
+    assert len({row.model.slug for row in rows}) == 18
+    assert {row.sample.milestone for row in rows} == {"epoch50"}
+
+
+def test_the_default_cell_of_every_ablation_is_a_milestone_of_the_main_run():
+    experiment = load_experiment(CONFIG / "imagenet256.yaml")
+    shared = [row.model.slug for name in ("table3", "table4", "table5", "table9", "table10") for row in table_rows(experiment, name)]
+    assert shared.count("DPAR-L") == 5
+    assert model_cells(experiment)["DPAR-L"].milestones == ("epoch50", "epoch100", "epoch200", "epoch300")
+
+
+def test_a_grid_is_the_product_of_what_varies():
+    experiment = with_rows({"model": "dpar"}, **{"patchify.p_avg": [1.4, 1.8], "patchify.max_length": [2, 4, None]})
+    slugs = [row.model.slug for row in table_rows(experiment, "t")]
+    assert slugs == ["dpar_pavg1.4_pmax2", "dpar_pavg1.4", "dpar_pavg1.4_pmaxnone", "dpar_pmax2", "dpar", "dpar_pmaxnone"]
+    assert p_avg_targets(experiment) == [1.4, 1.8]
+
+
+def test_a_threshold_in_one_form_takes_the_place_of_the_other():
+    experiment = with_rows({"model": "dpar", "patchify.threshold": 3.5})
+    (row,) = table_rows(experiment, "t")
+    assert (row.model.patchify.threshold, row.model.patchify.p_avg) == (3.5, None)
+    assert row.model.slug == "dpar_eth3.5"
+
+
+def test_settings_of_inference_change_the_samples_and_not_the_training():
+    experiment = with_rows({"model": "dpar"}, {"model": "dpar", "inference.p_avg": 2.2, "sampling.cfg_scale": 1.5})
+    first, second = table_rows(experiment, "t")
+    assert first.model == second.model
+    assert second.sample.slug == "dpar-cfg1.5-pavg2.2"
+    assert second.sample.patchify.p_avg == 2.2
+    assert set(sample_cells(experiment)) == {"dpar", "dpar-cfg1.5-pavg2.2"}
+
+
+def test_the_papers_numbers_are_kept_apart_from_what_varies():
+    experiment = with_rows({"model": "dpar", "paper.fid": 3.32})
+    (row,) = table_rows(experiment, "t")
+    assert row.paper == {"fid": 3.32}
+    assert row.values == {"model": "dpar"}
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"model": "dparr"}, "dparr"),
+        ({"model": "dpar", "patchfy.p_avg": 2}, "patchfy.p_avg"),
+        ({"model": "dpar", "patchify.max_len": 2}, "max_len"),
+        ({"model": "dpar", "milestone": 17}, "milestone 17"),
+    ],
+)
+def test_a_row_that_cannot_be_filled_is_named(row, named):
+    with pytest.raises(InputError, match=r"tables\.t") as error:
+        table_rows(with_rows(row), "t")
+    assert named in str(error.value)
+
+
+def test_thresholds_come_from_nats_or_from_calibration():
+    experiment = with_rows({"model": "dpar"}, {"model": "dpar", "patchify.threshold": 3.5})
+    calibrated, nats = (row.model.patchify for row in table_rows(experiment, "t"))
+    found = {"p_avg": {"1.8": {"threshold": 4.25}}}
+    assert threshold_of(calibrated, found) == 4.25
+    assert threshold_of(nats, {}) == 3.5
+    with pytest.raises(InputError, match=r"1\.8"):
+        threshold_of(calibrated, {"p_avg": {}})
+
+
+def test_milestones_of_a_training_rise():
+    for cell in model_cells(load_experiment(CONFIG / "imagenet384.yaml")).values():
+        numbers = [int(name.removeprefix("epoch")) for name in cell.milestones]
+        assert all(a < b for a, b in pairwise(numbers))
