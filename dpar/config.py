@@ -80,11 +80,12 @@ class Autoencoder(Settings):
     residual_blocks: int = Field(2, gt=0, description="a level of the encoder; the decoder has one more")
     z_channels: int = Field(256, gt=0)
     attention: bool = True
+    pixel_shuffle: int = Field(1, gt=0, description="side of the pixel blocks that are channels inside; 1 = LlamaGen")
 
     @property
     def downsample(self) -> int:
         """Pixels a token, along one side (K)."""
-        return 2 ** (len(self.multipliers) - 1)
+        return self.pixel_shuffle * 2 ** (len(self.multipliers) - 1)
 
     @model_validator(mode="after")
     def _groups(self) -> Self:
@@ -161,6 +162,9 @@ class Transformer(Settings):
     layers: int | None = Field(None, gt=0, description="of LlamaGen, or of DPAR's patch transformer")
     decoder_layers: int | None = Field(None, gt=0, description="DPAR only")
     position: Literal["dynamic", "dynamic_no_redundancy", "2d"] = Field("dynamic", description="Table 9; DPAR only")
+    attention: Literal["auto", "sdpa", "varlen", "xformers", "flex"] = Field(
+        "auto", description="back end of packed attention; DPAR only"
+    )
     dropout: float = Field(0.1, ge=0, lt=1, description="on tokens, attention output and FFN output")
     class_dropout: float = Field(0.1, ge=0, le=1)
 

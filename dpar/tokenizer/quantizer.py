@@ -1,0 +1,67 @@
+"""The codebook: latents to indices of their nearest rows, and back (LlamaGen's l2-normalised VQ)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+# Distances are computed for this many latents at once: 16384 x 16384 float32 is 1 GiB.
+ROWS_AT_ONCE = 16384
+
+
+class Quantized(NamedTuple):
+    """What a latent grid becomes, and how far it was from it."""
+
+    latents: Float[Tensor, "B C h w"]
+    codes: Int[Tensor, "B h w"]
+    codebook_loss: Float[Tensor, ""]
+    commitment_loss: Float[Tensor, ""]
+
+
+def nearest(latents: Float[Tensor, "N C"], codebook: Float[Tensor, "V C"]) -> Int[Tensor, " N"]:
+    """Index of the codebook row with the least squared distance to each latent; the first of equals."""
+    squares = codebook.square().sum(1)
+    return torch.cat(
+        [
+            torch.argmin(part.square().sum(1, keepdim=True) + squares - 2 * part @ codebook.T, dim=1)
+            for part in latents.split(ROWS_AT_ONCE)
+        ]
+    )
+
+
+class Quantizer(nn.Module):
+    """`vocab_size` rows of `code_dim` numbers; latents and rows have length 1 at every look-up."""
+
+    def __init__(self, vocab_size: int, code_dim: int):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, code_dim)
+        nn.init.uniform_(self.embedding.weight, -1 / vocab_size, 1 / vocab_size)
+
+    def codebook(self) -> Float[Tensor, "V C"]:
+        """The rows, each divided by its length."""
+        return F.normalize(self.embedding.weight, dim=-1)
+
+    def encode(self, latents: Float[Tensor, "B C h w"]) -> Int[Tensor, "B h w"]:
+        """The code of each cell."""
+        flat = F.normalize(latents.movedim(1, -1), dim=-1)
+        return nearest(flat.flatten(0, -2), self.codebook()).view(flat.shape[:-1])
+
+    def decode(self, codes: Int[Tensor, "B h w"]) -> Float[Tensor, "B C h w"]:
+        """The normalised row of each code."""
+        return F.embedding(codes, self.codebook()).movedim(-1, 1)
+
+    def forward(self, latents: Float[Tensor, "B C h w"]) -> Quantized:
+        """Rows in place of latents; the gradient of the rows goes straight through to the latents."""
+        latents = F.normalize(latents, dim=1)
+        with torch.no_grad():
+            flat = latents.movedim(1, -1).flatten(0, -2)
+            codes = nearest(flat, self.codebook()).view(latents.shape[0], *latents.shape[2:])
+        rows = self.decode(codes)
+        return Quantized(
+            latents=latents + (rows - latents).detach(),
+            codes=codes,
+            codebook_loss=F.mse_loss(rows, latents.detach()),
+            commitment_loss=F.mse_loss(latents, rows.detach()),
+        )
