@@ -301,11 +301,10 @@ def job(
             running = Job(spool, events)
             yield running
             written = [cache.artefact(path) for path in outputs]
-            wall = time.time() - started
-            running.summary({"time/wall_s": wall, "io/out_bytes": sum(a.bytes for a in written), **sampler.peaks()})
+            running.summary({"io/out_bytes": sum(artefact.bytes for artefact in written), **sampler.peaks()})
             manifest = about | {
                 "started": started,
-                "wall_s": wall,
+                "wall_s": round(time.time() - started, 3),
                 "inputs": [artefact.as_json() for artefact in read],
                 "outputs": [artefact.as_json() for artefact in written],
             }
