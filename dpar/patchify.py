@@ -1,0 +1,442 @@
+"""Where patches begin and end (Section 3.2.1, Algorithm 3), how many there are, and which E_Th gives how many.
+
+A patch opens at every token that must open one (the first two tokens, row starts, entropy above E_Th) and, between two
+of those, at every P_max-th token. So an image's patches follow from the distances between the forced starts alone: that
+makes the rule a running maximum instead of a loop, and the number of patches under any (E_Th, P_max) countable without
+a model.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, overload
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dpar.config import Patchify
+from dpar.errors import InputError
+
+CHUNK = 2**18
+"""Tokens that the simulator looks at together; their entropies fill about the cache of one core."""
+
+SAMPLE = 2**22
+"""Tokens of the evenly spaced images on which a search over thresholds begins."""
+
+
+def _forced(position: Any, grid_width: int, row_boundary: bool) -> Any:
+    """Whether the token at `position` opens a patch whatever its entropy (Algorithm 3, lines 3, 4 and 7)."""
+    return (position <= 1) | (row_boundary & (position % grid_width == 0))
+
+
+def _check_rule(tokens: int, max_length: int | None, grid_width: int) -> None:
+    if max_length is not None and max_length < 1:
+        raise InputError(f"max_length is {max_length}; give the most tokens a patch may have (1 or more), or none")
+    if grid_width < 1 or tokens < 1 or tokens % grid_width:
+        raise InputError(
+            f"the entropies have {tokens} tokens an image, which are not whole rows of {grid_width}; "
+            "check the grid width"
+        )
+
+
+def _check_threshold(threshold: float) -> None:
+    if math.isnan(threshold):
+        raise InputError("the threshold is NaN; give a number of nats (inf: no patch opens because of its entropy)")
+
+
+def _check_array(entropy: np.ndarray | Tensor) -> None:
+    if entropy.ndim != 2:
+        raise InputError(
+            f"the entropies have the shape {tuple(entropy.shape)}; expected (images, tokens), in nats, raster order"
+        )
+    dtype = entropy.dtype.name if isinstance(entropy, np.ndarray) else str(entropy.dtype).removeprefix("torch.")
+    if dtype not in ("float16", "float32", "float64"):
+        raise InputError(f"the entropies are of type {dtype}; expected floating-point nats, such as float32")
+
+
+def _check_no_nan(entropy: np.ndarray | Tensor, first_image: int = 0) -> None:
+    bad = entropy.isnan() if isinstance(entropy, Tensor) else np.isnan(entropy)
+    if bad.any():
+        image, token = (int(i) for i in torch.as_tensor(bad).nonzero()[0])
+        raise InputError(
+            f"the entropy of token {token} of image {first_image + image} is NaN; "
+            "score the codes again with an entropy model whose logits are finite"
+        )
+
+
+def _chunks(entropy: Float[np.ndarray, "B T"] | Float[Tensor, "B T"]) -> Iterator[tuple[int, Float[np.ndarray, "N T"]]]:
+    """A few images at a time, free of NaN, in this machine's byte order, with the number of the first of them."""
+    rows = max(1, CHUNK // entropy.shape[1])
+    for first in range(0, len(entropy), rows):
+        chunk = np.asarray(entropy[first : first + rows])
+        _check_no_nan(chunk, first)
+        yield first, np.require(chunk, chunk.dtype.newbyteorder("="), ["C", "W"])
+
+
+@overload
+def patch_starts(
+    entropy: Float[Tensor, "B T"],
+    *,
+    threshold: float,
+    max_length: int | None,
+    grid_width: int,
+    row_boundary: bool = True,
+) -> Bool[Tensor, "B T"]: ...
+@overload
+def patch_starts(
+    entropy: Float[np.ndarray, "B T"],
+    *,
+    threshold: float,
+    max_length: int | None,
+    grid_width: int,
+    row_boundary: bool = True,
+) -> Bool[np.ndarray, "B T"]: ...
+def patch_starts(
+    entropy: Any, *, threshold: float, max_length: int | None, grid_width: int, row_boundary: bool = True
+) -> Any:
+    """Whether each token opens a patch (Algorithm 3), an array or a tensor as `entropy` is.
+
+    Args:
+        entropy: nats; entry t belongs to x_t. The first two of an image do not matter.
+        threshold: E_Th in nats, rounded to the precision of `entropy`; infinities are allowed.
+        max_length: P_max in tokens; None = no limit.
+        grid_width: tokens in a row of the image.
+        row_boundary: whether each row begins a patch.
+
+    Raises:
+        InputError: an entropy or the threshold is NaN, `entropy` is not made of rows, or `max_length` is below 1.
+    """
+    _check_array(entropy)
+    _check_rule(entropy.shape[1], max_length, grid_width)
+    _check_threshold(threshold)
+    if isinstance(entropy, Tensor):
+        _check_no_nan(entropy)
+        return _starts(entropy, threshold, max_length, grid_width, row_boundary)
+    starts = np.empty(entropy.shape, bool)
+    for first, chunk in _chunks(entropy):
+        part = _starts(torch.from_numpy(chunk), threshold, max_length, grid_width, row_boundary)
+        starts[first : first + len(chunk)] = part.numpy()
+    return starts
+
+
+def _starts(
+    entropy: Float[Tensor, "B T"], threshold: float, max_length: int | None, grid_width: int, row_boundary: bool
+) -> Bool[Tensor, "B T"]:
+    positions = torch.arange(entropy.shape[1], device=entropy.device)
+    forced = (entropy > threshold) | _forced(positions, grid_width, row_boundary)
+    if max_length is None:
+        return forced
+    last_forced = torch.where(forced, positions, 0).cummax(dim=1).values
+    return (positions - last_forced) % max_length == 0
+
+
+def opens_patch(
+    entropy_t: Float[Tensor, " B"],
+    length: Int[Tensor, " B"],
+    position: int,
+    *,
+    threshold: float,
+    max_length: int | None,
+    grid_width: int,
+    row_boundary: bool = True,
+) -> Bool[Tensor, " B"]:
+    """Whether token `position` opens a patch in each image: `patch_starts` one step at a time, as sampling needs it.
+
+    Args:
+        entropy_t: e_t in nats.
+        length: tokens that the current patch of each image already has.
+    """
+    if _forced(position, grid_width, row_boundary):
+        return torch.ones_like(length, dtype=torch.bool)
+    opens = entropy_t > threshold
+    return opens if max_length is None else opens | (length >= max_length)
+
+
+def static_starts(
+    batch: int, length: int, patch_length: float, device: torch.device | str | None = None
+) -> Bool[Tensor, "B T"]:
+    """Starts of patches of one length, not necessarily whole: token t belongs to patch floor(t / P) (Table 3, row 1).
+
+    Args:
+        length: tokens an image.
+        patch_length: P in tokens, 1 or more; 1.81 gives patches of 1 and of 2 tokens.
+
+    Raises:
+        InputError: `patch_length` is below 1 or not finite.
+    """
+    if not 1 <= patch_length < math.inf:
+        raise InputError(f"a static patch length of {patch_length} tokens is impossible; give a number of 1 or more")
+    patch = np.floor(np.arange(length) / patch_length)
+    starts = torch.from_numpy(np.diff(patch, prepend=-1) > 0)  # on the host: not every device has float64
+    return starts.to(device).repeat(batch, 1)
+
+
+def starts_for(
+    patchify: Patchify, threshold: float | None, entropy: Float[Tensor, "B T"], grid_width: int
+) -> Bool[Tensor, "B T"]:
+    """Starts under the settings of a model or of a set of samples: the one way from settings to patches.
+
+    Args:
+        threshold: E_Th in nats, as `patchify` states it or as its `p_avg` was calibrated; None for static patches.
+    """
+    if patchify.strategy == "static":
+        assert patchify.p_avg is not None
+        return static_starts(len(entropy), entropy.shape[1], patchify.p_avg, device=entropy.device)
+    assert threshold is not None, "dynamic patches need the threshold in nats: calibrate it first"
+    return patch_starts(
+        entropy,
+        threshold=threshold,
+        max_length=patchify.max_length,
+        grid_width=grid_width,
+        row_boundary=patchify.row_boundary,
+    )
+
+
+def patch_ids(starts: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """The number of the patch, from 0 in each image, that each token belongs to."""
+    return starts.cumsum(dim=1) - 1
+
+
+@dataclass(frozen=True)
+class PatchCounts:
+    """How many images have how many patches: `histogram[m]` images of `len(histogram) - 1` tokens have m."""
+
+    histogram: Int[np.ndarray, " T+1"]
+
+    @classmethod
+    def of(cls, starts: Bool[np.ndarray, "B T"] | Bool[Tensor, "B T"]) -> "PatchCounts":
+        """The counts of images whose patches begin at `starts`."""
+        patches = np.asarray(starts.sum(1))
+        return cls(np.bincount(patches, minlength=starts.shape[1] + 1))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens an image (T)."""
+        return len(self.histogram) - 1
+
+    @property
+    def images(self) -> int:
+        """Images that were counted."""
+        return int(self.histogram.sum())
+
+    def expectation(self, value: Float[np.ndarray, " T+1"]) -> float:
+        """The mean over images of `value[m]`, m being an image's patches."""
+        present = self.histogram.nonzero()[0]
+        return math.fsum(self.histogram[present] * value[present]) / self.images
+
+    @cached_property
+    def mean_patch_length(self) -> float:
+        """P_avg = E[T / M] in tokens (Section 3.2.1)."""
+        return self.expectation(_patch_length(self.tokens))
+
+    @cached_property
+    def mean(self) -> float:
+        """E[M] in patches an image, Table 2's steps."""
+        return self.expectation(np.arange(self.tokens + 1.0))
+
+    def percentile(self, q: float) -> int:
+        """The least number of patches that at least `q` percent of the images do not exceed."""
+        return int(np.searchsorted(self.histogram.cumsum(), max(1, math.ceil(self.images * q / 100))))
+
+
+def _patch_length(tokens: int) -> Float[np.ndarray, " T+1"]:
+    """T / m for m = 0 .. T patches (0 for the impossible m = 0)."""
+    return tokens / np.maximum(np.arange(tokens + 1.0), 1) * (np.arange(tokens + 1) > 0)
+
+
+def simulate(
+    entropy: Float[np.ndarray, "B T"] | Float[Tensor, "B T"],
+    *,
+    thresholds: Sequence[float],
+    max_lengths: Sequence[int | None],
+    grid_width: int,
+    row_boundary: bool = True,
+) -> dict[tuple[float, int | None], PatchCounts]:
+    """What `patch_starts` would count under every (E_Th, P_max), exactly, in one pass over stored entropies.
+
+    Args:
+        entropy: nats; may be memory-mapped and larger than memory.
+        thresholds: E_Th in nats.
+        max_lengths: P_max in tokens; None = no limit.
+
+    Raises:
+        InputError: as `patch_starts`, or there is no image.
+    """
+    _check_array(entropy)
+    images, tokens = entropy.shape
+    if images == 0:
+        raise InputError("there are no entropies (0 images); score some codes first")
+    thresholds, max_lengths = list(dict.fromkeys(thresholds)), list(dict.fromkeys(max_lengths))
+    for max_length in max_lengths:
+        _check_rule(tokens, max_length, grid_width)
+    for threshold in thresholds:
+        _check_threshold(threshold)
+    forced = np.tile(_forced(np.arange(tokens), grid_width, row_boundary), max(1, CHUNK // tokens))
+    patches_of_run = {  # of n tokens between forced starts
+        max_length: -(-np.arange(tokens + 1) // (max_length or tokens)).astype(np.int32) for max_length in max_lengths
+    }
+    histograms = {
+        (threshold, max_length): np.zeros(tokens + 1, np.int64)
+        for threshold in thresholds
+        for max_length in max_lengths
+    }
+    for _, chunk in _chunks(entropy):
+        for threshold in thresholds:
+            starts = chunk.ravel() > threshold
+            starts |= forced[: chunk.size]
+            runs = np.diff(starts.nonzero()[0], append=chunk.size)  # none reaches into the next image: t = 0 is forced
+            first_run = np.zeros(len(chunk), np.int64)
+            np.cumsum(starts.reshape(chunk.shape).sum(1)[:-1], out=first_run[1:])
+            for max_length in max_lengths:
+                patches = np.add.reduceat(patches_of_run[max_length][runs], first_run)
+                histograms[threshold, max_length] += np.bincount(patches, minlength=tokens + 1)
+    return {cell: PatchCounts(histogram) for cell, histogram in histograms.items()}
+
+
+def calibrate(
+    entropy: Float[np.ndarray, "B T"] | Float[Tensor, "B T"],
+    p_avg: float,
+    *,
+    max_length: int | None,
+    grid_width: int,
+    row_boundary: bool = True,
+) -> float:
+    """The threshold in nats whose P_avg on `entropy` is nearest to the target, exactly.
+
+    P_avg rises with E_Th in steps, one at each entropy that occurs. Of the two steps around the target the nearer is
+    taken, the lower if both are as near; many equal entropies make the steps high.
+
+    Args:
+        entropy: nats, of the training images.
+        p_avg: the target P_avg in tokens.
+
+    Raises:
+        InputError: no threshold reaches `p_avg` (the reachable range is named), or as `simulate`.
+    """
+    _check_array(entropy)
+    value = _patch_length(entropy.shape[1])
+    return _search(entropy, value, p_avg, "a mean patch length", "tokens", max_length, grid_width, row_boundary)
+
+
+def calibrate_cost(
+    entropy: Float[np.ndarray, "B T"] | Float[Tensor, "B T"],
+    gmacs: float,
+    *,
+    cost: Callable[[Float[np.ndarray, " T+1"]], Float[np.ndarray, " T+1"]],
+    max_length: int | None,
+    grid_width: int,
+    row_boundary: bool = True,
+) -> float:
+    """The threshold in nats whose mean cost an image on `entropy` is nearest to the target, exactly.
+
+    Args:
+        entropy: nats, of the training images.
+        gmacs: the target in 1e9 multiply-accumulates an image.
+        cost: from numbers of patches to GMACs an image of so many patches; must rise with them.
+
+    Raises:
+        InputError: no threshold reaches `gmacs` (the reachable range is named), or as `simulate`.
+    """
+    _check_array(entropy)
+    value = -cost(np.arange(entropy.shape[1] + 1.0))
+    return _search(entropy, value, -gmacs, "a cost", "GMACs an image", max_length, grid_width, row_boundary)
+
+
+def _search(
+    entropy: Float[np.ndarray, "B T"] | Float[Tensor, "B T"],
+    value: Float[np.ndarray, " T+1"],
+    target: float,
+    what: str,
+    unit: str,
+    max_length: int | None,
+    grid_width: int,
+    row_boundary: bool,
+) -> float:
+    """The threshold at which the mean of `value[M]`, which falls with M, is nearest to `target`.
+
+    Raising E_Th takes forced starts away, and ceil((a + b) / P_max) <= ceil(a / P_max) + ceil(b / P_max): each M can
+    only fall, so the mean only rises, and bisection finds the one place where it crosses the target. It runs over the
+    floating-point numbers of the stored type themselves, in their order, so it ends at an entropy that occurs, without
+    sorting them. A part of the images says where to look first; all images decide.
+    """
+    dtype = np.asarray(entropy[:1]).dtype.newbyteorder("=")
+
+    def mean_at(some: Float[np.ndarray, "N T"] | Float[Tensor, "N T"], place: int) -> float:
+        threshold = _float_at(place, dtype)
+        cells = simulate(
+            some,
+            thresholds=[threshold],
+            max_lengths=[max_length],
+            grid_width=grid_width,
+            row_boundary=row_boundary,
+        )
+        return cells[threshold, max_length].expectation(value)
+
+    def first_at_target(some: Float[np.ndarray, "N T"] | Float[Tensor, "N T"], low: int, high: int) -> int:
+        """The first place with the target reached, given that it is not at `low` and is at `high`."""
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if mean_at(some, middle) >= target else (middle, high)
+        return high
+
+    lowest, highest = _finite_range(entropy)
+    low, high = _place_of(lowest, dtype) - 1, _place_of(highest, dtype)
+    ends = mean_at(entropy, low), mean_at(entropy, high)
+    if not ends[0] <= target <= ends[1]:
+        reachable = sorted(abs(end) for end in ends)
+        raise InputError(
+            f"no threshold gives {what} of {abs(target):g} {unit} on these entropies: with max_length {max_length} and "
+            f"row_boundary {str(row_boundary).lower()} they reach from {reachable[0]:.4f} to {reachable[1]:.4f}; "
+            "choose a target in that range, or change max_length or row_boundary"
+        )
+    if target == ends[0]:
+        return _float_at(low, dtype)
+    every = -(-entropy.shape[0] * entropy.shape[1] // SAMPLE)
+    if every > 1:
+        part = entropy[::every]
+        if mean_at(part, low) < target <= mean_at(part, high):
+            low, high = _around(lambda at: mean_at(entropy, at) >= target, first_at_target(part, low, high), low, high)
+    high = first_at_target(entropy, low, high)
+    above, below = mean_at(entropy, high) - target, target - mean_at(entropy, high - 1)
+    return _float_at(high if above < below else high - 1, dtype)
+
+
+def _around(reached: Callable[[int], bool], guess: int, low: int, high: int) -> tuple[int, int]:
+    """A narrow (low, high) with the target reached at its high end only, found in doubling steps from `guess`."""
+    step = 64
+    while high - low > 1:
+        if reached(guess):
+            high, guess = guess, guess - step
+        else:
+            low, guess = guess, guess + step
+        if not low < guess < high:
+            break
+        step *= 2
+    return low, high
+
+
+def _finite_range(entropy: Float[np.ndarray, "B T"] | Float[Tensor, "B T"]) -> tuple[float, float]:
+    """The least and the greatest finite entropy (0, 0 if there is none)."""
+    lowest, highest = math.inf, -math.inf
+    for _, chunk in _chunks(entropy):
+        finite = np.isfinite(chunk)
+        lowest = min(lowest, float(np.min(chunk, where=finite, initial=np.inf)))
+        highest = max(highest, float(np.max(chunk, where=finite, initial=-np.inf)))
+    return (lowest, highest) if lowest <= highest else (0.0, 0.0)
+
+
+def _place_of(number: float, dtype: np.dtype) -> int:
+    """The place of a finite `number` among all numbers of `dtype` in rising order, zero being at 0."""
+    size = dtype.itemsize
+    place = int(np.abs(dtype.type(number)).view(f"i{size}"))
+    return -place if number < 0 else place
+
+
+def _float_at(place: int, dtype: np.dtype) -> float:
+    """The number of `dtype` at a place: the inverse of `_place_of`."""
+    size = dtype.itemsize
+    number = float(np.array(abs(place), f"i{size}").view(dtype))
+    return -number if place < 0 else number
