@@ -19,7 +19,6 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from jaxtyping import Float32, Int16, Int32, UInt16
 from pydantic import Field, ValidationError
 
 from dpar.config import Settings
+from dpar.data.workers import mapped
 from dpar.errors import InputError
 from dpar.files import digest, read_json, replacing, write_json
 
@@ -315,8 +315,8 @@ class Manifest:
                 missing between them or stored twice.
         """
         path = Path(path)
-        with ThreadPoolExecutor(_THREADS) as threads:
-            found = sorted(threads.map(_describe, map(Path, shards)), key=lambda s: s.first_image)
+        described = mapped(_describe, map(Path, shards), threads=_THREADS, ahead=_THREADS)
+        found = sorted(described, key=lambda shard: shard.first_image)
         if not found:
             raise InputError(f"no shards for {path}; encode some images first")
         metadata, entries, expected = found[0].metadata, [], 0
@@ -381,8 +381,7 @@ class Manifest:
         Raises:
             InputError: naming each shard that is missing, truncated, or differs in so much as one byte.
         """
-        with ThreadPoolExecutor(_THREADS) as threads:
-            problems = [p for p in threads.map(self._problem, self.shards) if p]
+        problems = [p for p in mapped(self._problem, self.shards, threads=_THREADS, ahead=_THREADS) if p]
         if problems:
             raise InputError(f"{self.path}: " + "; ".join(problems) + "; delete these and run the same command again")
 
@@ -531,7 +530,8 @@ def _decode(manifest: Manifest, home: Path) -> None:
             maps[name] = np.memmap(partial / name, dtype, "r+", shape=shape)
         ends = np.cumsum([shard.images for shard in manifest.shards]).tolist()
 
-        def fill(shard: Shard, end: int) -> None:
+        def fill(place: tuple[Shard, int]) -> None:
+            shard, end = place
             path = manifest.path.parent / shard.path
             rows, sha256, _ = _load(path)
             if sha256 != shard.sha256:
@@ -545,8 +545,8 @@ def _decode(manifest: Manifest, home: Path) -> None:
             if rows.entropy is not None:
                 maps["entropy"][images] = rows.entropy.reshape(shard.images, *maps["entropy"].shape[1:])
 
-        with ThreadPoolExecutor(_THREADS) as threads:
-            list(threads.map(fill, manifest.shards, ends))
+        for _ in mapped(fill, zip(manifest.shards, ends, strict=True), threads=_THREADS, ahead=_THREADS):
+            pass
         for array in maps.values():
             array.flush()
         partial.rename(home)

@@ -6,8 +6,7 @@ begins there. The last images that do not fill a global batch sit out that epoch
 """
 
 import hashlib
-import queue
-import threading
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dpar.data.codes import CodeStore
+from dpar.data.workers import mapped
 from dpar.errors import InputError
 
 T = TypeVar("T")
@@ -154,39 +154,10 @@ def random_bits(seed: int, stream: str, epoch: int, images: Int[np.ndarray, "B"]
 
 
 def prefetched(items: Iterable[T], depth: int = 4) -> Iterator[T]:
-    """The same items, made up to `depth` ahead by a thread; an error in making one is raised when its turn comes."""
-    ready: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def put(entry: tuple[bool, T | BaseException | None]) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                put((True, item))
-                if stopped.is_set():
-                    return
-        except BaseException as error:  # carried over to the reader, whatever it is
-            put((False, error))
-        else:
-            put((False, None))
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            more, item = ready.get()
-            if more:
-                yield item  # type: ignore[misc]
-            elif item is None:
-                return
-            else:
-                raise item  # type: ignore[misc]
-    finally:
-        stopped.set()
-        thread.join()
+    """The same items, made up to `depth` ahead by a thread."""
+    iterator = iter(items)
+    end = object()
+    for item in mapped(lambda _: next(iterator, end), itertools.count(), threads=1, ahead=depth):
+        if item is end:
+            return
+        yield item  # type: ignore[misc]
