@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -48,19 +48,19 @@ def _varlen(packed: PackedLengths) -> Attend:
 
     # torch 2.10 says `is_causal`; later versions say how far back and ahead a query sees
     windowed = "window_size" in inspect.signature(varlen_attn).parameters
-    causal = {"window_size": (-1, 0)} if windowed else {"is_causal": True}
+    causal: dict[str, Any] = {"window_size": (-1, 0)} if windowed else {"is_causal": True}
     ends, longest = packed.cu_seqlens, packed.max_length
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return varlen_attn(q, k, v, ends, ends, longest, longest, **causal)
+        return cast(Tensor, varlen_attn(q, k, v, ends, ends, longest, longest, **causal))
 
     return attend
 
 
 def _xformers(packed: PackedLengths) -> Attend:
     """The paper's implementation, and the packed one that knows fp32 on a GPU."""
-    from xformers.ops import memory_efficient_attention
-    from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
+    from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports]  # an extra
+    from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask  # pyright: ignore[reportMissingImports]
 
     mask = BlockDiagonalCausalMask.from_seqlens(list(packed.lengths), device=packed.cu_seqlens.device)
 

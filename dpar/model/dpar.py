@@ -74,8 +74,8 @@ class DPAR(nn.Module):
         Args:
             tokens: codes of whole images; the last one of each is never an input.
             labels: `null_label` where there is no class.
-            starts: where patches open, on the host or the device, or their layout if it is known already. That x_t opens
-                a patch may depend on x_<t only (Section 3.2.1), or the model would see what it predicts.
+            starts: where patches open, on the host or the device, or their layout if it is known already. Whether x_t
+                opens a patch may depend on x_<t only (Section 3.2.1), or the model would see what it predicts.
         """
         layout = (starts if isinstance(starts, PatchLayout) else PatchLayout.from_starts(starts)).to(tokens.device)
         rope = self.rope()

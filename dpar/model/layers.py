@@ -1,4 +1,4 @@
-"""The block that LlamaGen and every part of DPAR are made of: pre-norm, RMSNorm, rotary attention, SwiGLU, no biases."""
+"""The block that LlamaGen and every part of DPAR are made of: pre-norm, rotary attention, SwiGLU, no biases."""
 
 from collections.abc import Callable
 
@@ -12,8 +12,8 @@ from dpar.model.rope import rotate
 INIT_STD = 0.02
 NORM_EPS = 1e-5
 
-# queries, keys and values [..., N, H, head_dim] -> mixed values of the same shape. Dense images are (B, N, H, head_dim),
-# packed ones (N, H, head_dim), one step of sampling (B, 1, H, head_dim) with the cache behind the callable.
+# queries, keys and values [..., N, H, head_dim] -> mixed values of the same shape. Dense images are
+# (B, N, H, head_dim), packed ones (N, H, head_dim), a sampling step (B, 1, H, head_dim) with a cache in the callable.
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 

@@ -85,7 +85,7 @@ class LlamaGen(nn.Module):
         return torch.cat((zero_rope(1, self.config.head_dim, device=device, dtype=dtype), cells))
 
     def forward(self, tokens: Int[Tensor, "B T"], labels: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B N V"]:
-        """Logits of x_0 .. x_{T-1} from [class, x_0 .. x_{T-2}]; without a class, of x_1 .. x_{T-1} from x_0 .. x_{T-2}.
+        """Logits of x_0 .. x_{T-1} from [class, x_0 .. x_{T-2}]; without class, of x_1 .. from x_0 .. x_{T-2} (Eq. 1).
 
         Args:
             tokens: codes of whole images; the last one of each is never an input.

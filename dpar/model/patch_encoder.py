@@ -9,7 +9,8 @@ from dpar.model.layers import Attend, Block, Linear, RMSNorm, at_least_float32
 
 def segment_max(values: Float[Tensor, "N D"], ids: Int[Tensor, " N"], count: int) -> Float[Tensor, "count D"]:
     """For each of `count` segments the largest of its values, channel by channel; 0 for a segment without members."""
-    return values.new_zeros(count, values.shape[1]).index_reduce(0, ids, values, "amax", include_self=False)
+    index = ids[:, None].expand_as(values)
+    return values.new_zeros(count, values.shape[1]).scatter_reduce(0, index, values, "amax", include_self=False)
 
 
 def segment_softmax(scores: Float[Tensor, "N H"], ids: Int[Tensor, " N"], count: int) -> Float[Tensor, "N H"]:
@@ -55,16 +56,31 @@ class PatchCrossAttention(nn.Module):
 
 
 class PatchEncoderLayer(nn.Module):
-    """A causal transformer layer over all earlier tokens (Eq. 4), then cross-attention from patches to tokens (Eq. 5)."""
+    """A causal transformer layer over all earlier tokens (Eq. 4), then patches gather from their tokens (Eq. 5)."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.block = Block(width, heads)
         self.cross_attention = PatchCrossAttention(width, heads)
 
+    def forward(
+        self,
+        tokens: Float[Tensor, "B N D"],
+        patches: Float[Tensor, "M D"] | None,
+        rope: Float[Tensor, "N half 2"],
+        attend: Attend,
+        ids: Int[Tensor, "B*N"],
+        count: int,
+    ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "count D"]]:
+        """The token and patch states after this layer from those before it; the first has no patch states yet."""
+        tokens = self.block(tokens, rope, attend)
+        states = tokens.flatten(0, 1)
+        query = segment_max(states, ids, count) if patches is None else patches
+        return tokens, self.cross_attention(query, states, ids)
+
 
 class PatchEncoder(nn.Module):
-    """Token states and patch states; a patch's first query is the maximum over its tokens' states, channel by channel."""
+    """Token states and patch states; a patch's first query is the maximum of its tokens' states, channel by channel."""
 
     def __init__(self, width: int, heads: int, layers: int):
         super().__init__()
@@ -90,8 +106,6 @@ class PatchEncoder(nn.Module):
         """
         ids, patches = rows.flatten(), None
         for layer in self.layers:
-            tokens = layer.block(tokens, rope, attend)
-            states = tokens.flatten(0, 1)
-            patches = layer.cross_attention(segment_max(states, ids, count) if patches is None else patches, states, ids)
+            tokens, patches = layer(tokens, patches, rope, attend, ids, count)
         assert patches is not None
         return tokens, patches

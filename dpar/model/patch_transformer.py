@@ -1,6 +1,7 @@
 """The large causal transformer, over patches (Section 3.2.3)."""
 
-import torch
+from typing import Literal
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ class PatchTransformer(nn.Module):
         patches: Float[Tensor, "M D"],
         rope: Float[Tensor, "M half 2"],
         packed: PackedLengths,
-        backend: Backend | str = "auto",
+        backend: Backend | Literal["auto"] = "auto",
     ) -> Float[Tensor, "M D"]:
         """For each patch what is known before it: the output at the class for P_0, the one at P_{m-1} for P_m.
 

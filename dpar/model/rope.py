@@ -1,8 +1,8 @@
 """Where a token or a patch lies, as rotations of queries and keys (Section 6.3 of the paper, Eqs. 8-9).
 
-A table of rotations has the shape [..., head_dim / 2, 2]: the cosine and the sine of one angle for each adjacent pair of
-channels. Tables are made where they are used, from integers: they are no part of a model's state, so that no change of
-a model's precision can round them.
+A table of rotations has the shape [..., head_dim / 2, 2]: the cosine and the sine of one angle for each adjacent pair
+of channels. Tables are made where they are used, from integers: they are no part of a model's state, so that no change
+of a model's precision can round them.
 """
 
 from typing import Literal, get_args
@@ -61,16 +61,16 @@ def patch_rope(
 ) -> Float[Tensor, "... half 2"]:
     """Rotations of a patch by its row and its span of columns (Eq. 9, Table 9).
 
-    Deviation: the paper defines a span only where rows start patches. Without that rule a patch may run over the end of a
-    row; then `row` and `start` are of its first token and `end` is the column of its last, which may be the smaller.
+    Deviation: the paper defines a span only where rows start patches. Without that rule a patch may run over the end
+    of a row; then `row` and `start` are of its first token and `end` is the column of its last, maybe the smaller one.
 
     Args:
         row: of the patch's first token.
         start: column of the first token.
         end: column of the last token, inclusive.
         head_dim: a multiple of 16.
-        scheme: `dynamic` (Eq. 9), `dynamic_no_redundancy` (start and end once, at twice the frequencies), or `2d` (Eq. 8
-            at the first token).
+        scheme: `dynamic` (Eq. 9), `dynamic_no_redundancy` (start and end once, with twice as many frequencies), or
+            `2d` (Eq. 8 at the first token).
     """
     if scheme == "2d":
         return token_rope(row, start, head_dim, dtype=dtype)
@@ -95,8 +95,12 @@ def zero_rope(
 
 
 def rotate(x: Float[Tensor, "... H head_dim"], rope: Float[Tensor, "... half 2"]) -> Float[Tensor, "... H head_dim"]:
-    """`x` with each adjacent pair of channels turned by its angle, the same for all heads, computed in fp32 or wider."""
+    """`x` with each adjacent pair of channels turned by its angle, alike in all heads; computed in fp32 or wider."""
     pairs = x.to(torch.promote_types(x.dtype, rope.dtype)).unflatten(-1, (-1, 2))
-    cosine, sine = rope[..., None, :, 0], rope[..., None, :, 1]
-    a, b = pairs[..., 0], pairs[..., 1]
-    return torch.stack((a * cosine - b * sine, b * cosine + a * sine), -1).flatten(-2).type_as(x)
+    rope = rope[..., None, :, :]
+    if torch.compiler.is_compiling():  # a compiler fuses the real products and cannot generate code for the complex one
+        (a, b), (cosine, sine) = pairs.unbind(-1), rope.unbind(-1)
+        turned = torch.stack((a * cosine - b * sine, b * cosine + a * sine), -1)
+    else:  # one complex product: ten times as fast on a CPU
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope))
+    return turned.flatten(-2).type_as(x)

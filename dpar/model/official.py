@@ -1,0 +1,123 @@
+"""Weights that others published: read without running their code, told apart from what a download leaves instead."""
+
+import argparse
+import pickle
+import re
+import zipfile
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dpar.errors import InputError
+from dpar.files import sha256_file
+from dpar.model.llamagen import LlamaGen, LlamaGenConfig
+
+LAYOUTS = ("model", "module", "state_dict")
+
+
+def _check_bytes(path: Path) -> None:
+    """Refuses what cannot be a PyTorch file, by its size, its first bytes and, where PATH.sha256 is there, its digest."""
+    if not path.is_file():
+        raise InputError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; give the weights file itself")
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(512)
+    found, advice = "", "download it again"
+    if not head:
+        found = "is empty"
+    elif head.startswith(b"version https://git-lfs"):
+        whole = re.search(rb"^size (\d+)", head, re.MULTILINE)
+        found = f"is a git-lfs pointer of {size} bytes to a file of {whole[1].decode() if whole else 'unknown'} bytes"
+        advice = "run `git lfs pull` in that repository, or download the file itself"
+    elif head.lstrip().startswith(b"<"):
+        found = f"is a web page ({size} bytes beginning {head.lstrip()[:15].decode(errors='replace')!r})"
+        advice = "use the download link of the file, not that of the page about it"
+    elif head.startswith(b"PK\x03\x04"):
+        if not zipfile.is_zipfile(path):
+            found = f"is cut off after {size} bytes: the index at the end of the archive is missing"
+    elif not head.startswith(b"\x80"):
+        found = f"is no PyTorch file: its {size} bytes begin {head[:8].hex(' ')}"
+        advice = "give a file that `torch.save` wrote (.pt or .pth)"
+    if found:
+        raise InputError(f"{path} {found}; expected PyTorch weights: {advice}")
+    beside = path.with_name(path.name + ".sha256")
+    if beside.is_file():
+        expected, actual = (beside.read_text().split() or [""])[0].lower(), sha256_file(path)
+        if actual != expected:
+            raise InputError(f"{path} has SHA-256 {actual}, but {beside.name} says {expected}; download it again")
+
+
+def read_official(path: str | Path) -> dict[str, Tensor]:
+    """The tensors by name of a published file, under `model`, `module` or `state_dict`, or flat; on the CPU.
+
+    No code in the file is run. If PATH.sha256 lies beside it (as `sha256sum` writes it), the digest is checked.
+
+    Raises:
+        InputError: it is a web page, a git-lfs pointer, cut off, another format, or holds something else than tensors.
+    """
+    path = Path(path)
+    _check_bytes(path)
+    try:
+        # LlamaGen's own training scripts keep their command line beside the tensors
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path} holds more than tensors, or is damaged, and was not read: {reason}") from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {reason}); download it again") from None
+    if isinstance(content, dict):
+        content = next((content[key] for key in LAYOUTS if isinstance(content.get(key), dict)), content)
+    tensors = content if isinstance(content, dict) else {}
+    wrong = [str(name) for name, tensor in tensors.items() if not isinstance(tensor, Tensor)]
+    if not tensors or wrong:
+        found = f"entries that are none ({', '.join(wrong[:5])})" if wrong else f"a {type(content).__name__}"
+        expected = f"tensors by name, flat or under one of {', '.join(LAYOUTS)}"
+        raise InputError(f"{path} has {found} where {expected} are expected; is it a file of another model?")
+    return tensors
+
+
+def load_official(path: str | Path, network: nn.Module, *, ignored: Collection[str] = ()) -> None:
+    """Fills `network` from a published file: each tensor finds its place and each place its tensor.
+
+    Args:
+        path: as for `read_official`.
+        network: its state names are the file's.
+        ignored: names that may be in the file and mean nothing here.
+
+    Raises:
+        InputError: the file is none (`read_official`), or names or shapes differ.
+    """
+    given = {name: tensor for name, tensor in read_official(path).items() if name not in ignored}
+    own = network.state_dict()
+    problems = {
+        "missing": [name for name in own if name not in given],
+        "not of this model": [name for name in given if name not in own],
+        "of another shape": [
+            f"{name} {list(given[name].shape)} instead of {list(own[name].shape)}"
+            for name in own
+            if name in given and given[name].shape != own[name].shape
+        ],
+    }
+    lines = [
+        f"  {len(names)} {problem}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+        for problem, names in problems.items()
+        if names
+    ]
+    if lines:
+        raise InputError(f"{path} does not fit the sizes in the experiment; correct the one or the other:\n" + "\n".join(lines))
+    network.load_state_dict(given, strict=True)
+
+
+def import_llamagen(path: str | Path, config: LlamaGenConfig) -> LlamaGen:
+    """A LlamaGen of these sizes with published weights (c2i_B_256.pt and its kin), in eval mode.
+
+    Raises:
+        InputError: as `load_official`.
+    """
+    model = LlamaGen(config)
+    load_official(path, model, ignored=("freqs_cis",))
+    return model.eval()
