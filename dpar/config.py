@@ -98,7 +98,9 @@ class Tokenizer(Autoencoder):
     """The VQ autoencoder: imported from `weights`, or trained."""
 
     weights: str | None = Field(None, description="an official file such as vq_ds16_c2i.pt; null = train")
-    weights_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="what the file of `weights` must have")
+    weights_sha256: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="what the file of `weights` must have"
+    )
     training: TokenizerTraining | None = None
 
     @model_validator(mode="after")

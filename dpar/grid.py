@@ -117,7 +117,13 @@ def _all_rows(experiment: Experiment) -> Iterator[Row]:
 
 
 def _row(experiment: Experiment, where: str, values: dict[str, Any]) -> Row:
-    groups: dict[str, dict[str, Any]] = {"transformer": {}, "patchify": {}, "sampling": {}, "inference": {}, "paper": {}}
+    groups: dict[str, dict[str, Any]] = {
+        "transformer": {},
+        "patchify": {},
+        "sampling": {},
+        "inference": {},
+        "paper": {},
+    }
     plain: dict[str, Any] = {}
     for key, value in values.items():
         group, dot, field = key.partition(".")
@@ -144,7 +150,9 @@ def _model_cell(
 ) -> ModelCell:
     base = experiment.models[name]
     # a size that equals the variant's own is no departure: the default cell of a table is the model itself
-    transformer = {key: value for key, value in transformer.items() if {**base.model_dump(), **base.sizes}.get(key) != value}
+    transformer = {
+        key: value for key, value in transformer.items() if {**base.model_dump(), **base.sizes}.get(key) != value
+    }
     changed = _replaced(base, transformer)
     rule = _replaced_patchify(experiment.patchify, patchify)
     slug = "_".join([name, *_departures(base, changed), *_departures(experiment.patchify, rule)])

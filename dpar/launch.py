@@ -37,7 +37,15 @@ def command(module: str, arguments: Sequence[str], *, gpus: int, nodes: int, env
         f"--rdzv-endpoint={environment['HEAD_NODE']}:29500",
     ]
     per_node = shlex.join([*torchrun, *rendezvous, "-m", module, *arguments])
-    return ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", f"--gres=gpu:{gpus // nodes}", "bash", "-c", f"exec {per_node}"]
+    return [
+        "srun",
+        f"--nodes={nodes}",
+        f"--ntasks={nodes}",
+        f"--gres=gpu:{gpus // nodes}",
+        "bash",
+        "-c",
+        f"exec {per_node}",
+    ]
 
 
 def head_node(job: str) -> str:

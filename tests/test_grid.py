@@ -25,7 +25,11 @@ def test_the_papers_ablations_at_256_need_eighteen_trainings_of_fifty_epochs():
 
 def test_the_default_cell_of_every_ablation_is_a_milestone_of_the_main_run():
     experiment = load_experiment(CONFIG / "imagenet256.yaml")
-    shared = [row.model.slug for name in ("table3", "table4", "table5", "table9", "table10") for row in table_rows(experiment, name)]
+    shared = [
+        row.model.slug
+        for name in ("table3", "table4", "table5", "table9", "table10")
+        for row in table_rows(experiment, name)
+    ]
     assert shared.count("DPAR-L") == 5
     assert model_cells(experiment)["DPAR-L"].milestones == ("epoch50", "epoch100", "epoch200", "epoch300")
 
@@ -33,7 +37,14 @@ def test_the_default_cell_of_every_ablation_is_a_milestone_of_the_main_run():
 def test_a_grid_is_the_product_of_what_varies():
     experiment = with_rows({"model": "dpar"}, **{"patchify.p_avg": [1.4, 1.8], "patchify.max_length": [2, 4, None]})
     slugs = [row.model.slug for row in table_rows(experiment, "t")]
-    assert slugs == ["dpar_pavg1.4_pmax2", "dpar_pavg1.4", "dpar_pavg1.4_pmaxnone", "dpar_pmax2", "dpar", "dpar_pmaxnone"]
+    assert slugs == [
+        "dpar_pavg1.4_pmax2",
+        "dpar_pavg1.4",
+        "dpar_pavg1.4_pmaxnone",
+        "dpar_pmax2",
+        "dpar",
+        "dpar_pmaxnone",
+    ]
     assert p_avg_targets(experiment) == [1.4, 1.8]
 
 

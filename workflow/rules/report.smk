@@ -90,6 +90,7 @@ rule plot_ablation:
     input:
         experiment=ancient(rules.resolve_experiment.output),
         table=rules.make_table.output.csv,
+        noise_floor=RESULTS + "/metrics/noise_floor.json",
     output:
         report(RESULTS + "/figures/{table}.png", caption="../report/ablation.rst", category="Figures"),
     log:
@@ -100,7 +101,7 @@ rule plot_ablation:
         "../../envs/dpar.yaml"
     shell:
         PYTHON + "plot_ablation --experiment {input.experiment} --table {wildcards.table} --csv {input.table}"
-        " --output {output}" + LOGGED
+        " --noise-floor {input.noise_floor} --output {output}" + LOGGED
 
 
 rule plot_compute:
@@ -108,6 +109,7 @@ rule plot_compute:
     input:
         experiment=ancient(rules.resolve_experiment.output),
         tables=expand(RESULTS + "/tables/{table}.csv", table=EXPERIMENT.tables),
+        noise_floor=RESULTS + "/metrics/noise_floor.json",
     output:
         report(RESULTS + "/figures/compute.png", caption="../report/compute.rst", category="Figures"),
     log:
@@ -117,7 +119,8 @@ rule plot_compute:
     conda:
         "../../envs/dpar.yaml"
     shell:
-        PYTHON + "plot_compute --experiment {input.experiment} --tables {input.tables} --output {output}" + LOGGED
+        PYTHON + "plot_compute --experiment {input.experiment} --tables {input.tables}"
+        " --noise-floor {input.noise_floor} --output {output}" + LOGGED
 
 
 rule write_report:
@@ -125,6 +128,7 @@ rule write_report:
     input:
         experiment=ancient(rules.resolve_experiment.output),
         tables=expand(RESULTS + "/tables/{table}.csv", table=EXPERIMENT.tables),
+        notes=expand(RESULTS + "/tables/{table}.md", table=EXPERIMENT.tables),
         ablations=expand(RESULTS + "/figures/{table}.png", table=EXPERIMENT.tables),
         figures=[
             RESULTS + "/figures/samples.png",

@@ -1,0 +1,250 @@
+"""Figures: entropy maps with patches, samples, curves and heat maps, cost. Arrays in, figures out."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+
+from dpar.files import replacing
+
+matplotlib.rcParams.update(
+    {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 9,
+        "figure.dpi": 100,
+        "savefig.dpi": 150,
+        "svg.hashsalt": "dpar",  # the same picture gives the same file
+    }
+)
+
+DPAR, LLAMAGEN, NEUTRAL = "#c0392b", "#2c6fbb", "#888888"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of `width` x `height` inches that needs no display."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes the figure as PNG to `path` whole or not at all; the same figure gives the same bytes."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def colour_of(model: str) -> str:
+    """One colour for DPAR, another for LlamaGen, in every figure."""
+    name = model.lower()
+    return LLAMAGEN if name.startswith("llamagen") else DPAR if name.startswith("dpar") else NEUTRAL
+
+
+def draw_patches(axes: Axes, patch_ids: NDArray[np.integer], colour: str = "black", width: float = 1.0) -> None:
+    """Draws the outlines of patches on a grid of cells of side 1 whose first cell is centred on (0, 0).
+
+    Args:
+        patch_ids: (rows, columns), the patch of each token.
+    """
+    rows, columns = patch_ids.shape
+    lines: list[tuple[tuple[float, float], tuple[float, float]]] = []
+    for row in range(rows + 1):
+        for column in range(columns):
+            if row in (0, rows) or patch_ids[row - 1, column] != patch_ids[row, column]:
+                lines.append(((column - 0.5, column + 0.5), (row - 0.5, row - 0.5)))
+    for column in range(columns + 1):
+        for row in range(rows):
+            if column in (0, columns) or patch_ids[row, column - 1] != patch_ids[row, column]:
+                lines.append(((column - 0.5, column - 0.5), (row - 0.5, row + 0.5)))
+    for x, y in lines:
+        axes.plot(x, y, color=colour, linewidth=width, solid_capstyle="projecting", clip_on=False)
+
+
+def entropy_maps(
+    images: NDArray[np.uint8],
+    entropy: NDArray[np.floating],
+    patch_ids: NDArray[np.integer],
+    threshold: float | None,
+) -> Figure:
+    """Images over their entropy maps with the outlines of their patches (Figure 2).
+
+    Args:
+        images: (N, height, width, 3).
+        entropy: (N, rows, columns) in nats; the first token's infinity is drawn as the largest finite value.
+        patch_ids: (N, rows, columns).
+        threshold: E_Th in nats, for the title.
+    """
+    finite = np.where(np.isfinite(entropy), entropy, np.nan)
+    low, high = float(np.nanmin(finite)), float(np.nanmax(finite))
+    shown = np.nan_to_num(finite, nan=high)
+    count = len(images)
+    figure = new_figure(1.45 * count + 0.9, 3.6)
+    axes = figure.subplots(2, count, squeeze=False)
+    picture = None
+    for i in range(count):
+        tokens, patches = patch_ids[i].size, int(patch_ids[i].max()) + 1
+        axes[0, i].imshow(images[i])
+        picture = axes[1, i].imshow(shown[i], cmap="viridis", vmin=low, vmax=high)
+        draw_patches(axes[1, i], patch_ids[i], width=1.3)
+        axes[1, i].set_xlabel(f"{patches} patches\nT / M = {tokens / patches:.2f}")
+        for row in (0, 1):
+            axes[row, i].set_xticks([])
+            axes[row, i].set_yticks([])
+            for spine in axes[row, i].spines.values():
+                spine.set_visible(False)
+    if picture is not None:
+        bar = figure.colorbar(picture, ax=list(axes[1]), label="entropy (nats)", pad=0.01)
+        if threshold is not None and low < threshold < high:
+            bar.ax.axhline(threshold, color="white", linewidth=3)
+            bar.ax.axhline(threshold, color="black", linewidth=1.2)
+            bar.ax.set_title("— $E_{Th}$", fontsize=8)
+    return figure
+
+
+def sample_columns(columns: Mapping[str, NDArray[np.uint8]], row_names: Sequence[str]) -> Figure:
+    """Pictures in named blocks of columns, a row a class.
+
+    Args:
+        columns: title -> (rows, pictures a row, height, width, 3).
+        row_names: one a row.
+    """
+    rows = len(row_names)
+    widths = [block.shape[1] for block in columns.values()]
+    figure = new_figure(0.62 * sum(widths) + 0.25 * len(widths) + 0.8, 0.62 * rows + 0.4)
+    axes = figure.subplots(1, len(columns), squeeze=False, gridspec_kw={"width_ratios": widths})[0]
+    for axis, (title, block) in zip(axes, columns.items(), strict=True):
+        mosaic = np.concatenate([np.concatenate(list(row), axis=1) for row in block], axis=0)
+        axis.imshow(mosaic, interpolation="nearest")
+        axis.set_title(title, color=colour_of(title), fontweight="bold", fontsize=8)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+    side = next(iter(columns.values())).shape[2]
+    axes[0].set_yticks([side * (i + 0.5) for i in range(rows)], row_names, fontsize=7)
+    axes[0].tick_params(length=0)
+    return figure
+
+
+def heat_maps(
+    panels: Mapping[str, NDArray[np.floating]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    row_label: str,
+    column_label: str,
+) -> Figure:
+    """One heat map a quantity over a two-dimensional grid; the best (smallest) cell of each is framed.
+
+    Args:
+        panels: title -> (rows, columns); NaN marks a missing cell.
+    """
+    figure = new_figure(1.1 + (1.3 + 0.75 * len(columns)) * len(panels), 1.3 + 0.6 * len(rows))
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, values) in zip(axes, panels.items(), strict=True):
+        axis.imshow(values, cmap="viridis_r", aspect="auto")
+        for (i, j), value in np.ndenumerate(values):
+            text = axis.text(
+                j, i, "missing" if np.isnan(value) else f"{value:.4g}", ha="center", va="center", color="white"
+            )
+            text.set_path_effects([withStroke(linewidth=2, foreground="black")])
+        if np.isfinite(values).any():
+            i, j = np.unravel_index(np.nanargmin(values), values.shape)
+            axis.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=DPAR, linewidth=3))
+        axis.set_title(title)
+        axis.set_xticks(range(len(columns)), columns)
+        axis.set_yticks(range(len(rows)), rows)
+        axis.set_xlabel(column_label)
+        axis.set_ylabel(row_label)
+        axis.tick_params(length=0)
+    return figure
+
+
+def error_bars(
+    panels: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    names: Sequence[str],
+    references: Mapping[str, float] | None = None,
+) -> Figure:
+    """One panel a quantity: a point with its spread for each named row, and a line for a reference such as a noise floor.
+
+    Args:
+        panels: title -> (values, spreads), one a name.
+    """
+    figure = new_figure(1.6 + 2.3 * len(panels), 1.1 + 0.32 * len(names))
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    places = np.arange(len(names))
+    for axis, (title, (values, spreads)) in zip(axes, panels.items(), strict=True):
+        for place, name, value, spread in zip(places, names, values, spreads, strict=True):
+            axis.errorbar(value, place, xerr=spread, fmt="o", color=colour_of(name), capsize=3)
+        if references and title in references:
+            axis.axvline(references[title], color=NEUTRAL, linestyle=":", linewidth=1.2)
+        axis.set_title(title)
+        axis.set_yticks(places, names)
+        axis.margins(y=0.15)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].invert_yaxis()
+    return figure
+
+
+def metric_against_cost(points: Sequence[Mapping[str, Any]], metric: str, floor: float | None) -> Figure:
+    """The metric against the cost of training, DPAR beside LlamaGen (Figure 1b).
+
+    Args:
+        points: each with `label`, `model`, `cost` (training GMACs an image), `value` and `spread`.
+        metric: name of the metric, for the axis.
+        floor: the metric of real images against real images.
+    """
+    figure = new_figure(5.6, 3.8)
+    axes = figure.subplots()
+    for point in points:
+        axes.errorbar(
+            point["cost"], point["value"], yerr=point["spread"], fmt="o", color=colour_of(point["model"]), capsize=3
+        )
+        axes.annotate(
+            point["label"], (point["cost"], point["value"]), xytext=(5, 4), textcoords="offset points", fontsize=7
+        )
+    if floor is not None:
+        axes.axhline(floor, color=NEUTRAL, linestyle=":", linewidth=1.2)
+        axes.annotate(
+            "real against real",
+            (0.99, floor),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            fontsize=7,
+            color=NEUTRAL,
+        )
+    axes.set_xlabel("training cost an image (GMACs, forward and backward)")
+    axes.set_ylabel(metric)
+    axes.margins(x=0.15, y=0.15)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def curves(histories: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str) -> Figure:
+    """One curve a model.
+
+    Args:
+        histories: name -> (x values, y values).
+    """
+    figure = new_figure(6.2, 3.4)
+    axes = figure.subplots()
+    styles = ("-", "--", "-.", ":")
+    seen: dict[str, int] = {}
+    for name, (x, y) in histories.items():
+        colour = colour_of(name)
+        number = seen.setdefault(colour, 0)
+        seen[colour] += 1
+        axes.plot(
+            x, y, styles[number % len(styles)], color=colour, alpha=1 - 0.15 * min(number, 4), label=name, linewidth=1.3
+        )
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, frameon=False)
+    return figure

@@ -1,0 +1,179 @@
+"""Tables: one row a cell, ours beside the paper's, with the conditions of every number."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+import pandas as pd
+
+from dpar.config import Experiment
+from dpar.errors import InputError
+from dpar.grid import Row, table_rows, threshold_of
+
+# What compute_metrics measures, as tables call it; the first one's name depends on the feature network.
+METRICS = ("frechet_distance", "inception_score", "precision", "recall", "class_agreement")
+# The paper's name of each of ours.
+PAPER = {"fid": "frechet_distance", "inception_score": "inception_score", "precision": "precision", "recall": "recall"}
+TITLES = {
+    "model": "Model",
+    "milestone": "State",
+    "threshold": "E_Th (nats)",
+    "max_length": "P_max",
+    "patch_length": "P_avg",
+    "nll": "Val. NLL (nats/token)",
+    "inception_score": "IS",
+    "precision": "Precision",
+    "recall": "Recall",
+    "class_agreement": "Class agreement",
+    "steps": "Steps",
+    "parameters": "Parameters",
+    "training_gmacs": "Training GMACs/image",
+    "cfg_scale": "CFG",
+    "images": "N",
+    "seeds": "Seeds",
+}
+
+
+def build(
+    experiment: Experiment,
+    name: str,
+    *,
+    metrics: Mapping[tuple[str, int], Mapping[str, Any]],
+    likelihoods: Mapping[tuple[str, str], Mapping[str, Any]],
+    thresholds: Mapping[str, Any],
+    costs: Mapping[str, Mapping[str, Any]],
+) -> pd.DataFrame:
+    """The table `name` with plain column names; a quantity that was not measured is missing, never zero.
+
+    Args:
+        metrics: (sample cell, seed) -> what compute_metrics wrote.
+        likelihoods: (model cell, milestone) -> what evaluate_likelihood wrote.
+        thresholds: what calibrate_thresholds wrote.
+        costs: model cell -> its entry of what count_patches wrote.
+    """
+    rows = [_row(row, metrics, likelihoods, thresholds, costs[row.model.slug]) for row in table_rows(experiment, name)]
+    frame = pd.DataFrame(rows)
+    return frame.dropna(axis="columns", how="all")
+
+
+def _row(
+    row: Row,
+    metrics: Mapping[tuple[str, int], Mapping[str, Any]],
+    likelihoods: Mapping[tuple[str, str], Mapping[str, Any]],
+    thresholds: Mapping[str, Any],
+    cost: Mapping[str, Any],
+) -> dict[str, Any]:
+    sample, is_dpar = row.sample, row.model.transformer.is_dpar
+    measured = [metrics[sample.slug, seed] for seed in sample.sampling.seeds if (sample.slug, seed) in metrics]
+    likelihood = likelihoods.get((sample.model, sample.milestone), {})
+    found: dict[str, Any] = {
+        "model": row.values["model"],
+        **{key: _shown(value) for key, value in row.values.items() if key not in ("model", "milestone")},
+        "milestone": sample.milestone,
+        "threshold": threshold_of(sample.patchify, thresholds) if is_dpar else None,
+        "max_length": sample.patchify.max_length if is_dpar and sample.patchify.strategy == "dynamic" else None,
+        "patch_length": likelihood.get("mean_patch_length") if is_dpar else None,
+        "nll": likelihood.get("nll"),
+        **_over_seeds(measured),
+        "parameters": cost.get("parameters"),
+        "training_gmacs": cost.get("training_gmacs"),
+        "cfg_scale": sample.sampling.cfg_scale,
+        "images": sample.sampling.num_images,
+        "seeds": len(measured),
+        "cell": sample.slug,
+        "training": sample.model,
+    }
+    for theirs, number in row.paper.items():
+        ours = PAPER.get(theirs)
+        if ours is None:
+            raise InputError(f"the paper's {theirs!r} stands beside none of our metrics ({', '.join(PAPER)})")
+        found[f"paper_{theirs}"] = number
+        comparable = bool(measured) and all(m["comparable_to_published"] for m in measured)
+        found[f"difference_{theirs}"] = found[ours] - number if comparable else None
+    return found
+
+
+def _over_seeds(measured: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Mean and standard deviation over sampling seeds of each metric."""
+    found: dict[str, float | None] = {}
+    for name in METRICS:
+        values = [m["values"][name] for m in measured if m["values"].get(name) is not None]
+        found[name] = mean(values) if values else None
+        found[f"{name}_sd"] = stdev(values) if len(values) > 1 else None
+    return found
+
+
+def _shown(value: Any) -> Any:
+    return "none" if value is None else value
+
+
+def readable(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """`frame` as people read it: titles, rounded numbers, mean ± standard deviation, a dash for what is missing.
+
+    Args:
+        metric: what `frechet_distance` is called with this feature network, such as `FD[classifier, 32]`.
+    """
+    titles = {**TITLES, "frechet_distance": metric}
+    columns: dict[str, list[str]] = {}
+    for name in frame.columns:
+        if name.endswith("_sd") or name in ("cell", "training"):
+            continue
+        spreads = frame.get(f"{name}_sd", [None] * len(frame))
+        texts = [_number(value, spread) for value, spread in zip(frame[name], spreads, strict=True)]
+        columns[_title(name, titles)] = texts
+    return pd.DataFrame(columns)
+
+
+def _title(name: str, titles: Mapping[str, str]) -> str:
+    if name in titles:
+        return titles[name]
+    for prefix, word in (("paper_", "Paper "), ("difference_", "Δ ")):
+        if name.startswith(prefix):
+            theirs = name.removeprefix(prefix)
+            return word + {"fid": "FID", "inception_score": "IS"}.get(theirs, theirs.capitalize())
+    return name.rpartition(".")[2] if "." in name else name
+
+
+def _number(value: Any, spread: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, str | bool):
+        return str(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) >= 1000:
+        value = int(value)
+    text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    has_spread = spread is not None and not (isinstance(spread, float) and math.isnan(spread))
+    return f"{text} ± {spread:.2g}" if has_spread else text
+
+
+def to_markdown(frame: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
+    """A Markdown table under its title, with the conditions below."""
+    table = frame.to_markdown(index=False, disable_numparse=True)
+    return f"## {title}\n\n{table}\n\n" + "".join(f"- {note}\n" for note in notes)
+
+
+def to_latex(frame: pd.DataFrame, title: str) -> str:
+    """The table as a LaTeX `table` for booktabs."""
+    special = str.maketrans(
+        {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "–": "--", "Δ": r"$\Delta$"}
+    )
+    lines = [" & ".join(str(c).translate(special) for c in frame.columns)]
+    lines += [" & ".join(str(v).translate(special) for v in row) for row in frame.itertuples(index=False)]
+    head, *body = [line + r" \\" for line in lines]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{title.translate(special)}}}",
+            rf"\begin{{tabular}}{{{'l' * len(frame.columns)}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )

@@ -1,0 +1,116 @@
+"""Prints one table: ours, the paper's where it has one, and the conditions."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dpar import tracking
+from dpar.config import load_experiment
+from dpar.errors import run_command
+from dpar.files import read_json, write_text
+from dpar.report import tables
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="make_table", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--table", required=True, help="a name under `tables` of the experiment")
+    flags.add_argument("--metrics", type=Path, nargs="+", required=True, help="metrics/CELL/seedN.json ...")
+    flags.add_argument("--likelihoods", type=Path, nargs="+", required=True, help="likelihood/MODEL/STATE.json ...")
+    flags.add_argument("--noise-floor", type=Path, required=True)
+    flags.add_argument("--patch-counts", type=Path, required=True)
+    flags.add_argument("--thresholds", type=Path, required=True)
+    flags.add_argument("--pictures", type=Path, nargs="+", required=True, help="samples/CELL/seedN/00000.png ...")
+    flags.add_argument("--csv", type=Path, required=True)
+    flags.add_argument("--markdown", type=Path, required=True)
+    flags.add_argument("--latex", type=Path, required=True)
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage."""
+    args = parser().parse_args(argv)
+    experiment = load_experiment(args.experiment)
+    metrics = {(p.parent.name, int(p.stem.removeprefix("seed"))): read_json(p) for p in args.metrics}
+    likelihoods = {(p.parent.name, p.stem): read_json(p) for p in args.likelihoods}
+    thresholds, counts, floor = read_json(args.thresholds), read_json(args.patch_counts), read_json(args.noise_floor)
+    inputs = [*args.metrics, *args.likelihoods, args.noise_floor, args.patch_counts, args.thresholds, *args.pictures]
+    title = experiment.tables[args.table].title
+    with tracking.job(
+        rule="make_table",
+        experiment=args.experiment,
+        name=f"make_table[{args.table}]",
+        inputs=inputs,
+        outputs=[args.csv, args.markdown, args.latex],
+        params={"table": args.table, "title": title},
+    ) as job:
+        frame = tables.build(
+            experiment,
+            args.table,
+            metrics=metrics,
+            likelihoods=likelihoods,
+            thresholds=thresholds,
+            costs=counts["cells"],
+        )
+        first = next(iter(metrics.values()))
+        shown = tables.readable(frame, first["metric"])
+        notes = conditions(first, floor)
+        write_text(args.csv, frame.to_csv(index=False))
+        write_text(args.latex, tables.to_latex(shown, title))
+        write_text(args.markdown, tables.to_markdown(shown, title, notes))
+        print(args.markdown.read_text())
+        pictures = {path.parents[1].name: path for path in args.pictures}
+        for record in frame.to_dict("records"):
+            sources = [p for p in args.metrics if p.parent.name == record["cell"]]
+            state = (record["training"], record["milestone"])
+            job.result(
+                table=args.table,
+                cell=record["cell"],
+                params=_params(record),
+                metrics=_metrics(record),
+                sources=[*sources, *(p for p in args.likelihoods if (p.parent.name, p.stem) == state)],
+                image=pictures.get(record["cell"]),
+            )
+
+
+def conditions(measured: dict[str, Any], floor: dict[str, Any]) -> list[str]:
+    """What the numbers of a table rest on, a line each."""
+    stated = measured["conditions"]
+    lines = [
+        f"{measured['metric']}: {stated['samples']} samples against {stated['reference_samples']} images of "
+        f"`{stated['reference']}`, feature network `{str(stated['extractor_sha256'])[:12]}`.",
+        f"Noise floor, real images against other real images at the same number: "
+        f"{floor['frechet_distance']['mean']:.4g} ± {floor['frechet_distance']['sd']:.2g}.",
+        "Values are mean ± standard deviation over sampling seeds.",
+    ]
+    if not measured["comparable_to_published"]:
+        lines.append(f"Not comparable to published numbers: {measured['comparable_reason']}")
+    return lines
+
+
+def _params(record: dict[str, Any]) -> dict[str, Any]:
+    numbers = set(_metrics(record, prefixed=False))
+    return {key: value for key, value in record.items() if key not in numbers}
+
+
+def _metrics(record: dict[str, Any], *, prefixed: bool = True) -> dict[str, float]:
+    """The measured quantities of a row, named as the dashboard groups them."""
+    groups = {"nll": "val", "patch_length": "patch", "training_gmacs": "cost", "parameters": "cost"}
+    found = {}
+    for key, value in record.items():
+        measured = (
+            key in groups or key.removesuffix("_sd") in tables.METRICS or key.startswith(("paper_", "difference_"))
+        )
+        if measured and value is not None and value == value:
+            group, _, rest = (
+                key.partition("_") if key.startswith(("paper_", "difference_")) else (groups.get(key, "eval"), "", key)
+            )
+            found[f"{group}/{rest}" if prefixed else key] = float(value)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

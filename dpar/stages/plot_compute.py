@@ -1,0 +1,55 @@
+"""Draws the metric against the cost of training, DPAR beside LlamaGen (Figure 1b)."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from dpar import tracking
+from dpar.errors import run_command
+from dpar.files import read_json
+from dpar.report.figures import metric_against_cost, save
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="plot_compute", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--tables", type=Path, nargs="+", required=True, help="tables/TABLE.csv ...")
+    flags.add_argument("--noise-floor", type=Path, required=True)
+    flags.add_argument("--output", type=Path, required=True)
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage."""
+    args = parser().parse_args(argv)
+    with tracking.job(
+        rule="plot_compute",
+        experiment=args.experiment,
+        name="plot_compute",
+        inputs=[*args.tables, args.noise_floor],
+        outputs=[args.output],
+        params={},
+    ) as job:
+        floor = read_json(args.noise_floor)
+        rows = pd.concat([pd.read_csv(path) for path in args.tables]).drop_duplicates("cell")
+        rows = rows.dropna(subset=["training_gmacs", "frechet_distance"])
+        points = [
+            {
+                "label": row["cell"],
+                "model": row["model"],
+                "cost": row["training_gmacs"],
+                "value": row["frechet_distance"],
+                "spread": 0.0 if pd.isna(row.get("frechet_distance_sd")) else row["frechet_distance_sd"],
+            }
+            for row in rows.to_dict("records")
+        ]
+        save(metric_against_cost(points, floor["metric"], floor["frechet_distance"]["mean"]), args.output)
+        job.figure(args.output)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,84 @@
+"""Draws entropy maps of held-out images with the outlines of their patches (Figure 2)."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dpar import tracking
+from dpar.config import load_experiment
+from dpar.data.codes import open_codes
+from dpar.data.crops import center_crop
+from dpar.data.images import ImageIndex
+from dpar.errors import run_command
+from dpar.files import read_json
+from dpar.grid import threshold_of
+from dpar.patchify import patch_ids, starts_for
+from dpar.report.figures import entropy_maps, save
+
+SHOWN = 8
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="plot_entropy_maps", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--index", type=Path, required=True, help="index/val.json")
+    flags.add_argument("--manifest", type=Path, required=True, help="scored/val/manifest.json")
+    flags.add_argument("--thresholds", type=Path, required=True)
+    flags.add_argument("--output", type=Path, required=True)
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage."""
+    args = parser().parse_args(argv)
+    experiment = load_experiment(args.experiment)
+    with tracking.job(
+        rule="plot_entropy_maps",
+        experiment=args.experiment,
+        name="plot_entropy_maps",
+        inputs=[args.index, args.manifest, args.thresholds],
+        outputs=[args.output],
+        params={},
+    ) as job:
+        index, codes = ImageIndex.load(args.index), open_codes(args.manifest)
+        entropy = codes.entropy
+        assert entropy is not None, "the scored store has entropies"
+        threshold = threshold_of(experiment.patchify, read_json(args.thresholds))
+        starts = starts_for(
+            experiment.patchify, threshold, torch.from_numpy(np.array(entropy[:, 0])), experiment.grid[1]
+        )
+        chosen = spread(starts.sum(1).numpy(), codes.labels, SHOWN)
+        side = experiment.images.resolution
+        rows, columns = experiment.grid
+        figure = entropy_maps(
+            np.stack([np.asarray(center_crop(index.read(i), side)) for i in chosen]),
+            np.stack([entropy[i, 0].reshape(rows, columns) for i in chosen]),
+            np.stack([patch_ids(starts[i : i + 1])[0].reshape(rows, columns).numpy() for i in chosen]),
+            threshold,
+        )
+        save(figure, args.output)
+        job.figure(args.output)
+
+
+def spread(patches: np.ndarray, labels: np.ndarray, count: int) -> list[int]:
+    """Images from the fewest patches to the most in even steps, of different classes where that can be.
+
+    Args:
+        patches: (N,) patches an image.
+        labels: (N,).
+    """
+    order = np.argsort(patches, kind="stable")
+    chosen: list[int] = []
+    for part in np.array_split(order, min(count, len(order))):
+        seen = {int(labels[i]) for i in chosen}
+        chosen.append(int(next((i for i in part if int(labels[i]) not in seen), part[len(part) // 2])))
+    return chosen
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,164 @@
+"""Writes the report: one page that needs no other file."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dpar import tracking
+from dpar.config import Experiment, load_experiment
+from dpar.errors import InputError, run_command
+from dpar.files import read_json, write_text
+from dpar.report.figures import curves
+from dpar.report.page import Section, page
+from dpar.report.tables import readable
+from dpar.tracking.environment import git_commit, versions
+
+CAPTIONS = {
+    "samples": "Uncurated samples, a row a class; the first block is real, held-out images.",
+    "entropy_maps": "Held-out images from few patches to many; below, the entropy of each token given those before it, "
+    "with the outlines of the patches (Figure 2 of the paper).",
+    "compute": "The metric against the cost of training (Figure 1b of the paper). Lower and further left is better.",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="write_report", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--tables", type=Path, nargs="+", required=True, help="tables/TABLE.csv ...")
+    flags.add_argument("--ablations", type=Path, nargs="+", required=True, help="figures/TABLE.png ...")
+    flags.add_argument("--figures", type=Path, nargs="+", required=True, help="samples, entropy maps, compute")
+    flags.add_argument("--tokenizer", type=Path, required=True, help="tokenizer/report.json")
+    flags.add_argument("--reconstructions", type=Path, required=True)
+    flags.add_argument("--noise-floor", type=Path, required=True)
+    flags.add_argument("--thresholds", type=Path, required=True)
+    flags.add_argument("--patch-counts", type=Path, required=True)
+    flags.add_argument("--histories", type=Path, nargs="+", required=True, help="models/MODEL/STATE/history.jsonl ...")
+    flags.add_argument("--output", type=Path, required=True)
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage."""
+    args = parser().parse_args(argv)
+    experiment = load_experiment(args.experiment)
+    inputs = [
+        *(*args.tables, *args.ablations, *args.figures, args.tokenizer, args.reconstructions),
+        *(args.noise_floor, args.thresholds, args.patch_counts, *args.histories),
+    ]
+    with tracking.job(
+        rule="write_report",
+        experiment=args.experiment,
+        name="write_report",
+        inputs=inputs,
+        outputs=[args.output],
+        params={"tables": ",".join(experiment.tables)},
+    ) as job:
+        floor = read_json(args.noise_floor)
+        write_text(args.output, page(f"DPAR · {experiment.name}", lead(experiment), sections(experiment, args, floor)))
+        job.figure(args.output)
+        print(f"report: {args.output}")
+
+
+def lead(experiment: Experiment) -> str:
+    """One sentence on what was run."""
+    rows, columns = experiment.grid
+    return (
+        f"{experiment.images.num_classes} classes at {experiment.images.resolution} px as {rows} x {columns} tokens of "
+        f"{experiment.tokenizer.vocab_size} codes; "
+        "tokens whose next-token entropy is low are merged into patches of variable length."
+    )
+
+
+def sections(experiment: Experiment, args: argparse.Namespace, floor: dict[str, Any]) -> list[Section]:
+    """The page's sections in reading order."""
+    figures = {path.stem: path for path in args.figures}
+    found = [Section("Samples", "samples").picture(figures["samples"], CAPTIONS["samples"])]
+    ablations = {path.stem: path for path in args.ablations}
+    for path in args.tables:
+        table = experiment.tables[path.stem]
+        section = Section(table.title, path.stem).table(readable(pd.read_csv(path), floor["metric"]))
+        section.points(conditions(path.with_suffix(".md")))
+        found.append(section.picture(ablations[path.stem], f"{table.title}; the dotted line is the noise floor."))
+    found.append(
+        Section("Patches", "patches")
+        .text("Where the entropy exceeds the threshold a new patch begins: flat regions merge, busy ones do not.")
+        .picture(figures["entropy_maps"], CAPTIONS["entropy_maps"])
+        .table(thresholds_table(read_json(args.thresholds)))
+    )
+    found.append(Section("Cost", "cost").picture(figures["compute"], CAPTIONS["compute"]))
+    found.append(training_section(args.histories))
+    found.append(
+        Section("Tokenizer", "tokenizer")
+        .facts(
+            {
+                key: shown(value)
+                for key, value in read_json(args.tokenizer).items()
+                if not isinstance(value, dict | list)
+            }
+        )
+        .picture(args.reconstructions, "Held-out images and what the tokenizer gives back.")
+    )
+    found.append(
+        Section("Conditions", "conditions")
+        .facts({"commit": git_commit(), **versions()})
+        .code(experiment.model_dump_json(indent=2), "the experiment, with every default")
+    )
+    return found
+
+
+def conditions(markdown: Path) -> list[str]:
+    """The notes that make_table wrote under the table.
+
+    Raises:
+        InputError: the table's Markdown file is missing.
+    """
+    if not markdown.is_file():
+        raise InputError(f"{markdown} is missing beside its CSV file; run make_table again")
+    return [
+        line.removeprefix("- ").replace("`", "") for line in markdown.read_text().splitlines() if line.startswith("- ")
+    ]
+
+
+def thresholds_table(thresholds: dict[str, Any]) -> pd.DataFrame:
+    """The calibrated thresholds, a row a target."""
+    rows = [
+        {
+            "Wanted P_avg": target,
+            "E_Th (nats)": f"{found['threshold']:.4f}",
+            "P_avg reached": f"{found['achieved']:.4f}",
+        }
+        for target, found in thresholds["p_avg"].items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def training_section(histories: Sequence[Path]) -> Section:
+    """Validation curves of every model."""
+    series: dict[str, tuple[list[float], list[float]]] = {}
+    for path in histories:
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        points = [(r["step"], r["val/nll"]) for r in records if "val/nll" in r]
+        if points:
+            series[path.parents[1].name] = ([float(x) for x, _ in points], [float(y) for _, y in points])
+    section = Section("Training", "training")
+    if not series:
+        return section.text("No validation was recorded.")
+    buffer = BytesIO()
+    curves(series, "step", "validation NLL (nats/token)").savefig(buffer, format="png", metadata={"Software": None})
+    return section.picture(buffer.getvalue(), "Negative log-likelihood of held-out images while training.")
+
+
+def shown(value: Any) -> str:
+    """A number with four digits, anything else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
