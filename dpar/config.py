@@ -107,8 +107,6 @@ class Tokenizer(Autoencoder):
     def _trained_or_imported(self) -> Self:
         if (self.weights is None) == (self.training is None):
             raise ValueError("give exactly one of `weights` (import) and `training` (train one)")
-        if self.weights_sha256 and not self.weights:
-            raise ValueError("`weights_sha256` belongs to a file of `weights`")
         return self
 
     @property
@@ -362,7 +360,7 @@ class Experiment(Settings):
         if self.images.resolution % self.tokenizer.downsample:
             raise ValueError(
                 f"images.resolution {self.images.resolution} is not a multiple of the tokenizer's downsampling "
-                f"{self.tokenizer.downsample} (2 to the number of tokenizer.multipliers less one)"
+                f"{self.tokenizer.downsample} (tokenizer.pixel_shuffle x 2 to the number of multipliers less one)"
             )
         return self
 
