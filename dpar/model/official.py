@@ -4,7 +4,7 @@ import argparse
 import pickle
 import re
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -91,7 +91,15 @@ def load_official(path: str | Path, network: nn.Module, *, ignored: Collection[s
     Raises:
         InputError: the file is none (`read_official`), or names or shapes differ.
     """
-    given = {name: tensor for name, tensor in read_official(path).items() if name not in ignored}
+    fill(network, {name: tensor for name, tensor in read_official(path).items() if name not in ignored}, path)
+
+
+def fill(network: nn.Module, given: Mapping[str, Tensor], path: str | Path) -> None:
+    """Copies `given`, which was read from `path`, into `network`.
+
+    Raises:
+        InputError: names or shapes differ.
+    """
     own = network.state_dict()
     problems = {
         "missing": [name for name in own if name not in given],
@@ -109,7 +117,7 @@ def load_official(path: str | Path, network: nn.Module, *, ignored: Collection[s
     ]
     if lines:
         raise InputError(f"{path} does not fit the sizes in the experiment; correct the one or the other:\n" + "\n".join(lines))
-    network.load_state_dict(given, strict=True)
+    network.load_state_dict(dict(given), strict=True)
 
 
 def import_llamagen(path: str | Path, config: LlamaGenConfig) -> LlamaGen:
