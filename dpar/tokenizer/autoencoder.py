@@ -47,9 +47,9 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         h = self.norm(x)
-        q, k, v = (projection(h).flatten(2).mT.unsqueeze(1) for projection in (self.q, self.k, self.v))
+        q, k, v = (projection(h).movedim(1, -1).flatten(1, 2).unsqueeze(1) for projection in (self.q, self.k, self.v))
         out = F.scaled_dot_product_attention(q, k, v).squeeze(1)
-        return x + self.proj_out(out.mT.reshape(x.shape))
+        return x + self.proj_out(out.unflatten(1, x.shape[2:]).movedim(-1, 1))
 
 
 class Downsample(nn.Module):
@@ -177,10 +177,11 @@ class Decoder(nn.Module):
 
 
 class Autoencoded(NamedTuple):
-    """A training pass: the pictures as they come back, their codes, and the codebook's two losses."""
+    """A training pass: the pictures as they come back, their codes and latents, and the codebook's two losses."""
 
     images: Float[Tensor, "B 3 H W"]
     codes: Int[Tensor, "B h w"]
+    latents: Float[Tensor, "B C h w"]
     codebook_loss: Float[Tensor, ""]
     commitment_loss: Float[Tensor, ""]
 
@@ -224,8 +225,13 @@ class VQAutoencoder(nn.Module):
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Autoencoded:
         """Pictures through the codebook and back, differentiable."""
         quantized = self.quantize(self.latents(images))
-        reconstruction = self.decoder(self.post_quant_conv(quantized.latents))
-        return Autoencoded(reconstruction, quantized.codes, quantized.codebook_loss, quantized.commitment_loss)
+        return Autoencoded(
+            images=self.decoder(self.post_quant_conv(quantized.rows)),
+            codes=quantized.codes,
+            latents=quantized.latents,
+            codebook_loss=quantized.codebook_loss,
+            commitment_loss=quantized.commitment_loss,
+        )
 
 
 def to_bytes(images: Float[Tensor, "*B 3 H W"]) -> UInt8[Tensor, "*B 3 H W"]:

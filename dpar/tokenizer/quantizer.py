@@ -14,8 +14,9 @@ ROWS_AT_ONCE = 16384
 class Quantized(NamedTuple):
     """What a latent grid becomes, and how far it was from it."""
 
-    latents: Float[Tensor, "B C h w"]
+    rows: Float[Tensor, "B C h w"]
     codes: Int[Tensor, "B h w"]
+    latents: Float[Tensor, "B C h w"]
     codebook_loss: Float[Tensor, ""]
     commitment_loss: Float[Tensor, ""]
 
@@ -37,7 +38,9 @@ class Quantizer(nn.Module):
     def __init__(self, vocab_size: int, code_dim: int):
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, code_dim)
-        nn.init.uniform_(self.embedding.weight, -1 / vocab_size, 1 / vocab_size)
+        with torch.no_grad():
+            nn.init.uniform_(self.embedding.weight, -1 / vocab_size, 1 / vocab_size)
+            self.embedding.weight.copy_(self.codebook())
 
     def codebook(self) -> Float[Tensor, "V C"]:
         """The rows, each divided by its length."""
@@ -56,12 +59,13 @@ class Quantizer(nn.Module):
         """Rows in place of latents; the gradient of the rows goes straight through to the latents."""
         latents = F.normalize(latents, dim=1)
         with torch.no_grad():
-            flat = latents.movedim(1, -1).flatten(0, -2)
-            codes = nearest(flat, self.codebook()).view(latents.shape[0], *latents.shape[2:])
+            flat = latents.movedim(1, -1)
+            codes = nearest(flat.flatten(0, -2), self.codebook()).view(flat.shape[:-1])
         rows = self.decode(codes)
         return Quantized(
-            latents=latents + (rows - latents).detach(),
+            rows=latents + (rows - latents).detach(),
             codes=codes,
+            latents=latents.detach(),
             codebook_loss=F.mse_loss(rows, latents.detach()),
             commitment_loss=F.mse_loss(latents, rows.detach()),
         )
