@@ -170,7 +170,8 @@ def error_bars(
     names: Sequence[str],
     references: Mapping[str, float] | None = None,
 ) -> Figure:
-    """One panel a quantity: a point with its spread for each named row, and a line for a reference such as a noise floor.
+    """One panel a quantity: a point with its spread for each named row, and a line for a reference.
+
 
     Args:
         panels: title -> (values, spreads), one a name.

@@ -28,6 +28,8 @@ SHARD_COUNT = {"train": EXPERIMENT.codes.train_shards, "val": EXPERIMENT.codes.v
 SHARD_SUFFIX = {"parquet": "parquet", "webdataset": "tar"}[EXPERIMENT.codes.format]
 MODEL_FILES = ("model.safetensors", "config.json")
 PYTHON = "python -m dpar.stages."
+# The rules' `python` is the one that runs Snakemake, unless --sdm conda puts its own before it.
+os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
 # One log a job: everything the stage says, on the screen and in the file; tee outlives Ctrl-C so that a stage
 # that saves its state on the way out can still say so.
 LOGGED = " 2>&1 | tee -i {log}"

@@ -1,0 +1,125 @@
+"""The whole graph on a tiny set of images: it finishes, is tracked, survives a kill and reruns only what changed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from dpar.files import read_json, sha256_file
+from tests.test_config import demo
+from tests.workflow.conftest import ROOT, job_counts
+
+pytestmark = pytest.mark.slow
+
+
+def tiny(**changes):
+    """The demo, small enough for a test: every rule runs, no number means anything."""
+    values = demo(
+        name="tiny",
+        images__generated={"train": 96, "val": 48},
+        images__num_classes=4,
+        images__resolution=32,
+        tokenizer__vocab_size=32,
+        tokenizer__channels=32,
+        codes__ten_crop=False,
+        codes__format="webdataset",
+        evaluation__classifier={"channels": 8, "dims": 4, "steps": 10, "batch_size": 16},
+        evaluation__splits=2,
+        tables={
+            "comparison": {"title": "Both", "rows": [{"model": "llamagen"}, {"model": "dpar"}]},
+            "lengths": {"title": "Lengths", "rows": [{"model": "dpar"}], "vary": {"patchify.max_length": [2, 4]}},
+        },
+        **changes,
+    )
+    values["tokenizer"]["training"] |= {"steps": 12, "batch_size": 8, "checkpoint_every": 4}
+    training = {"steps": 8, "batch_size": 8, "checkpoint_every": 2, "validate_every": 4, "log_every": 4}
+    for place in (values, values["entropy_model"]):
+        place["training"] = {**place["training"], **training}
+    values["sampling"] |= {"num_images": 40, "seeds": [0], "batch_size": 20}
+    return values
+
+
+def outputs(results):
+    """Path -> digest of everything the rules made (records of tracking, logs and states are not outputs)."""
+    aside = ("tracking", "logs", "state")
+    files = [p for p in results.rglob("*") if p.is_file() and p.relative_to(results).parts[0] not in aside]
+    return {str(p.relative_to(results)): sha256_file(p) for p in files}
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny()))
+    return path
+
+
+def test_the_graph_runs_to_the_report_and_a_second_run_does_nothing(snakemake, experiment, tmp_path):
+    run = snakemake("--cores", "2", "--configfile", experiment)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-6000:]
+    results = tmp_path / "results" / "tiny"
+    page = (results / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert not list(results.rglob("*.partial"))
+
+    again = snakemake("--cores", "2", "--configfile", experiment)
+    assert again.returncode == 0
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+    audit = subprocess.run(
+        [sys.executable, "-m", "dpar.cli", "track", "audit", "--results", str(results)]
+        + ["--snakefile", str(ROOT / "Snakefile"), "--configfile", str(experiment)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert audit.returncode == 0, audit.stdout + audit.stderr
+
+    # more guidance means other samples of the same models
+    values = tiny()
+    values["sampling"]["cfg_scale"] = 3.0
+    experiment.write_text(yaml.safe_dump(values))
+    triggers = ("--rerun-triggers", "mtime", "params", "input", "software-env")
+    planned = snakemake("--dry-run", "--configfile", experiment, *triggers)
+    jobs = job_counts(planned.stdout + planned.stderr)
+    assert jobs["sample_images"] == 3
+    assert {"train_model", "train_tokenizer", "train_entropy_model", "encode_images", "score_entropies"}.isdisjoint(jobs)
+
+    # one deleted cell is made again alone
+    experiment.write_text(yaml.safe_dump(tiny()))
+    (results / "metrics" / "dpar_pmax2" / "seed0.json").unlink()
+    planned = snakemake("--dry-run", "--configfile", experiment, *triggers)
+    jobs = job_counts(planned.stdout + planned.stderr)
+    assert jobs["compute_metrics"] == 1
+    assert {"train_model", "sample_images", "extract_features"}.isdisjoint(jobs)
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_outputs(experiment, tmp_path):
+    """`kill -9` of the whole process group at random moments, then the same command, against a run left alone."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+    def command(folder):
+        return [sys.executable, "-m", "dpar.commands.run", "--config", str(experiment), "--cores", "2", "--directory", str(folder)]
+
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    subprocess.run(command(undisturbed), env=environment, cwd=ROOT, check=True, capture_output=True, timeout=1200)
+    moments = random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen(
+            command(disturbed), env=environment, cwd=ROOT, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(moments.uniform(8, 30))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command(disturbed), env=environment, cwd=ROOT, check=True, capture_output=True, timeout=1200)
+
+    expected, found = outputs(undisturbed / "results/tiny"), outputs(disturbed / "results/tiny")
+    assert set(found) == set(expected)
+    differing = {path for path in expected if found[path] != expected[path]}
+    timed = {path for path in differing if path.endswith(("history.jsonl", "report.html"))}  # they hold speeds, curves
+    assert differing == timed
+    assert read_json(disturbed / "results/tiny/metrics/dpar/seed0.json")["values"]

@@ -1,0 +1,94 @@
+"""The graph: every experiment resolves without its data, rules and stages match, mistakes are named."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dpar.config import load_experiment
+from dpar.grid import model_cells, sample_cells
+from dpar.recipes import RECIPES
+from tests.test_config import CONFIG, SHIPPED, demo
+from tests.workflow.conftest import ROOT, job_counts
+
+RULE_FILES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
+RULES = {name: file for file in RULE_FILES for name in re.findall(r"^ *rule (\w+):", file.read_text(), re.MULTILINE)}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_an_experiment_resolves_to_its_full_list_of_jobs_without_any_data(snakemake, name):
+    experiment = load_experiment(CONFIG / f"{name}.yaml")
+    run = snakemake("--dry-run", "--configfile", CONFIG / f"{name}.yaml")
+    assert run.returncode == 0, run.stdout + run.stderr
+    jobs = job_counts(run.stdout + run.stderr)
+
+    cells = sample_cells(experiment).values()
+    states = set()
+    for cell in cells:  # a state needs those before it
+        milestones = model_cells(experiment)[cell.model].milestones
+        states |= {(cell.model, m) for m in milestones[: milestones.index(cell.milestone) + 1]}
+    assert jobs["train_model"] == len(states)
+    assert jobs["sample_images"] == sum(len(c.sampling.seeds) * c.sampling.shards for c in cells)
+    assert jobs["compute_metrics"] == sum(len(c.sampling.seeds) for c in cells)
+    assert jobs["encode_images"] == experiment.codes.train_shards + experiment.codes.val_shards
+    assert jobs["make_table"] == len(experiment.tables)
+
+
+def test_a_bare_snakemake_at_the_root_runs_the_demo(snakemake):
+    run = snakemake("--dry-run", "--cores", "2", cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    assert job_counts(run.stdout + run.stderr)["all"] == 1
+
+
+def test_the_slurm_profile_resolves_and_asks_for_each_rules_resources(snakemake):
+    pytest.importorskip("snakemake_executor_plugin_slurm", reason="the slurm extra is not installed")
+    run = snakemake("--dry-run", "--profile", "slurm", cwd=ROOT)
+    assert run.returncode == 0, run.stdout + run.stderr
+    asked = {}
+    for rule, resources in re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", run.stdout + run.stderr, re.M):
+        asked[rule] = dict(part.split("=", 1) for part in resources.split(", "))
+    assert {"train_model", "sample_images", "encode_images", "compute_metrics"} <= set(asked)
+    for rule, resources in asked.items():
+        if rule not in ("all", "resolve_experiment"):
+            assert {"slurm_partition", "runtime", "mem_mb", "cpus_per_task"} <= set(resources), rule
+    assert asked["train_model"]["gpu"] == "8"
+    assert asked["train_model"]["slurm_partition"] == "gpu"
+    assert asked["compute_metrics"]["slurm_partition"] == "cpu"
+
+
+def test_rules_and_stages_and_recipes_have_the_same_names():
+    stages = {path.stem for path in (ROOT / "dpar" / "stages").glob("*.py")} - {"__init__"}
+    assert stages == set(RULES) == set(RECIPES)
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_every_rule_is_documented_logged_and_tested(rule):
+    text = RULES[rule].read_text()
+    body = re.search(rf"rule {rule}:\n(.*?)(?=^ *rule |\Z)", text, re.M | re.S)
+    assert body
+    assert re.match(r'\s+"""[A-Z]', body[1]), "a docstring, shown by snakemake --list"
+    assert re.search(r"^ +log:", body[1], re.M)
+    assert f"{rule}" in body[1].split("shell:")[1]
+    assert (ROOT / "tests" / "stages" / f"test_{rule}.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"trainings": {}}, "trainings"), ({"images__resolution": 60}, "resolution"), ({"patchify__threshold": 3.0}, "p_avg")],
+)
+def test_a_mistake_in_the_experiment_stops_before_anything_runs(snakemake, tmp_path, changes, named):
+    path = tmp_path / "mistaken.yaml"
+    path.write_text(yaml.safe_dump(demo(**changes)))
+    run = snakemake("--cores", "1", "--configfile", path)
+    assert run.returncode != 0
+    assert named in run.stdout + run.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_documents_name_only_files_that_exist():
+    for document in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"):
+        text = (ROOT / document).read_text()
+        named = set(re.findall(r"`((?:dpar|workflow|config|tests|slurm|envs|docs)/[\w./-]+\.\w+)`", text))
+        missing = {name for name in named if not Path(ROOT / name).exists()}
+        assert not missing, f"{document} names files that are not there"
