@@ -58,7 +58,8 @@ class TokenizerTraining(Settings):
     perceptual_network: str | None = Field(None, description="file with LPIPS weights; needed if the weight is not 0")
     adversarial_weight: float = Field(0.5, ge=0)
     adversarial_start: int = Field(20_000, ge=0, description="the first step with the PatchGAN loss")
-    restart_unused_codes: bool = False
+    restart_unused_codes: bool = Field(False, description="replace codes that fell out of use by latents of the batch")
+    crop_range: float = Field(1.25, ge=1, description="training crops are cut from the image at 1 to this x the side")
     checkpoint_every: int = Field(1000, gt=0, description="steps")
 
     @model_validator(mode="after")
