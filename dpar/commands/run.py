@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from dpar.config import load_experiment
-from dpar.errors import InputError
+from dpar.errors import InputError, run_command
 
 # Not `code`: Snakemake would retrain a model for a blank in a shell command. dpar/recipes.py says what is out of date.
 TRIGGERS = ("mtime", "params", "input", "software-env")
@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="dpar run", description=__doc__)
     options.add_argument("--config", type=Path, default=Path("config/demo.yaml"), help="the experiment")
     options.add_argument("--cores", type=int, default=os.cpu_count(), help="CPU cores to use")
+    options.add_argument("--directory", type=Path, default=Path(), help="where results/ is made")
     options.add_argument("snakemake", nargs="*", metavar="-- ARGUMENT", help="what follows -- goes to snakemake")
     return options
 
@@ -36,11 +37,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if not Path("Snakefile").is_file():
         raise InputError(f"there is no Snakefile in {Path.cwd()}; call `dpar run` from the top of the repository")
-    results = Path("results") / load_experiment(args.config).name
-    snakemake = [sys.executable, "-m", "snakemake", "--configfile", str(args.config), "--cores", str(args.cores)]
+    results = args.directory / "results" / load_experiment(args.config).name
+    snakemake = [sys.executable, "-m", "snakemake", "--directory", str(args.directory)]
+    snakemake += ["--configfile", str(args.config.resolve()), "--cores", str(args.cores)]
     with _only_run(results) as lock:
         # We hold the lock, so a lock of Snakemake's own is left over from a run that was killed.
-        subprocess.run([*snakemake, "--unlock", "--quiet"], check=True, capture_output=True)
+        subprocess.run([*snakemake, "--unlock"], check=True, capture_output=True)
         command = [*snakemake, "--rerun-incomplete", "--rerun-triggers", *TRIGGERS, *args.snakemake]
         status = _run(command, lock)
     if status:
@@ -88,3 +90,7 @@ def _run(command: Sequence[str], lock: IO[str]) -> int:
         ).returncode
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,43 @@
+"""`dpar run`: what it refuses, and what it says at the end."""
+
+import fcntl
+
+import pytest
+
+from dpar.commands import run
+from dpar.errors import InputError
+from tests.workflow.conftest import ROOT
+
+
+def test_it_must_be_called_from_the_top_of_the_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no Snakefile"):
+        run.main(["--config", "config/demo.yaml"])
+
+
+def test_an_unknown_experiment_is_named(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError, match=r"config/none\.yaml does not exist"):
+        run.main(["--config", "config/none.yaml"])
+
+
+def test_two_runs_into_one_folder_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    folder = tmp_path / "results" / "demo" / "tracking"
+    folder.mkdir(parents=True)
+    with open(folder / "run.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another run"):
+            run.main(["--config", "config/demo.yaml", "--directory", str(tmp_path)])
+
+
+def test_a_failing_graph_is_an_error_that_says_to_run_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError, match="run the same command again"):
+        run.main(["--config", "config/demo.yaml", "--directory", str(tmp_path), "--cores", "1", "--", "no_such_target"])
+
+
+def test_the_last_words_name_report_and_dashboard(tmp_path):
+    text = run.where_to_look(tmp_path)
+    assert f"{tmp_path}/report.html" in text
+    assert f"dpar track ui --results {tmp_path}" in text

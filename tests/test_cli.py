@@ -1,0 +1,58 @@
+"""The program `dpar`: its subcommands exist, and errors are one line."""
+
+from importlib import import_module
+
+import pytest
+
+from dpar import __version__
+from dpar.cli import COMMANDS, main
+from dpar.errors import InputError, run_command
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_subcommand_is_there_and_explains_itself(name, capsys):
+    assert callable(import_module(f"dpar.commands.{name}").main)
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    assert "usage" in capsys.readouterr().out
+
+
+def test_without_a_command_the_commands_are_listed(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in COMMANDS)
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_an_error(capsys):
+    assert main(["trian"]) == 2
+    assert "trian" in capsys.readouterr().err
+
+
+def test_errors_for_people_are_one_line_without_a_traceback(capsys):
+    def refuses(argv):
+        raise InputError("found x, expected y")
+
+    assert run_command(refuses, []) == 2
+    assert capsys.readouterr().err == "error: found x, expected y\n"
+
+
+def test_a_full_disk_is_said_in_one_line(capsys):
+    def full(argv):
+        raise OSError(28, "No space left on device", "a.npz")
+
+    assert run_command(full, []) == 3
+    assert "No space left on device (a.npz)" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback():
+    def broken(argv):
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        run_command(broken, [])
