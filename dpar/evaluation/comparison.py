@@ -1,0 +1,192 @@
+"""Every metric of a set of samples against a reference, with the conditions that belong to the numbers."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dpar.errors import InputError
+from dpar.evaluation.features import Features
+from dpar.evaluation.frechet import Gaussian, fit_gaussian, frechet_distance
+from dpar.evaluation.inception_score import inception_score, splits_differ
+from dpar.evaluation.kernel_distance import kernel_distance, subset_kernel_distance
+from dpar.evaluation.precision_recall import precision_recall
+
+ALL_PAIRS = 1e12  # multiplications: up to here KID takes all pairs, about a minute on two cores; beyond, subsets
+SUBSETS, SUBSET_SIZE = 100, 1000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Values by name (null = could not be measured), what they rest on, and what a reader should be warned of."""
+
+    values: dict[str, float | None]
+    conditions: dict[str, Any]
+    warnings: list[str] = field(default_factory=list)
+
+
+def metric_name(features: Features) -> str:
+    """What the Frechet distance of these features is called: FID is Inception's alone."""
+    extractor = features.conditions.get("extractor", "features")
+    return "FID" if extractor == "inception" else f"FD[{extractor},{features.features.shape[1]}]"
+
+
+def compare(
+    samples: Features, reference: Features, *, split_size: int, k: int = 3, seed: int = 0, shuffle: bool = True
+) -> Comparison:
+    """The distances, precision and recall of samples against a reference, their Inception Score and class agreement.
+
+    Args:
+        split_size: images a split of the Inception Score.
+        k: the neighbour that precision and recall reach to.
+        seed: of the shuffle, and of KID's subsets where the sets are too large for all pairs.
+        shuffle: whether a file that is sorted by class is shuffled for the Inception Score, or only warned of.
+
+    Raises:
+        InputError: the two come from different networks or resolutions, or are too few for their dimensions.
+    """
+    _check_same_network(samples, reference)
+    count, dims = samples.features.shape
+    warnings = []
+    for features, name in ((samples, "samples"), (reference, "reference images")):
+        # statistics stand for a larger set, whose size the file does not say
+        if len(features) < 10 * dims and not features.statistics:
+            warnings.append(
+                f"{len(features)} {name} are few for features of {dims} dimensions: 10 times as many are advised"
+            )
+    distance = frechet_distance(_gaussian(samples), _gaussian(reference))
+    ours, theirs = torch.from_numpy(samples.features), torch.from_numpy(reference.features)
+    kernel, kernel_condition = _kernel_distance(ours, theirs, seed)
+    nearest = precision_recall(ours, theirs, k)
+    values: dict[str, float | None] = {
+        "frechet_distance": distance,
+        "spatial_frechet_distance": None,
+        "kernel_distance": kernel,
+        "precision": nearest.precision,
+        "recall": nearest.recall,
+        "inception_score": None,
+        "inception_score_sd": None,
+        "class_agreement": class_agreement(samples),
+    }
+    if samples.spatial is not None and (reference.spatial is not None or "spatial" in reference.statistics):
+        values["spatial_frechet_distance"] = frechet_distance(
+            _gaussian(samples, "spatial"), _gaussian(reference, "spatial")
+        )
+    conditions = {
+        "samples": count,
+        "reference_samples": len(reference),
+        "reference_statistics": "stored in the reference" if reference.statistics else "of the reference images",
+        "dims": dims,
+        "k": k,
+        "kernel": kernel_condition,
+        "dtype": "float64",
+    }
+    if samples.logits is not None:
+        logits = torch.from_numpy(samples.logits)
+        split_size = min(split_size, count)
+        order = "as in the file"
+        if splits_differ(_classes(samples), split_size):
+            if shuffle:
+                logits = logits[torch.randperm(count, generator=torch.Generator().manual_seed(seed))]
+                order = f"shuffled with seed {seed}, because the file is sorted by class"
+            else:
+                warnings.append(
+                    "the samples are sorted by class: the Inception Score of consecutive splits is too low; "
+                    "shuffle the file, images and logits alike"
+                )
+        score = inception_score(logits, split_size)
+        values |= {"inception_score": score.mean, "inception_score_sd": score.std}
+        conditions |= {"splits": score.splits, "split_size": split_size, "order": order}
+    return Comparison(values, conditions, warnings)
+
+
+def noise_floor(
+    reference: Features, *, size: int, halvings: int, splits: int, k: int = 3, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """What real images score against other real images: each metric's values, mean and standard deviation.
+
+    Args:
+        size: images in each of the two disjoint random halves, at most half of the reference.
+        halvings: how often they are drawn.
+        splits: of the Inception Score.
+        seed: of the drawing.
+
+    Raises:
+        InputError: the halves are too small for the dimensions.
+    """
+    drawn: list[dict[str, float | None]] = []
+    for halving in range(halvings):
+        order = np.random.default_rng([seed, halving]).permutation(len(reference))
+        first, second = reference.take(order[:size]), reference.take(order[size : 2 * size])
+        drawn.append(compare(first, second, split_size=math.ceil(size / splits), k=k, seed=seed).values)
+    return {name: _summary([values[name] for values in drawn]) for name in drawn[0] if drawn[0][name] is not None}
+
+
+def class_agreement(samples: Features) -> float | None:
+    """The share of samples that the classifier assigns to the class they were drawn for.
+
+    Null without labels, and for Inception, whose 1008 outputs are not ImageNet's classes in their order.
+    """
+    if samples.labels is None or samples.logits is None or samples.conditions.get("extractor") != "classifier":
+        return None
+    return float((samples.logits.argmax(1) == samples.labels).mean())
+
+
+def comparable(samples: Features, reference: Features) -> tuple[bool, str]:
+    """Whether the numbers stand beside those of the ADM protocol (the paper's tables), and why not."""
+    against = []
+    if (extractor := samples.conditions.get("extractor")) != "inception":
+        against.append(f"the feature network is {extractor or 'unknown'}, not Inception v3 of 2015-12-05")
+    if not reference.statistics:
+        against.append("the reference is a set of images, not ADM's file of training-set statistics")
+    if len(samples) != 50_000:
+        against.append(f"{len(samples)} samples, not 50,000")
+    if (resolution := samples.conditions.get("resolution")) != 256:
+        against.append(f"images of {resolution} pixels, not 256")
+    return not against, "; ".join(
+        against
+    ) or "ADM's protocol: Inception, stored training-set statistics, 50,000 samples"
+
+
+def _check_same_network(samples: Features, reference: Features) -> None:
+    if samples.features.shape[1] != reference.features.shape[1]:
+        raise InputError(
+            f"samples have features of {samples.features.shape[1]} dimensions and the reference of "
+            f"{reference.features.shape[1]}; extract both with one network"
+        )
+    for name in ("extractor_sha256", "resolution"):
+        a, b = samples.conditions.get(name), reference.conditions.get(name)
+        if a is not None and b is not None and a != b:
+            raise InputError(
+                f"the {name} of the samples ({samples.conditions.get('source')}) is {a}, that of the reference "
+                f"({reference.conditions.get('source')}) is {b}; extract both with one network at one resolution"
+            )
+
+
+def _gaussian(features: Features, which: str = "features") -> Gaussian:
+    if which in features.statistics:
+        return features.statistics[which]
+    return fit_gaussian(torch.from_numpy(getattr(features, which)))
+
+
+def _kernel_distance(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"], seed: int) -> tuple[float, str]:
+    if (len(a) + len(b)) ** 2 * a.shape[1] <= ALL_PAIRS:
+        return kernel_distance(a, b), "all pairs"
+    distance = subset_kernel_distance(a, b, subsets=SUBSETS, size=SUBSET_SIZE, seed=seed)
+    return distance, f"{SUBSETS} random subsets of {SUBSET_SIZE}, seed {seed}"
+
+
+def _classes(samples: Features) -> Tensor:
+    known = samples.labels if samples.labels is not None else np.asarray(samples.logits).argmax(1)
+    return torch.from_numpy(known.astype(np.int64))
+
+
+def _summary(values: Sequence[float | None]) -> dict[str, Any]:
+    numbers = [value for value in values if value is not None]
+    return {"mean": mean(numbers), "sd": stdev(numbers) if len(numbers) > 1 else None, "values": numbers}

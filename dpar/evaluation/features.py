@@ -1,0 +1,275 @@
+"""Features of images: computed once by a frozen network, kept in a file, reused by every metric."""
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from dpar.data.crops import center_crop, to_model_input, to_uint8
+from dpar.data.images import ImageIndex
+from dpar.data.workers import mapped
+from dpar.device import full_float32
+from dpar.errors import InputError
+from dpar.evaluation.frechet import Gaussian
+from dpar.evaluation.inception import load_inception
+from dpar.files import replacing, sha256_file
+from dpar.weights import WEIGHTS, load_model, model_config
+
+BATCH = 64  # images in one pass of the network
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a network says of N images, and what must be known to compare it with anything.
+
+    Args:
+        features: pooled features, a row an image.
+        logits: class scores without bias, for the Inception Score.
+        labels: the class each image belongs to, or was sampled for.
+        spatial: Inception's spatial features, for sFID.
+        statistics: name (`features`, `spatial`) -> mean and covariance of a larger set that these images stand for, as
+            in ADM's reference files.
+        conditions: `extractor`, `extractor_sha256`, `resolution` (pixels), `source`, and what else is known.
+    """
+
+    features: Float[np.ndarray, "N D"]
+    logits: Float[np.ndarray, "N C"] | None = None
+    labels: Int[np.ndarray, "N"] | None = None
+    spatial: Float[np.ndarray, "N S"] | None = None
+    statistics: dict[str, Gaussian] = field(default_factory=dict)
+    conditions: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def take(self, rows: Int[np.ndarray, "n"]) -> "Features":
+        """These rows only, without the statistics of the whole."""
+        logits, labels, spatial = (None if x is None else x[rows] for x in (self.logits, self.labels, self.spatial))
+        return Features(self.features[rows], logits, labels, spatial, {}, self.conditions)
+
+
+def save_features(path: str | Path, features: Features) -> None:
+    """Writes an uncompressed npz whole or not at all."""
+    arrays: dict[str, Any] = {"features": features.features, "conditions": json.dumps(features.conditions)}
+    for name in ("logits", "labels", "spatial"):
+        if getattr(features, name) is not None:
+            arrays[name] = getattr(features, name)
+    for name, gaussian in features.statistics.items():
+        arrays[f"{name}_mean"], arrays[f"{name}_covariance"] = gaussian.mean.numpy(), gaussian.covariance.numpy()
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def load_features(path: str | Path) -> Features:
+    """The features in an npz that `save_features` wrote, or in a plain .npy of shape (N, D).
+
+    Raises:
+        InputError: the file is missing, damaged, of another kind or shape, or contains NaN or infinity.
+    """
+    loaded = _load_arrays(path)
+    if isinstance(loaded, np.ndarray):
+        return Features(_table(loaded, path, "features"), conditions={"source": str(path)})
+    if "features" not in loaded:
+        raise InputError(
+            f"{path} holds {', '.join(loaded) or 'nothing'}, expected `features`; "
+            "make it with the stage extract_features"
+        )
+    statistics = {
+        name: Gaussian(torch.from_numpy(loaded[f"{name}_mean"]), torch.from_numpy(loaded[f"{name}_covariance"]), 0)
+        for name in ("features", "spatial")
+        if f"{name}_mean" in loaded
+    }
+    return Features(
+        _table(loaded["features"], path, "features"),
+        _table(loaded["logits"], path, "logits") if "logits" in loaded else None,
+        loaded.get("labels"),
+        _table(loaded["spatial"], path, "spatial features") if "spatial" in loaded else None,
+        statistics,
+        json.loads(str(loaded["conditions"])) if "conditions" in loaded else {"source": str(path)},
+    )
+
+
+def load_logits(path: str | Path) -> Float[np.ndarray, "N C"]:
+    """The class scores in a .npy of shape (N, C), or those in a file of features.
+
+    Raises:
+        InputError: as `load_features`.
+    """
+    loaded = _load_arrays(path)
+    if isinstance(loaded, dict) and "logits" not in loaded:
+        raise InputError(f"{path} holds {', '.join(loaded) or 'nothing'}, expected `logits`")
+    return _table(loaded if isinstance(loaded, np.ndarray) else loaded["logits"], path, "logits")
+
+
+def _load_arrays(path: str | Path) -> np.ndarray | dict[str, np.ndarray]:
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+        if not start.startswith((b"\x93NUMPY", b"PK")):
+            raise ValueError(f"it begins with {start!r}")
+        loaded = np.load(path, allow_pickle=False)
+        return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; make it with the stage extract_features, or check the path") from None
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{path} is no whole .npy or .npz file of numbers ({error}); it is {os.path.getsize(path)} bytes long: "
+            "copy or make it again"
+        ) from None
+
+
+def _table(array: np.ndarray, path: str | Path, what: str) -> Float[np.ndarray, "N D"]:
+    if array.ndim != 2 or array.dtype.kind not in "fiu":
+        raise InputError(
+            f"{path} holds {what} of shape {array.shape} and type {array.dtype}, expected numbers of shape (N, D): "
+            "a row an image"
+        )
+    if array.dtype not in (np.float32, np.float64):
+        array = array.astype(np.float64 if array.dtype.kind in "iu" else np.float32)
+    bad = sum(int((~np.isfinite(block).all(1)).sum()) for block in np.array_split(array, max(1, len(array) // 8192)))
+    if bad:
+        raise InputError(
+            f"{bad} of {len(array)} rows of {what} in {path} contain NaN or infinity; "
+            "look at these images or at the network that made the features"
+        )
+    return array
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A frozen network: bytes (B, 3, H, W) -> pooled features, logits and, of Inception, spatial features.
+
+    Args:
+        sha256: of the file of its weights.
+        resolution: the side in pixels that images must have; null = any.
+        provenance: what the network was made from, as its folder says.
+    """
+
+    name: str
+    sha256: str
+    resolution: int | None
+    forward: Callable[[UInt8[Tensor, "B 3 H W"]], Sequence[Tensor]]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def open_extractor(path: str | Path, device: torch.device) -> Extractor:
+    """The classifier in a folder, or the Inception network in a file.
+
+    Raises:
+        InputError: neither is there.
+    """
+    if Path(path).is_dir():
+        network = load_model(path, "classifier", device).to(memory_format=torch.channels_last)
+        return Extractor(
+            "classifier",
+            sha256_file(Path(path) / WEIGHTS),
+            network.config.resolution,
+            lambda images: network(to_model_input(images.to(device))),
+            model_config(path)["provenance"],
+        )
+    inception, sha256 = load_inception(path)
+    inception.to(device)
+    return Extractor("inception", sha256, None, lambda images: inception(images.to(device).float()))
+
+
+@torch.inference_mode()
+def extract(extractor: Extractor, batches: Iterable[UInt8[Tensor, "B 3 H W"]]) -> list[Float[np.ndarray, "N _"]]:
+    """Each output of the network (features, logits, ...) for all images, float32, computed without TF32."""
+    outputs: list[list[np.ndarray]] = []
+    with full_float32():
+        for batch in batches:
+            found = extractor.forward(batch.contiguous(memory_format=torch.channels_last))
+            outputs.append([output.float().cpu().numpy() for output in found])
+    return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
+
+
+def index_batches(
+    index: ImageIndex, rows: Int[np.ndarray, "n"], side: int, size: int = BATCH
+) -> Iterator[UInt8[Tensor, "B 3 side side"]]:
+    """These images of an index, cropped as ADM does to `side` pixels, read ahead by threads."""
+    threads = len(os.sched_getaffinity(0))
+    pixels = mapped(
+        lambda i: to_uint8(center_crop(index.read(i), side)), map(int, rows), threads=threads, ahead=2 * size
+    )
+    batch: list[Tensor] = []
+    for image in pixels:
+        batch.append(image)
+        if len(batch) == size:
+            yield torch.stack(batch)
+            batch.clear()
+    if batch:
+        yield torch.stack(batch)
+
+
+@dataclass(frozen=True)
+class ImageArray:
+    """Images stored as `arr_0` (N, H, W, 3) bytes in an npz, as ADM's evaluator reads them; read as a stream.
+
+    Args:
+        arrays: everything else in the file, such as `labels`, or `mu` and `sigma` of a reference.
+    """
+
+    path: Path
+    shape: tuple[int, int, int, int]
+    arrays: dict[str, np.ndarray]
+
+    @classmethod
+    def open(cls, path: str | Path) -> "ImageArray":
+        """The images in a file, of which only the shape and the other arrays are read.
+
+        Raises:
+            InputError: the file is missing, damaged or holds no such images.
+        """
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as stream:
+                shape, fortran, dtype = _header(stream)
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files if name != "arr_0"}
+        except FileNotFoundError:
+            raise InputError(f"{path} does not exist; check the path, or draw the samples first") from None
+        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError) as error:
+            raise InputError(
+                f"{path} is no whole npz file with images as `arr_0` ({error}); copy or make it again"
+            ) from None
+        if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran or shape[1] != shape[2]:
+            raise InputError(
+                f"{path} holds `arr_0` of shape {shape} and type {dtype}, expected square RGB images as bytes, "
+                "(N, H, W, 3) uint8; convert grey images or images with alpha first"
+            )
+        return cls(Path(path), shape, arrays)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def batches(self, size: int = BATCH) -> Iterator[UInt8[Tensor, "B 3 H W"]]:
+        """The images in the file's order.
+
+        Raises:
+            InputError: the file ends too early.
+        """
+        count, *image = self.shape
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as stream:
+                _header(stream)
+                for start in range(0, count, size):
+                    here = min(size, count - start)
+                    data = bytearray(stream.read(here * int(np.prod(image))))
+                    pixels = torch.frombuffer(data, dtype=torch.uint8).reshape(here, *image)
+                    yield pixels.permute(0, 3, 1, 2)
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, EOFError) as error:
+            raise InputError(f"{self.path} ends too early or is damaged ({error}); copy or make it again") from None
+
+
+def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(stream)

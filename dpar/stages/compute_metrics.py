@@ -1,0 +1,96 @@
+"""Computes the Frechet distance, KID, Inception Score, precision and recall of one set of samples from its features."""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dpar import __version__, tracking
+from dpar.config import Experiment, load_experiment
+from dpar.errors import run_command
+from dpar.evaluation.comparison import comparable, compare, metric_name
+from dpar.evaluation.features import Features, load_features
+from dpar.files import sha256_file, write_json
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="compute_metrics", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--samples", type=Path, required=True, help="npz of features of the samples")
+    flags.add_argument("--reference", type=Path, required=True, help="npz of features of the reference")
+    flags.add_argument("--output", type=Path, required=True, help="metrics/CELL/seedN.json")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage."""
+    args = parser().parse_args(argv)
+    experiment = load_experiment(args.experiment)
+    evaluation = experiment.evaluation
+    with tracking.job(
+        rule="compute_metrics",
+        experiment=args.experiment,
+        name=f"compute_metrics[{args.output.parent.name},{args.output.stem}]",
+        inputs=[args.samples, args.reference],
+        outputs=[args.output],
+        params={"splits": evaluation.splits, "k": evaluation.k, "seed": experiment.seed},
+    ) as job:
+        samples, reference = load_features(args.samples), load_features(args.reference)
+        found = compare(
+            samples,
+            reference,
+            split_size=math.ceil(len(samples) / evaluation.splits),
+            k=evaluation.k,
+            seed=experiment.seed,
+        )
+        for warning in found.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        published, reason = comparable(samples, reference)
+        name = metric_name(samples)
+        write_json(
+            args.output,
+            {
+                "metric": name,
+                "values": found.values,
+                "conditions": found.conditions
+                | shared_conditions(experiment, reference)
+                | {
+                    "samples_source": samples.conditions.get("source"),
+                    "samples_sha256": sha256_file(args.samples),
+                    "reference_sha256": sha256_file(args.reference),
+                },
+                "warnings": found.warnings,
+                "comparable_to_published": published,
+                "comparable_reason": reason,
+            },
+        )
+        measured = {key: value for key, value in found.values.items() if value is not None}
+        job.summary({f"eval/{key}": value for key, value in measured.items()})
+        job.tags({"metric": name, "comparable_to_published": published})
+        print(", ".join(f"{name if k == 'frechet_distance' else k} {v:.4g}" for k, v in measured.items()))
+
+
+def shared_conditions(experiment: Experiment, reference: Features) -> dict[str, Any]:
+    """What every number against this reference rests on."""
+    stated = reference.conditions
+    seen = ", the half that the classifier has not seen" if stated.get("left_out") else ""
+    return {
+        "experiment": experiment.name,
+        "reference": f"{experiment.evaluation.reference}{seen}",
+        "reference_source": stated.get("source"),
+        "extractor": stated.get("extractor"),
+        "extractor_sha256": stated.get("extractor_sha256"),
+        "extractor_accuracy": stated.get("extractor_accuracy"),
+        "resolution": stated.get("resolution"),
+        "versions": {"dpar": __version__, "torch": torch.__version__, "numpy": np.__version__},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,84 @@
+"""Measures what real images score against other real images at the samples' number: no model can mean to be below."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpar import tracking
+from dpar.config import load_experiment
+from dpar.errors import run_command
+from dpar.evaluation.comparison import metric_name, noise_floor
+from dpar.evaluation.features import load_features
+from dpar.files import sha256_file, write_json
+from dpar.stages.compute_metrics import shared_conditions
+
+HALVINGS = 5
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="measure_noise_floor", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--reference", type=Path, required=True, help="npz of features of the reference")
+    flags.add_argument("--output", type=Path, required=True, help="metrics/noise_floor.json")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage."""
+    args = parser().parse_args(argv)
+    experiment = load_experiment(args.experiment)
+    evaluation, wanted = experiment.evaluation, experiment.sampling.num_images
+    with tracking.job(
+        rule="measure_noise_floor",
+        experiment=args.experiment,
+        inputs=[args.reference],
+        outputs=[args.output],
+        params={
+            "samples": wanted,
+            "halvings": HALVINGS,
+            "splits": evaluation.splits,
+            "k": evaluation.k,
+            "seed": experiment.seed,
+        },
+    ) as job:
+        reference = load_features(args.reference)
+        size = min(wanted, len(reference) // 2)
+        floor = noise_floor(
+            reference, size=size, halvings=HALVINGS, splits=evaluation.splits, k=evaluation.k, seed=experiment.seed
+        )
+        warnings = []
+        if size < wanted:
+            warnings.append(
+                f"the reference has {len(reference)} images: the noise floor is measured at {size} images a side, "
+                f"the samples are {wanted}; it would be lower at that number"
+            )
+            print(f"warning: {warnings[0]}", file=sys.stderr)
+        name = metric_name(reference)
+        write_json(
+            args.output,
+            {
+                "metric": name,
+                **floor,
+                "conditions": {
+                    **shared_conditions(experiment, reference),
+                    "samples": size,
+                    "reference_samples": size,
+                    "same_number_as_samples": size == wanted,
+                    "halvings": HALVINGS,
+                    "seed": experiment.seed,
+                    "splits": evaluation.splits,
+                    "k": evaluation.k,
+                    "reference_sha256": sha256_file(args.reference),
+                },
+                "warnings": warnings,
+            },
+        )
+        job.summary({f"floor/{key}": summary["mean"] for key, summary in floor.items()})
+        job.tags({"metric": name})
+        print(", ".join(f"{name if k == 'frechet_distance' else k} {v['mean']:.4g}" for k, v in floor.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

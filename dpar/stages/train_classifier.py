@@ -1,0 +1,121 @@
+"""Trains the small classifier whose features stand in for Inception's on small images.
+
+It learns from one half of the training images, a random half of each class; the other half is what samples are compared
+with. It is quick enough to start again from nothing when it is interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, UInt8
+from torch import Tensor
+
+from dpar import tracking
+from dpar.config import load_experiment
+from dpar.data.crops import to_model_input
+from dpar.data.images import ImageIndex
+from dpar.device import default_device
+from dpar.errors import run_command
+from dpar.evaluation.classifier import Classifier, fit_classifier, training_half
+from dpar.evaluation.features import index_batches
+from dpar.files import digest
+from dpar.weights import save_model
+
+REPORT_EVERY = 50  # steps
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="train_classifier", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--train-index", type=Path, required=True, help="index/train.json")
+    flags.add_argument("--val-index", type=Path, required=True, help="index/val.json")
+    flags.add_argument("--output", type=Path, required=True, help="folder of the classifier")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage."""
+    args = parser().parse_args(argv)
+    experiment = load_experiment(args.experiment)
+    settings = experiment.evaluation.classifier
+    with tracking.job(
+        rule="train_classifier",
+        experiment=args.experiment,
+        inputs=[args.train_index, args.val_index],
+        outputs=[args.output],
+        params={**settings.model_dump(), "seed": experiment.seed},
+    ) as job:
+        train, val = ImageIndex.load(args.train_index), ImageIndex.load(args.val_index)
+        config = Classifier.Config(
+            resolution=experiment.evaluation.resolution or experiment.images.resolution,
+            num_classes=experiment.images.num_classes,
+            channels=settings.channels,
+            dims=settings.dims,
+        )
+        labels = torch.from_numpy(train.labels)
+        half = training_half(labels, experiment.seed)
+        device = default_device()
+
+        def report(step: int, loss: float) -> None:
+            if step % REPORT_EVERY == 0 or step in (1, settings.steps):
+                job.metrics({"train/loss": loss}, step=step)
+                print(f"step {step} of {settings.steps}: loss {loss:.3f} nats", file=sys.stderr, flush=True)
+
+        model = fit_classifier(
+            _images(train, half, config.resolution),
+            labels[half],
+            config,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            seed=experiment.seed,
+            device=device,
+            report=report,
+        )
+        found = {
+            "accuracy": _accuracy(model, val, torch.ones(len(val), dtype=torch.bool), device),
+            "accuracy_unseen_half": _accuracy(model, train, ~half, device),
+        }
+        save_model(
+            args.output,
+            model,
+            {
+                "experiment": digest(experiment.model_dump(mode="json")),
+                "settings": settings.model_dump(mode="json"),
+                "seed": experiment.seed,
+                "train_images": int(half.sum()),
+                "train_digest": train.digest,
+                "val_images": len(val),
+                **found,
+            },
+        )
+        job.summary({"val/accuracy": found["accuracy"], "val/accuracy_unseen_half": found["accuracy_unseen_half"]})
+        print(
+            f"accuracy {found['accuracy']:.3f} on {len(val)} validation images, "
+            f"{found['accuracy_unseen_half']:.3f} on the other half of the training images"
+        )
+
+
+def _images(index: ImageIndex, chosen: Bool[Tensor, "N"], side: int) -> UInt8[Tensor, "n 3 side side"]:
+    return torch.cat(list(index_batches(index, _rows(chosen), side)))
+
+
+@torch.inference_mode()
+def _accuracy(model: Classifier, index: ImageIndex, chosen: Bool[Tensor, "N"], device: torch.device) -> float | None:
+    rows = _rows(chosen)
+    batches = index_batches(index, rows, model.config.resolution)
+    assigned = [model(to_model_input(batch).to(device))[1].argmax(1).cpu().numpy() for batch in batches]
+    return float((np.concatenate(assigned) == index.labels[rows]).mean()) if assigned else None
+
+
+def _rows(chosen: Bool[Tensor, "N"]) -> Int[np.ndarray, "n"]:
+    return chosen.nonzero()[:, 0].numpy()
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
