@@ -6,12 +6,20 @@ from contextlib import contextmanager
 
 import torch
 
+PEAK_BF16 = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L40S": 362e12, "RTX 4090": 165e12}
+
 
 def default_device() -> torch.device:
     """This rank's GPU where there is one, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 operations a second that the maker of this GPU promises; None where that is not known."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((peak for part, peak in PEAK_BF16.items() if part in name), None)
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """A network as a folder: `model.safetensors` beside a `config.json` that says what it is and what it was made from."""
 
+import os
+import re
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -7,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from dpar.errors import InputError
 from dpar.files import read_json, replacing, sha256_file, write_json
@@ -24,13 +27,27 @@ KINDS = {
 }
 
 
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes `tensors` as safetensors to `path` whole or not at all.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written; whatever stood at `path` is untouched.
+    """
+    with replacing(path) as temporary:
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        except SafetensorError as error:  # hides the operating system's error number in its text
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
 def save_model(folder: str | Path, model: nn.Module, provenance: dict[str, Any]) -> None:
     """Writes the model's weights and `{kind, model, sha256, provenance}` to `folder`, each file whole or not at all."""
     kind = next(k for k, (module, name) in KINDS.items() if (type(model).__module__, type(model).__name__) == (module, name))
     folder = Path(folder)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary)
+    write_tensors(folder / WEIGHTS, model.state_dict())
     write_json(
         folder / CONFIG,
         {

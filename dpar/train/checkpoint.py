@@ -1,0 +1,135 @@
+"""The state of a training on disk: the last checkpoints, each whole or ignored, and what they were made from.
+
+A checkpoint is `step00000400.safetensors` (weights, moments, averages) and then `step00000400.json`, which holds the
+digest of the former: a checkpoint without its JSON, or whose bytes have another digest, does not count. Nothing in it
+is executable.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dpar.errors import InputError
+from dpar.files import read_json, sha256_file, write_json
+from dpar.weights import write_tensors
+
+KEPT = 2
+ORIGIN = "made_from.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One saved state: after `step` optimizer steps, the tensors, and a JSON record beside them."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    record: dict[str, Any]
+
+
+def claim_state(folder: Path, made_from: Mapping[str, Any], *, restart: bool = False) -> None:
+    """Makes `folder` the state of a training that is decided by `made_from`, and removes what a killed one left torn.
+
+    Args:
+        folder: the state; new or an earlier training's.
+        made_from: what decides the weights after a step, by name.
+        restart: set a state of another origin aside (renamed, beside `folder`) and begin an empty one.
+
+    Raises:
+        InputError: the state was made from something else, and not `restart`.
+    """
+    expected = json.loads(json.dumps(made_from))
+    if (folder / ORIGIN).exists():
+        found = read_json(folder / ORIGIN)
+        if differing := [name for name in {**found, **expected} if found.get(name) != expected.get(name)]:
+            if not restart:
+                changes = "; ".join(f"{name} {found.get(name)}, now {expected.get(name)}" for name in differing)
+                raise InputError(
+                    f"{folder} holds a training that was made from something else: {changes}. Bring these back to go "
+                    "on with it, or add --restart to set it aside and begin anew"
+                )
+            aside = next(path for i in count(1) if not (path := folder.with_name(f"{folder.name}.{i}")).exists())
+            folder.rename(aside)
+            print(
+                f"{', '.join(differing)} changed: training begins anew; the old state is now {aside}", file=sys.stderr
+            )
+    write_json(folder / ORIGIN, expected)
+    notes = {note.stem for note in folder.glob("step*.json")}
+    for path in [*folder.glob(".*.partial"), *folder.glob(".tmp*"), *folder.glob("step*.safetensors")]:
+        if path.stem not in notes:
+            path.unlink()
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Adds `checkpoint` to the state in `folder`, and then removes all but the last two.
+
+    Raises:
+        InputError: the disk is full or the folder cannot be written; the checkpoints before are untouched.
+    """
+    weights, note = _paths(folder, checkpoint.step)
+    try:
+        write_tensors(weights, checkpoint.tensors)
+        write_json(note, {**checkpoint.record, "step": checkpoint.step, "sha256": sha256_file(weights)})
+    except InputError as error:
+        weights.unlink(missing_ok=True)
+        raise InputError(
+            f"the checkpoint of step {checkpoint.step} was not saved (last good one: {last_step(folder)}): {error}"
+        ) from error
+    for old in _steps(folder)[:-KEPT]:
+        _remove(folder, old)
+
+
+def newest_checkpoint(folder: Path) -> int | None:
+    """The step of the newest undamaged checkpoint, if any; damaged ones are removed, with a message."""
+    for step in reversed(_steps(folder)):
+        problem = _problem(folder, step)
+        if problem is None:
+            return step
+        print(f"checkpoint of step {step} in {folder} is damaged ({problem}): using the one before", file=sys.stderr)
+        _remove(folder, step)
+    return None
+
+
+def load_checkpoint(folder: Path, step: int) -> Checkpoint:
+    """The state after `step`, which `newest_checkpoint` found good; tensors on the CPU."""
+    weights, note = _paths(folder, step)
+    return Checkpoint(step, load_file(weights), json.loads(note.read_text()))
+
+
+def last_step(folder: Path) -> str:
+    """The newest complete checkpoint, for messages."""
+    steps = _steps(folder)
+    return f"step {steps[-1]} in {folder}" if steps else "none yet"
+
+
+def _steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints that were completely written to `folder`, rising."""
+    return sorted(int(note.stem.removeprefix("step")) for note in folder.glob("step*.json"))
+
+
+def _paths(folder: Path, step: int) -> tuple[Path, Path]:
+    return folder / f"step{step:08d}.safetensors", folder / f"step{step:08d}.json"
+
+
+def _remove(folder: Path, step: int) -> None:
+    weights, note = _paths(folder, step)
+    note.unlink(missing_ok=True)
+    weights.unlink(missing_ok=True)
+
+
+def _problem(folder: Path, step: int) -> str | None:
+    """What is wrong with a checkpoint, if anything."""
+    weights, note = _paths(folder, step)
+    try:
+        recorded = json.loads(note.read_text())["sha256"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        return f"{note.name} cannot be read"
+    if not weights.exists():
+        return f"{weights.name} is missing"
+    return None if recorded == sha256_file(weights) else f"{weights.name} does not have the digest that was recorded"

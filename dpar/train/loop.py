@@ -1,0 +1,500 @@
+"""The one trainer: entropy model, LlamaGen baseline and DPAR (Section 4.1), resumable after any step to the bit.
+
+Everything random in a step comes from (seed, step, rank) or (seed, epoch, image), nothing from the steps before: a
+training that was killed and started again gives the same weights as one that ran through.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from dpar.config import Settings, Training
+from dpar.data.codes import CodeStore
+from dpar.data.loader import batches, prefetched
+from dpar.device import peak_flops
+from dpar.errors import InputError
+from dpar.evaluation.flops import training_gmacs
+from dpar.files import read_json, replacing, sha256_file, write_json, write_text
+from dpar.model.dpar import DPAR
+from dpar.model.layers import Block
+from dpar.tracking import Job
+from dpar.train.checkpoint import (
+    Checkpoint,
+    claim_state,
+    last_step,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from dpar.train.distributed import Ranks
+from dpar.train.interruption import REQUEUE, Interruption
+from dpar.train.objective import Inputs, Patching, autocast, drop_classes, inputs, likelihood, logits_and_targets, nats
+from dpar.train.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
+from dpar.train.progress import Progress
+from dpar.weights import CONFIG, WEIGHTS, save_model
+
+HISTORY = "history.jsonl"
+SHOWN = ("train/loss", "val/nll", "perf/images_per_s")  # beside the bar or in the log; the rest is in the history
+# Settings that say how long, how often, or how the work is divided, but not what the weights after a step are.
+NOT_IN_WEIGHTS = frozenset(
+    {"steps", "epochs", "milestones", "accumulate", "compile", "checkpoint_every", "validate_every", "log_every"}
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, on what, and how.
+
+    Attributes:
+        model: freshly initialised, on this rank's device.
+        training: the optimizer's settings.
+        train: codes to learn from.
+        val: codes to validate on.
+        patching: of a DPAR, else None.
+        seed: of order, views, class dropout and dropout.
+        recipe: raised when a change of the code changes the result.
+    """
+
+    model: Any
+    training: Training
+    train: CodeStore
+    val: CodeStore
+    patching: Patching | None
+    seed: int
+    recipe: int
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the network is told the class."""
+        return self.model.config.num_classes is not None
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """All that decides the weights after a given step, but for rounding and the dropout of several ranks."""
+        return {
+            "model": {"kind": type(self.model).__name__, **self.model.config.model_dump(mode="json")},
+            "training": self.training.model_dump(mode="json", exclude=set(NOT_IN_WEIGHTS)),
+            "patches": self.patching and [self.patching.rule.model_dump(mode="json"), self.patching.threshold],
+            "codes": self.train.digest,
+            "seed": self.seed,
+            "recipe": self.recipe,
+        }
+
+
+def flat_params(**groups: Settings | None) -> dict[str, str | int | float | bool | None]:
+    """Settings as a job records them: `group.name`, one level deep."""
+    return {
+        f"{group}.{name}": json.dumps(value) if isinstance(value, list | dict) else value
+        for group, settings in groups.items()
+        if settings is not None
+        for name, value in settings.model_dump(mode="json").items()
+    }
+
+
+def train_to(
+    task: Task,
+    until: int,
+    *,
+    state: Path,
+    output: Path,
+    history: Path,
+    provenance: Mapping[str, Any],
+    ranks: Ranks,
+    job: Job,
+    restart: bool = False,
+) -> None:
+    """Trains, from where `state` stands, until `until` steps are done, and writes the model folder and its history.
+
+    A milestone that `state` has passed is written again from what it kept of it.
+
+    Args:
+        task: what is trained.
+        until: optimizer steps since the beginning.
+        state: folder of checkpoints, of this task alone.
+        output: the model folder to write.
+        history: JSON lines of all curves up to `until`.
+        provenance: for the model folder.
+        ranks: all of them must call.
+        job: told the curves.
+        restart: set a state that was made from something else aside and begin anew.
+
+    Raises:
+        InputError: the state belongs to another task, or is past `until` and kept no such milestone; a loss is not
+            finite; a checkpoint cannot be saved.
+        SystemExit: with status 75 after a signal, when the state has been saved.
+    """
+    kept = state / "milestones" / f"step{until:08d}"
+    done = ranks.from_main(_begin(task, until, state, kept, restart) if ranks.main else 0)
+    if done != until or not ranks.from_main(ranks.main and _is_whole(kept)):
+        trainer = Trainer(task, state, ranks, job, done)
+        trainer.run(until)
+        if ranks.main:
+            write_text(kept / HISTORY, trainer.history.text())
+            save_model(kept, trainer.averaged, {})
+    if ranks.main:
+        write_text(history, (kept / HISTORY).read_text())
+        _link(kept / WEIGHTS, output / WEIGHTS)
+        write_json(output / CONFIG, read_json(kept / CONFIG) | {"provenance": {**provenance, "step": until}})
+
+
+def _begin(task: Task, until: int, state: Path, kept: Path, restart: bool) -> int:
+    """Makes the state ready; the steps that it has done, or `until` if it kept that milestone."""
+    claim_state(state, task.made_from, restart=restart)
+    if _is_whole(kept):
+        return until
+    done = newest_checkpoint(state) or 0
+    if done > until:
+        raise InputError(
+            f"{state} stands at step {done}, past step {until}, and kept no copy of it; "
+            f"move the folder away to train to step {until} from the beginning"
+        )
+    return done
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a model folder is complete and undamaged."""
+    return (folder / CONFIG).exists() and read_json(folder / CONFIG)["sha256"] == sha256_file(folder / WEIGHTS)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Puts `source` at `target` without using its space twice where the file system allows that."""
+    with replacing(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of everything drawn from PyTorch's generators (dropout) in one step on one rank."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:7])
+
+
+class History:
+    """The curves of a training as JSON lines; what lies after the step it goes on from is forgotten."""
+
+    def __init__(self, path: Path, step: int):
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self._lines = [line for line in lines if self._is_before(line, step)]
+        write_text(path, self.text())
+
+    @staticmethod
+    def _is_before(line: str, step: int) -> bool:
+        with contextlib.suppress(json.JSONDecodeError):  # the last line of a killed process
+            return json.loads(line)["step"] <= step
+        return False
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends the values of a step."""
+        self._lines.append(json.dumps({"step": step, **values}))
+        with open(self.path, "a") as file:
+            file.write(self._lines[-1] + "\n")
+
+    def text(self) -> str:
+        """All lines."""
+        return "".join(f"{line}\n" for line in self._lines)
+
+
+@dataclass
+class Window:
+    """Sums over the steps since the last point of the curves."""
+
+    steps: int = 0
+    loss: float = 0.0
+    grad_norm: float = 0.0
+    patch_length: float = 0.0
+
+    def add(self, loss: float, grad_norm: float, patch_length: float) -> None:
+        """One more step."""
+        self.steps += 1
+        self.loss += loss
+        self.grad_norm += grad_norm
+        self.patch_length += patch_length
+
+    def means(self, *, with_patches: bool) -> dict[str, float]:
+        """The point of the curves."""
+        means = {"train/loss": self.loss / self.steps, "train/grad_norm": self.grad_norm / self.steps}
+        return means | ({"patch/mean_length": self.patch_length / self.steps} if with_patches else {})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step gave, on its way from the device to the host, and the images it saw on this rank."""
+
+    step: int
+    values: Float[Tensor, " 3"]  # loss, mean patch length, gradient norm
+    images: list[int]
+    arrived: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, step: int, values: Float[Tensor, " 3"], images: list[int]) -> "Outcome":
+        """The outcome of `step`, whose `values` may still be under way on the device."""
+        copy, arrived = values.to("cpu", non_blocking=True), None
+        if values.is_cuda:
+            arrived = torch.cuda.Event()
+            arrived.record()
+        return cls(step, copy, images, arrived)
+
+    def read(self) -> list[float]:
+        """The values, when they have arrived."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.values.tolist()
+
+
+class Clock:
+    """Seconds and steps of training alone: without validation and checkpoints."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._since = time.perf_counter()
+        self.steps = 0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not count what its block takes."""
+        self._seconds += time.perf_counter() - self._since
+        yield
+        self._since = time.perf_counter()
+
+    def lap(self) -> tuple[float, int]:
+        """Seconds and steps since the last lap."""
+        now = time.perf_counter()
+        lap = self._seconds + now - self._since, self.steps
+        self._seconds, self._since, self.steps = 0.0, now, 0
+        return lap
+
+
+def memory_gib(device: torch.device) -> float:
+    """The most that was allocated on a GPU since the start, or what the process holds now, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return psutil.Process().memory_info().rss / 2**30
+
+
+def compile_blocks(model: nn.Module, device: torch.device) -> None:
+    """Compiles the layers of `model` in place, for tensors of any length, so that packed batches compile once.
+
+    On a CPU, packed attention is a loop over images that a compiler would unroll: of those layers only the feed-forward
+    network is compiled.
+    """
+    packed = model.patch_transformer if isinstance(model, DPAR) else nn.Module()
+    looping = set(packed.modules()) if device.type == "cpu" else set()
+    for block in [module for module in model.modules() if isinstance(module, Block)]:
+        (block.feed_forward if block in looping else block).compile(dynamic=True)
+
+
+class Trainer:
+    """A training that stands after `step` steps.
+
+    Args:
+        task: what is trained.
+        state: the folder of checkpoints; `step` is one of them, or 0.
+        ranks: this process and the others.
+        job: told the curves.
+        step: where to go on.
+    """
+
+    def __init__(self, task: Task, state: Path, ranks: Ranks, job: Job, step: int = 0):
+        self.task, self.state, self.ranks, self.job, self.step = task, state, ranks, job, step
+        self.model = task.model
+        self.average = None
+        if task.training.ema is not None:
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(task.training.ema))
+        self.optimizer = build_optimizer(self.model, task.training)
+        self.window = Window()
+        self._pending: Outcome | None = None
+        if step > 0:
+            self._restore(load_checkpoint(state, step))
+        if task.training.compile:
+            compile_blocks(self.model, ranks.device)
+        self.network = ranks.parallel(self.model)
+        if ranks.main:
+            self.history = History(state / HISTORY, step)
+            job.commit(step)
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The network to keep: the moving average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def run(self, until: int) -> None:
+        """Takes steps until `until` are done, and saves the last state.
+
+        Raises:
+            InputError: a loss is not finite, or a checkpoint cannot be saved.
+            SystemExit: a signal asked for it; the state is saved.
+        """
+        training = self.task.training
+        self.network.train()
+        with (
+            contextlib.closing(cast(Generator, prefetched(self._stream()))) as stream,
+            Interruption() as interruption,
+            Progress(self.step, until, silent=not self.ranks.main) as progress,
+        ):
+            clock = Clock()
+            while self.step < until:
+                self._advance(stream)
+                progress.advance()
+                clock.steps += 1
+                at_end = self.step == until
+                row: dict[str, float] = {}
+                if at_end or self.step % training.log_every == 0:
+                    row |= self._measured(clock)
+                with clock.paused():
+                    if at_end or self.step % training.validate_every == 0:
+                        row |= self._validated()
+                    if row and self.ranks.main:
+                        self.history.add(self.step, row)
+                        self.job.metrics(row, step=self.step)
+                        progress.show(self.step, {name: row[name] for name in SHOWN if name in row})
+                    stopping = self.ranks.any(interruption.received is not None)
+                    if at_end or stopping or self.step % training.checkpoint_every == 0:
+                        self.save()
+                if stopping and not at_end:
+                    progress.say(
+                        f"stopped on request and saved after step {self.step}; the same command goes on from there "
+                        f"(exit status {REQUEUE})"
+                    )
+                    raise SystemExit(REQUEUE)
+
+    def save(self) -> None:
+        """Writes a checkpoint of the present state.
+
+        Raises:
+            InputError: the last loss is not finite, or the state cannot be written.
+        """
+        self._settle()
+        if self.ranks.main:
+            tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+            tensors |= {f"optimizer.{name}": t for name, t in optimizer_tensors(self.model, self.optimizer).items()}
+            if self.average is not None:
+                tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+            save_checkpoint(self.state, Checkpoint(self.step, tensors, {"window": asdict(self.window)}))
+            self.job.commit(self.step)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        def part(prefix: str) -> dict[str, Tensor]:
+            names = [name for name in checkpoint.tensors if name.startswith(prefix)]
+            return {name.removeprefix(prefix): checkpoint.tensors[name] for name in names}
+
+        self.model.load_state_dict(part("model."))
+        restore_optimizer(self.model, self.optimizer, part("optimizer."))
+        if self.average is not None:
+            self.average.load_state_dict(part("average."))
+        self.window = Window(**checkpoint.record["window"])
+
+    def _stream(self) -> Iterator[tuple[list[int], Inputs]]:
+        """This rank's micro-batches from the present step on: which images, and what the network reads."""
+        task, config = self.task, self.model.config
+        for batch in batches(
+            task.train,
+            batch_size=task.training.batch_size,
+            seed=task.seed,
+            start_step=self.step,
+            rank=self.ranks.rank,
+            world_size=self.ranks.size,
+            accumulate=task.training.accumulate,
+        ):
+            if task.labelled:
+                batch = drop_classes(batch, rate=config.class_dropout, null=config.num_classes, seed=task.seed)
+            yield batch.images.tolist(), inputs(batch, labelled=task.labelled, patching=task.patching)
+
+    def _advance(self, stream: Iterator[tuple[list[int], Inputs]]) -> None:
+        """One optimizer step on the mean cross-entropy over all tokens of the global batch."""
+        training, config, ranks = self.task.training, self.model.config, self.ranks
+        predicted = training.batch_size * (config.tokens if self.task.labelled else config.tokens - 1)
+        torch.manual_seed(step_seed(self.task.seed, self.step, ranks.rank))
+        loss, lengths, images = torch.zeros((), device=ranks.device), 0.0, []
+        for micro in range(training.accumulate):
+            ids, given = next(stream)
+            with self._gradients_shared(micro == training.accumulate - 1):
+                with autocast(ranks.device, training.precision):
+                    logits, targets = logits_and_targets(self.network, given.to(ranks.device))
+                share = nats(logits, targets) / predicted
+                (share * ranks.size).backward()  # the wrapper divides by the number of ranks
+            loss += share.detach()
+            lengths += given.patch_lengths / training.batch_size
+            images += ids
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.step += 1
+        sums = ranks.total(torch.stack((loss, torch.full_like(loss, lengths))))
+        self._settle()
+        self._pending = Outcome.of(self.step, torch.cat((sums, norm[None])), images)
+
+    def _gradients_shared(self, shared: bool) -> AbstractContextManager:
+        if shared or not isinstance(self.network, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.network.no_sync()
+
+    def _settle(self) -> None:
+        """Reads the outcome of the last step but the one in flight, so that the device never waits to be read.
+
+        Raises:
+            InputError: it is not finite.
+        """
+        if self._pending is None:
+            return
+        outcome, self._pending = self._pending, None
+        loss, patch_length, norm = outcome.read()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            images = sorted(i for ids in self.ranks.gather(outcome.images) for i in ids)
+            raise InputError(
+                f"training broke at step {outcome.step}: loss {loss}, gradient norm {norm}; the batch was images "
+                f"{images}; the last good checkpoint: {last_step(self.state)}. From there the same settings break in "
+                "the same way: lower the learning rate, or set `precision: float32`, or look at these images"
+            )
+        self.window.add(loss, norm, patch_length)
+
+    def _measured(self, clock: "Clock") -> dict[str, float]:
+        """Means over the steps since the last point of the curves, and the speed."""
+        self._settle()
+        window, self.window = self.window, Window()
+        seconds, steps = clock.lap()
+        row = window.means(with_patches=self.task.patching is not None)
+        config, images = self.model.config, self.task.training.batch_size * steps / seconds
+        row |= {
+            "perf/step_ms": 1000 * seconds / steps,
+            "perf/images_per_s": images,
+            "perf/tokens_per_s": images * config.tokens,
+            "perf/memory_gib": memory_gib(self.ranks.device),
+        }
+        if self.task.training.precision == "bfloat16" and (peak := peak_flops(self.ranks.device)):
+            patches = config.tokens / row["patch/mean_length"] if self.task.patching else None
+            operations = 2e9 * float(training_gmacs(config, patches))  # a multiply-accumulate is two
+            row["perf/mfu"] = images * operations / (peak * self.ranks.size)
+        return row
+
+    def _validated(self) -> dict[str, float]:
+        task = self.task
+        held_out = likelihood(
+            self.averaged,
+            task.val,
+            batch_size=max(1, task.training.batch_size // (self.ranks.size * task.training.accumulate)),
+            labelled=task.labelled,
+            patching=task.patching,
+            precision=task.training.precision,
+            ranks=self.ranks,
+        )
+        return {"val/nll": held_out.nll}

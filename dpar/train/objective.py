@@ -1,0 +1,136 @@
+"""What a network learns: the next token of every image; and how well it predicts held-out ones."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dpar.config import Patchify
+from dpar.data.codes import CodeStore
+from dpar.data.loader import Batch, random_uniform, sequential
+from dpar.errors import InputError
+from dpar.packing import PatchLayout
+from dpar.patchify import starts_for
+from dpar.train.distributed import Ranks
+
+
+@dataclass(frozen=True)
+class Patching:
+    """Where patches begin: the rule, and its E_Th resolved to nats (None for static patches)."""
+
+    rule: Patchify
+    threshold: float | None
+    grid_width: int
+
+    def layout(self, batch: Batch) -> PatchLayout:
+        """The patches of a batch, from the stored entropies of its views (Algorithm 3).
+
+        Raises:
+            InputError: the codes were stored without entropies and the rule needs them.
+        """
+        if batch.entropy is None and self.rule.strategy == "dynamic":
+            raise InputError("these codes hold no entropies, which place the patches; give a manifest of scored codes")
+        entropy = torch.zeros(batch.tokens.shape) if batch.entropy is None else batch.entropy
+        return PatchLayout.from_starts(starts_for(self.rule, self.threshold, entropy, self.grid_width))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch as a network reads it: without `labels` an unconditional one, without `layout` one without patches."""
+
+    tokens: Int[Tensor, "B T"]
+    labels: Int[Tensor, " B"] | None
+    layout: PatchLayout | None
+
+    def to(self, device: torch.device) -> "Inputs":
+        """The same on `device`."""
+        if device.type == "cpu":
+            return self
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        layout = None if self.layout is None else self.layout.to(device)
+        return Inputs(self.tokens.to(device, non_blocking=True), labels, layout)
+
+    @property
+    def patch_lengths(self) -> float:
+        """The sum over images of the mean patch length T / M, in tokens; 0 without patches."""
+        return sum(self.tokens.shape[1] / m for m in self.layout.packed.lengths) if self.layout else 0.0
+
+
+def inputs(batch: Batch, *, labelled: bool, patching: Patching | None) -> Inputs:
+    """What a network reads of `batch`."""
+    return Inputs(batch.tokens, batch.labels if labelled else None, patching.layout(batch) if patching else None)
+
+
+def drop_classes(batch: Batch, *, rate: float, null: int, seed: int) -> Batch:
+    """`batch` with each label replaced by `null` with probability `rate`, by (seed, epoch, image) alone."""
+    dropped = torch.from_numpy(random_uniform(seed, "class", batch.epoch, batch.images.numpy()) < rate)
+    return replace(batch, labels=batch.labels.masked_fill(dropped, null))
+
+
+def autocast(device: torch.device, precision: Literal["float32", "bfloat16"]) -> AbstractContextManager:
+    """bf16 matrix products over fp32 weights, or fp32 throughout."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def logits_and_targets(network: nn.Module, given: Inputs) -> tuple[Float[Tensor, "B N V"], Int[Tensor, "B N"]]:
+    """A prediction for each of the T tokens of an image, or of the last T-1 by an unconditional network."""
+    if given.labels is None:
+        return network(given.tokens), given.tokens[:, 1:]
+    if given.layout is None:
+        return network(given.tokens, given.labels), given.tokens
+    return network(given.tokens, given.labels, given.layout), given.tokens
+
+
+def nats(logits: Float[Tensor, "B N V"], targets: Int[Tensor, "B N"]) -> Float[Tensor, ""]:
+    """The cross-entropy summed over all targets."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How well a network predicts a set of images."""
+
+    nll: float  # nats a predicted token
+    mean_patch_length: float | None  # tokens, P_avg; None without patches
+    tokens: int  # predicted
+    images: int
+
+
+@torch.no_grad()
+def likelihood(
+    model: nn.Module,
+    codes: CodeStore,
+    *,
+    batch_size: int,
+    labelled: bool,
+    patching: Patching | None,
+    precision: Literal["float32", "bfloat16"],
+    ranks: Ranks,
+) -> Likelihood:
+    """The likelihood of the first view of every image of `codes`, which the ranks share out.
+
+    Args:
+        model: run in eval mode, and put back into its own afterwards.
+        codes: the images; their true classes are given to a labelled network.
+        batch_size: images at a time on each rank.
+        labelled: whether the network takes classes.
+        patching: of a DPAR.
+        precision: of matrix products.
+        ranks: all of them must call.
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64)  # nats, tokens, images, T / M
+    for batch in sequential(codes, batch_size, rank=ranks.rank, world_size=ranks.size):
+        given = inputs(batch, labelled=labelled, patching=patching)
+        with autocast(ranks.device, precision):
+            logits, targets = logits_and_targets(model, given.to(ranks.device))
+        here = [nats(logits, targets).item(), targets.numel(), len(targets), given.patch_lengths]
+        sums += torch.tensor(here, dtype=torch.float64)
+    model.train(was_training)
+    total, tokens, images, lengths = ranks.total(sums).tolist()
+    return Likelihood(total / tokens, lengths / images if patching else None, int(tokens), int(images))
