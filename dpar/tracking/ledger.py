@@ -108,14 +108,16 @@ class Ledger:
             for artefact in manifest.outputs:
                 for path, sha256 in files_of(artefact):
                     self._by_file[path, sha256] = self._by_path[path] = self._by_content[sha256] = manifest
-                self._by_path[artefact.path] = manifest
+                    for folder in Path(path).parents:
+                        self._by_path[folder.as_posix()] = manifest
+                self._by_path[artefact.path] = self._by_content[artefact.sha256] = manifest
 
     def producer(self, path: str, sha256: str) -> Manifest | None:
         """The job that last made the file `path` with this content; else one that made this content elsewhere."""
         return self._by_file.get((path, sha256)) or self._by_content.get(sha256)
 
     def latest(self, path: str) -> Manifest | None:
-        """The job that last made the file or folder `path`, whatever is in it now."""
+        """The job that last made the file `path`, or something in the folder `path`, whatever is in it now."""
         return self._by_path.get(path)
 
     def producers(self, artefact: Artefact) -> list[Manifest]:

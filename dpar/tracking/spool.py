@@ -43,6 +43,14 @@ def encode_number(value: Any) -> float | str:
     return number if math.isfinite(number) else str(number)
 
 
+def _ends_torn(path: Path) -> bool:
+    with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
+
+
 class EventFile:
     """Lines appended to a file, each whole or recognisably torn; keeps what a full disk refuses and tries again."""
 
@@ -52,8 +60,7 @@ class EventFile:
         self._pending = bytearray()
         self._lock = threading.Lock()
         self._complained = False
-        size = os.fstat(self._descriptor).st_size
-        if size and path.read_bytes()[-1:] != b"\n":  # the process before us died in the middle of a line
+        if _ends_torn(path):  # the process before us died in the middle of a line
             self._pending += b"\n"
 
     def append(self, event: str, **fields: Any) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -158,8 +159,7 @@ def _create_database(path: Path) -> None:
     from mlflow import MlflowClient
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    aside.unlink(missing_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     made = MlflowClient(tracking_uri=f"sqlite:///{aside}", registry_uri=f"sqlite:///{aside}")
     made.delete_experiment("0")  # "Default": nothing of ours goes there, and it would stand first in the list
     os.replace(aside, path)

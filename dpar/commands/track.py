@@ -1,0 +1,110 @@
+"""Carries the records of jobs into MLflow, proves that all outputs are tracked, and opens the dashboard."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpar.errors import InputError
+from dpar.tracking import audit, dashboard, mirror, status
+from dpar.tracking.store import URI_VARIABLE, find_store
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `dpar track`."""
+    options = argparse.ArgumentParser(prog="dpar track", description=__doc__)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--results", type=Path, help="results folder (default: the latest below results/)")
+    common.add_argument("--uri", help=f"MLflow store (default: ${URI_VARIABLE}, or the results folder's own)")
+    actions = options.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    sync = actions.add_parser("sync", parents=[common], help="carry what is new into MLflow")
+    sync.add_argument("--watch", type=float, metavar="SECONDS", help="again and again")
+    sync.add_argument("--until-pid", type=int, metavar="PID", help="with --watch: end with that process")
+
+    actions.add_parser("status", parents=[common], help="what each job last said, and what MLflow does not show yet")
+
+    check = actions.add_parser("audit", parents=[common], help="prove that every output belongs to a finished run")
+    check.add_argument("--snakefile", type=Path, default=Path("Snakefile"))
+    check.add_argument("--outputs", type=Path, help="file with one output a line, instead of asking snakemake")
+
+    actions.add_parser("rebuild", parents=[common], help="make the store again from the records")
+    actions.add_parser("views", parents=[common], help="write the saved views again and list them")
+
+    pages = actions.add_parser("ui", parents=[common], help="open the dashboard on this machine")
+    pages.add_argument("--port", type=int, default=5000)
+    pages.add_argument("--refresh", type=float, default=15.0, metavar="SECONDS", help="between looks for news")
+    return options
+
+
+def results_folder(given: Path | None) -> Path:
+    """`given`, or the folder below results/ that was worked on last.
+
+    Raises:
+        InputError: there is none, or `given` holds no records.
+    """
+    if given is not None:
+        if not given.is_dir():
+            raise InputError(f"{given} is not a folder; give a results folder such as results/demo with --results")
+        return given
+    found = [path for path in Path("results").glob("*") if (path / "tracking").is_dir()]
+    if not found:
+        raise InputError(f"no results below {Path('results').resolve()}; run an experiment first, or give --results")
+    return max(found, key=lambda path: (path / "tracking").stat().st_mtime)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Does what the first argument says.
+
+    Raises:
+        InputError: the store, the results folder or the port cannot be used.
+        SystemExit: with status 1 if the audit finds a file that is not tracked, or a record cannot be shown.
+    """
+    args = parser().parse_args(argv)
+    results = results_folder(args.results)
+    store = find_store(results, args.uri)
+    if args.action == "sync":
+        if args.watch is None:
+            _print_counts(mirror.sync(store))
+        else:
+            _until_interrupted(lambda: mirror.watch(store, args.watch, args.until_pid))
+    elif args.action == "status":
+        print(status.report(store))
+    elif args.action == "audit":
+        listed = args.outputs.read_text().split("\n") if args.outputs else None
+        outputs = (
+            [Path(line) for line in listed if line.strip()]
+            if listed is not None
+            else audit.graph_outputs(args.snakefile, results / "experiment.json")
+        )
+        findings = audit.audit(store, outputs)
+        print(audit.report(findings))
+        if not findings:
+            raise InputError("the graph lists no outputs; is this the experiment's results folder?")
+        if any(finding.verdict != "tracked" for finding in findings):
+            sys.exit(1)
+    elif args.action == "rebuild":
+        started = time.monotonic()
+        counts = mirror.rebuild(store)
+        print(f"{store.describe()} made again in {time.monotonic() - started:.1f} s")
+        _print_counts(counts)
+    elif args.action == "views":
+        mirror.sync(store)
+        for title, address in dashboard.links(store, 5000):
+            print(f"{title}\n    {address}")
+    else:
+        dashboard.run(store, args.port, refresh=args.refresh)
+
+
+def _print_counts(counts: mirror.Counts | None) -> None:
+    print(counts)
+    if counts and counts.problems:
+        sys.exit(1)
+
+
+def _until_interrupted(action) -> None:
+    try:
+        action()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)

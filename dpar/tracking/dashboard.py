@@ -1,0 +1,115 @@
+"""MLflow's own pages over the store of a results folder, on this machine only."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dpar.errors import InputError
+from dpar.tracking import mirror, views
+from dpar.tracking.store import Store, mlflow_environment, only_writer, open_store, tracking_folder
+
+HOST = "127.0.0.1"
+
+
+@contextmanager
+def serving(store: Store, port: int, *, seconds: float = 120.0) -> Iterator[subprocess.Popen]:
+    """A running server of the store on `port`, one process for the pages and no others; stopped at the end.
+
+    Args:
+        seconds: to wait until it answers.
+
+    Raises:
+        InputError: the port is taken, or the server does not start.
+    """
+    if store.artifacts is None:
+        raise InputError(f"{store.describe()} is a server already: open that address in a browser")
+    _check_free(port)
+    log = tracking_folder(store.results) / "server.log"
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]
+    command += ["--default-artifact-root", store.artifacts.as_uri(), "--host", HOST, "--port", str(port)]
+    command += ["--workers", "1", "--x-frame-options", "DENY"]
+    with open(log, "wb") as output:
+        server = subprocess.Popen(
+            command, env=mlflow_environment(), stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        _wait_until_healthy(server, port, seconds, log)
+        yield server
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def _check_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise InputError(
+                f"port {port} of {HOST} cannot be used ({error.strerror}); give another with --port"
+            ) from None
+
+
+def _wait_until_healthy(server: subprocess.Popen, port: int, seconds: float, log: Path) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise InputError(f"the MLflow server did not start; its own words are in {log}")
+
+
+def links(store: Store, port: int) -> list[tuple[str, str]]:
+    """Title and address of every saved view on a server at `port`, the results first."""
+    with only_writer(store):
+        client = open_store(store)
+    return [(title, f"http://{HOST}:{port}/{path}") for title, path in views.addresses(client)]
+
+
+def run(store: Store, port: int, *, refresh: float) -> None:
+    """Serves the store until the server ends or Ctrl-C, carrying news into it every `refresh` seconds.
+
+    Raises:
+        InputError: the store or the port cannot be used.
+    """
+    mirror.sync(store)
+    with serving(store, port) as server:
+        print(f"The dashboard of {store.results} is at http://{HOST}:{port} until Ctrl-C. Begin with:\n")
+        for title, address in links(store, port):
+            print(f"  {title}\n    {address}")
+        print(
+            f"\nFrom another machine: ssh -L {port}:{HOST}:{port} <this machine>, then the same addresses.", flush=True
+        )
+        try:
+            while server.poll() is None:
+                try:
+                    server.wait(timeout=refresh)
+                except subprocess.TimeoutExpired:
+                    _refresh(store)
+        except KeyboardInterrupt:
+            print("\nstopping the dashboard")
+
+
+def _refresh(store: Store) -> None:
+    try:
+        mirror.sync(store, wait=False)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)

@@ -1,0 +1,419 @@
+"""Carries spools into MLflow: only what is new, after any interruption, and with the same result."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpar import files
+from dpar.errors import InputError
+from dpar.tracking import views
+from dpar.tracking.ledger import Ledger, Manifest, files_of, is_running, read_events, spool_key, spools
+from dpar.tracking.replay import Point, Run, replay
+from dpar.tracking.runs import SMALL, RunIndex, RunWriter
+from dpar.tracking.spool import CONFIG, EVENTS, MANIFEST
+from dpar.tracking.store import Store, only_writer, open_store, tracking_folder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_SHOWN = frozenset({".json", ".jsonl", ".png", ".svg", ".md", ".csv", ".html", ".txt", ".tex"})
+_MANY = 20  # inputs of one folder from which on they are one dataset, and rows of a list in a description
+_SILENCE = 600.0  # seconds without a word after which a job of another host is called stale
+_REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # this record cannot be shown; others can
+
+
+@dataclass
+class Counts:
+    """What one round has done."""
+
+    jobs: int = 0
+    points: int = 0
+    running: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        text = f"{self.jobs} jobs with news, {self.points} values, {self.running} still running"
+        return "\n".join([text, *(f"problem: {problem}" for problem in self.problems)])
+
+
+def sync(store: Store, *, wait: bool = True) -> Counts | None:
+    """Carries all news of the store's results folder into it; None if another process is at it and not `wait`.
+
+    Raises:
+        InputError: the store cannot be used now; nothing is lost, the spools keep everything.
+    """
+    with only_writer(store, wait=wait) as free:
+        return _round(store, open_store(store)) if free else None
+
+
+def watch(store: Store, seconds: float, until_pid: int | None = None) -> None:
+    """Syncs every `seconds` until the process `until_pid` has gone (or for ever), and then once more."""
+    client, said = None, ""
+    while True:
+        last = until_pid is not None and not _exists(until_pid)
+        try:
+            with only_writer(store):
+                client = client or open_store(store)
+                counts = _round(store, client)
+            news = str(counts) if counts.jobs or counts.problems else ""
+        except (InputError, OSError) as error:
+            client, news = None, f"error: {error}"
+        if news and news != said:
+            print(time.strftime("%H:%M:%S"), news, file=sys.stderr, flush=True)
+            said = news
+        if last:
+            return
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and (until_pid is None or _exists(until_pid)):
+            time.sleep(min(0.5, seconds))
+
+
+def rebuild(store: Store) -> Counts:
+    """Makes the store again from the spools; of the results folder's own store, the old one stays until that is done.
+
+    Raises:
+        InputError: the store cannot be used.
+    """
+    with only_writer(store):
+        if not store.embedded or store.database is None or store.artifacts is None:
+            return _round(store, open_store(store))
+        old = [path for path in store.artifacts.glob("*/*") if path.is_dir()]
+        aside = store.database.with_name(f".rebuild.{uuid.uuid4().hex[:8]}.db")
+        try:
+            made = replace(store, uri=f"sqlite:///{aside}")
+            counts = _round(made, open_store(made))
+            os.replace(aside, store.database)
+        finally:
+            aside.unlink(missing_ok=True)
+        for folder in old:
+            shutil.rmtree(folder)
+        return counts
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        # one that has ended but whose parent has not asked yet is a zombie
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except (PermissionError, FileNotFoundError, IndexError):
+        return True
+
+
+def _records_identity(results: Path) -> str:
+    """A name for this folder's records that stays when the folder is moved."""
+    path = tracking_folder(results) / "id"
+    if not path.exists():
+        files.write_text(path, uuid.uuid4().hex[:16])
+    return path.read_text().strip()
+
+
+def _round(store: Store, client: "MlflowClient") -> Counts:
+    from mlflow.exceptions import MlflowException
+
+    settings = store.results / "experiment.json"
+    profile = files.read_json(settings).get("name", store.results.name) if settings.exists() else store.results.name
+    try:
+        index = RunIndex(client, profile, _records_identity(store.results), store.artifacts)
+        return Round(store.results, index).all()
+    except MlflowException as error:
+        reason = str(error).splitlines()[0][:300]
+        raise InputError(
+            f"the tracking store {store.describe()} refused: {reason}; the records wait on disk, "
+            "run `dpar track sync` again later"
+        ) from None
+
+
+class Round:
+    """One pass over the spools of `results`. Use it as the only writer of the store."""
+
+    def __init__(self, results: Path, index: RunIndex):
+        self.results = results
+        self.index = index
+        self.counts = Counts()
+        self._tables: dict[str, tuple[Path, Run]] = {}  # of each table the job that made it last
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Who made which file."""
+        return Ledger(self.results)
+
+    def all(self) -> Counts:
+        """Carries everything over."""
+        from mlflow.exceptions import MlflowException
+
+        for spool in spools(self.results):
+            try:
+                self._spool(spool)
+            except MlflowException as error:
+                if error.error_code not in _REFUSED:
+                    raise
+                self.counts.problems.append(f"{spool}: {str(error).splitlines()[0][:300]}")
+        self._rows()
+        for kind in self.index.experiments:
+            views.install(self.index, kind)
+        return self.counts
+
+    def _spool(self, spool: Path) -> None:
+        key = spool_key(spool)
+        size = (spool / EVENTS).stat().st_size
+        known = [writer for name in self.index.keys(f"{key}#") if (writer := self.index.get(name))]
+        settled = any(writer.bytes_seen == size and writer.status != "RUNNING" for writer in known)
+        if settled and not any("dpar.tables" in writer.tags for writer in known):
+            return
+        host = next((event["machine"]["host"] for event in read_events(spool) if event["event"] == "start"), "")
+        running = is_running(spool, host)  # asked before the events are read: a job says how it ended, then lets go
+        runs = replay(read_events(spool))
+        if not runs:
+            return
+        current, stale = runs[-1], False
+        if current.status == "FINISHED":
+            for table in dict.fromkeys(event["table"] for event in current.results):
+                before = self._tables.get(table)
+                if before is None or (current.ended or 0) >= (before[1].ended or 0):
+                    self._tables[table] = spool, current
+        if settled:
+            return
+        if current.status == "RUNNING":
+            last_word = (spool / EVENTS).stat().st_mtime
+            if running is False:
+                current.status, current.ended = "KILLED", int(last_word * 1000)
+            stale = running is None and time.time() - last_word > _SILENCE
+        self.counts.running += current.status == "RUNNING"
+        seen = any(
+            w.bytes_seen == size and w.status == current.status and stale == ("dpar.stale" in w.tags) for w in known
+        )
+        if seen:
+            return
+        self.counts.jobs += 1
+        writers = [self._run(spool, f"{key}#{run.generation}", run, stale and run is current) for run in runs]
+        for old, new in pairwise(writers):
+            old.tag({"dpar.superseded_by": new.run_id})
+            new.tag({"dpar.forked_from": old.run_id})
+        for writer in writers:
+            writer.done(size)
+
+    def _run(self, spool: Path, key: str, run: Run, stale: bool) -> RunWriter:
+        kind = "train" if run.about["rule"].startswith("train_") else "pipeline"
+        finished = run.status == "FINISHED" and not run.superseded
+        manifest = Manifest.load(spool / MANIFEST) if finished and (spool / MANIFEST).exists() else None
+        tags = _job_tags(run) | _state_tags(run, stale)
+        writer = self.index.get_or_create(kind, key, tags, run)
+        if run.status == "RUNNING":
+            writer.resume()
+        writer.params(run.about["params"])
+        models = self._inputs(writer, run, manifest)
+        self.counts.points += writer.points(run.points, models[0] if len(models) == 1 else None)
+        self.counts.problems += writer.images(run.images, spool)
+        if not run.superseded:
+            writer.file(spool / CONFIG, "config")
+            for figure in run.figures:
+                writer.file(spool / figure, "figures")
+        if manifest:
+            writer.file(spool / MANIFEST, "provenance")
+            self._small_outputs(writer, manifest)
+            self._model_outputs(writer, manifest, run)
+            tags["dpar.outputs"] = str(sum(len(artefact.files) for artefact in manifest.outputs))
+        writer.tag(tags | {"mlflow.note.content": self._note(run, manifest)})
+        if not stale:
+            writer.untag("dpar.stale")
+        if run.status != "RUNNING":
+            writer.end(run.status, run.ended)
+        return writer
+
+    def _inputs(self, writer: RunWriter, run: Run, manifest: Manifest | None) -> list[str]:
+        """Names what the job reads; the ids of the models among it."""
+        content = {artefact["sha256"] for artefact in run.about["inputs"]}
+        if manifest:
+            content |= {sha256 for artefact in manifest.inputs for _, sha256 in files_of(artefact)}
+        models = sorted({self.index.models[sha256] for sha256 in content if sha256 in self.index.models})
+        groups = _grouped(run.about["inputs"])
+        datasets = [(group.path, (self.results / group.path).as_uri(), group.sha256) for group in groups]
+        if datasets or models:
+            writer.inputs(datasets, models)
+        return models
+
+    def _small_outputs(self, writer: RunWriter, manifest: Manifest) -> None:
+        """Copies what a person can look at, as long as it still is what the job made."""
+        for artefact in manifest.outputs:
+            for path, sha256 in files_of(artefact):
+                file = self.results / path
+                looked_at = file.suffix in _SHOWN and file.exists() and file.stat().st_size <= SMALL
+                if looked_at and files.sha256_file(file) == sha256:
+                    inside = file.is_relative_to(self.results)
+                    folder = Path("outputs") / file.relative_to(self.results).parent if inside else Path("outputs")
+                    writer.file(file, folder.as_posix())
+
+    def _model_outputs(self, writer: RunWriter, manifest: Manifest, run: Run) -> None:
+        step = max((point.step for point in run.points if not point.key.startswith("system/")), default=0)
+        for artefact in manifest.outputs:
+            for path, sha256 in files_of(artefact):
+                if not path.endswith(".safetensors"):
+                    continue
+                folder = Path(path).parent
+                params = {"uri": (self.results / folder).as_uri(), "sha256": sha256, **manifest.params}
+                tags = {"dpar.commit": manifest.commit or "", "dpar.config": manifest.config}
+                model = writer.model(folder.as_posix(), sha256, params, tags, step)
+                writer.about_model(run.points, model)
+                self.index.models[sha256] = model
+
+    def _link(self, manifest: Manifest) -> str:
+        """A link to the run of the job that wrote `manifest`."""
+        keys = self.index.keys(f"{spool_key(manifest.spool)}#")
+        writer = self.index.get(keys[-1]) if keys else None
+        return f"[{manifest.name}]({run_address(writer)})" if writer else manifest.name
+
+    def _makers(self, artefacts: list[dict[str, Any]]) -> str:
+        """Links to the jobs that made what a job reads."""
+        found: dict[Path, Manifest] = {}
+        for artefact in artefacts:
+            path, sha256 = artefact["path"], artefact["sha256"]
+            if maker := self.ledger.producer(path, sha256) or self.ledger.latest(path):
+                found[maker.spool] = maker
+        links = [self._link(maker) for maker in list(found.values())[:3]]
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        return ", ".join(links) + more if found else "given from outside"
+
+    def _note(self, run: Run, manifest: Manifest | None) -> str:
+        """The run's description: what the job says, what it read and who made that, what it made."""
+        lines = [run.note.strip(), ""] if run.note else []
+        if run.status == "FAILED" and run.reason:
+            lines += ["**Failed**", "", "```", run.reason, "```", ""]
+        if run.about["inputs"]:
+            lines += ["**Made from**", "", "| input | sha256 | made by |", "|---|---|---|"]
+            groups = _grouped(run.about["inputs"])
+            lines += [f"| `{g.path}` | `{g.sha256[:12]}` | {self._makers(g.members)} |" for g in groups]
+            lines.append("")
+        if manifest:
+            lines += ["**Makes**", "", "| output | bytes | sha256 |", "|---|---:|---|"]
+            made = [f"| `{a.path}` | {a.bytes:,} | `{a.sha256[:12]}` |" for a in manifest.outputs]
+            more = [f"| and {len(made) - _MANY} more | | |"] if len(made) > _MANY else []
+            lines += [*made[:_MANY], *more]
+        return "\n".join(lines)
+
+    def _rows(self) -> None:
+        """Makes the experiment `results` show exactly the rows of the latest version of each table."""
+        wanted: set[str] = set()
+        for table, (spool, run) in sorted(self._tables.items()):
+            rows = [event for event in run.results if event["table"] == table]
+            content = [[row[part] for part in ("cell", "params", "metrics", "sources")] for row in rows]
+            version = f"results/{table}/{files.digest([spool_key(spool), content])}"
+            tags = _job_tags(run) | {"dpar.table": table}
+            parent_tags = {**tags, "dpar.kind": "table", "mlflow.runName": table}
+            parent = self.index.get_or_create("results", version, parent_tags, run)
+            for row in rows:
+                row_tags = {
+                    **tags,
+                    "dpar.kind": "cell",
+                    "mlflow.runName": row["cell"],
+                    "mlflow.parentRunId": parent.run_id,
+                }
+                child = self.index.get_or_create("results", f"{version}/{row['cell']}", row_tags, run)
+                wanted.add(child.key)
+                if child.status == "RUNNING":
+                    self._row(child, row, spool, run)
+            wanted.add(parent.key)
+            if parent.status == "RUNNING":
+                manifest = Manifest.load(spool / MANIFEST)
+                note = run.note.strip() or f"{len(rows)} rows, each a run below this one."
+                parent.tag({"mlflow.note.content": f"{note}\n\nMade by {self._link(manifest)}."})
+                self._small_outputs(parent, manifest)
+                parent.end("FINISHED", run.ended)
+        for key in self.index.keys("results/"):
+            if key not in wanted:
+                self.index.delete(key)
+
+    def _row(self, writer: RunWriter, row: Mapping[str, Any], spool: Path, run: Run) -> None:
+        writer.params(row["params"])
+        writer.points([Point(key, float(value), row["t"], 0) for key, value in row["metrics"].items()])
+        if row["image"]:
+            problem = writer.image(spool / row["image"], "samples", 0, row["t"])
+            self.counts.problems += [problem] if problem else []
+        makers = {path: self.ledger.latest(path) for path in row["sources"]}
+        lines = [f"A row of `{row['table']}`.", "", "**Made from**", "", "| file | made by |", "|---|---|"]
+        lines += [f"| `{path}` | {self._link(by) if by else 'given from outside'} |" for path, by in makers.items()]
+        keys = {path: self.index.keys(f"{spool_key(by.spool)}#") for path, by in makers.items() if by}
+        stage_runs = {path: found.run_id for path, k in keys.items() if k and (found := self.index.get(k[-1]))}
+        writer.tag({"mlflow.note.content": "\n".join(lines), "dpar.stage_runs": json.dumps(stage_runs)})
+        writer.end("FINISHED", run.ended)
+
+
+def run_address(writer: RunWriter) -> str:
+    """The run's page, relative to the dashboard's address."""
+    return f"#/experiments/{writer.experiment_id}/runs/{writer.run_id}"
+
+
+def _job_tags(run: Run) -> dict[str, str]:
+    """What never changes about a run."""
+    about = run.about
+    tags = {
+        "dpar.rule": about["rule"],
+        "dpar.experiment": about["experiment"],
+        "dpar.identity": about["identity"],
+        "dpar.config": about["config"],
+        "dpar.host": about["machine"]["host"],
+        "dpar.python": about["versions"].get("python", ""),
+        "dpar.torch": about["versions"].get("torch", ""),
+        "mlflow.runName": about["name"] + (f" ({run.generation + 1})" if run.generation else ""),
+        "mlflow.user": about["machine"]["user"],
+        "mlflow.source.type": "JOB",
+        "mlflow.source.name": f"Snakefile:{about['rule']}",
+    }
+    if about["commit"]:
+        tags["mlflow.source.git.commit"] = about["commit"]
+        tags["dpar.commit"] = about["commit"][:10] + ("+changes" if about["dirty"] else "")
+    if "slurm_job_id" in about["machine"]:
+        tags["dpar.slurm_job_id"] = about["machine"]["slurm_job_id"]
+    return tags
+
+
+def _state_tags(run: Run, stale: bool) -> dict[str, str]:
+    """What becomes of a run: the job's own tags, its attempts, and what went wrong."""
+    tags = {**run.tags, "dpar.attempts": str(run.attempts)}
+    if run.reason:
+        tags["dpar.reason"] = run.reason
+    if stale:
+        tags["dpar.stale"] = "true"
+    if run.results:
+        tags["dpar.tables"] = ", ".join(dict.fromkeys(event["table"] for event in run.results))
+    odd = [point for point in run.points if point.value != point.value or abs(point.value) == float("inf")]
+    if odd:
+        tags["dpar.nonfinite"] = f"{odd[0].key} = {odd[0].value} at step {odd[0].step}; {len(odd)} such values"
+    return tags
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Inputs that count as one dataset."""
+
+    path: str
+    sha256: str
+    members: list[dict[str, Any]]
+
+
+def _grouped(inputs: list[dict[str, Any]]) -> list[_Group]:
+    """Each input by itself; many files of one folder as the folder, with a digest over theirs."""
+
+    def groups() -> Iterator[_Group]:
+        folders: dict[str, list[dict[str, Any]]] = {}
+        for artefact in inputs:
+            folders.setdefault(str(Path(artefact["path"]).parent), []).append(artefact)
+        for folder, members in folders.items():
+            if len(members) <= _MANY:
+                yield from (_Group(artefact["path"], artefact["sha256"], [artefact]) for artefact in members)
+            else:
+                lines = sorted(f"{artefact['sha256']}  {Path(artefact['path']).name}\n" for artefact in members)
+                yield _Group(folder, hashlib.sha256("".join(lines).encode()).hexdigest(), members)
+
+    return list(groups())

@@ -1,0 +1,75 @@
+"""What each job last said, and how much of it MLflow does not show yet."""
+
+import time
+from pathlib import Path
+
+from dpar.errors import InputError
+from dpar.tracking.ledger import is_running, read_events, spool_key, spools
+from dpar.tracking.replay import Run, replay
+from dpar.tracking.spool import EVENTS
+from dpar.tracking.store import Store, only_writer, open_store
+
+
+def report(store: Store) -> str:
+    """One line a job, the oldest first, and below what waits to be shown. Works without MLflow."""
+    found = spools(store.results)
+    if not found:
+        return f"no job has been recorded in {store.results} yet"
+    shown, problem = _shown(store)
+    lines = [f"{'state':10} {'tries':>5} {'step':>8} {'ended or last word':19}  job"]
+    waiting = 0
+    for spool in found:
+        runs = replay(read_events(spool))
+        if not runs:
+            continue
+        current = shown.get(spool_key(spool)) == (spool / EVENTS).stat().st_size
+        waiting += not current
+        lines.append(_line(spool, runs[-1]) + ("" if current or problem else "  (not in MLflow yet)"))
+    lines.append("")
+    if problem:
+        lines.append(f"MLflow: {problem}")
+    else:
+        lines.append(
+            f"MLflow {store.describe()}: {waiting} of {len(found)} jobs have news; `dpar track sync` brings them"
+        )
+    return "\n".join(lines)
+
+
+def _line(spool: Path, run: Run) -> str:
+    last_word = (spool / EVENTS).stat().st_mtime
+    state = run.status
+    host = run.about["machine"]["host"]
+    if state == "RUNNING":
+        alive = is_running(spool, host)
+        state = {True: "RUNNING", False: "KILLED", None: f"on {host}"}[alive]
+    step = max((point.step for point in run.points if not point.key.startswith("system/")), default=0)
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(last_word))
+    reason = f"  {run.reason.splitlines()[0][:100]}" if run.status == "FAILED" and run.reason else ""
+    return f"{state:10} {run.attempts:5d} {step or '':>8} {when:19}  {run.about['name']}{reason}"
+
+
+def _shown(store: Store) -> tuple[dict[str, int], str | None]:
+    """How many bytes of each spool the store shows, or what keeps us from knowing."""
+    if store.database and not store.database.exists():
+        return {}, None
+    try:
+        with only_writer(store):
+            client = open_store(store)
+    except InputError as error:
+        return {}, str(error)
+    from dpar.tracking.runs import RunWriter
+
+    found: dict[str, int] = {}
+    for experiment in client.search_experiments():
+        token = None
+        while True:
+            page = client.search_runs([experiment.experiment_id], max_results=1000, page_token=token)
+            for run in page:
+                if "dpar.key" in run.data.tags:
+                    info = run.info
+                    writer = RunWriter(client, info.run_id, info.experiment_id, info.status, run.data.tags)
+                    found[writer.key.partition("#")[0]] = writer.bytes_seen
+            token = page.token
+            if not token:
+                break
+    return found, None
