@@ -1,0 +1,167 @@
+"""Counts the patches that each model's settings give the training images, and what they cost."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from dpar import tracking
+from dpar.config import Experiment, Patchify, load_experiment
+from dpar.errors import run_command
+from dpar.evaluation import flops
+from dpar.files import read_json, write_json
+from dpar.grid import ModelCell, model_cells, threshold_of
+from dpar.model.llamagen import LlamaGenConfig
+from dpar.model.variants import build_model, model_config
+from dpar.patchify import PatchCounts, simulate, static_starts
+from dpar.stages.calibrate_thresholds import stored_entropies
+
+PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="count_patches", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--manifest", type=Path, required=True, help="scored training codes")
+    flags.add_argument("--thresholds", type=Path, required=True, help="what calibrate_thresholds wrote")
+    flags.add_argument("--output", type=Path, required=True, help="patch_counts.json")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage.
+
+    Raises:
+        InputError: the codes have no entropies or do not fit the experiment, or a threshold is not calibrated.
+    """
+    args = parser().parse_args(argv)
+    experiment = load_experiment(args.experiment)
+    cells = model_cells(experiment)
+    with tracking.job(
+        rule="count_patches",
+        experiment=args.experiment,
+        name="count_patches",
+        inputs=[args.manifest, args.thresholds],
+        outputs=[args.output],
+        params={"models": ", ".join(cells), "guided": experiment.sampling.cfg_scale not in (0, 1)},
+    ) as job:
+        entropy = stored_entropies(experiment, args.manifest)
+        thresholds = read_json(args.thresholds)
+        counts = count(cells, thresholds, entropy, experiment.grid[1])
+        found = {slug: describe(experiment, cell, counts[slug]) for slug, cell in cells.items()}
+        for slug, cell in cells.items():
+            found[slug]["threshold"] = threshold_of(cell.patchify, thresholds) if cell.transformer.is_dpar else None
+        write_json(args.output, {"images": len(entropy), "tokens": entropy.shape[1], "cells": found})
+        for slug, cell in found.items():
+            numbers = ("mean_patch_length", "steps", "forward_gmacs", "training_gmacs", "sampling_gmacs")
+            job.summary({f"{name}/{slug}": cell[name] for name in numbers if cell[name] is not None})
+        job.note(summary_table(found))
+        print(summary_table(found))
+
+
+def count(
+    cells: Mapping[str, ModelCell],
+    thresholds: Mapping[str, Any],
+    entropy: Float32[np.ndarray, "N T"],
+    grid_width: int,
+) -> dict[str, PatchCounts | None]:
+    """The patches of each model's settings by slug; None for LlamaGen, which has none. Equal settings count once."""
+    patching = {slug: cell.patchify for slug, cell in cells.items() if cell.transformer.is_dpar}
+    lengths: dict[tuple[float, bool], list[int | None]] = {}
+    for patchify in patching.values():
+        if (threshold := threshold_of(patchify, thresholds)) is not None:
+            lengths.setdefault((threshold, patchify.row_boundary), []).append(patchify.max_length)
+    simulated = {
+        (threshold, row_boundary): simulate(
+            entropy, thresholds=[threshold], max_lengths=some, grid_width=grid_width, row_boundary=row_boundary
+        )
+        for (threshold, row_boundary), some in lengths.items()
+    }
+
+    def counts(patchify: Patchify) -> PatchCounts:
+        threshold = threshold_of(patchify, thresholds)
+        if threshold is not None:
+            return simulated[threshold, patchify.row_boundary][threshold, patchify.max_length]
+        assert patchify.p_avg is not None
+        one = PatchCounts.of(static_starts(1, entropy.shape[1], patchify.p_avg))
+        return PatchCounts(one.histogram * len(entropy))
+
+    return {slug: counts(patching[slug]) if slug in patching else None for slug in cells}
+
+
+def describe(experiment: Experiment, cell: ModelCell, counts: PatchCounts | None) -> dict[str, Any]:
+    """Patches and costs an image of one model, for JSON; GMACs are 1e9 multiply-accumulates.
+
+    `forward_gmacs` is Table 8's count; the others count attention products too. `sampling_gmacs` holds guidance, if the
+    experiment samples with it, and the entropy model, if the patches are dynamic. `steps` are calls of the patch
+    transformer, or LlamaGen's tokens (Table 2).
+    """
+    sizes: dict[str, Any] = {"vocab_size": experiment.tokenizer.vocab_size, "grid": experiment.grid}
+    num_classes = experiment.images.num_classes
+    config = model_config(cell.transformer, num_classes=num_classes, **sizes)
+    with torch.device("meta"):
+        model = build_model(cell.transformer, num_classes=num_classes, **sizes)
+    gate = None
+    if counts is not None and cell.patchify.strategy == "dynamic":
+        of_gate = num_classes if experiment.entropy_model.kind == "null_class" else None
+        gate = model_config(experiment.entropy_model.model, num_classes=of_gate, **sizes)
+        assert isinstance(gate, LlamaGenConfig)
+    guided = experiment.sampling.cfg_scale not in (0, 1)
+    patches = None if counts is None else np.arange(counts.tokens + 1.0)
+
+    def mean(cost: flops.Number) -> float:
+        return float(cost) if counts is None else counts.expectation(np.asarray(cost))
+
+    found: dict[str, Any] = {
+        "architecture": "dpar" if cell.transformer.is_dpar else "llamagen",
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "patchify": None if counts is None else cell.patchify.model_dump(mode="json"),
+        "mean_patch_length": None if counts is None else counts.mean_patch_length,
+        "patches": None,
+        "steps": config.tokens if counts is None else counts.mean,
+        "forward_gmacs": mean(flops.forward_gmacs(config, patches)),
+        "full_gmacs": mean(flops.full_gmacs(config, patches)),
+        "training_gmacs": mean(flops.training_gmacs(config, patches)),
+        "sampling_gmacs": mean(flops.sampling_gmacs(config, patches, entropy_model=gate, guided=guided)),
+        "kv_cache_bytes": mean(flops.kv_cache_bytes(config, patches, entropy_model=gate, guided=guided)),
+    }
+    if counts is not None:
+        found["patches"] = {
+            "mean": counts.mean,
+            "percentiles": {str(q): counts.percentile(q) for q in PERCENTILES},
+            "histogram": counts.histogram.tolist(),
+        }
+    return found
+
+
+def summary_table(cells: Mapping[str, Mapping[str, Any]]) -> str:
+    """Patches and costs of all models as a Markdown table."""
+    lines = [
+        "| model | E_Th (nats) | P_max | P_avg | M, mean | M, 5 to 95 % | forward GMACs | training GMACs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for slug, cell in cells.items():
+        patching = ["-"] * 5
+        if cell["patches"] is not None:
+            share = cell["patches"]["percentiles"]
+            static = cell["threshold"] is None
+            patching = [
+                "static" if static else f"{cell['threshold']:.6g}",
+                "-" if static else str(cell["patchify"]["max_length"] or "none"),
+                f"{cell['mean_patch_length']:.4f}",
+                f"{cell['patches']['mean']:.2f}",
+                f"{share['5']} to {share['95']}",
+            ]
+        costs = [f"{cell[name]:.4g}" for name in ("forward_gmacs", "training_gmacs")]
+        lines.append(f"| {' | '.join([slug, *patching, *costs])} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
