@@ -11,12 +11,16 @@ from dpar.config import Experiment
 from dpar.errors import InputError
 from dpar.grid import Row, table_rows, threshold_of
 
+# Not shown: names for programs, and what a column of its own says already.
+HIDDEN = {"cell", "training", "patchify.max_length", "patchify.threshold", "inference.threshold", "sampling.cfg_scale"}
 # What compute_metrics measures, as tables call it; the first one's name depends on the feature network.
 METRICS = ("frechet_distance", "inception_score", "precision", "recall", "class_agreement")
 # The paper's name of each of ours.
 PAPER = {"fid": "frechet_distance", "inception_score": "inception_score", "precision": "precision", "recall": "recall"}
 TITLES = {
     "model": "Model",
+    "patchify.p_avg": "Wanted P_avg",
+    "inference.p_avg": "Wanted P_avg (sampling)",
     "milestone": "State",
     "threshold": "E_Th (nats)",
     "max_length": "P_max",
@@ -117,7 +121,7 @@ def readable(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     titles = {**TITLES, "frechet_distance": metric}
     columns: dict[str, list[str]] = {}
     for name in frame.columns:
-        if name.endswith("_sd") or name in ("cell", "training"):
+        if name.endswith("_sd") or name in HIDDEN:
             continue
         spreads = frame.get(f"{name}_sd", [None] * len(frame))
         texts = [_number(value, spread) for value, spread in zip(frame[name], spreads, strict=True)]

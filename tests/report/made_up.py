@@ -1,0 +1,55 @@
+"""Measurements as the stages write them, with numbers that a test can recognise."""
+
+from pathlib import Path
+
+import numpy as np
+
+from dpar.config import Experiment
+from dpar.files import write_json
+from dpar.grid import model_cells, p_avg_targets, sample_cells
+from dpar.report.figures import new_figure, save
+
+
+def metrics(distance: float, published: bool = False) -> dict:
+    """What compute_metrics writes."""
+    values = {"frechet_distance": distance, "inception_score": 3.0, "precision": 0.5, "recall": 0.25, "kid": 0.1}
+    return {
+        "metric": "FD[classifier, 4]",
+        "values": values | {"class_agreement": 0.75},
+        "conditions": {
+            "samples": 40,
+            "reference_samples": 96,
+            "reference": "train",
+            "extractor_sha256": "ab" * 32,
+        },
+        "comparable_to_published": published,
+        "comparable_reason": "the feature network is not Inception",
+    }
+
+
+def write(folder: Path, experiment: Experiment) -> dict[str, Path]:
+    """Writes every input of make_table to `folder`; returns the files that are not a list."""
+    for place, cell in enumerate(sample_cells(experiment).values()):
+        for seed in cell.sampling.seeds:
+            write_json(folder / "metrics" / cell.slug / f"seed{seed}.json", metrics(10 * (place + 1) + seed))
+        likelihood = {"nll": 4.0 + place, "mean_patch_length": 1.8, "tokens": 1000}
+        write_json(folder / "likelihood" / cell.model / f"{cell.milestone}.json", likelihood)
+        picture = folder / "samples" / cell.slug / f"seed{cell.sampling.seeds[0]}" / "00000.png"
+        save(new_figure(1, 1), picture)
+        np.savez(
+            picture.with_suffix(".npz"),
+            arr_0=np.full((16, 32, 32, 3), 40 * place, np.uint8),
+            labels=np.repeat(np.arange(4), 4),
+        )
+    thresholds = {str(p): {"threshold": 2 * p, "achieved": p + 0.001} for p in p_avg_targets(experiment)}
+    costs = {slug: {"parameters": 1000, "training_gmacs": 1.5} for slug in model_cells(experiment)}
+    files = {
+        "noise-floor": folder / "metrics" / "noise_floor.json",
+        "patch-counts": folder / "patch_counts.json",
+        "thresholds": folder / "thresholds.json",
+    }
+    write_json(files["noise-floor"], {"metric": "FD[classifier, 4]", "frechet_distance": {"mean": 0.5, "sd": 0.1}})
+    write_json(files["patch-counts"], {"cells": costs})
+    write_json(files["thresholds"], {"p_avg": thresholds})
+    write_json(folder / "experiment.json", experiment.model_dump(mode="json"))
+    return files

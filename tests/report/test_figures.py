@@ -1,0 +1,62 @@
+"""Figures: outlines follow patches, and the same figure gives the same bytes."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from dpar.report import figures
+
+
+def outline(axes):
+    """The drawn segments as a set of pairs of end points."""
+    return {tuple(sorted(zip(*line.get_data(), strict=True))) for line in axes.lines}
+
+
+def test_outlines_stand_between_patches_and_around_the_grid_only():
+    axes = figures.new_figure(2, 2).subplots()
+    figures.draw_patches(axes, np.array([[0, 1, 1], [2, 2, 2]]))
+    inner = {((0.5, -0.5), (0.5, 0.5))} | {((c - 0.5, 0.5), (c + 0.5, 0.5)) for c in range(3)}
+    border = {((c - 0.5, y), (c + 0.5, y)) for c in range(3) for y in (-0.5, 1.5)}
+    border |= {((x, r - 0.5), (x, r + 0.5)) for r in range(2) for x in (-0.5, 2.5)}
+    assert outline(axes) == inner | border
+
+
+def test_entropy_maps_show_each_image_with_its_number_of_patches():
+    entropy = np.array([[[np.inf, 1.0], [2.0, 3.0]]], np.float32)
+    ids = np.array([[[0, 1], [2, 2]]])
+    figure = figures.entropy_maps(np.zeros((1, 4, 4, 3), np.uint8), entropy, ids, 2.5)
+    picture, entropies = figure.axes[0], figure.axes[1]
+    assert picture.images
+    assert "3 patches" in entropies.get_xlabel()
+    assert np.asarray(entropies.images[0].get_array()).max() == 3.0  # the first token's infinity does not set the scale
+
+
+def test_a_heat_map_frames_the_smallest_and_names_what_is_missing():
+    values = np.array([[3.0, 1.0], [np.nan, 2.0]])
+    figure = figures.heat_maps({"FD": values}, ["a", "b"], ["2", "4"], "rows", "columns")
+    axes = figure.axes[0]
+    assert {text.get_text() for text in axes.texts} == {"3", "1", "missing", "2"}
+    assert axes.patches[-1].get_xy() == (0.5, -0.5)
+
+
+@pytest.mark.parametrize(("name", "colour"), [("DPAR-L_pmax2", figures.DPAR), ("LlamaGen-B", figures.LLAMAGEN)])
+def test_a_model_has_one_colour_everywhere(name, colour):
+    assert figures.colour_of(name) == colour
+    figure = figures.metric_against_cost(
+        [{"label": name, "model": name, "cost": 1.0, "value": 2.0, "spread": 0.1}], "FD", 0.5
+    )
+    assert to_hex(figure.axes[0].lines[0].get_color()) == colour
+
+
+def test_the_same_figure_gives_the_same_file(tmp_path):
+    for name in ("a.png", "b.png"):
+        figures.save(figures.curves({"dpar": ([1, 2], [3, 4])}, "step", "nll"), tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_sample_blocks_are_titled_and_rows_named():
+    block = np.zeros((2, 3, 8, 8, 3), np.uint8)
+    figure = figures.sample_columns({"real": block, "dpar": block}, ["class 0", "class 5"])
+    assert [axes.get_title() for axes in figure.axes] == ["real", "dpar"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["class 0", "class 5"]
+    assert np.asarray(figure.axes[0].images[0].get_array()).shape == (16, 24, 3)

@@ -1,0 +1,78 @@
+"""Tables: numbers from the right files, the paper's beside ours, nothing that was not measured."""
+
+import math
+
+import pytest
+
+from dpar.config import parse_experiment
+from dpar.errors import InputError
+from dpar.report import tables
+from tests.report.made_up import metrics
+from tests.test_config import demo
+
+COSTS = {name: {"parameters": 2_000_000, "training_gmacs": 3.25} for name in ("dpar", "llamagen", "dpar_pmax2")}
+
+
+def built(*rows, measured=None, **replaced):
+    experiment = parse_experiment(demo(tables={"t": {"title": "T", "rows": list(rows)}}), "test")
+    given = {
+        "metrics": {("dpar", s): metrics(d) for s, d in enumerate((1.0, 2.0, 6.0))} if measured is None else measured,
+        "likelihoods": {("dpar", "step300"): {"nll": 4.5, "mean_patch_length": 1.79}},
+        "thresholds": {"p_avg": {"1.8": {"threshold": 3.21}}},
+        "costs": COSTS,
+    }
+    return tables.build(experiment, "t", **{**given, **replaced})
+
+
+def test_a_cell_is_the_mean_over_its_seeds_with_the_sample_standard_deviation():
+    row = built({"model": "dpar"}).iloc[0]
+    assert row["frechet_distance"] == pytest.approx(3.0)
+    assert row["frechet_distance_sd"] == pytest.approx(math.sqrt(((1 - 3) ** 2 + (2 - 3) ** 2 + (6 - 3) ** 2) / 2))
+    assert (row["seeds"], row["images"], row["cfg_scale"]) == (3, 320, 2.0)
+    assert (row["threshold"], row["max_length"], row["patch_length"], row["nll"]) == (3.21, 4, 1.79, 4.5)
+
+
+def test_the_paper_stands_beside_ours_and_the_difference_only_where_comparable():
+    row = {"model": "dpar", "paper.fid": 2.5}
+    ours = built(row).iloc[0]
+    assert ours["paper_fid"] == 2.5
+    assert "difference_fid" not in ours
+    published = {("dpar", 0): metrics(3.0, published=True)}
+    assert built(row, measured=published).iloc[0]["difference_fid"] == pytest.approx(0.5)
+
+
+def test_a_number_of_the_paper_that_nothing_of_ours_matches_is_an_error():
+    with pytest.raises(InputError, match="sfid"):
+        built({"model": "dpar", "paper.sfid": 1.0})
+
+
+def test_llamagen_has_no_patches():
+    row = built({"model": "llamagen"}, {"model": "dpar"}, measured={("llamagen", 0): metrics(1.0)}).iloc[0]
+    assert math.isnan(row["threshold"])
+    assert math.isnan(row["patch_length"])
+
+
+def test_what_was_not_measured_is_a_dash_and_never_zero():
+    frame = built({"model": "llamagen"}, {"model": "dpar"})
+    shown = tables.readable(frame, "FD[x, 4]")
+    assert shown["FD[x, 4]"].tolist() == ["–", "3 ± 2.6"]
+    assert shown["Parameters"].tolist() == ["2,000,000", "2,000,000"]
+
+
+def test_what_varies_is_a_column():
+    frame = built({"model": "dpar", "patchify.max_length": 2}, {"model": "dpar", "patchify.max_length": 4})
+    assert frame["patchify.max_length"].tolist() == [2, 4]
+    assert frame["max_length"].tolist() == [2, 4]
+    assert "P_max" in tables.readable(frame, "FD")
+    assert "max_length" not in tables.readable(frame, "FD")
+
+
+def test_markdown_and_latex_hold_every_cell():
+    shown = tables.readable(built({"model": "dpar"}), "FD[x, 4]")
+    markdown = tables.to_markdown(shown, "Title", ["a condition"])
+    assert markdown.startswith("## Title\n")
+    assert markdown.endswith("- a condition\n")
+    latex = tables.to_latex(shown, "50% & more")
+    assert r"\caption{50\% \& more}" in latex
+    assert r"3 $\pm$ 2.6" in latex
+    assert latex.count("&") == 2 * (len(shown.columns) - 1) + 1

@@ -1,0 +1,54 @@
+"""The stage that prints one table."""
+
+import pandas as pd
+import pytest
+
+from dpar.config import parse_experiment
+from dpar.files import read_json
+from dpar.stages import make_table
+from tests.report import made_up
+from tests.test_config import demo
+
+
+@pytest.fixture
+def experiment():
+    return parse_experiment(demo(), "test")
+
+
+def arguments(folder, files, table):
+    pictures = sorted(folder.glob("samples/*/*/*.png"))
+    return [
+        *("--experiment", folder / "experiment.json", "--table", table),
+        *("--metrics", *sorted(folder.glob("metrics/*/*.json"))),
+        *("--likelihoods", *sorted(folder.glob("likelihood/*/*.json"))),
+        *(part for name, path in files.items() for part in (f"--{name}", path)),
+        *("--pictures", *pictures),
+        *(part for kind, end in (("csv", "csv"), ("markdown", "md"), ("latex", "tex"))
+          for part in (f"--{kind}", folder / "tables" / f"{table}.{end}")),
+    ]  # fmt: skip
+
+
+def test_the_table_comes_out_in_three_forms_with_its_conditions(tmp_path, experiment):
+    files = made_up.write(tmp_path, experiment)
+    make_table.main(list(map(str, arguments(tmp_path, files, "threshold_by_length"))))
+    frame = pd.read_csv(tmp_path / "tables" / "threshold_by_length.csv")
+    assert frame[["patchify.p_avg", "patchify.max_length"]].values.tolist() == [[1.4, 2], [1.4, 4], [1.8, 2], [1.8, 4]]
+    assert frame["threshold"].tolist() == pytest.approx([2.8, 2.8, 3.6, 3.6])
+    markdown = (tmp_path / "tables" / "threshold_by_length.md").read_text()
+    assert "Noise floor" in markdown
+    assert "Not comparable to published numbers: the feature network is not Inception" in markdown
+    assert r"\toprule" in (tmp_path / "tables" / "threshold_by_length.tex").read_text()
+
+
+def test_every_row_becomes_a_result_of_the_job_with_its_sources(tmp_path, experiment):
+    files = made_up.write(tmp_path, experiment)
+    make_table.main(list(map(str, arguments(tmp_path, files, "comparison"))))
+    (manifest,) = (tmp_path / "tracking" / "spool" / "make_table").glob("*/manifest.json")
+    assert {entry["path"] for entry in read_json(manifest)["outputs"]} == {
+        "tables/comparison.csv",
+        "tables/comparison.md",
+        "tables/comparison.tex",
+    }
+    events = (manifest.parent / "events.jsonl").read_text()
+    assert events.count('"event": "result"') == 2
+    assert "metrics/llamagen/seed0.json" in events

@@ -1,0 +1,54 @@
+"""The stage that draws one table."""
+
+import pandas as pd
+import pytest
+
+from dpar.config import parse_experiment
+from dpar.files import read_json
+from dpar.stages import make_table, plot_ablation
+from tests.report import made_up
+from tests.stages.test_make_table import arguments
+from tests.test_config import demo
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """(experiment, files) with both tables of the demo made."""
+    experiment = parse_experiment(demo(), "test")
+    files = made_up.write(tmp_path, experiment)
+    for table in experiment.tables:
+        make_table.main(list(map(str, arguments(tmp_path, files, table))))
+    return experiment, files
+
+
+def test_a_grid_becomes_heat_maps_with_thresholds_in_nats(tmp_path, drawn):
+    experiment, files = drawn
+    frame = pd.read_csv(tmp_path / "tables" / "threshold_by_length.csv")
+    figure = plot_ablation.draw(experiment, "threshold_by_length", frame, read_json(files["noise-floor"]))
+    axes = figure.axes[0]
+    assert axes.get_title() == "FD[classifier, 4]"
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["2", "4"]
+    assert [t.get_text().split("\n")[0] for t in axes.get_yticklabels()] == ["2.800", "3.600"]
+    assert [t.get_text() for t in axes.texts] == ["31", "41", "51", "21"]
+
+
+def test_a_list_becomes_points_with_the_noise_floor(tmp_path, drawn):
+    experiment, files = drawn
+    frame = pd.read_csv(tmp_path / "tables" / "comparison.csv")
+    figure = plot_ablation.draw(experiment, "comparison", frame, read_json(files["noise-floor"]))
+    axes = figure.axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["llamagen", "dpar"]
+    assert any(list(line.get_xdata()) == [0.5, 0.5] for line in axes.lines)
+
+
+def test_the_stage_writes_the_picture(tmp_path, drawn):
+    _, files = drawn
+    output = tmp_path / "figures" / "comparison.png"
+    plot_ablation.main(
+        [
+            *("--experiment", str(tmp_path / "experiment.json"), "--table", "comparison"),
+            *("--csv", str(tmp_path / "tables" / "comparison.csv")),
+            *("--noise-floor", str(files["noise-floor"]), "--output", str(output)),
+        ]
+    )
+    assert output.read_bytes().startswith(b"\x89PNG")

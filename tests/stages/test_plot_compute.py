@@ -1,0 +1,32 @@
+"""The stage that draws the metric against the cost of training."""
+
+import pandas as pd
+
+from dpar.files import write_json
+from dpar.stages import plot_compute
+
+
+def test_a_cell_that_stands_in_two_tables_is_one_point(tmp_path, monkeypatch):
+    row = {"model": "dpar", "cell": "dpar", "training_gmacs": 2.0, "frechet_distance": 3.0}
+    other = {"model": "llamagen", "cell": "llamagen", "training_gmacs": 4.0, "frechet_distance": 5.0}
+    unmeasured = {"model": "dpar", "cell": "dpar_pmax2", "training_gmacs": 4.0, "frechet_distance": None}
+    pd.DataFrame([row, other]).to_csv(tmp_path / "a.csv", index=False)
+    pd.DataFrame([row, unmeasured]).to_csv(tmp_path / "b.csv", index=False)
+    write_json(tmp_path / "floor.json", {"metric": "FD", "frechet_distance": {"mean": 0.5, "sd": 0.1}})
+    write_json(tmp_path / "experiment.json", {})
+    drawn = {}
+
+    def remember(points, metric, floor, draw=plot_compute.metric_against_cost):
+        drawn.update(points=points, metric=metric, floor=floor)
+        return draw(points, metric, floor)
+
+    monkeypatch.setattr(plot_compute, "metric_against_cost", remember)
+    plot_compute.main(
+        [
+            *("--experiment", str(tmp_path / "experiment.json"), "--noise-floor", str(tmp_path / "floor.json")),
+            *("--tables", str(tmp_path / "a.csv"), str(tmp_path / "b.csv"), "--output", str(tmp_path / "compute.png")),
+        ]
+    )
+    assert [(p["label"], p["cost"], p["value"]) for p in drawn["points"]] == [("dpar", 2.0, 3.0), ("llamagen", 4.0, 5.0)]
+    assert (drawn["metric"], drawn["floor"]) == ("FD", 0.5)
+    assert (tmp_path / "compute.png").read_bytes().startswith(b"\x89PNG")
