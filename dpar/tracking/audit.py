@@ -12,7 +12,8 @@ from dpar import files
 from dpar.errors import InputError
 from dpar.tracking.hashes import Artefact, content_files, portable_path
 from dpar.tracking.ledger import files_of
-from dpar.tracking.store import Store, only_writer, open_store
+from dpar.tracking.runs import stored_runs
+from dpar.tracking.store import Store, only_writer, open_store, profile_of
 
 _GONE_ON_PURPOSE = "removed temp file"
 
@@ -76,28 +77,20 @@ def _finished_outputs(store: Store) -> dict[str, dict[str, str]]:
         raise InputError(f"there is no tracking store {store.database} yet; run `dpar track sync`")
     with only_writer(store):
         client = open_store(store)
-    found: dict[str, dict[str, str]] = {}
-    settings = store.results / "experiment.json"
-    profile = files.read_json(settings).get("name", store.results.name) if settings.exists() else store.results.name
-    experiments = [client.get_experiment_by_name(f"dpar/{profile}/{kind}") for kind in ("pipeline", "train")]
+    experiments = [client.get_experiment_by_name(f"dpar/{profile_of(store)}/{kind}") for kind in ("pipeline", "train")]
     ids = [experiment.experiment_id for experiment in experiments if experiment]
-    token = None
-    with tempfile.TemporaryDirectory() as folder:
-        while ids:
-            page = client.search_runs(ids, "attributes.status = 'FINISHED'", max_results=1000, page_token=token)
-            for run in page:
-                if "dpar.outputs" not in run.data.tags:
-                    continue
-                try:
-                    path = client.download_artifacts(run.info.run_id, "provenance/manifest.json", folder)
-                except (MlflowException, OSError):  # a run without its manifest proves nothing
-                    continue
-                for output in files.read_json(path)["outputs"]:
-                    for name, sha256 in files_of(Artefact.from_json(output)):
-                        found.setdefault(name, {})[sha256] = run.info.run_name
-            token = page.token
-            if not token:
-                break
+    found: dict[str, dict[str, str]] = {}
+    for run in stored_runs(client, ids, "attributes.status = 'FINISHED'"):
+        if "dpar.outputs" not in run.data.tags:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                path = client.download_artifacts(run.info.run_id, "provenance/manifest.json", folder)
+            except (MlflowException, OSError):  # a run without its manifest proves nothing
+                continue
+            for output in files.read_json(path)["outputs"]:
+                for name, sha256 in files_of(Artefact.from_json(output)):
+                    found.setdefault(name, {})[sha256] = run.info.run_name or run.info.run_id
     return found
 
 

@@ -95,9 +95,7 @@ def run(store: Store, port: int, *, refresh: float) -> None:
         print(f"The dashboard of {store.results} is at http://{HOST}:{port} until Ctrl-C. Begin with:\n")
         for title, address in links(store, port):
             print(f"  {title}\n    {address}")
-        print(
-            f"\nFrom another machine: ssh -L {port}:{HOST}:{port} <this machine>, then the same addresses.", flush=True
-        )
+        print(f"\nFrom another machine: ssh -L {port}:{HOST}:{port} HERE, then the same addresses.", flush=True)
         try:
             while server.poll() is None:
                 try:

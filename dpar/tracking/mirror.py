@@ -21,7 +21,7 @@ from dpar.tracking.ledger import Ledger, Manifest, files_of, is_running, read_ev
 from dpar.tracking.replay import Point, Run, replay
 from dpar.tracking.runs import SMALL, RunIndex, RunWriter
 from dpar.tracking.spool import CONFIG, EVENTS, MANIFEST
-from dpar.tracking.store import Store, only_writer, open_store, tracking_folder
+from dpar.tracking.store import Store, only_writer, open_store, profile_of, tracking_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -122,10 +122,8 @@ def _records_identity(results: Path) -> str:
 def _round(store: Store, client: "MlflowClient") -> Counts:
     from mlflow.exceptions import MlflowException
 
-    settings = store.results / "experiment.json"
-    profile = files.read_json(settings).get("name", store.results.name) if settings.exists() else store.results.name
     try:
-        index = RunIndex(client, profile, _records_identity(store.results), store.artifacts)
+        index = RunIndex(client, profile_of(store), _records_identity(store.results), store.artifacts)
         return Round(store.results, index).all()
     except MlflowException as error:
         reason = str(error).splitlines()[0][:300]

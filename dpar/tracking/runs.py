@@ -5,7 +5,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +29,11 @@ class RunWriter:
     Everything may be sent twice: names of files are fixed, and MLflow's key of a value holds run, name, time and step.
     """
 
-    def __init__(self, client: "MlflowClient", run_id: str, experiment_id: str, status: str, tags: Mapping[str, str]):
-        self.run_id = run_id
-        self.experiment_id = experiment_id
-        self.status = status
-        self.tags = dict(tags)
+    def __init__(self, client: "MlflowClient", run: "StoredRun"):
+        self.run_id: str = run.info.run_id
+        self.experiment_id: str = run.info.experiment_id
+        self.status: str = run.info.status
+        self.tags: dict[str, str] = dict(run.data.tags)
         self._client = client
         self._place = {"bytes": -1, "points": 0, "images": 0} | json.loads(self.tags.get("dpar.mirrored", "{}"))
 
@@ -212,31 +212,20 @@ class RunIndex:
             assert experiment is not None
             self.experiments[kind] = experiment
             for run in self.stored(kind):
-                writer = RunWriter(client, run.info.run_id, experiment.experiment_id, run.info.status, run.data.tags)
+                writer = RunWriter(client, run)
                 self._runs[writer.key] = writer
         self.models = dict(self._stored_models())
 
     def stored(self, kind: str) -> "Iterator[StoredRun]":
         """All runs of an experiment that come from this results folder."""
-        token = None
-        while True:
-            query = f"tags.`dpar.records` = '{self.records}'"
-            ids = [self.experiments[kind].experiment_id]
-            page = self.client.search_runs(ids, query, max_results=1000, page_token=token)
-            yield from page
-            token = page.token
-            if not token:
-                return
+        query = f"tags.`dpar.records` = '{self.records}'"
+        return stored_runs(self.client, [self.experiments[kind].experiment_id], query)
 
     def _stored_models(self) -> Iterator[tuple[str, str]]:
-        token = None
-        while True:
-            ids = [experiment.experiment_id for experiment in self.experiments.values()]
-            page = self.client.search_logged_models(ids, page_token=token)
-            yield from ((m.tags["dpar.weights"], m.model_id) for m in page if "dpar.weights" in m.tags)
-            token = page.token
-            if not token:
-                return
+        ids = [experiment.experiment_id for experiment in self.experiments.values()]
+        for model in _pages(lambda token: self.client.search_logged_models(ids, page_token=token)):
+            if "dpar.weights" in model.tags:
+                yield model.tags["dpar.weights"], model.model_id
 
     def get(self, key: str) -> RunWriter | None:
         """The run called `key`."""
@@ -253,12 +242,29 @@ class RunIndex:
         sent = {"dpar.key": key, "dpar.records": self.records} | {k: str(v)[:8000] for k, v in tags.items()}
         experiment = self.experiments[kind].experiment_id
         made = self.client.create_run(experiment, start_time=run.started, tags=sent, run_name=sent["mlflow.runName"])
-        writer = self._runs[key] = RunWriter(self.client, made.info.run_id, experiment, "RUNNING", sent)
+        writer = self._runs[key] = RunWriter(self.client, made)
         return writer
 
     def delete(self, key: str) -> None:
         """Takes the run called `key` out of sight."""
         self.client.delete_run(self._runs.pop(key).run_id)
+
+
+def stored_runs(client: "MlflowClient", experiment_ids: list[str], query: str = "") -> "Iterator[StoredRun]":
+    """All runs of the experiments that `query` selects."""
+    if not experiment_ids:  # MLflow would take its default experiment
+        return iter(())
+    return _pages(lambda token: client.search_runs(experiment_ids, query, max_results=1000, page_token=token))
+
+
+def _pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
+    token = None
+    while True:
+        page = search(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def entity_name(key: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from dpar.errors import InputError
 from dpar.tracking.ledger import is_running, read_events, spool_key, spools
 from dpar.tracking.replay import Run, replay
+from dpar.tracking.runs import RunWriter, stored_runs
 from dpar.tracking.spool import EVENTS
 from dpar.tracking.store import Store, only_writer, open_store
 
@@ -29,9 +30,8 @@ def report(store: Store) -> str:
     if problem:
         lines.append(f"MLflow: {problem}")
     else:
-        lines.append(
-            f"MLflow {store.describe()}: {waiting} of {len(found)} jobs have news; `dpar track sync` brings them"
-        )
+        lines.append(f"MLflow at {store.describe()} lacks news of {waiting} of {len(found)} jobs")
+        lines += ["`dpar track sync` brings them"] if waiting else []
     return "\n".join(lines)
 
 
@@ -57,19 +57,6 @@ def _shown(store: Store) -> tuple[dict[str, int], str | None]:
             client = open_store(store)
     except InputError as error:
         return {}, str(error)
-    from dpar.tracking.runs import RunWriter
-
-    found: dict[str, int] = {}
-    for experiment in client.search_experiments():
-        token = None
-        while True:
-            page = client.search_runs([experiment.experiment_id], max_results=1000, page_token=token)
-            for run in page:
-                if "dpar.key" in run.data.tags:
-                    info = run.info
-                    writer = RunWriter(client, info.run_id, info.experiment_id, info.status, run.data.tags)
-                    found[writer.key.partition("#")[0]] = writer.bytes_seen
-            token = page.token
-            if not token:
-                break
-    return found, None
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    writers = (RunWriter(client, run) for run in stored_runs(client, ids) if "dpar.key" in run.data.tags)
+    return {writer.key.partition("#")[0]: writer.bytes_seen for writer in writers}, None

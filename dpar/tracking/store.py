@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from dpar import files
 from dpar.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ def _without_password(uri: str) -> str:
 def tracking_folder(results: str | Path) -> Path:
     """Where a results folder keeps its records and, by default, the store made from them."""
     return Path(results).resolve() / "tracking"
+
+
+def profile_of(store: Store) -> str:
+    """The name of the experiment whose results the store shows."""
+    settings = store.results / "experiment.json"
+    return files.read_json(settings).get("name", store.results.name) if settings.exists() else store.results.name
 
 
 def find_store(results: str | Path, uri: str | None = None) -> Store:
@@ -159,6 +166,8 @@ def _create_database(path: Path) -> None:
     from mlflow import MlflowClient
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    for broken_off in path.parent.glob(f".{path.name}.*.partial"):
+        broken_off.unlink()
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     made = MlflowClient(tracking_uri=f"sqlite:///{aside}", registry_uri=f"sqlite:///{aside}")
     made.delete_experiment("0")  # "Default": nothing of ours goes there, and it would stand first in the list

@@ -34,8 +34,8 @@ DESCRIPTIONS = {
     "train": (
         "**The trainings**: tokenizer, entropy model, DPAR and the LlamaGen baseline, one run each and one for each "
         "further milestone. A training that was interrupted goes on in its run, without a step twice; values show up "
-        "when a checkpoint covers them. Pictures by step are in the charts view; a model's page has its address, digest "
-        "and the numbers measured about it."
+        "when a checkpoint covers them. Pictures by step are in the charts view; a model's page has its address, its "
+        "digest and the numbers measured about it."
     ),
     "pipeline": (
         "**All other jobs** of the graph: index, codes, entropies, thresholds, samples, features, metrics, tables, "
@@ -87,10 +87,9 @@ def addresses(client: "MlflowClient") -> Iterator[tuple[str, str]]:
             key = View(name, charts, {}).key
             if f"{_PREFIX}{key}" not in experiment.tags:
                 continue
-            page = (
-                f"#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={key}"
-            )
-            yield f"{experiment.name}: {name}", page + ("&compareRunsMode=CHART" if charts else "")
+            options = f"workflowType=machine_learning&viewStateShareKey={key}"
+            options += "&compareRunsMode=CHART" if charts else ""
+            yield f"{experiment.name}: {name}", f"#/experiments/{experiment.experiment_id}/runs?{options}"
 
 
 _NAMES = {
