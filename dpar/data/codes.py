@@ -48,8 +48,10 @@ class CodeMetadata(Settings):
     resolution: int = Field(gt=0, description="pixels, the side of the tokenized square")
     views: int = Field(gt=0, description="rows an image")
     tokenizer: str = Field(description="SHA-256 of the tokenizer's weights")
-    images: str = Field("", description="digest of the image index")
-    entropy_model: str | None = Field(None, description="SHA-256 of the entropy model's weights; null = not scored")
+    images: str = Field(default="", description="digest of the image index")
+    entropy_model: str | None = Field(
+        default=None, description="SHA-256 of the entropy model's weights; null = not scored"
+    )
 
     @property
     def length(self) -> int:

@@ -1,0 +1,151 @@
+"""Turns the views of one shard of images into codes (Section 3.1, Section 4.1's crops)."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8, UInt16
+from PIL import Image
+from torch import Tensor
+
+from dpar import tracking
+from dpar.config import Experiment, load_experiment
+from dpar.data.codes import CodeMetadata, rows_of_images, write_shard
+from dpar.data.crops import center_crop, to_model_input, to_uint8, views
+from dpar.data.images import ImageIndex
+from dpar.data.workers import mapped, reported
+from dpar.device import default_device
+from dpar.errors import InputError, run_command
+from dpar.weights import load_model, model_config
+
+_PIXELS = {"cpu": 2**20, "cuda": 2**22}  # encoded at a time: memory that any machine has
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="encode_images", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--split", choices=("train", "val"), required=True)
+    flags.add_argument("--shard", type=int, required=True, help="which of the split's shards")
+    flags.add_argument("--index", type=Path, required=True)
+    flags.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
+    flags.add_argument("--output", type=Path, required=True, help="the shard, .parquet or .tar")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage: all views of training images, the centre crop of held-out ones.
+
+    Raises:
+        InputError: the index or the tokenizer does not fit the experiment, or there are fewer images than shards.
+    """
+    args = parser().parse_args(argv)
+    experiment = load_experiment(args.experiment)
+    shards = getattr(experiment.codes, f"{args.split}_shards")
+    with tracking.job(
+        rule="encode_images",
+        experiment=args.experiment,
+        name=f"encode_images[{args.split}-{args.shard:05d}]",
+        inputs=[args.index, args.tokenizer],
+        outputs=[args.output],
+        params={"split": args.split, "shard": args.shard, "shards": shards, **experiment.codes.model_dump(mode="json")},
+    ) as job:
+        index = ImageIndex.load(args.index)
+        numbers = images_of_shard(len(index), args.shard, shards, f"codes.{args.split}_shards")
+        device = default_device()
+        tokenizer = load_model(args.tokenizer, "tokenizer", device)
+        digest = model_config(args.tokenizer)["sha256"]
+        check_fit(experiment, args.index, index, args.tokenizer, tokenizer)
+        cut, count = cutter(experiment, args.split)
+        metadata = CodeMetadata(
+            grid=experiment.grid,
+            vocab_size=experiment.tokenizer.vocab_size,
+            resolution=experiment.images.resolution,
+            views=count,
+            tokenizer=digest,
+            images=index.digest,
+        )
+        start = time.monotonic()
+        size = max(1, _PIXELS[device.type] // (count * metadata.resolution**2))
+        blocks = encode(index, numbers, cut, tokenizer.encode, size, device)
+        tokens = np.concatenate(list(reported(blocks, len(numbers), "encoded", size=size)))
+        tokens = tokens.reshape(len(numbers), count, metadata.length)
+        write_shard(args.output, rows_of_images(tokens, index.labels[numbers], numbers[0], metadata))
+        job.summary(
+            {
+                "images": len(numbers),
+                "rows": len(numbers) * count,
+                "images_per_s": len(numbers) / (time.monotonic() - start),
+                "codes/used": len(np.unique(tokens)),
+            }
+        )
+
+
+def images_of_shard(count: int, shard: int, shards: int, key: str) -> range:
+    """The images of one of `shards` runs that differ in length by one at most.
+
+    Raises:
+        InputError: no such shard, or fewer images than shards.
+    """
+    if not 0 <= shard < shards:
+        raise InputError(f"there is no shard {shard}; `{key}` is {shards}")
+    if count < shards:
+        raise InputError(f"{count} images cannot be divided over {shards} shards; lower `{key}`")
+    return range(shard * count // shards, (shard + 1) * count // shards)
+
+
+def check_fit(experiment: Experiment, index_path: Path, index: ImageIndex, folder: Path, tokenizer: Any) -> None:
+    """Refuses an index or a tokenizer that was made for another experiment.
+
+    Raises:
+        InputError: naming what was found and expected.
+    """
+    facts = [
+        (index_path, "resolution", index.resolution, experiment.images.resolution),
+        (index_path, "num_classes", index.num_classes, experiment.images.num_classes),
+        (folder, "vocab_size", tokenizer.config.vocab_size, experiment.tokenizer.vocab_size),
+        (folder, "downsample", tokenizer.config.downsample, experiment.tokenizer.downsample),
+    ]
+    for path, name, found, expected in facts:
+        if found != expected:
+            raise InputError(
+                f"{path} was made for another experiment: {name} is {found}, expected {expected}; make it again"
+            )
+
+
+def cutter(experiment: Experiment, split: str) -> tuple[Callable[[Image.Image], UInt8[Tensor, "V 3 R R"]], int]:
+    """How the split's images are cut into views, and how many."""
+    side, codes = experiment.images.resolution, experiment.codes
+    if split == "val":
+        return lambda image: to_uint8(center_crop(image, side))[None], 1
+    return lambda image: views(image, side, codes.crop_ranges, codes.ten_crop), codes.views
+
+
+@torch.inference_mode()
+def encode(
+    index: ImageIndex,
+    numbers: range,
+    cut: Callable[[Image.Image], UInt8[Tensor, "V 3 R R"]],
+    encoder: Callable[[Tensor], Tensor],
+    size: int,
+    device: torch.device,
+) -> Iterator[UInt16[np.ndarray, "N T"]]:
+    """Tokens of all views of `size` images at a time, in order; threads read and cut the next images meanwhile."""
+
+    def load(chunk: range) -> UInt8[Tensor, "N 3 R R"]:
+        return torch.cat([cut(index.read(i)) for i in chunk])
+
+    chunks = [numbers[i : i + size] for i in range(0, len(numbers), size)]
+    threads = len(os.sched_getaffinity(0))
+    for pixels in mapped(load, chunks, threads=threads, ahead=2 * threads):
+        yield encoder(to_model_input(pixels.to(device))).flatten(1).cpu().numpy().astype(np.uint16)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
