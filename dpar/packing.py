@@ -19,7 +19,7 @@ class PackedLengths:
     """
 
     lengths: tuple[int, ...]
-    cu_seqlens: Int[Tensor, " B+1"]
+    cu_seqlens: Int[Tensor, " ends"]
     max_length: int
 
     @classmethod
@@ -74,7 +74,6 @@ class PatchLayout:
 
     def to(self, device: torch.device | str) -> "PatchLayout":
         """The same layout on another device."""
-        rows, first, last, ends = (
-            tensor.to(device, non_blocking=True) for tensor in (self.rows, self.first, self.last, self.packed.cu_seqlens)
-        )
-        return PatchLayout(replace(self.packed, cu_seqlens=ends), rows, first, last)
+        tensors = (self.packed.cu_seqlens, self.rows, self.first, self.last)
+        ends, *moved = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return PatchLayout(replace(self.packed, cu_seqlens=ends), *moved)

@@ -18,7 +18,7 @@ LAYOUTS = ("model", "module", "state_dict")
 
 
 def _check_bytes(path: Path) -> None:
-    """Refuses what cannot be a PyTorch file, by its size, its first bytes and, where PATH.sha256 is there, its digest."""
+    """Refuses what cannot be a PyTorch file by its size, its first bytes and, where PATH.sha256 exists, its digest."""
     if not path.is_file():
         raise InputError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; give the weights file itself")
     size = path.stat().st_size
@@ -116,7 +116,9 @@ def fill(network: nn.Module, given: Mapping[str, Tensor], path: str | Path) -> N
         if names
     ]
     if lines:
-        raise InputError(f"{path} does not fit the sizes in the experiment; correct the one or the other:\n" + "\n".join(lines))
+        raise InputError(
+            f"{path} does not fit the sizes in the experiment; correct the one or the other:\n" + "\n".join(lines)
+        )
     network.load_state_dict(dict(given), strict=True)
 
 

@@ -97,9 +97,7 @@ def depth(weights: Weights, name: str) -> int:
     return len({key[len(name) + 1 :].split(".")[0] for key in weights if key.startswith(f"{name}.")})
 
 
-def llamagen_logits(
-    weights: Weights, tokens: list[int], label: int | None, columns: int, heads: int
-) -> Tensor:
+def llamagen_logits(weights: Weights, tokens: list[int], label: int | None, columns: int, heads: int) -> Tensor:
     """[T, V] with a class, [T - 1, V] without."""
     d = weights["tok_embeddings.weight"].shape[1] // heads
     x = [weights["tok_embeddings.weight"][token] for token in tokens[:-1]]

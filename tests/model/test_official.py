@@ -1,0 +1,183 @@
+import argparse
+import hashlib
+import pickle
+
+import pytest
+import torch
+
+from dpar.errors import InputError
+from dpar.model.llamagen import LlamaGen
+from dpar.model.official import import_llamagen, load_official, read_official
+from tests.model.tiny import tiny_batch, tiny_llamagen
+from tests.oracles.model import llamagen_logits
+
+WIDTH, HEADS, VOCAB, CLASSES, LAYERS = 32, 2, 13, 3, 2
+CONFIG = LlamaGen.Config(grid=(3, 4), vocab_size=VOCAB, num_classes=CLASSES, width=WIDTH, heads=HEADS, layers=LAYERS)
+
+
+def published_tensors() -> dict[str, torch.Tensor]:
+    """Random values under the names and in the shapes of c2i_B_256.pt, written out by hand."""
+    generator = torch.Generator().manual_seed(1)
+
+    def values(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) * 0.3
+
+    tensors = {
+        "cls_embedding.embedding_table.weight": values(CLASSES + 1, WIDTH),
+        "tok_embeddings.weight": values(VOCAB, WIDTH),
+        "norm.weight": values(WIDTH),
+        "output.weight": values(VOCAB, WIDTH),
+        "freqs_cis": values(1 + 12, WIDTH // HEADS // 2, 2),
+    }
+    for i in range(LAYERS):
+        tensors |= {
+            f"layers.{i}.attention.wqkv.weight": values(3 * WIDTH, WIDTH),
+            f"layers.{i}.attention.wo.weight": values(WIDTH, WIDTH),
+            f"layers.{i}.feed_forward.w1.weight": values(256, WIDTH),
+            f"layers.{i}.feed_forward.w3.weight": values(256, WIDTH),
+            f"layers.{i}.feed_forward.w2.weight": values(WIDTH, 256),
+            f"layers.{i}.attention_norm.weight": values(WIDTH),
+            f"layers.{i}.ffn_norm.weight": values(WIDTH),
+        }
+    return tensors
+
+
+LAYOUTS = {
+    "model": lambda tensors: {"model": tensors, "optimizer": {"step": torch.tensor(3)}, "steps": 3},
+    "module": lambda tensors: {"module": tensors, "lr": 1e-4},
+    "state_dict": lambda tensors: {"state_dict": tensors, "epoch": 300},
+    "flat": lambda tensors: tensors,
+    "training script": lambda tensors: {"model": tensors, "args": argparse.Namespace(gpt_model="GPT-B")},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize("zipped", [True, False])
+def test_every_layout_gives_the_literal_logits(float64, tmp_path, layout, zipped):
+    path, tensors = tmp_path / "c2i_T_256.pt", {name: value.double() for name, value in published_tensors().items()}
+    torch.save(layout(tensors), path, _use_new_zipfile_serialization=zipped)
+    model = import_llamagen(path, CONFIG)
+    assert not model.training
+    loaded = model.state_dict()
+    tensors.pop("freqs_cis")
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], value) for name, value in tensors.items())
+    tokens, labels = tiny_batch(2)
+    for image, label, logits in zip(tokens.tolist(), labels.tolist(), model(tokens, labels), strict=True):
+        torch.testing.assert_close(logits, llamagen_logits(tensors, image, label, columns=4, heads=HEADS))
+
+
+def test_half_precision_files_become_fp32_models(tmp_path):
+    tensors = {name: value.bfloat16() for name, value in published_tensors().items()}
+    torch.save(tensors, tmp_path / "half.pt")
+    loaded = import_llamagen(tmp_path / "half.pt", CONFIG).state_dict()
+    assert {value.dtype for value in loaded.values()} == {torch.float32}
+    assert torch.equal(loaded["output.weight"], tensors["output.weight"].float())
+
+
+def saved(tmp_path, content) -> str:
+    torch.save(content, tmp_path / "weights.pt")
+    return str(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("norm.weight"), r"1 missing: norm\.weight"),
+        (lambda t: t.update(extra=torch.zeros(1)), r"1 not of this model: extra"),
+        (
+            lambda t: t.update({"norm.weight": torch.zeros(3)}),
+            r"1 of another shape: norm\.weight \[3\] instead of \[32\]",
+        ),
+        (lambda t: [t.pop(name) for name in list(t) if name.startswith("layers.1")], r"7 missing: .* \.\.\."),
+    ],
+    ids=["missing", "extra", "shape", "depth"],
+)
+def test_loading_is_strict_and_says_what_differs(tmp_path, change, message):
+    tensors = published_tensors()
+    change(tensors)
+    path = saved(tmp_path, {"model": tensors})
+    model = tiny_llamagen(layers=LAYERS)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(InputError, match=message):
+        import_llamagen(path, CONFIG)
+    with pytest.raises(InputError):
+        load_official(path, model, ignored=("freqs_cis",))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 443714000\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (LFS, "git-lfs pointer of .* to a file of 443714000 bytes.*git lfs pull"),
+        (b"<!DOCTYPE html><html><head><title>Sign in</title>", "is a web page .*<!DOCTYPE html>.*download link"),
+        (b"\n  <?xml version='1.0'?><Error>", "is a web page"),
+        (b'{"error": "not found"}', "no PyTorch file: its 22 bytes begin 7b 22 65 72"),
+        (b"\x80\x02garbage", "damaged|more than tensors"),
+        (b"PK\x03\x04" + bytes(2000), "cut off after 2004 bytes"),
+    ],
+    ids=["empty", "git-lfs", "html", "xml", "json", "broken pickle", "cut off"],
+)
+def test_what_a_failed_download_leaves_is_told_apart(tmp_path, content, message):
+    path = tmp_path / "c2i_B_256.pt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_official(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_a_truncated_file_is_refused(tmp_path, zipped, share):
+    path = tmp_path / "weights.pt"
+    torch.save({"model": published_tensors()}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(InputError, match=r"cut off|damaged|more than tensors"):
+        read_official(path)
+
+
+def test_missing_files_and_folders_are_named(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        read_official(tmp_path / "absent.pt")
+    with pytest.raises(InputError, match="is a folder"):
+        read_official(tmp_path)
+
+
+class Explosive:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code in the file was run')",))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_file_is_not_run(tmp_path, zipped):
+    path = tmp_path / "weights.pt"
+    torch.save({"model": published_tensors(), "extra": Explosive()}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match="more than tensors"):
+        read_official(path)
+    path.write_bytes(pickle.dumps(Explosive()))
+    with pytest.raises(InputError, match=r"more than tensors|damaged"):
+        read_official(path)
+
+
+@pytest.mark.parametrize(
+    "content", [torch.zeros(3), [torch.zeros(3)], {}, {"model": {}}, {"epoch": 3}, {"model": {"a": 1}}]
+)
+def test_files_without_tensors_by_name_are_refused(tmp_path, content):
+    with pytest.raises(InputError, match="tensors by name"):
+        read_official(saved(tmp_path, content))
+
+
+def test_a_digest_beside_the_file_is_checked(tmp_path):
+    path, beside = saved(tmp_path, published_tensors()), tmp_path / "weights.pt.sha256"
+    right = hashlib.sha256((tmp_path / "weights.pt").read_bytes()).hexdigest()
+    beside.write_text(f"{right}  weights.pt\n")
+    assert read_official(path)
+    beside.write_text(f"{'0' * 64}  weights.pt\n")
+    with pytest.raises(InputError, match=f"has SHA-256 {right}, but weights.pt.sha256 says 0000"):
+        read_official(path)
