@@ -1,0 +1,169 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from dpar import cli
+from dpar.commands import patchify
+from dpar.patchify import patch_starts
+from tests.oracles import patchify as oracle
+
+
+@pytest.fixture
+def entropies(tmp_path):
+    entropy = np.random.default_rng(0).normal(7.8, 0.6, (6, 64)).astype(np.float32)
+    entropy[:, 0] = math.inf
+    path = tmp_path / "entropies.npy"
+    np.save(path, entropy)
+    return str(path), entropy
+
+
+def say(capsys, path: str, *flags: str) -> str:
+    patchify.main([path, "--grid-width", "8", *flags])
+    return capsys.readouterr().out
+
+
+def found(capsys, path: str, *flags: str) -> dict:
+    return json.loads(say(capsys, path, *flags, "--json"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "max_length", "row_boundary"),
+    [
+        (["--max-length", "4"], 4, True),
+        (["--max-length", "4", "--no-row-boundary"], 4, False),
+        (["--no-row-boundary"], None, False),
+        (["--max-length", "none"], None, True),
+    ],
+)
+def test_starts_counts_and_mean_length(entropies, capsys, flags, max_length, row_boundary):
+    path, entropy = entropies
+    told = found(capsys, path, "--threshold", "7.8", *flags)
+    rule = {"threshold": 7.8, "max_length": max_length, "grid_width": 8, "row_boundary": row_boundary}
+    patches = [oracle.patches(row.tolist(), **rule) for row in entropy]
+    assert told["starts"] == [oracle.starts(image) for image in patches]
+    assert told["M"] == [len(image) for image in patches]
+    assert told["P_avg"] == pytest.approx(np.mean([64 / len(image) for image in patches]))
+    assert told["M_mean"] == pytest.approx(np.mean(told["M"]))
+    assert told["threshold"] == 7.8
+
+
+def test_people_see_starts_counts_and_mean_length(entropies, capsys):
+    path, entropy = entropies
+    told = say(capsys, path, "--threshold", "7.8", "--max-length", "4")
+    starts = patch_starts(entropy, threshold=7.8, max_length=4, grid_width=8)
+    assert f"P_avg {np.mean(64 / starts.sum(1)):.4f}" in told
+    for image in range(patchify.SHOWN):
+        picture = "\n".join("".join(".#"[start] for start in row) for row in starts[image].reshape(8, 8).astype(int))
+        assert f"image {image}: M = {starts[image].sum()}\n{picture}\n" in told
+    assert "2 more images" in told
+
+
+def test_static_patches_do_not_look_at_the_rest(entropies, capsys):
+    path, _ = entropies
+    told = found(capsys, path, "--threshold", "7.8", "--max-length", "4", "--static", "1.81")
+    assert told["starts"] == [oracle.starts(oracle.static_patches(64, 1.81))] * 6
+    assert told == found(capsys, path, "--static", "1.81")
+    assert "static patches of 1.81" in say(capsys, path, "--static", "1.81")
+
+
+def test_an_infinite_threshold_is_still_json(entropies, capsys):
+    told = json.loads(say(capsys, entropies[0], "--threshold", "inf", "--json"), parse_constant=pytest.fail)
+    assert told["threshold"] == "inf"
+    assert told["M"] == [9] * 6
+
+
+def test_a_grid_of_settings_is_counted_without_a_model(entropies, capsys):
+    path, _ = entropies
+    flags = ["--threshold", "7.6,7.8,inf", "--max-length", "2,4,none"]
+    cells = found(capsys, path, *flags)["cells"]
+    assert len(cells) == 9
+    for cell in cells:
+        length = "none" if cell["max_length"] is None else str(cell["max_length"])
+        alone = found(capsys, path, "--threshold", str(cell["threshold"]), "--max-length", length)
+        assert cell == {name: alone[name] for name in cell}
+    assert "starts" not in cells[0]
+    table = say(capsys, path, *flags)
+    for cell in cells:
+        assert f"{cell['P_avg']:.4f}" in table
+
+
+def test_thresholds_are_calibrated_to_a_mean_length(entropies, capsys):
+    path, entropy = entropies
+    told = found(capsys, path, "--p-avg", "1.6", "--max-length", "4")
+    assert told["P_avg"] == pytest.approx(1.6, abs=0.02)
+    starts = patch_starts(entropy, threshold=told["threshold"], max_length=4, grid_width=8)
+    assert told["starts"] == starts.tolist()
+    cells = found(capsys, path, "--p-avg", "1.6", "--max-length", "2,4")["cells"]
+    assert [cell["max_length"] for cell in cells] == [2, 4]
+    assert cells[0]["threshold"] > cells[1]["threshold"]
+
+
+def test_thresholds_are_calibrated_to_a_cost(entropies, capsys):
+    path, _ = entropies
+    told = found(capsys, path, "--gmacs", "15", "--model", "DPAR-L", "--max-length", "4")
+    assert told["forward_gmacs"] == pytest.approx(15, rel=0.01)
+    config_costs = patchify.model_costs("DPAR-L", 64, 8)
+    assert told["forward_gmacs"] == pytest.approx(np.mean([config_costs(m)[0] for m in told["M"]]))
+    assert told["training_gmacs"] > 3 * told["forward_gmacs"]
+    assert "GMACs" in say(capsys, path, "--threshold", "7.8", "--model", "DPAR-L")
+    assert "GMACs" in say(capsys, path, "--threshold", "7.8,7.9", "--model", "DPAR-L")
+
+
+def test_costs_are_those_of_table_8():
+    forward, _ = patchify.model_costs("DPAR-XL", 256, 16)(np.array([141.8]))
+    assert forward[0] == pytest.approx(125.52, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "found none of them"),
+        (["--threshold", "7.8", "--p-avg", "2"], "found --threshold and --p-avg"),
+        (["--gmacs", "20"], "name it with --model"),
+        (["--threshold", "7.8", "--model", "LlamaGen-L"], "no variant with patches"),
+        (["--threshold", "7.8", "--model", "DPAR-M"], "no variant with patches"),
+        (["--threshold", "7.8", "--max-length", "0"], "max_length is 0"),
+        (["--threshold", "nan"], "threshold is NaN"),
+        (["--threshold", "7.8", "--grid-width", "7"], "not whole rows of 7"),
+        (["--static", "2", "--grid-width", "7"], "not whole rows of 7"),
+        (["--threshold", "7.8", "--model", "DPAR-L", "--grid-width", "0"], "not whole rows of 0"),
+        (["--static", "0.5"], "static patch length of 0.5"),
+        (["--p-avg", "5", "--max-length", "4"], "they reach from 1.0000 to 3.7647"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(entropies, capsys, flags, message):
+    assert cli.main(["patchify", entropies[0], "--grid-width", "8", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert message in err
+    assert out == ""
+
+
+def test_files_that_hold_no_entropies_are_refused(tmp_path, capsys):
+    whole = tmp_path / "whole.npy"
+    np.save(whole, np.ones((4, 16), np.float32))
+    files = {
+        "absent.npy": (None, "does not exist"),
+        "page.npy": (b"<html>not found</html>", "is not a whole .npy file"),
+        "empty.npy": (b"", "is not a whole .npy file"),
+        "truncated.npy": (whole.read_bytes()[:-7], "is not a whole .npy file"),
+    }
+    arrays = {
+        "flat.npy": (np.ones(16), r"has the shape (16,)"),
+        "none.npy": (np.ones((0, 16)), r"has the shape (0, 16)"),
+        "numbers.npy": (np.ones((2, 16), int), "int64"),
+        "objects.npy": (np.array([[None]]), "is not a whole .npy file"),
+        "nan.npy": (np.full((2, 16), np.nan), "token 0 of image 0 is NaN"),
+    }
+    for name, (content, _) in files.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+    for name, (array, _) in arrays.items():
+        np.save(tmp_path / name, array, allow_pickle=True)
+    np.savez(tmp_path / "several.npz", a=np.ones((2, 16)))
+    messages = {name: message for name, (_, message) in (files | arrays).items()} | {"several.npz": "an archive"}
+    for name, message in messages.items():
+        argv = ["patchify", str(tmp_path / name), "--threshold", "7.8", "--grid-width", "4"]
+        assert cli.main(argv) == 2, name
+        assert message in capsys.readouterr().err, name
