@@ -52,7 +52,7 @@ class PatchCrossAttention(nn.Module):
         scores = (q.index_select(0, ids) * k).sum(-1) * q.shape[-1] ** -0.5
         weights = segment_softmax(scores, ids, len(query))
         gathered = torch.zeros_like(q).index_add(0, ids, weights[..., None] * v)
-        return query + self.wo(gathered.flatten(-2))
+        return query + self.wo(gathered.flatten(-2).type_as(query))
 
 
 class PatchEncoderLayer(nn.Module):

@@ -1,0 +1,46 @@
+"""Which images a job draws: image i of a set of samples has a seed and a label of its own, whoever draws it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from dpar.errors import InputError
+from dpar.sampling.noise import image_seed
+
+
+@dataclass(frozen=True)
+class Request:
+    """Images to draw, in order: their numbers in the set of samples, labels and seeds."""
+
+    images: Int[np.ndarray, " N"]
+    labels: Int[np.ndarray, " N"]
+    seeds: Int[np.ndarray, " N"]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, part: slice) -> "Request":
+        return Request(self.images[part], self.labels[part], self.seeds[part])
+
+
+def request(*, num_images: int, num_classes: int, labels: str, seed: int, shard: int = 0, shards: int = 1) -> Request:
+    """Shard `shard` of `shards` of a set of `num_images` samples: a run of consecutive images.
+
+    Args:
+        labels: `balanced` (image i is of class i modulo the number of classes) or `uniform` (drawn at random).
+
+    Raises:
+        InputError: no such shard, or a shard without images.
+    """
+    if not 0 <= shard < shards:
+        raise InputError(f"shard {shard} does not exist; there are {shards} shards, counted from 0")
+    images = np.arange(shard * num_images // shards, (shard + 1) * num_images // shards)
+    if not len(images):
+        raise InputError(f"shard {shard} of {shards} is empty: {num_images} images; lower sampling.shards")
+    seeds = np.array([image_seed(seed, int(image)) for image in images])
+    if labels == "balanced":
+        drawn = images % num_classes
+    else:  # the top bits of a word that no other draw of the image uses
+        drawn = np.array([image_seed(int(word), -1) % num_classes for word in seeds])
+    return Request(images, drawn, seeds)

@@ -1,0 +1,344 @@
+"""Images drawn token by token (Algorithm 2), every position computed once and every image on its own patch clock.
+
+All rows of a batch stand at the same token, since every image has T of them; their patches begin where they will. Each
+step reads the token drawn last: the entropy model and the encoder once an image, the decoder once a guidance branch.
+The patch transformer runs only for the images whose clock fires, and both branches of an image share that clock.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dpar.config import Patchify
+from dpar.entropy import next_token_entropy
+from dpar.errors import InputError
+from dpar.model.dpar import DPAR
+from dpar.model.layers import at_least_float32
+from dpar.model.llamagen import LlamaGen
+from dpar.model.patch_encoder import segment_max
+from dpar.model.rope import zero_rope
+from dpar.patchify import opens_patch, static_starts
+from dpar.sampling.cache import RaggedCache, TokenCache
+from dpar.sampling.guidance import branch_labels, drawn, guided, truncated
+from dpar.sampling.noise import gumbel
+
+# Numbers of noise that are made together: enough to make the calls cheap, 8 MiB an array.
+NOISE_AT_ONCE = 2**20
+
+
+class Step(NamedTuple):
+    """One token of every image of a batch."""
+
+    entropy: Float[Tensor, " B"] | None  # e_t in nats; None where nothing asks for it
+    opens: Bool[Tensor, " B"]  # whether x_t begins a patch
+    logits: Float[Tensor, "B V"]  # after guidance, before temperature and truncation
+    tokens: Int[Tensor, " B"]  # x_t
+
+
+class SampleResult(NamedTuple):
+    """A batch of drawn images, and where their patches began (every token, for a model without patches)."""
+
+    tokens: Int[Tensor, "B T"]
+    starts: Bool[Tensor, "B T"]
+    entropy: Float[Tensor, "B T"] | None
+
+
+class TokenStream:
+    """A LlamaGen that reads one position a step: the baseline's logits, or the entropy model's."""
+
+    def __init__(self, model: LlamaGen, rows: int, labels: Int[Tensor, " R"] | None):
+        """Args:
+        labels: of the class token, one a row; None for an unconditional model.
+        """
+        self.model = model
+        self.labels = labels
+        self.rope = model.rope()
+        self.cache = TokenCache(len(model.layers), rows, len(self.rope), model.config.heads, model.output.weight)
+
+    def logits(self, position: int, previous: Int[Tensor, " R"] | None) -> Float[Tensor, "R V"] | None:
+        """Logits of x_t from the class and x_<t, of which x_{t-1} is `previous`; None for x_0 of no class."""
+        if self.labels is None:
+            position -= 1
+        if position < 0:
+            return None
+        x = self.model.cls_embedding(self.labels) if previous is None else self.model.tok_embeddings(previous)
+        x, rope = x[:, None], self.rope[position : position + 1]
+        for i, layer in enumerate(self.model.layers):
+            x = layer(x, rope, self.cache.attend(i, position))
+        return self.model.output(self.model.norm(x))[:, 0]
+
+
+class Clock(Protocol):
+    """Says at each token which images begin a patch."""
+
+    def tick(
+        self, position: int, previous: Int[Tensor, " B"] | None
+    ) -> tuple[Float[Tensor, " B"] | None, Bool[Tensor, " B"]]:
+        """e_t in nats, if it is known, and whether x_t opens a patch, given x_{t-1}."""
+        ...
+
+
+class FixedClock:
+    """Patches begin at the same tokens in all images: the static strategy, or every token."""
+
+    def __init__(self, starts: Bool[Tensor, "B T"]):
+        self.starts = starts
+
+    def tick(self, position: int, previous: Int[Tensor, " B"] | None) -> tuple[None, Bool[Tensor, " B"]]:
+        return None, self.starts[:, position]
+
+
+class EntropyClock:
+    """Patches begin where the entropy model is uncertain (Algorithm 3), with the settings of `patchify`."""
+
+    def __init__(self, model: LlamaGen, patchify: Patchify, threshold: float, labels: Int[Tensor, " B"]):
+        conditional = model.config.num_classes is not None
+        null = torch.full_like(labels, model.null_label) if conditional else None
+        self.stream = TokenStream(model, len(labels), null)
+        self.rule = {
+            "threshold": threshold,
+            "max_length": patchify.max_length,
+            "grid_width": model.config.grid[1],
+            "row_boundary": patchify.row_boundary,
+        }
+        self.length = torch.zeros_like(labels)
+
+    def tick(self, position: int, previous: Int[Tensor, " B"] | None) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
+        logits = self.stream.logits(position, previous)
+        if position == 0 or logits is None:
+            dtype = at_least_float32(self.stream.model.output.weight.dtype)
+            entropy = torch.full(self.length.shape, torch.inf, dtype=dtype, device=self.length.device)
+        else:
+            entropy = next_token_entropy(logits)
+        opens = opens_patch(entropy, self.length, position, **self.rule)
+        self.length = torch.where(opens, 1, self.length + 1)
+        return entropy, opens
+
+
+class PatchStream:
+    """A DPAR that reads one token a step and a patch when it closes."""
+
+    def __init__(self, model: DPAR, batch: int, labels: Int[Tensor, " R"]):
+        """Args:
+        batch: images.
+        labels: of the guidance branches of all images, one branch after the other.
+        """
+        config, like = model.config, model.tok_embeddings.weight
+        rows, length, heads = len(labels), config.tokens, config.heads
+        self.model, self.labels = model, labels
+        self.rope = model.rope()
+        self.encoder_cache = TokenCache(len(model.encoder.layers), batch, length - 1, heads, like)
+        self.patch_cache = RaggedCache(len(model.patch_transformer.layers), rows, length, heads, like)
+        self.decoder_cache = TokenCache(len(model.decoder.layers), rows, length, heads, like)
+        # states of the tokens after each encoder layer, and what each decoder layer adds to the tokens of a patch
+        self.states = like.new_zeros(len(model.encoder.layers), batch, length - 1, config.width)
+        self.copied = like.new_zeros(len(model.decoder.layers), rows, 1, config.width)
+        self.first = np.zeros(batch, dtype=np.int64)
+        self.offsets = np.arange(0, rows, batch)[:, None]  # of the branches
+
+    def logits(
+        self, position: int, previous: Int[Tensor, " B"] | None, opens: Bool[Tensor, " B"]
+    ) -> Float[Tensor, "R V"]:
+        """Logits of x_t in every branch, given x_{t-1} and whether x_t opens a patch (Algorithm 2, lines 7-13)."""
+        model, rope = self.model, self.rope[position : position + 1]
+        if previous is None:
+            x = model.start.expand(len(opens), 1, -1)
+        else:
+            x = model.tok_embeddings(previous)[:, None]
+            for i, layer in enumerate(model.encoder.layers):
+                x = layer.block(x, rope, self.encoder_cache.attend(i, position - 1))
+                self.states[i, :, position - 1] = x[:, 0]
+        opening = opens.cpu().numpy().nonzero()[0]
+        if len(opening):
+            self._open(position, opening)
+        x = x.repeat(len(self.offsets), 1, 1)
+        for i, layer in enumerate(model.decoder.layers):
+            x = layer.block(x + self.copied[i], rope, self.decoder_cache.attend(i, position))
+        return model.decoder.output(model.decoder.norm(x))[:, 0]
+
+    def _open(self, position: int, images: Int[np.ndarray, " n"]) -> None:
+        """Closes the patches that end before `position`, and asks the patch transformer about the ones that begin."""
+        model = self.model
+        if position == 0:
+            x = model.cls_embedding(self.labels)
+            rope = zero_rope(len(x), model.config.head_dim, device=x.device, dtype=self.rope.dtype)
+        else:
+            x = self._closed(position, images).repeat(len(self.offsets), 1)
+            first = torch.from_numpy(self.first[images]).to(x.device, non_blocking=True)
+            rope = model.patch_rope(first, torch.full_like(first, position - 1)).repeat(len(self.offsets), 1, 1)
+        self.first[images] = position
+        rows = (self.offsets + images).ravel()
+        attend = self.patch_cache.append(rows)
+        x, rope = x[:, None], rope[:, None]
+        for i, layer in enumerate(model.patch_transformer.layers):
+            x = layer(x, rope, attend(i))
+        index = torch.from_numpy(rows).to(x.device, non_blocking=True)
+        for i, layer in enumerate(model.decoder.layers):
+            self.copied[i].index_copy_(0, index, layer.projection(layer.norm(x)))
+
+    def _closed(self, position: int, images: Int[np.ndarray, " n"]) -> Float[Tensor, "n D"]:
+        """States of the patches of `images` that end with the token before `position` (Eq. 5)."""
+        first = self.first[images]
+        sizes = position - first
+        behind = sizes.cumsum() - sizes
+        ids = np.repeat(np.arange(len(images)), sizes)
+        token = np.arange(len(ids)) + (first - behind)[ids]
+        image, token, ids = torch.from_numpy(np.stack([images[ids], token, ids])).to(self.states.device)
+        patches = None
+        for layer, states in zip(self.model.encoder.layers, self.states, strict=True):
+            states = states[image, token]
+            query = segment_max(states, ids, len(images)) if patches is None else patches
+            patches = layer.cross_attention(query, states, ids)
+        assert patches is not None
+        return patches
+
+
+def sample(
+    model: DPAR | LlamaGen,
+    entropy_model: LlamaGen | None,
+    *,
+    labels: Int[Tensor, " B"],
+    seeds: Int[Tensor, " B"],
+    patchify: Patchify | None,
+    threshold: float | None,
+    cfg_scale: float,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    prefix: Int[Tensor, "B N"] | None = None,
+    observe: Callable[[Step], object] | None = None,
+) -> SampleResult:
+    """A drawn image for each label (Algorithm 2). Image i depends on `labels[i]` and `seeds[i]`, not on the others.
+
+    Args:
+        model: in eval mode, class-conditional. A LlamaGen has no patches: `entropy_model`, `patchify` and `threshold`
+            are not looked at.
+        entropy_model: in eval mode; one with classes is asked through its null class. None for static patches.
+        labels: classes.
+        seeds: 64-bit numbers.
+        patchify: where patches begin; may differ from the rule of training.
+        threshold: E_Th in nats; None for static patches.
+        cfg_scale: s in u + s (c - u); 1 runs the class alone, 0 the null class alone, else both are run.
+        temperature: divides the logits.
+        top_k: largest logits to draw from; 0 = all.
+        top_p: least probability to draw from, largest codes first; 1 = all.
+        prefix: the first N tokens of each image, which are kept; the rest continues them, exactly as the model would
+            have after drawing them.
+        observe: is handed each step; for what the result does not hold.
+
+    Raises:
+        InputError: a label, prefix or guidance scale is out of range, or the two models do not fit each other.
+    """
+    _check(model, entropy_model, labels, patchify, cfg_scale, prefix)
+    tokens: list[Tensor] = []
+    starts: list[Tensor] = []
+    entropies: list[Tensor] = []
+    with torch.inference_mode():
+        branches = branch_labels(labels, model.null_label, cfg_scale)
+        clock = _clock(model, entropy_model, labels, patchify, threshold)
+        read = _reader(model, len(labels), branches)
+        given = 0 if prefix is None else prefix.shape[1]
+        noise = _noise(seeds, given, model.config.tokens, model.config.vocab_size)
+        for position in range(model.config.tokens):
+            previous = tokens[-1] if tokens else None
+            entropy, opens = clock.tick(position, previous)
+            logits = guided(read(position, previous, opens), cfg_scale)
+            if prefix is not None and position < given:
+                tokens.append(prefix[:, position])
+            else:
+                choices = truncated(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+                tokens.append(drawn(choices, next(noise)))
+            starts.append(opens)
+            if entropy is not None:
+                entropies.append(entropy)
+            if observe is not None:
+                observe(Step(entropy, opens, logits, tokens[-1]))
+    # stacked outside of inference mode, so that the result may take part in computations with gradients
+    return SampleResult(
+        torch.stack(tokens, 1), torch.stack(starts, 1), torch.stack(entropies, 1) if entropies else None
+    )
+
+
+def _noise(seeds: Int[Tensor, " B"], start: int, stop: int, vocab_size: int) -> Iterator[Float[Tensor, "B V"]]:
+    """The noise of each position in turn, made for many positions at once."""
+    at_once = max(1, NOISE_AT_ONCE // (len(seeds) * vocab_size))
+    for first in range(start, stop, at_once):
+        yield from gumbel(seeds, first, min(first + at_once, stop), vocab_size).unbind(1)
+
+
+def _clock(
+    model: DPAR | LlamaGen,
+    entropy_model: LlamaGen | None,
+    labels: Int[Tensor, " B"],
+    patchify: Patchify | None,
+    threshold: float | None,
+) -> Clock:
+    batch, length = len(labels), model.config.tokens
+    if isinstance(model, LlamaGen):
+        return FixedClock(torch.ones(batch, length, dtype=torch.bool, device=labels.device))
+    assert patchify is not None, "a model with patches needs to know where they begin"
+    if patchify.strategy == "static":
+        assert patchify.p_avg is not None
+        return FixedClock(static_starts(batch, length, patchify.p_avg))
+    assert entropy_model is not None and threshold is not None
+    return EntropyClock(entropy_model, patchify, threshold, labels)
+
+
+def _reader(
+    model: DPAR | LlamaGen, batch: int, branches: Int[Tensor, " R"]
+) -> Callable[[int, Tensor | None, Tensor], Float[Tensor, "R V"]]:
+    """The model as a function of the position, the token before it and whether a patch opens there."""
+    if isinstance(model, DPAR):
+        return PatchStream(model, batch, branches).logits
+    stream = TokenStream(model, len(branches), branches)
+
+    def read(position: int, previous: Tensor | None, opens: Tensor) -> Tensor:
+        if previous is not None:
+            previous = previous.repeat(len(branches) // batch)
+        logits = stream.logits(position, previous)
+        assert logits is not None, "the stream has a class token"
+        return logits
+
+    return read
+
+
+def _check(
+    model: DPAR | LlamaGen,
+    entropy_model: LlamaGen | None,
+    labels: Int[Tensor, " B"],
+    patchify: Patchify | None,
+    cfg_scale: float,
+    prefix: Int[Tensor, "B N"] | None,
+) -> None:
+    config = model.config
+    if config.num_classes is None:
+        raise InputError("the model has no classes: it can place patches, but not draw images; give another model")
+    if not 0 <= cfg_scale < float("inf"):
+        raise InputError(f"the guidance scale is {cfg_scale}; expected 0 (no class), 1 (no guidance) or more")
+    outside = labels[(labels < 0) | (labels >= config.num_classes)]
+    if len(outside):
+        raise InputError(
+            f"label {int(outside[0])} is out of range; the model knows the classes 0 to {config.num_classes - 1}"
+        )
+    if prefix is not None:
+        if len(prefix) != len(labels) or prefix.shape[1] > config.tokens:
+            raise InputError(
+                f"the prefix has the shape {tuple(prefix.shape)}; expected one row for each of the {len(labels)} labels "
+                f"and at most {config.tokens} tokens"
+            )
+        if prefix.numel() and not 0 <= int(prefix.min()) <= int(prefix.max()) < config.vocab_size:
+            raise InputError(f"the prefix has tokens outside of the codebook, 0 to {config.vocab_size - 1}")
+    if isinstance(model, DPAR) and patchify is not None and patchify.strategy == "dynamic":
+        if entropy_model is None:
+            raise InputError("dynamic patches begin where the entropy model is uncertain: give the entropy model")
+        for name in ("grid", "vocab_size"):
+            found, expected = getattr(entropy_model.config, name), getattr(config, name)
+            if found != expected:
+                raise InputError(
+                    f"the entropy model's {name} is {found}, the model's is {expected}: they were trained on different "
+                    "tokens; give the entropy model that placed the model's patches"
+                )

@@ -1,0 +1,73 @@
+"""Guidance and truncation against their definitions, one code at a time."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpar.sampling.guidance import branch_labels, drawn, guided, truncated
+from dpar.sampling.noise import gumbel
+
+
+def kept_by_definition(logits: list[float], temperature: float, top_k: int, top_p: float) -> set[int]:
+    """Codes that stay, by sorting and counting in plain Python."""
+    scaled = [value / temperature for value in logits]
+    order = sorted(range(len(scaled)), key=lambda code: -scaled[code])
+    kept = order[:top_k] if top_k else order
+    total = sum(math.exp(scaled[code]) for code in kept)
+    nucleus, mass = set(), 0.0
+    for code in kept:
+        if top_p < 1 and mass >= top_p:
+            break
+        nucleus.add(code)
+        mass += math.exp(scaled[code]) / total
+    return nucleus
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    st.lists(st.integers(-80, 80), min_size=2, max_size=12, unique=True),
+    st.sampled_from([0.5, 1.0, 1.7]),
+    st.integers(0, 14),
+    st.sampled_from([0.05, 0.31, 0.77, 0.993, 1.0]),
+)
+def test_truncation_is_its_definition(values, temperature, top_k, top_p):
+    logits = [value / 16 for value in values]
+    result = truncated(torch.tensor([logits], dtype=torch.float64), temperature=temperature, top_k=top_k, top_p=top_p)[
+        0
+    ]
+    kept = kept_by_definition(logits, temperature, top_k, top_p)
+    assert {code for code in range(len(logits)) if result[code] > -torch.inf} == kept
+    for code in kept:
+        assert result[code].item() == pytest.approx(logits[code] / temperature)
+
+
+def test_ties_with_the_last_of_the_top_k_stay():
+    result = truncated(torch.tensor([[1.0, 3.0, 1.0, 0.0]]), temperature=1, top_k=2, top_p=1)
+    assert (result > -torch.inf).tolist() == [[True, True, True, False]]
+
+
+def test_guidance_runs_the_branches_it_needs():
+    labels = torch.tensor([4, 2])
+    assert branch_labels(labels, 9, 1.0).tolist() == [4, 2]
+    assert branch_labels(labels, 9, 0.0).tolist() == [9, 9]
+    assert branch_labels(labels, 9, 2.5).tolist() == [4, 2, 9, 9]
+    c, u = torch.randn(2, 5), torch.randn(2, 5)
+    assert torch.equal(guided(torch.cat([c, u]), 2.5), u + 2.5 * (c - u))
+    assert guided(c, 1.0) is c
+
+
+def test_draws_follow_the_softmax():
+    logits = torch.tensor([0.3, -1.0, 1.2, 0.0, -2.0], dtype=torch.float64)
+    count = 40_000
+    noise = gumbel(torch.arange(count), 3, 4, 5)[:, 0]
+    share = torch.bincount(drawn(logits.expand(count, 5), noise), minlength=5) / count
+    assert torch.allclose(share.double(), logits.softmax(0), atol=0.01)
+
+
+def test_codes_outside_are_never_drawn():
+    logits = truncated(torch.randn(500, 12), temperature=1, top_k=3, top_p=1)
+    codes = drawn(logits, gumbel(torch.arange(500), 0, 1, 12)[:, 0])
+    assert (logits.gather(1, codes[:, None]) > -torch.inf).all()

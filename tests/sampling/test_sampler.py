@@ -1,0 +1,235 @@
+"""The cached, ragged engine draws what Algorithm 2 draws, one image at a time, with nothing cached (float64)."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpar.config import Patchify
+from dpar.entropy import token_entropies
+from dpar.errors import InputError
+from dpar.model.dpar import DPAR
+from dpar.model.llamagen import LlamaGen
+from dpar.patchify import starts_for
+from dpar.sampling import sampler
+from dpar.sampling.noise import image_seed
+from dpar.sampling.sampler import sample
+from tests.oracles.sampling import literal
+
+SIZES = {"vocab_size": 40, "grid": (3, 4), "width": 32, "heads": 2}
+CLASSES = 3
+PATCHIFY = Patchify(threshold=2.75, max_length=3)
+
+
+def with_random_weights(model):
+    """Weights large enough that predictions, entropies and boundaries vary (a new head is zero)."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.25, generator=generator)
+    return model.eval().double()
+
+
+@pytest.fixture(scope="module")
+def dpar():
+    return with_random_weights(
+        DPAR(DPAR.Config(num_classes=CLASSES, layers=2, encoder_layers=2, decoder_layers=2, **SIZES))
+    )
+
+
+@pytest.fixture(scope="module")
+def entropy_model():
+    return with_random_weights(LlamaGen(LlamaGen.Config(layers=2, **SIZES)))
+
+
+@pytest.fixture(scope="module")
+def null_class():
+    return with_random_weights(LlamaGen(LlamaGen.Config(layers=1, num_classes=7, **SIZES)))
+
+
+@pytest.fixture(scope="module")
+def llamagen():
+    return with_random_weights(LlamaGen(LlamaGen.Config(layers=2, num_classes=CLASSES, **SIZES)))
+
+
+def request(count: int) -> dict:
+    """Labels and seeds of `count` images."""
+    return {
+        "labels": torch.arange(count) % CLASSES,
+        "seeds": torch.tensor([image_seed(0, image) for image in range(count)]),
+    }
+
+
+def assert_literal(model, entropy_model, images, **how):
+    """The engine on all images at once equals the literal algorithm on each alone: every entropy, boundary, logit, token."""
+    steps = []
+    result = sample(model, entropy_model, **images, **how, observe=steps.append)
+    for i in range(len(images["labels"])):
+        alone = {name: None if value is None else value[i : i + 1] for name, value in images.items()}
+        expected = literal(model, entropy_model, **alone, **how)
+        for t, (step, reference) in enumerate(zip(steps, expected, strict=True)):
+            where = f"image {i}, token {t}"
+            assert torch.equal(step.opens[i], reference.opens[0]), where
+            assert torch.equal(step.tokens[i], reference.tokens[0]), where
+            torch.testing.assert_close(step.logits[i], reference.logits[0], msg=where)
+            if reference.entropy is None:
+                assert step.entropy is None
+            else:
+                assert step.entropy is not None
+                torch.testing.assert_close(step.entropy[i], reference.entropy[0].to(step.entropy), msg=where)
+    assert torch.equal(result.tokens, torch.stack([step.tokens for step in steps], 1))
+    return result
+
+
+@pytest.mark.parametrize(
+    ("patchify", "threshold", "cfg_scale"),
+    [
+        (PATCHIFY, 2.75, 2.5),
+        (PATCHIFY, 2.75, 1.0),
+        (PATCHIFY, 2.75, 0.0),
+        (Patchify(threshold=2.6, max_length=None, row_boundary=False), 2.6, 2.5),
+        (Patchify(p_avg=1.8, max_length=4), 2.9, 2.5),
+        (Patchify(strategy="static", p_avg=1.81), None, 2.5),
+        (Patchify(strategy="static", p_avg=4), None, 1.0),
+    ],
+    ids=["all_rules", "class_alone", "null_alone", "entropy_only", "calibrated", "static_fraction", "static"],
+)
+def test_equals_the_literal_algorithm(dpar, entropy_model, patchify, threshold, cfg_scale):
+    result = assert_literal(
+        dpar, entropy_model, request(4), patchify=patchify, threshold=threshold, cfg_scale=cfg_scale
+    )
+    if patchify.strategy == "dynamic":
+        some = result.starts.any(0) & ~result.starts.all(0)
+        assert some.sum() >= 3, "all images open patches together: nothing is ragged"
+
+
+@pytest.mark.parametrize("position", ["2d", "dynamic_no_redundancy"])
+def test_position_schemes(entropy_model, position):
+    model = DPAR(DPAR.Config(num_classes=CLASSES, layers=1, decoder_layers=1, position=position, **SIZES))
+    how = {"patchify": PATCHIFY, "threshold": 2.75, "cfg_scale": 1.5}
+    assert_literal(with_random_weights(model), entropy_model, request(2), **how)
+
+
+def test_entropy_through_the_null_class(dpar, null_class):
+    assert_literal(dpar, null_class, request(3), patchify=PATCHIFY, threshold=2.75, cfg_scale=1.5)
+
+
+def test_llamagen(llamagen):
+    result = assert_literal(llamagen, None, request(3), patchify=None, threshold=None, cfg_scale=3.0)
+    assert result.entropy is None
+    assert result.starts.all()
+
+
+def test_temperature_and_truncation(dpar, entropy_model):
+    how = {"temperature": 0.8, "top_k": 12, "top_p": 0.9}
+    assert_literal(dpar, entropy_model, request(3), patchify=PATCHIFY, threshold=2.75, cfg_scale=2.0, **how)
+
+
+@pytest.mark.parametrize("given_tokens", [1, 5, 12])
+def test_prefix_is_kept_and_continued(dpar, entropy_model, given_tokens):
+    prefix = torch.randint(0, 40, (3, given_tokens), generator=torch.Generator().manual_seed(3))
+    images = {**request(3), "prefix": prefix}
+    result = assert_literal(dpar, entropy_model, images, patchify=PATCHIFY, threshold=2.75, cfg_scale=2.0)
+    assert torch.equal(result.tokens[:, :given_tokens], prefix)
+
+
+def test_completing_an_images_own_beginning_gives_the_image(dpar, entropy_model):
+    how = {"patchify": PATCHIFY, "threshold": 2.75, "cfg_scale": 2.0}
+    whole = sample(dpar, entropy_model, **request(3), **how)
+    again = sample(dpar, entropy_model, **request(3), **how, prefix=whole.tokens[:, :7])
+    assert torch.equal(whole.tokens, again.tokens)
+
+
+@settings(deadline=None, derandomize=True, max_examples=6)
+@given(st.permutations(range(7)), st.integers(1, 7))
+def test_an_image_does_not_depend_on_its_company(dpar, entropy_model, order, batch):
+    """The same image in any batch, at any place, beside any others; with noise made in other pieces."""
+    how = {"patchify": PATCHIFY, "threshold": 2.75, "cfg_scale": 2.0, "top_k": 20}
+    images = request(7)
+    whole = sample(dpar, entropy_model, **images, **how)
+    assert len(set(map(tuple, whole.tokens.tolist()))) == 7
+    before = sampler.NOISE_AT_ONCE
+    sampler.NOISE_AT_ONCE = 300
+    try:
+        for chosen in torch.tensor(order).split(batch):
+            part = sample(dpar, entropy_model, **{name: value[chosen] for name, value in images.items()}, **how)
+            assert torch.equal(part.tokens, whole.tokens[chosen])
+            assert torch.equal(part.starts, whole.starts[chosen])
+    finally:
+        sampler.NOISE_AT_ONCE = before
+
+
+def test_boundaries_are_those_of_the_drawn_tokens(dpar, entropy_model):
+    """Scored as the training set is scored, a drawn image has the entropies and patches that it was drawn with."""
+    result = sample(dpar, entropy_model, **request(5), patchify=PATCHIFY, threshold=2.75, cfg_scale=2.0)
+    with torch.no_grad():
+        entropy = token_entropies(entropy_model, result.tokens, "unconditional")
+    torch.testing.assert_close(result.entropy, entropy)
+    assert torch.equal(result.starts, starts_for(PATCHIFY, 2.75, entropy, 4))
+
+
+def test_logits_are_those_of_training(dpar, entropy_model):
+    """One pass of the trainer's forward over the drawn image gives the logits that it was drawn from."""
+    steps = []
+    images = request(4)
+    result = sample(
+        dpar, entropy_model, **images, patchify=PATCHIFY, threshold=2.75, cfg_scale=1.0, observe=steps.append
+    )
+    with torch.no_grad():
+        expected = dpar(result.tokens, images["labels"], result.starts)
+    torch.testing.assert_close(torch.stack([step.logits for step in steps], 1), expected)
+
+
+def test_patch_transformer_runs_for_the_images_that_open_a_patch_only(dpar, entropy_model):
+    rows = []
+    handle = dpar.patch_transformer.layers[0].register_forward_hook(lambda _, args, out: rows.append(len(args[0])))
+    try:
+        result = sample(dpar, entropy_model, **request(6), patchify=PATCHIFY, threshold=2.75, cfg_scale=2.0)
+    finally:
+        handle.remove()
+    assert rows == [2 * n for n in result.starts.sum(0).tolist() if n]
+    assert sum(rows) == 2 * result.starts.sum() < 2 * result.starts.numel()
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_other_precisions_draw_valid_images(precision):
+    model = with_random_weights(DPAR(DPAR.Config(num_classes=CLASSES, layers=1, decoder_layers=1, **SIZES)))
+    entropy_model = with_random_weights(LlamaGen(LlamaGen.Config(layers=1, **SIZES)))
+    steps = []
+    result = sample(
+        model.to(precision),
+        entropy_model.to(precision),
+        **request(3),
+        patchify=PATCHIFY,
+        threshold=2.75,
+        cfg_scale=2.0,
+        observe=steps.append,
+    )
+    assert result.tokens.shape == (3, 12)
+    assert result.tokens.min() >= 0
+    assert result.tokens.max() < 40
+    assert result.entropy is not None
+    assert all(step.logits.dtype == torch.float32 for step in steps)
+    assert result.entropy.dtype == torch.float32
+
+
+def test_bad_requests(dpar, entropy_model, llamagen):
+    how = {"patchify": PATCHIFY, "threshold": 2.75, "cfg_scale": 2.0}
+    with pytest.raises(InputError, match="guidance scale is -1"):
+        sample(dpar, entropy_model, **request(2), **{**how, "cfg_scale": -1.0})
+    with pytest.raises(InputError, match="label 3 is out of range.* 0 to 2"):
+        sample(dpar, entropy_model, labels=torch.tensor([3]), seeds=torch.tensor([0]), **how)
+    with pytest.raises(InputError, match="label -1"):
+        sample(dpar, entropy_model, labels=torch.tensor([-1]), seeds=torch.tensor([0]), **how)
+    with pytest.raises(InputError, match="give the entropy model"):
+        sample(dpar, None, **request(2), **how)
+    with pytest.raises(InputError, match="no classes"):
+        sample(entropy_model, None, **request(2), **how)
+    with pytest.raises(InputError, match="prefix has the shape"):
+        sample(dpar, entropy_model, **request(2), **how, prefix=torch.zeros(2, 13, dtype=torch.long))
+    with pytest.raises(InputError, match="outside of the codebook, 0 to 39"):
+        sample(dpar, entropy_model, **request(2), **how, prefix=torch.full((2, 1), 40))
+    other = LlamaGen(LlamaGen.Config(layers=1, **{**SIZES, "grid": (4, 4)})).eval()
+    with pytest.raises(InputError, match=r"grid is \(4, 4\), the model's is \(3, 4\)"):
+        sample(dpar, other, **request(2), **how)
+    assert sample(llamagen, other, **request(1), **how).tokens.shape == (1, 12)
