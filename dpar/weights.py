@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpar.errors import InputError
 from dpar.files import read_json, replacing, sha256_file, write_json
@@ -43,7 +43,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
-def save_model(folder: str | Path, model: nn.Module, provenance: dict[str, Any]) -> None:
+def save_model(folder: str | Path, model: Any, provenance: dict[str, Any]) -> None:
     """Writes the model's weights and `{kind, model, sha256, provenance}` to `folder`, each file whole or not at all."""
     kind = next(k for k, (module, name) in KINDS.items() if (type(model).__module__, type(model).__name__) == (module, name))
     folder = Path(folder)

@@ -331,7 +331,7 @@ class Trainer:
             job.commit(step)
 
     @property
-    def averaged(self) -> nn.Module:
+    def averaged(self) -> Any:
         """The network to keep: the moving average where there is one."""
         return self.model if self.average is None else self.average.module
 
@@ -491,8 +491,6 @@ class Trainer:
         held_out = likelihood(
             self.averaged,
             task.val,
-            batch_size=max(1, task.training.batch_size // (self.ranks.size * task.training.accumulate)),
-            labelled=task.labelled,
             patching=task.patching,
             precision=task.training.precision,
             ranks=self.ranks,

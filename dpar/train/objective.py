@@ -13,6 +13,8 @@ from dpar.config import Patchify
 from dpar.data.codes import CodeStore
 from dpar.data.loader import Batch, random_uniform, sequential
 from dpar.errors import InputError
+from dpar.model.dpar import DPAR
+from dpar.model.llamagen import LlamaGen, TransformerConfig
 from dpar.packing import PatchLayout
 from dpar.patchify import starts_for
 from dpar.train.distributed import Ranks
@@ -100,13 +102,17 @@ class Likelihood:
     images: int
 
 
+def images_at_once(config: TransformerConfig, device: torch.device) -> int:
+    """Images to predict at a time: logits of 1 GiB on a GPU, a quarter of that elsewhere, and at most 256 images."""
+    logits = 2**28 if device.type == "cuda" else 2**26
+    return min(256, max(1, logits // (config.tokens * config.vocab_size)))
+
+
 @torch.no_grad()
 def likelihood(
-    model: nn.Module,
+    model: LlamaGen | DPAR,
     codes: CodeStore,
     *,
-    batch_size: int,
-    labelled: bool,
     patching: Patching | None,
     precision: Literal["float32", "bfloat16"],
     ranks: Ranks,
@@ -116,8 +122,6 @@ def likelihood(
     Args:
         model: run in eval mode, and put back into its own afterwards.
         codes: the images; their true classes are given to a labelled network.
-        batch_size: images at a time on each rank.
-        labelled: whether the network takes classes.
         patching: of a DPAR.
         precision: of matrix products.
         ranks: all of them must call.
@@ -125,8 +129,8 @@ def likelihood(
     was_training = model.training
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64)  # nats, tokens, images, T / M
-    for batch in sequential(codes, batch_size, rank=ranks.rank, world_size=ranks.size):
-        given = inputs(batch, labelled=labelled, patching=patching)
+    for batch in sequential(codes, images_at_once(model.config, ranks.device), rank=ranks.rank, world_size=ranks.size):
+        given = inputs(batch, labelled=model.config.num_classes is not None, patching=patching)
         with autocast(ranks.device, precision):
             logits, targets = logits_and_targets(model, given.to(ranks.device))
         here = [nats(logits, targets).item(), targets.numel(), len(targets), given.patch_lengths]

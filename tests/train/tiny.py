@@ -1,16 +1,21 @@
 """A training small enough to run whole in a test: 4 x 4 tokens, 32 codes, width 32."""
 
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from dpar.config import Patchify, Training, Transformer
+from dpar.config import Patchify, Training, Transformer, parse_experiment
 from dpar.data.codes import CodeMetadata, CodeRows, CodeStore, Manifest, rows_of_images, write_shard
-from dpar.files import digest
+from dpar.files import digest, write_json
 from dpar.model.variants import build_model
-from dpar.train.loop import Task
+from dpar.tracking import Job
+from dpar.train.distributed import ranks
+from dpar.train.loop import Task, train_to
 from dpar.train.objective import Patching
 
 GRID, VOCAB, CLASSES, VIEWS, IMAGES = (4, 4), 32, 3, 2, 22
@@ -85,3 +90,119 @@ def tiny_task(kind: Kind, *, dropout: float = 0.1, seed: int = 0, **training: An
         seed=seed,
         recipe=1,
     )
+
+
+def experiment_values(**training: Any) -> dict[str, Any]:
+    """Settings of a whole experiment around the tiny models; `training` overrides those of every training."""
+    settings = {
+        "steps": 8, "batch_size": 8, "learning_rate": 3e-3, "precision": "float32", "checkpoint_every": 2,
+        "validate_every": 4, "log_every": 2,
+    }  # fmt: skip
+    settings |= training
+    return {
+        "name": "tiny",
+        "images": {
+            "source": "generated", "generated": {"train": IMAGES, "val": 6}, "resolution": 32, "num_classes": CLASSES,
+        },
+        "tokenizer": {
+            "vocab_size": VOCAB, "channels": 32, "multipliers": [1, 1, 1, 1],
+            "training": {"steps": 1, "perceptual_weight": 0},
+        },
+        "entropy_model": {"model": transformer("unconditional").model_dump(), "training": settings},
+        "patchify": {"p_avg": 1.6, "max_length": 3},
+        "models": {kind: transformer(kind).model_dump(exclude_unset=True) for kind in ("dpar", "llamagen")},
+        "training": settings,
+        "evaluation": {"extractor": "classifier"},
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Results:
+    """The folder of a run with an experiment, codes (scored or not) and thresholds."""
+
+    folder: Path
+
+    @classmethod
+    def make(cls, folder: Path, values: dict[str, Any] | None = None) -> "Results":
+        """A folder with all that training stages read."""
+        made = cls(folder)
+        made.set(values or experiment_values())
+        for name, scored in (("codes", False), ("scored", True)):
+            write_codes(folder / name / "train", code_rows(scored=scored))
+            write_codes(folder / name / "val", code_rows(1, images=6, views=1, scored=scored))
+        write_json(folder / "thresholds.json", {"p_avg": {"1.6": {"threshold": 2.0, "achieved": 1.61}}})
+        return made
+
+    def set(self, values: dict[str, Any]) -> None:
+        """Replaces the experiment."""
+        write_json(self.folder / "experiment.json", parse_experiment(values, "tiny").model_dump(mode="json"))
+
+    def train_model(self, model: str = "dpar", milestone: str = "step8", *more: str) -> list[str]:
+        """The stage's flags, as the rule gives them."""
+        output = self.folder / "models" / model / milestone
+        paths = {
+            "experiment": self.folder / "experiment.json",
+            "train": self.folder / "scored/train/manifest.json",
+            "val": self.folder / "scored/val/manifest.json",
+            "thresholds": self.folder / "thresholds.json",
+            "state": self.folder / "state/models" / model,
+            "output": output,
+            "history": output / "history.jsonl",
+        }
+        flags = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
+        return [*flags, "--model", model, "--milestone", milestone, *more]
+
+    def train_entropy_model(self) -> list[str]:
+        """The stage's flags, as the rule gives them."""
+        paths = {
+            "experiment": self.folder / "experiment.json",
+            "train": self.folder / "codes/train/manifest.json",
+            "val": self.folder / "codes/val/manifest.json",
+            "state": self.folder / "state/entropy_model",
+            "output": self.folder / "entropy_model",
+        }
+        return [word for name, path in paths.items() for word in (f"--{name}", str(path))]
+
+
+class Recorder(Job):
+    """A job that keeps what it is told, and does `after(step)` at each point of the curves."""
+
+    def __init__(self, after: Callable[[int], None] = lambda step: None):
+        self.points: dict[int, dict[str, float]] = {}
+        self.commits: list[int] = []
+        self.after = after
+
+    def metrics(self, values: Mapping[str, Any], *, step: int) -> None:
+        """Keeps a point."""
+        self.points[step] = dict(values)
+        self.after(step)
+
+    def commit(self, step: int) -> None:
+        """Keeps a commit."""
+        self.commits.append(step)
+
+
+def train(
+    folder: Path, kind: Kind, until: int = 20, *, job: Job | None = None, restart: bool = False, **settings: Any
+) -> Path:
+    """Trains a `tiny_task` in `folder` on as many ranks as the environment says; the model folder."""
+    output = folder / f"model{until}"
+    with ranks() as here:
+        train_to(
+            tiny_task(kind, **settings),
+            until,
+            state=folder / "state",
+            output=output,
+            history=output / "history.jsonl",
+            provenance={"made": "for a test"},
+            ranks=here,
+            job=job or Recorder(),
+            restart=restart,
+        )
+    return output
+
+
+def history(output: Path) -> dict[int, dict[str, float]]:
+    """What the curves of a model folder say of each step, speed and memory left out."""
+    rows = [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
+    return {row.pop("step"): {k: v for k, v in row.items() if not k.startswith("perf/")} for row in rows}

@@ -1,0 +1,81 @@
+"""Measures how well a trained model predicts held-out images, in nats a token."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from dpar import tracking
+from dpar.config import Patchify, load_experiment
+from dpar.data.codes import open_codes
+from dpar.device import default_device
+from dpar.errors import run_command
+from dpar.files import write_json
+from dpar.train.distributed import Ranks
+from dpar.train.objective import Patching, likelihood
+from dpar.weights import load_model, model_config
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="evaluate_likelihood", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--model-folder", type=Path, required=True)
+    flags.add_argument("--manifest", type=Path, required=True, help="manifest of scored held-out codes")
+    flags.add_argument("--output", type=Path, required=True, help="the numbers as JSON")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage: each model under the patches and in the precision that it was trained with.
+
+    Raises:
+        InputError: the model or the codes are damaged, or they were not made for one another.
+    """
+    args = parser().parse_args(argv)
+    load_experiment(args.experiment)
+    name = f"{args.model_folder.parent.name}/{args.model_folder.name}"
+    with tracking.job(
+        rule="evaluate_likelihood",
+        experiment=args.experiment,
+        name=f"evaluate_likelihood[{name}]",
+        inputs=[args.model_folder, args.manifest],
+        outputs=[args.output],
+        params={"model": name},
+    ) as job:
+        described = model_config(args.model_folder)
+        origin = described["provenance"]
+        device = default_device()
+        model = load_model(args.model_folder, described["kind"], device)
+        codes = open_codes(args.manifest, tokenizer=origin["tokenizer"], entropy_model=origin["entropy_model"])
+        patching = None
+        if origin["patchify"] is not None:
+            rule = Patchify.model_validate(origin["patchify"])
+            patching = Patching(rule, origin["threshold"], model.config.grid[1])
+        found = likelihood(
+            model,
+            codes,
+            patching=patching,
+            precision=origin["precision"],
+            ranks=Ranks(device),
+        )
+        write_json(
+            args.output,
+            asdict(found)
+            | {
+                "model": described["sha256"],
+                "codes": codes.digest,
+                "step": origin["step"],
+                "threshold": origin["threshold"],
+                "precision": origin["precision"],
+            },
+        )
+        job.summary(
+            {"val/nll": found.nll}
+            | ({} if found.mean_patch_length is None else {"patch/mean_length": found.mean_patch_length})
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

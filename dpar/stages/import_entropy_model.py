@@ -1,0 +1,61 @@
+"""Imports a published class-conditional LlamaGen, whose null class then stands for "no class" (Eq. 3)."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpar import tracking
+from dpar.config import load_experiment
+from dpar.errors import InputError, run_command
+from dpar.files import digest, sha256_file
+from dpar.model.llamagen import LlamaGenConfig
+from dpar.model.official import import_llamagen
+from dpar.model.variants import model_config
+from dpar.train.loop import flat_params
+from dpar.weights import save_model
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="import_entropy_model", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--output", type=Path, required=True, help="the model folder")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage.
+
+    Raises:
+        InputError: the experiment trains its entropy model, or the file is not what the experiment says it is.
+    """
+    args = parser().parse_args(argv)
+    experiment = load_experiment(args.experiment)
+    settings = experiment.entropy_model
+    if settings.weights is None:
+        raise InputError(f"{args.experiment} trains its entropy model: run train_entropy_model, or set `weights`")
+    config = model_config(
+        settings.model,
+        vocab_size=experiment.tokenizer.vocab_size,
+        grid=experiment.grid,
+        num_classes=experiment.images.num_classes,
+    )
+    assert isinstance(config, LlamaGenConfig), "an experiment's entropy model is a LlamaGen"
+    with tracking.job(
+        rule="import_entropy_model",
+        experiment=args.experiment,
+        inputs=[settings.weights],
+        outputs=[args.output],
+        params={"kind": settings.kind} | flat_params(model=settings.model),
+    ):
+        provenance = {
+            "experiment": digest(experiment.model_dump(mode="json")),
+            "weights": {"file": Path(settings.weights).name, "sha256": sha256_file(settings.weights)},
+            "grid": experiment.grid,
+        }
+        save_model(args.output, import_llamagen(settings.weights, config), provenance)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

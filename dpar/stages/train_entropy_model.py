@@ -1,0 +1,106 @@
+"""Trains the network whose uncertainty about the next token places the boundaries (Section 3.2.1, Eq. 3).
+
+The same command goes on from the last checkpoint in the state folder; SIGTERM, SIGINT and SIGUSR1 save the state and
+end the process with status 75, "start me again" (torchrun turns any failure into status 1).
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from dpar import tracking
+from dpar.config import load_experiment
+from dpar.data.codes import open_codes
+from dpar.data.loader import steps_per_epoch
+from dpar.errors import InputError, run_command
+from dpar.files import digest
+from dpar.model.variants import build_model
+from dpar.recipes import RECIPES
+from dpar.train.distributed import ranks
+from dpar.train.loop import HISTORY, Task, flat_params, train_to
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="train_entropy_model", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--train", type=Path, required=True, help="manifest of training codes")
+    flags.add_argument("--val", type=Path, required=True, help="manifest of held-out codes")
+    flags.add_argument("--state", type=Path, required=True, help="folder of checkpoints, kept between calls")
+    flags.add_argument("--output", type=Path, required=True, help="the model folder; the curves lie in it too")
+    flags.add_argument("--restart", action="store_true", help="set a state of other settings aside and begin anew")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage.
+
+    Raises:
+        InputError: the experiment imports its entropy model, codes or a state of something else, a loss that is not
+            finite, or no space.
+        SystemExit: with status 75 after a signal, when the state has been saved.
+    """
+    args = parser().parse_args(argv)
+    experiment = load_experiment(args.experiment)
+    settings = experiment.entropy_model
+    if settings.training is None:
+        raise InputError(
+            f"{args.experiment} imports its entropy model from {settings.weights}: run import_entropy_model"
+        )
+    with (
+        ranks() as here,
+        tracking.job(
+            rule="train_entropy_model",
+            experiment=args.experiment,
+            inputs=[args.train, args.val],
+            outputs=[args.output],
+            params={"kind": settings.kind, "seed": experiment.seed}
+            | flat_params(model=settings.model, train=settings.training),
+        ) as job,
+    ):
+        vocab_size, resolution = experiment.tokenizer.vocab_size, experiment.images.resolution
+        train = open_codes(args.train, resolution=resolution, vocab_size=vocab_size)
+        val = open_codes(args.val, resolution=resolution, tokenizer=train.metadata.tokenizer)
+        torch.manual_seed(experiment.seed)
+        model = build_model(
+            settings.model,
+            vocab_size=vocab_size,
+            grid=experiment.grid,
+            num_classes=None if settings.kind == "unconditional" else experiment.images.num_classes,
+        )
+        task = Task(
+            model=model.to(here.device),
+            training=settings.training,
+            train=train,
+            val=val,
+            patching=None,
+            seed=experiment.seed,
+            recipe=RECIPES["train_entropy_model"],
+        )
+        until = settings.training.length
+        if settings.training.unit == "epoch":
+            until *= steps_per_epoch(train, settings.training.batch_size)
+        provenance = {
+            "experiment": digest(experiment.model_dump(mode="json")),
+            "tokenizer": train.metadata.tokenizer,
+            "codes": train.digest,
+            "grid": experiment.grid,
+        }
+        train_to(
+            task,
+            until,
+            state=args.state,
+            output=args.output,
+            history=args.output / HISTORY,
+            provenance=provenance,
+            ranks=here,
+            job=job,
+            restart=args.restart,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,123 @@
+"""Trains DPAR (Algorithm 1) or the LlamaGen baseline up to a milestone (Section 4.1).
+
+The state folder makes it one long job in pieces: run again, after a milestone or after any kind of death, the same
+command goes on from the last checkpoint. SIGTERM, SIGINT and SIGUSR1 save the state and end the process with status 75,
+"start me again" (torchrun turns any failure into status 1).
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from dpar import tracking
+from dpar.config import load_experiment
+from dpar.data.codes import open_codes
+from dpar.data.loader import steps_per_epoch
+from dpar.errors import InputError, run_command
+from dpar.files import digest, read_json
+from dpar.grid import model_cells, threshold_of
+from dpar.model.dpar import DPARConfig
+from dpar.model.variants import build_model, model_config
+from dpar.recipes import RECIPES
+from dpar.train.distributed import ranks
+from dpar.train.loop import Task, flat_params, train_to
+from dpar.train.objective import Patching
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="train_model", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--model", required=True, help="name of the model cell")
+    flags.add_argument("--milestone", required=True, help="where to stop, such as step400 or epoch50")
+    flags.add_argument("--train", type=Path, required=True, help="manifest of scored training codes")
+    flags.add_argument("--val", type=Path, required=True, help="manifest of scored held-out codes")
+    flags.add_argument("--thresholds", type=Path, required=True, help="output of calibrate_thresholds")
+    flags.add_argument("--state", type=Path, required=True, help="folder of checkpoints, kept between calls")
+    flags.add_argument("--output", type=Path, required=True, help="the model folder")
+    flags.add_argument("--history", type=Path, required=True, help="curves as JSON lines")
+    flags.add_argument("--restart", action="store_true", help="set a state of other settings aside and begin anew")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage.
+
+    Raises:
+        InputError: an unknown cell or milestone, codes of something else, a state of something else, a loss that is not
+            finite, or no space.
+        SystemExit: with status 75 after a signal, when the state has been saved.
+    """
+    args = parser().parse_args(argv)
+    experiment = load_experiment(args.experiment)
+    cells = model_cells(experiment)
+    if args.model not in cells:
+        raise InputError(f"--model {args.model}: there is no such model; this experiment has {', '.join(cells)}")
+    cell = cells[args.model]
+    if args.milestone not in cell.milestones:
+        raise InputError(f"--milestone {args.milestone}: {args.model} keeps {', '.join(cell.milestones)}")
+    sizes = {
+        "vocab_size": experiment.tokenizer.vocab_size,
+        "grid": experiment.grid,
+        "num_classes": experiment.images.num_classes,
+    }
+    is_dpar = isinstance(model_config(cell.transformer, **sizes), DPARConfig)
+    with (
+        ranks() as here,
+        tracking.job(
+            rule="train_model",
+            experiment=args.experiment,
+            name=f"train_model[{args.model}/{args.milestone}]",
+            inputs=[args.train, args.val, args.thresholds],
+            outputs=[args.output, args.history],
+            params={"model": args.model, "milestone": args.milestone, "seed": experiment.seed}
+            | flat_params(model=cell.transformer, patch=cell.patchify if is_dpar else None, train=cell.training),
+        ) as job,
+    ):
+        resolution = experiment.images.resolution
+        train = open_codes(args.train, resolution=resolution, vocab_size=sizes["vocab_size"])
+        tokenizer, entropy_model = train.metadata.tokenizer, train.metadata.entropy_model
+        val = open_codes(args.val, resolution=resolution, tokenizer=tokenizer, entropy_model=entropy_model)
+        threshold = threshold_of(cell.patchify, read_json(args.thresholds)) if is_dpar else None
+        patching = Patching(cell.patchify, threshold, experiment.grid[1]) if is_dpar else None
+        torch.manual_seed(experiment.seed)
+        task = Task(
+            model=build_model(cell.transformer, **sizes).to(here.device),
+            training=cell.training,
+            train=train,
+            val=val,
+            patching=patching,
+            seed=experiment.seed,
+            recipe=RECIPES["train_model"],
+        )
+        until = int(args.milestone.removeprefix(cell.training.unit))
+        if cell.training.unit == "epoch":
+            until *= steps_per_epoch(train, cell.training.batch_size)
+        provenance = {
+            "experiment": digest(experiment.model_dump(mode="json")),
+            "tokenizer": tokenizer,
+            "entropy_model": entropy_model,
+            "codes": train.digest,
+            "threshold": threshold,
+            "patchify": cell.patchify.model_dump(mode="json") if is_dpar else None,
+            "grid": experiment.grid,
+            "precision": cell.training.precision,
+        }
+        train_to(
+            task,
+            until,
+            state=args.state,
+            output=args.output,
+            history=args.history,
+            provenance=provenance,
+            ranks=here,
+            job=job,
+            restart=args.restart,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,164 @@
+"""A state on disk is whole or ignored, keeps the last two, and knows what it was made from."""
+
+import json
+import os
+import subprocess
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from dpar import weights
+from dpar.errors import InputError
+from dpar.train.checkpoint import (
+    Checkpoint,
+    claim_state,
+    last_step,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+
+
+def save(folder, *steps):
+    for step in steps:
+        save_checkpoint(folder, Checkpoint(step, {"w": torch.full((64,), float(step))}, {"window": {"steps": step}}))
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_last_two_are_kept_and_read_back(tmp_path):
+    save(tmp_path, 3, 6, 9)
+    assert files(tmp_path) == [f"step0000000{n}.{kind}" for n in (6, 9) for kind in ("json", "safetensors")]
+    assert newest_checkpoint(tmp_path) == 9
+    back = load_checkpoint(tmp_path, 9)
+    assert (back.step, back.record["window"]) == (9, {"steps": 9})
+    assert torch.equal(back.tensors["w"], torch.full((64,), 9.0))
+
+
+def test_an_empty_or_missing_folder_has_none(tmp_path):
+    assert newest_checkpoint(tmp_path / "missing") is None
+    assert last_step(tmp_path) == "none yet"
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "note", "note cut"])
+def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path, capsys, damage):
+    save(tmp_path, 3, 6)
+    path = tmp_path / ("step00000006.json" if damage.startswith("note") else "step00000006.safetensors")
+    data = bytearray(path.read_bytes())
+    if damage == "delete":
+        path.unlink()
+    elif damage.endswith("cut"):
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "note":
+        path.write_bytes(b"\xff" + data)
+    else:
+        data[-5] ^= 1
+        path.write_bytes(data)
+    assert newest_checkpoint(tmp_path) == 3
+    message = capsys.readouterr().err
+    assert "step 6" in message
+    assert "damaged" in message
+    save(tmp_path, 4)
+    assert newest_checkpoint(tmp_path) == 4
+
+
+def test_no_damage_goes_unnoticed(tmp_path):
+    save(tmp_path, 6)
+    path = tmp_path / "step00000006.safetensors"
+    data = path.read_bytes()
+    for place in range(0, len(data), 7):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 64]) + data[place + 1 :])
+        note = (tmp_path / "step00000006.json").read_bytes()
+        assert newest_checkpoint(tmp_path) is None
+        path.write_bytes(data)
+        (tmp_path / "step00000006.json").write_bytes(note)
+    assert newest_checkpoint(tmp_path) == 6
+
+
+def test_a_checkpoint_killed_between_its_two_files_does_not_count(tmp_path):
+    made_from = {"seed": 0}
+    claim_state(tmp_path, made_from)
+    save(tmp_path, 3)
+    (tmp_path / "step00000006.safetensors").write_bytes(b"whole, but its note is missing")
+    for litter in (".step00000006.json.77.partial", ".tmpAbC123"):
+        (tmp_path / litter).write_bytes(b"half")
+    claim_state(tmp_path, made_from)
+    assert newest_checkpoint(tmp_path) == 3
+    assert files(tmp_path) == ["made_from.json", "step00000003.json", "step00000003.safetensors"]
+
+
+def test_a_full_disk_keeps_what_was_there_and_says_so(tmp_path, monkeypatch):
+    save(tmp_path, 3)
+
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(InputError, match=r"step 6 was not saved \(last good one: step 3 .*no space left"):
+        save(tmp_path, 6)
+    assert newest_checkpoint(tmp_path) == 3
+    assert files(tmp_path) == ["step00000003.json", "step00000003.safetensors"]
+
+
+def test_a_disk_that_fills_between_the_two_files_keeps_what_was_there(tmp_path, monkeypatch):
+    save(tmp_path, 3)
+    replace = os.replace
+
+    def full(source, target):
+        if str(target).endswith(".json"):
+            raise OSError(28, "No space left on device", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InputError, match="no space left"):
+        save(tmp_path, 6)
+    assert newest_checkpoint(tmp_path) == 3
+    assert files(tmp_path) == ["step00000003.json", "step00000003.safetensors"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root can mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_really_full_disk_keeps_what_was_there(small_disk):
+    save(small_disk, 3)
+    (small_disk / "something else").write_bytes(bytes(48 * 1024))
+    with pytest.raises(InputError, match="no space left"):
+        save_checkpoint(small_disk, Checkpoint(6, {"w": torch.zeros(4096)}, {}))
+    assert newest_checkpoint(small_disk) == 3
+    assert files(small_disk) == ["something else", "step00000003.json", "step00000003.safetensors"]
+
+
+def test_another_origin_is_refused_by_name(tmp_path):
+    claim_state(tmp_path, {"seed": 0, "codes": "abc", "training": {"batch_size": 8}})
+    with pytest.raises(InputError) as refusal:
+        claim_state(tmp_path, {"seed": 0, "codes": "def", "training": {"batch_size": 8}})
+    assert "codes abc, now def" in str(refusal.value)
+    assert "seed" not in str(refusal.value)
+    assert "--restart" in str(refusal.value)
+
+
+def test_restart_sets_a_state_of_another_origin_aside_and_keeps_one_of_the_same(tmp_path, capsys):
+    folder = tmp_path / "state"
+    claim_state(folder, {"seed": 0})
+    save(folder, 3)
+    claim_state(folder, {"seed": 0}, restart=True)
+    assert newest_checkpoint(folder) == 3
+    for seed in (1, 2):
+        claim_state(folder, {"seed": seed}, restart=True)
+        assert newest_checkpoint(folder) is None
+        assert json.loads((folder / "made_from.json").read_text()) == {"seed": seed}
+    assert newest_checkpoint(tmp_path / "state.1") == 3
+    assert (tmp_path / "state.2").is_dir()
+    assert "state.1" in capsys.readouterr().err

@@ -1,0 +1,275 @@
+"""The trainer: what a step is, and that stopping and going on changes nothing, to the bit."""
+
+import json
+import math
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dpar import weights
+from dpar.data.loader import batches
+from dpar.errors import InputError
+from dpar.train import loop
+from dpar.train.checkpoint import load_checkpoint
+from dpar.train.loop import compile_blocks
+from dpar.train.objective import inputs, logits_and_targets, nats
+from tests.train.tiny import VOCAB, Recorder, history, tiny_task, train
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "train_losses.json"
+KINDS = ["dpar", "llamagen", "unconditional"]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    """Whether two model folders hold the same bits."""
+    return (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+
+
+def losses(folder: Path, kind) -> list[float]:
+    """The losses of 20 steps without dropout."""
+    points = history(train(folder, kind, dropout=0.0, log_every=1, checkpoint_every=20, validate_every=20))
+    return [points[step]["train/loss"] for step in range(1, 21)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_curve_is_the_recorded_one(tmp_path, kind):
+    """A change that moves these numbers changes what is trained; `python -m tests.train.test_loop` records them."""
+    assert losses(tmp_path, kind) == pytest.approx(json.loads(GOLDEN.read_text())[kind], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_loss_is_ln_v_and_the_last_is_lower(tmp_path, kind):
+    points = history(train(tmp_path, kind, log_every=1))
+    assert points[1]["train/loss"] == pytest.approx(math.log(VOCAB), rel=1e-6)
+    assert points[20]["train/loss"] < points[1]["train/loss"] - 0.3
+    assert points[20]["val/nll"] < points[10]["val/nll"] < math.log(VOCAB)
+    assert ("patch/mean_length" in points[20]) == (kind == "dpar")
+
+
+def test_a_step_is_clipped_adamw_on_the_mean_over_all_tokens(tmp_path):
+    settings = {"dropout": 0.0, "steps": 2, "grad_clip": 0.5, "checkpoint_every": 1}
+    train(tmp_path, "dpar", 2, **settings)
+    reference = tiny_task("dpar", **settings)
+    names = dict(reference.model.named_parameters())
+    groups = [
+        {"params": [p for p in names.values() if p.dim() > 1], "weight_decay": 0.05},
+        {"params": [p for p in names.values() if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.95), foreach=False)
+    stream = batches(reference.train, batch_size=8, seed=0)
+    for step in (1, 2):
+        batch = loop.drop_classes(next(stream), rate=0.3, null=3, seed=0)
+        logits, targets = logits_and_targets(reference.model, inputs(batch, labelled=True, patching=reference.patching))
+        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = math.sqrt(sum(float(p.grad.square().sum()) for p in names.values()))
+        for parameter in names.values():
+            parameter.grad *= min(1.0, 0.5 / norm)
+        optimizer.step()
+        saved = load_checkpoint(tmp_path / "state", step).tensors
+        for name, parameter in names.items():
+            torch.testing.assert_close(saved[f"model.{name}"], parameter.detach(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["dpar", "llamagen"])
+def test_pieces_give_the_bits_of_the_whole(tmp_path, kind):
+    settings = {"ema": 0.9, "accumulate": 2, "log_every": 3}
+    whole = train(tmp_path / "whole", kind, 20, **settings)
+    for until in (1, 7, 8, 20):
+        pieces = train(tmp_path / "pieces", kind, until, **settings)
+    assert same_weights(whole, pieces)
+    states = [load_file(tmp_path / name / "state" / "step00000020.safetensors") for name in ("whole", "pieces")]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_curves_go_on_where_a_saved_window_was_cut(tmp_path):
+    def interrupt(step):
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    whole = train(tmp_path / "whole", "dpar", log_every=4, validate_every=5)
+    with pytest.raises(SystemExit):
+        train(tmp_path / "cut", "dpar", log_every=4, validate_every=5, job=Recorder(interrupt))
+    cut = train(tmp_path / "cut", "dpar", log_every=4, validate_every=5)
+    assert history(whole) == history(cut)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_the_state_and_asks_to_be_started_again(tmp_path, capsys, number):
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    job = Recorder(lambda step: os.kill(os.getpid(), number) if step == 7 else None)
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path, "llamagen", log_every=7, checkpoint_every=100, job=job)
+    assert stop.value.code == 75
+    assert job.commits == [0, 7]
+    assert "after step 7" in capsys.readouterr().err
+    assert handlers == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    assert not (tmp_path / "model20").exists()
+    resumed = Recorder()
+    assert same_weights(
+        train(tmp_path, "llamagen", log_every=7, checkpoint_every=100, job=resumed),
+        train(tmp_path / "whole", "llamagen", log_every=7, checkpoint_every=100),
+    )
+    assert resumed.commits == [7, 20]
+
+
+def test_a_damaged_checkpoint_costs_steps_but_no_bit(tmp_path, capsys):
+    train(tmp_path, "dpar", 8)
+    newest = tmp_path / "state" / "step00000008.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    job = Recorder()
+    again = train(tmp_path, "dpar", 20, job=job)
+    assert job.commits[0] == 4
+    assert "damaged" in capsys.readouterr().err
+    whole = train(tmp_path / "whole", "dpar", 20)
+    assert same_weights(again, whole)
+    assert history(again) == history(whole)
+
+
+def test_a_milestone_that_was_passed_is_written_again_from_what_was_kept(tmp_path):
+    first = train(tmp_path, "dpar", 8)
+    kept = {path.name: path.read_bytes() for path in first.iterdir()}
+    train(tmp_path, "dpar", 20)
+    shutil.rmtree(first)
+    job = Recorder()
+    train(tmp_path, "dpar", 8, job=job)
+    assert {path.name: path.read_bytes() for path in first.iterdir()} == kept
+    assert not job.points
+    with pytest.raises(InputError, match="stands at step 20, past step 9"):
+        train(tmp_path, "dpar", 9)
+
+
+def test_a_kept_milestone_that_was_damaged_is_not_given_out(tmp_path):
+    train(tmp_path, "dpar", 8)
+    whole = (tmp_path / "model8" / "model.safetensors").read_bytes()
+    kept = tmp_path / "state" / "milestones" / "step00000008" / "model.safetensors"
+    kept.unlink()
+    kept.write_bytes(whole[:-1] + b"?")
+    assert (train(tmp_path, "dpar", 8) / "model.safetensors").read_bytes() == whole
+
+
+def test_the_kept_network_is_the_moving_average(tmp_path):
+    output = train(tmp_path, "llamagen", 3, ema=0.75, checkpoint_every=1, steps=3)
+    state = load_file(tmp_path / "state" / "step00000003.safetensors")
+    average = load_file(output / "model.safetensors")
+    train(tmp_path / "one", "llamagen", 1, steps=1)
+    train(tmp_path / "two", "llamagen", 2, steps=2)
+    first, second = (load_file(tmp_path / n / f"model{i}" / "model.safetensors") for n, i in (("one", 1), ("two", 2)))
+    for name in average:
+        expected = 0.75 * (0.75 * first[name] + 0.25 * second[name]) + 0.25 * state[f"model.{name}"]
+        torch.testing.assert_close(average[name], expected)
+
+
+def test_other_settings_are_refused_and_those_that_do_not_matter_are_not(tmp_path):
+    train(tmp_path, "dpar", 8)
+    with pytest.raises(InputError, match=r"training .*0\.003.*now .*0\.001"):
+        train(tmp_path, "dpar", 12, learning_rate=1e-3)
+    with pytest.raises(InputError, match="model "):
+        train(tmp_path, "llamagen", 12)
+    train(tmp_path, "dpar", 12, steps=50, milestones=(12,), log_every=1, validate_every=3, checkpoint_every=1)
+    restarted = train(tmp_path, "dpar", 8, learning_rate=1e-3, restart=True)
+    assert same_weights(restarted, train(tmp_path / "new", "dpar", 8, learning_rate=1e-3))
+    assert (tmp_path / "state.1").is_dir()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_with_step_images_and_last_checkpoint(tmp_path, monkeypatch, bad):
+    calls = []
+
+    def broken(logits, targets):
+        calls.append(1)
+        return nats(logits, targets) * (bad if len(calls) == 6 else 1)
+
+    monkeypatch.setattr(loop, "nats", broken)
+    with pytest.raises(InputError) as stop:
+        train(tmp_path, "dpar", checkpoint_every=2, validate_every=100, log_every=100)
+    stream = batches(tiny_task("dpar").train, batch_size=8, seed=0)
+    images = sorted([next(stream).images.tolist() for _ in range(6)][-1])
+    message = str(stop.value)
+    assert "step 6" in message
+    assert str(images) in message
+    assert "step 4" in message
+    assert (tmp_path / "state" / "step00000004.json").exists()
+    assert not (tmp_path / "state" / "step00000006.json").exists()
+
+
+def test_a_full_disk_stops_the_training_and_more_space_lets_it_go_on(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        saved = []
+
+        def filling(tensors, path):
+            saved.append(path)
+            if len(saved) == 3:
+                raise OSError(28, "No space left on device", str(path))
+            save_file(tensors, path)
+
+        save_file = weights.save_file
+        patch.setattr(weights, "save_file", filling)
+        with pytest.raises(InputError, match=r"step 12 was not saved \(last good one: step 8 "):
+            train(tmp_path, "llamagen")
+    job = Recorder()
+    resumed = train(tmp_path, "llamagen", job=job)
+    assert job.commits[0] == 8
+    assert same_weights(resumed, train(tmp_path / "whole", "llamagen"))
+
+
+def test_a_torn_line_of_the_curves_is_forgotten(tmp_path):
+    train(tmp_path, "llamagen", 8)
+    with open(tmp_path / "state" / "history.jsonl", "a") as file:
+        file.write('{"step": 8, "train/lo')
+    assert history(train(tmp_path, "llamagen")).keys() == history(train(tmp_path / "whole", "llamagen", 8)).keys() | {
+        10,
+        15,
+        20,
+    }
+
+
+def test_batches_that_cannot_be_divided_are_refused(tmp_path):
+    with pytest.raises(InputError, match="do not fill one batch of 64"):
+        train(tmp_path, "llamagen", batch_size=64)
+
+
+def test_bfloat16_trains_fp32_weights(tmp_path):
+    output = train(tmp_path, "dpar", precision="bfloat16")
+    assert {tensor.dtype for tensor in load_file(output / "model.safetensors").values()} == {torch.float32}
+    exact = history(train(tmp_path / "exact", "dpar"))
+    assert history(output)[20]["train/loss"] == pytest.approx(exact[20]["train/loss"], rel=0.02)  # 8 bits of mantissa
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dpar", "llamagen"])
+def test_compiled_layers_give_the_logits_and_gradients_of_eager_ones(kind):
+    eager, compiled = tiny_task(kind, dropout=0.0), tiny_task(kind, dropout=0.0)
+    for task in (eager, compiled):
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in task.model.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    compile_blocks(compiled.model, torch.device("cpu"))
+    torch._dynamo.utils.counters.clear()
+    stream, graphs = batches(eager.train, batch_size=8, seed=0), set()
+    for _ in range(6):
+        given = inputs(next(stream), labelled=True, patching=eager.patching)
+        outcomes = []
+        for task in (eager, compiled):
+            task.model.zero_grad()
+            logits, targets = logits_and_targets(task.model, given)
+            nats(logits, targets).backward()
+            outcomes.append([logits.detach(), *(p.grad for p in task.model.parameters())])
+        torch.testing.assert_close(outcomes[0], outcomes[1], rtol=1e-4, atol=1e-4)  # sums of 128 tokens in fp32
+        graphs.add(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert len(graphs) == 1, "batches of other packed lengths were compiled again"
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    GOLDEN.parent.mkdir(exist_ok=True)
+    curves = {kind: losses(Path(tempfile.mkdtemp()), kind) for kind in KINDS}
+    GOLDEN.write_text(json.dumps(curves, indent=1) + "\n")
