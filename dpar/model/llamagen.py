@@ -1,7 +1,5 @@
 """LlamaGen's decoder-only transformer: the baseline, the entropy model, and the names of the official weights."""
 
-from typing import Self
-
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
@@ -25,7 +23,7 @@ class TransformerConfig(Settings):
     class_dropout: float = Field(0.1, ge=0, le=1, description="share of labels the trainer replaces by the null class")
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> Self:
+    def _sizes_fit(self) -> "TransformerConfig":
         if self.width % self.heads or self.head_dim % 16:
             raise ValueError(f"width {self.width} / heads {self.heads} must be a whole multiple of 16")
         if min(self.grid) < 1 or self.tokens < 2:

@@ -5,13 +5,11 @@ of channels. Tables are made where they are used, from integers: they are no par
 of a model's precision can round them.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-from dpar.errors import InputError
 
 Position = Literal["dynamic", "dynamic_no_redundancy", "2d"]
 BASE = 10000.0
@@ -77,10 +75,8 @@ def patch_rope(
     if scheme == "dynamic":
         first, last = _angles(start, head_dim // 16), _angles(end, head_dim // 16)
         columns = (first, last, last, first)
-    elif scheme == "dynamic_no_redundancy":
-        columns = (_angles(start, head_dim // 8), _angles(end, head_dim // 8))
     else:
-        raise InputError(f"position scheme {scheme!r} is unknown; expected one of {', '.join(get_args(Position))}")
+        columns = (_angles(start, head_dim // 8), _angles(end, head_dim // 8))
     return _table(torch.cat((_angles(row, head_dim // 4), *columns), -1), dtype)
 
 

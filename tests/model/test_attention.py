@@ -143,10 +143,8 @@ def test_the_fastest_backend_that_works_is_chosen_and_logged(monkeypatch, caplog
     assert caplog.messages.count("packed attention: sdpa (cpu, torch.float32)") == 1
 
 
-def test_a_backend_that_is_unknown_or_absent_is_refused(monkeypatch):
+def test_a_backend_that_is_absent_is_refused(monkeypatch):
     packed = PackedLengths.from_lengths([2, 3])
-    with pytest.raises(InputError, match="'flash' is unknown; expected one of auto, sdpa, varlen, xformers, flex"):
-        packed_attention(packed, "flash")
     monkeypatch.setitem(sys.modules, "xformers.ops", None)
     with pytest.raises(InputError, match="'xformers' cannot be imported here"):
         packed_attention(packed, "xformers")

@@ -9,7 +9,7 @@ from tests.oracles import model as oracle
 
 def test_each_sequence_moves_back_by_one_behind_its_first():
     packed = PackedLengths.from_lengths([3, 1, 2])
-    found = behind_first(torch.tensor([[-1], [-2], [-3]]), torch.arange(6)[:, None], packed)
+    found = behind_first(torch.tensor([[-1.0], [-2.0], [-3.0]]), torch.arange(6.0)[:, None], packed)
     assert found.flatten().tolist() == [-1, 0, 1, -2, -3, 4]
 
 

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpar.errors import InputError
 from dpar.model.rope import grid_rope, patch_rope, rotate, token_rope, zero_rope
 from tests.oracles import model as oracle
 
@@ -48,12 +47,6 @@ def test_pairs_of_the_dynamic_scheme_for_a_head_of_64():
     assert not row[16:].any()
     assert not start[:16].any()
     assert not end[:16].any()
-
-
-def test_unknown_scheme_is_named():
-    zero = torch.tensor(0)
-    with pytest.raises(InputError, match="'3d' is unknown; expected one of dynamic, dynamic_no_redundancy, 2d"):
-        patch_rope(zero, zero, zero, 64, "3d")
 
 
 def test_rotation_is_that_of_each_pair(float64):
