@@ -81,6 +81,7 @@ class Autoencoder(Settings):
     residual_blocks: int = Field(2, gt=0, description="a level of the encoder; the decoder has one more")
     z_channels: int = Field(256, gt=0)
     attention: bool = True
+    groups: int = Field(32, gt=0, description="of channels in each normalisation")
     pixel_shuffle: int = Field(1, gt=0, description="side of the pixel blocks that are channels inside; 1 = LlamaGen")
 
     @property
@@ -90,8 +91,8 @@ class Autoencoder(Settings):
 
     @model_validator(mode="after")
     def _groups(self) -> Self:
-        if any(self.channels * multiplier % 32 for multiplier in self.multipliers):
-            raise ValueError("`channels` times each of `multipliers` must be a multiple of 32 (group normalisation)")
+        if any(self.channels * multiplier % self.groups for multiplier in self.multipliers):
+            raise ValueError(f"`channels` times each of `multipliers` must be a multiple of `groups` ({self.groups})")
         return self
 
 

@@ -11,19 +11,19 @@ from dpar.config import Autoencoder
 from dpar.tokenizer.quantizer import Quantizer
 
 
-def normalization(channels: int) -> nn.GroupNorm:
-    """Group normalisation in 32 groups, eps 1e-6."""
-    return nn.GroupNorm(32, channels, eps=1e-6)
+def normalization(groups: int, channels: int) -> nn.GroupNorm:
+    """Group normalisation, eps 1e-6."""
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
     """Twice normalise, swish, convolve; added to the input."""
 
-    def __init__(self, channels_in: int, channels_out: int):
+    def __init__(self, channels_in: int, channels_out: int, groups: int):
         super().__init__()
-        self.norm1 = normalization(channels_in)
+        self.norm1 = normalization(groups, channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.norm2 = normalization(channels_out)
+        self.norm2 = normalization(groups, channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         if channels_in != channels_out:
             self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1)
@@ -37,9 +37,9 @@ class ResidualBlock(nn.Module):
 class SpatialAttention(nn.Module):
     """One attention head over all positions of the grid; added to the input."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, groups: int):
         super().__init__()
-        self.norm = normalization(channels)
+        self.norm = normalization(groups, channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -82,14 +82,15 @@ class Level(nn.Module):
         channels_in: int,
         channels_out: int,
         blocks: int,
+        groups: int,
         attention: bool,
         resample: type[Downsample] | type[Upsample] | None,
     ):
         super().__init__()
         self.res = nn.ModuleList(
-            ResidualBlock(channels_out if i else channels_in, channels_out) for i in range(blocks)
+            ResidualBlock(channels_out if i else channels_in, channels_out, groups) for i in range(blocks)
         )
-        self.attn = nn.ModuleList(SpatialAttention(channels_out) for _ in range(blocks if attention else 0))
+        self.attn = nn.ModuleList(SpatialAttention(channels_out, groups) for _ in range(blocks if attention else 0))
         if resample is Downsample:
             self.downsample = Downsample(channels_out)
         elif resample is Upsample:
@@ -105,13 +106,13 @@ class Level(nn.Module):
         return self.upsample(x) if hasattr(self, "upsample") else x
 
 
-def middle(channels: int, attention: bool) -> nn.ModuleList:
+def middle(channels: int, groups: int, attention: bool) -> nn.ModuleList:
     """Residual block, attention, residual block."""
     return nn.ModuleList(
         [
-            ResidualBlock(channels, channels),
-            SpatialAttention(channels) if attention else nn.Identity(),
-            ResidualBlock(channels, channels),
+            ResidualBlock(channels, channels, groups),
+            SpatialAttention(channels, groups) if attention else nn.Identity(),
+            ResidualBlock(channels, channels, groups),
         ]
     )
 
@@ -130,13 +131,14 @@ class Encoder(nn.Module):
                 widths[i - 1] if i else config.channels,
                 width,
                 config.residual_blocks,
+                groups=config.groups,
                 attention=config.attention and i == last,
                 resample=None if i == last else Downsample,
             )
             for i, width in enumerate(widths)
         )
-        self.mid = middle(widths[-1], config.attention)
-        self.norm_out = normalization(widths[-1])
+        self.mid = middle(widths[-1], config.groups, config.attention)
+        self.norm_out = normalization(config.groups, widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B Z h w"]:
@@ -154,18 +156,19 @@ class Decoder(nn.Module):
         widths = [config.channels * multiplier for multiplier in reversed(config.multipliers)]
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(config.z_channels, widths[0], 3, padding=1)
-        self.mid = middle(widths[0], config.attention)
+        self.mid = middle(widths[0], config.groups, config.attention)
         self.conv_blocks = nn.ModuleList(
             Level(
                 widths[max(i - 1, 0)],
                 width,
                 config.residual_blocks + 1,
+                groups=config.groups,
                 attention=config.attention and i == 0,
                 resample=None if i == last else Upsample,
             )
             for i, width in enumerate(widths)
         )
-        self.norm_out = normalization(widths[-1])
+        self.norm_out = normalization(config.groups, widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 3 * config.pixel_shuffle**2, 3, padding=1)
         self.shuffle = nn.PixelShuffle(config.pixel_shuffle)
 

@@ -1,0 +1,119 @@
+"""Measures a tokenizer on held-out images and shows some beside their reconstructions."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from dpar import tracking
+from dpar.config import load_experiment
+from dpar.data.crops import center_crop, to_model_input, to_uint8
+from dpar.data.images import ImageIndex
+from dpar.data.workers import mapped, reported
+from dpar.device import default_device, full_float32
+from dpar.errors import InputError, run_command
+from dpar.files import write_bytes, write_json
+from dpar.sampling.picture import class_rows
+from dpar.tokenizer.autoencoder import to_bytes
+from dpar.tokenizer.fidelity import codebook_use, perplexity, psnr, ssim
+from dpar.tokenizer.picture import side_by_side
+from dpar.weights import CONFIG, WEIGHTS, load_model, model_config
+
+PIXELS = {"cpu": 2**18, "cuda": 2**22}  # encoded at a time
+SHOWN_CLASSES, SHOWN_EACH, COLUMNS = 8, 2, 8
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="evaluate_tokenizer", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
+    flags.add_argument("--index", type=Path, required=True, help="of the held-out images")
+    flags.add_argument("--report", type=Path, required=True, help="the numbers, JSON")
+    flags.add_argument("--picture", type=Path, required=True, help="originals over reconstructions, PNG")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage.
+
+    Raises:
+        InputError: the tokenizer or the index does not fit the experiment.
+    """
+    args = parser().parse_args(argv)
+    experiment = load_experiment(args.experiment)
+    side = experiment.images.resolution
+    with tracking.job(
+        rule="evaluate_tokenizer",
+        experiment=args.experiment,
+        inputs=[args.tokenizer / WEIGHTS, args.tokenizer / CONFIG, args.index],
+        outputs=[args.report, args.picture],
+    ) as job:
+        index = ImageIndex.load(args.index)
+        device = default_device()
+        tokenizer = load_model(args.tokenizer, "tokenizer", device)
+        if side % tokenizer.config.downsample:
+            raise InputError(
+                f"{args.tokenizer} makes a token of {tokenizer.config.downsample} pixels, which images.resolution "
+                f"{side} is no multiple of; use a tokenizer of this experiment"
+            )
+        counts = torch.zeros(tokenizer.config.vocab_size, dtype=torch.long)
+        decibels, similarities = [], []
+        chosen = np.concatenate(class_rows(index.labels, SHOWN_EACH, SHOWN_CLASSES))
+        pairs = {}
+        with torch.inference_mode(), full_float32():
+            for numbers, originals in _batches(index, side, max(1, PIXELS[device.type] // side**2)):
+                originals = originals.to(device)
+                codes = tokenizer.encode(to_model_input(originals))
+                others = to_bytes(tokenizer.decode(codes))
+                counts += torch.bincount(codes.flatten().cpu(), minlength=len(counts))
+                decibels.append(psnr(originals, others).cpu())
+                similarities.append(ssim(originals, others).cpu())
+                for i in set(chosen) & set(numbers):
+                    pairs[i] = [x[i - numbers[0]].permute(1, 2, 0).cpu().numpy() for x in (originals, others)]
+        all_decibels, all_similarities = torch.cat(decibels).double(), torch.cat(similarities)
+        tokens = side**2 // tokenizer.config.downsample**2
+        results = {
+            "psnr": all_decibels.mean().item(),
+            "psnr_std": all_decibels.std(correction=0).item(),
+            "ssim": all_similarities.mean().item(),
+            "codebook_use": codebook_use(counts),
+            "codebook_perplexity": perplexity(counts),
+            "bits_per_pixel": tokens * np.log2(tokenizer.config.vocab_size) / side**2,
+        }
+        conditions = {
+            "images": len(index),
+            "index": index.digest,
+            "resolution": side,
+            "crop": "centre",
+            "tokens": tokens,
+            "vocab_size": tokenizer.config.vocab_size,
+            "tokenizer": model_config(args.tokenizer)["sha256"],
+        }
+        write_json(args.report, {**results, "conditions": conditions})
+        captions = [f"class {index.labels[i]}" for i in chosen]
+        write_bytes(args.picture, side_by_side([pairs[i] for i in chosen], captions, COLUMNS))
+        job.summary({f"eval/{name}": value for name, value in results.items()})
+        job.image(args.picture, key="reconstructions", step=0)
+        print(f"PSNR {results['psnr']:.2f} dB, SSIM {results['ssim']:.3f} on {len(index)} images", file=sys.stderr)
+
+
+def _batches(index: ImageIndex, side: int, size: int) -> Iterator[tuple[range, UInt8[Tensor, "B 3 R R"]]]:
+    """The centre squares of all images in order, `size` at a time, with their numbers."""
+
+    def load(numbers: range) -> UInt8[Tensor, "B 3 R R"]:
+        return torch.stack([to_uint8(center_crop(index.read(i), side)) for i in numbers])
+
+    batches = [range(i, min(i + size, len(index))) for i in range(0, len(index), size)]
+    loaded = mapped(load, batches, threads=len(os.sched_getaffinity(0)), ahead=4)
+    return zip(batches, reported(loaded, len(index), "reconstructed", size=size), strict=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

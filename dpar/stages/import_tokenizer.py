@@ -1,0 +1,61 @@
+"""Turns an official file of LlamaGen's VQ tokenizer into a tokenizer of ours (Section 3.1)."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpar import tracking
+from dpar.config import load_experiment
+from dpar.errors import InputError, run_command
+from dpar.files import digest, sha256_file
+from dpar.tokenizer.official import import_tokenizer
+from dpar.weights import save_model
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="import_tokenizer", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--output", type=Path, required=True, help="folder of the tokenizer")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage.
+
+    Raises:
+        InputError: the experiment trains its tokenizer, or the file of `tokenizer.weights` cannot be used.
+    """
+    args = parser().parse_args(argv)
+    experiment = load_experiment(args.experiment)
+    if experiment.tokenizer.weights is None:
+        raise InputError(
+            f"{args.experiment} trains its tokenizer; run train_tokenizer, "
+            "or give `tokenizer.weights`, such as vq_ds16_c2i.pt, in place of `tokenizer.training`"
+        )
+    weights, sizes = Path(experiment.tokenizer.weights).expanduser(), experiment.tokenizer.autoencoder
+    if not weights.is_file():
+        raise InputError(
+            f"tokenizer.weights names {weights}, which is not there; download vq_ds16_c2i.pt (or vq_ds8_c2i.pt) of "
+            "LlamaGen and give its path, or train a tokenizer with `tokenizer.training`"
+        )
+    with tracking.job(
+        rule="import_tokenizer",
+        experiment=args.experiment,
+        inputs=[weights],
+        outputs=[args.output],
+        params={f"model.{name}": value for name, value in sizes.model_dump(mode="json").items()},
+    ) as job:
+        model = import_tokenizer(weights, sizes)
+        job.summary({"model/parameters": sum(parameter.numel() for parameter in model.parameters())})
+        provenance = {
+            "experiment": digest(experiment.model_dump(mode="json")),
+            "weights": weights.name,
+            "weights_sha256": sha256_file(weights),
+        }
+        save_model(args.output, model, provenance)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

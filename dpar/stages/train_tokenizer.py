@@ -1,0 +1,103 @@
+"""Trains the VQ tokenizer, from wherever its state stands (Section 3.1)."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from dpar import tracking
+from dpar.config import load_experiment
+from dpar.data.images import ImageIndex
+from dpar.errors import InputError, run_command
+from dpar.files import digest, sha256_file
+from dpar.recipes import RECIPES
+from dpar.tokenizer.autoencoder import VQAutoencoder
+from dpar.tokenizer.perceptual import load_lpips
+from dpar.tokenizer.trainer import TokenizerTask, train_tokenizer
+from dpar.train.distributed import ranks
+from dpar.weights import save_model
+
+LEAST_SIDE = 24  # pixels that the critic needs
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="train_tokenizer", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--train-index", type=Path, required=True)
+    flags.add_argument("--val-index", type=Path, required=True)
+    flags.add_argument("--state", type=Path, required=True, help="folder of checkpoints; kept between runs")
+    flags.add_argument("--output", type=Path, required=True, help="folder of the tokenizer")
+    flags.add_argument("--restart", action="store_true", help="set a state of other settings aside and begin anew")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage.
+
+    Raises:
+        InputError: the experiment imports its tokenizer, an index does not fit it, or the training cannot go on.
+    """
+    args = parser().parse_args(argv)
+    experiment = load_experiment(args.experiment)
+    sizes, training = experiment.tokenizer.autoencoder, experiment.tokenizer.training
+    resolution = experiment.images.resolution
+    if training is None:
+        raise InputError(
+            f"{args.experiment} imports its tokenizer from {experiment.tokenizer.weights}; run import_tokenizer, "
+            "or give `tokenizer.training` in place of `tokenizer.weights`"
+        )
+    if training.adversarial_weight > 0 and resolution < LEAST_SIDE:
+        raise InputError(
+            f"images.resolution {resolution} is too small for the critic, which needs {LEAST_SIDE} pixels; "
+            "set `tokenizer.training.adversarial_weight: 0`"
+        )
+    with (
+        ranks() as group,
+        tracking.job(
+            rule="train_tokenizer",
+            experiment=args.experiment,
+            inputs=[args.train_index, args.val_index],
+            outputs=[args.output],
+            params={
+                "data.resolution": resolution,
+                "seed": experiment.seed,
+                **{f"model.{name}": value for name, value in sizes.model_dump(mode="json").items()},
+                **{f"train.{name}": value for name, value in training.model_dump(mode="json").items()},
+            },
+        ) as job,
+    ):
+        perceptual, perceptual_sha256 = None, None
+        if training.perceptual_weight > 0 and training.perceptual_network is not None:
+            perceptual = load_lpips(training.perceptual_network).to(group.device)
+            perceptual_sha256 = sha256_file(training.perceptual_network)
+        torch.manual_seed(experiment.seed)
+        task = TokenizerTask(
+            model=VQAutoencoder(sizes).to(group.device),
+            training=training,
+            train=ImageIndex.load(args.train_index),
+            val=ImageIndex.load(args.val_index),
+            resolution=resolution,
+            perceptual=perceptual,
+            perceptual_sha256=perceptual_sha256,
+            seed=experiment.seed,
+            recipe=RECIPES["train_tokenizer"],
+        )
+        model = train_tokenizer(task, args.state, group, job, restart=args.restart)
+        job.summary({"model/parameters": sum(parameter.numel() for parameter in model.parameters())})
+        if group.main:
+            provenance = {
+                "experiment": digest(experiment.model_dump(mode="json")),
+                "images": task.train.digest,
+                "perceptual_network": perceptual_sha256,
+                "resolution": resolution,
+                "grid": list(experiment.grid),
+                "step": task.steps,
+            }
+            save_model(args.output, model, provenance)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
