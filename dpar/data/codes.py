@@ -192,8 +192,8 @@ def _load(path: Path) -> tuple[CodeRows, str, int]:
 
 
 def _content(rows: CodeRows) -> str:
-    """SHA-256 of the arrays, the same in both formats."""
-    sha = hashlib.sha256()
+    """SHA-256 of the metadata and the arrays, the same in both formats."""
+    sha = hashlib.sha256(json.dumps(rows.metadata.model_dump(mode="json"), sort_keys=True).encode())
     for array in (rows.images, rows.views, rows.labels, rows.tokens, rows.entropy):
         if array is not None:
             sha.update(np.ascontiguousarray(array).data)

@@ -26,7 +26,7 @@ def draw(label: int, index: int, seed: int, resolution: int) -> UInt8[np.ndarray
     """
     canvas = _Canvas(np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, label, index]))), resolution)
     _PAINTERS[label](canvas)
-    return np.clip(canvas.pixels + 0.5, 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    return np.ascontiguousarray(np.clip(canvas.pixels + 0.5, 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
 @lru_cache(maxsize=8)

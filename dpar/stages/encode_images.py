@@ -24,7 +24,7 @@ from dpar.device import default_device
 from dpar.errors import InputError, run_command
 from dpar.weights import load_model, model_config
 
-_PIXELS = {"cpu": 2**20, "cuda": 2**22}  # encoded at a time: memory that any machine has
+_PIXELS = {"cpu": 2**18, "cuda": 2**22}  # encoded at a time: what caches and memory like
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,0 +1,85 @@
+"""Small images, sources and shards for the tests of the data modules and stages."""
+
+import io
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from dpar.data.codes import CodeMetadata, CodeRows, Manifest, rows_of_images, write_shard
+
+METADATA = CodeMetadata(grid=(2, 3), vocab_size=500, resolution=64, views=4, tokenizer="a" * 64, images="b" * 64)
+
+
+def picture(number, width=20, height=16, mode="RGB"):
+    """A picture that differs from all others."""
+    rng = np.random.default_rng(number)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).convert(mode)
+
+
+def image_bytes(image, form="PNG"):
+    """The picture as a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    return buffer.getvalue()
+
+
+def folder_of_images(root, classes=("ant", "bee", "cat"), each=3):
+    """An ImageFolder tree; picture `i` of class `c` is `picture(100 * c + i)`."""
+    for label, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(each):
+            (root / name / f"{i}.png").write_bytes(image_bytes(picture(100 * label + i)))
+    return root
+
+
+def parquet_of_images(path, files, labels, keys=None, row_group_size=2):
+    """A Parquet file of image files."""
+    table = pa.table(
+        {
+            "key": pa.array(keys or [f"key{i}" for i in range(len(files))]),
+            "image": pa.array(files, pa.binary()),
+            "label": pa.array(labels, pa.int32()),
+        }
+    )
+    pq.write_table(table, path, row_group_size=row_group_size)
+    return path
+
+
+def tar_of_images(path, members):
+    """A tar with these members, name to bytes."""
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def code_rows(images=3, first=0, seed=0, scored=False, metadata=METADATA):
+    """Random rows of consecutive images."""
+    rng = np.random.default_rng([seed, first])
+    tokens = rng.integers(0, metadata.vocab_size, (images, metadata.views, metadata.length)).astype(np.uint16)
+    labels = rng.integers(0, 10, images).astype(np.int32)
+    rows = rows_of_images(tokens, labels, first, metadata)
+    if not scored:
+        return rows
+    entropy = rng.uniform(0, 6, rows.tokens.shape).astype(np.float32)
+    entropy[:, 0] = np.inf
+    scored_metadata = metadata.model_copy(update={"entropy_model": "e" * 64})
+    return CodeRows(rows.tokens, entropy, rows.labels, rows.images, rows.views, scored_metadata)
+
+
+def code_store(folder, sizes=(3, 5, 2), suffix="parquet", scored=False, metadata=METADATA):
+    """Shards of so many images and their manifest, saved; the rows too."""
+    parts, shards, first = [], [], 0
+    for number, size in enumerate(sizes):
+        parts.append(code_rows(size, first, scored=scored, metadata=metadata))
+        shards.append(folder / f"{number:05d}.{suffix}")
+        write_shard(shards[-1], parts[-1])
+        first += size
+    manifest = Manifest.build(shards, folder / "manifest.json")
+    manifest.save()
+    return manifest, parts
