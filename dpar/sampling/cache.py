@@ -1,4 +1,4 @@
-"""Keys and values of what has been read so far: one position a step for all rows, or a length of its own for each row."""
+"""Keys and values of what has been read: one position a step for all rows, or a length of its own for each row."""
 
 from collections.abc import Callable
 

@@ -11,7 +11,7 @@ GAP = 2  # pixels of white between two squares
 
 
 def class_rows(labels: Int[np.ndarray, " N"], columns: int, rows: int) -> list[Int[np.ndarray, " n"]]:
-    """Which images to show: for at most `rows` classes, spread evenly over those present, the first `columns` of each."""
+    """Which images to show: the first `columns` of at most `rows` classes, spread evenly over those present."""
     classes = np.unique(labels)
     chosen = classes[np.unique(np.linspace(0, len(classes) - 1, min(rows, len(classes))).round().astype(int))]
     return [np.flatnonzero(labels == label)[:columns] for label in chosen]

@@ -284,7 +284,8 @@ def _clock(
     if patchify.strategy == "static":
         assert patchify.p_avg is not None
         return FixedClock(static_starts(batch, length, patchify.p_avg))
-    assert entropy_model is not None and threshold is not None
+    assert entropy_model is not None
+    assert threshold is not None, "dynamic patches need the threshold in nats"
     return EntropyClock(entropy_model, patchify, threshold, labels)
 
 
@@ -327,8 +328,8 @@ def _check(
     if prefix is not None:
         if len(prefix) != len(labels) or prefix.shape[1] > config.tokens:
             raise InputError(
-                f"the prefix has the shape {tuple(prefix.shape)}; expected one row for each of the {len(labels)} labels "
-                f"and at most {config.tokens} tokens"
+                f"the prefix has the shape {tuple(prefix.shape)}; expected one row for each of the {len(labels)} "
+                f"labels and at most {config.tokens} tokens"
             )
         if prefix.numel() and not 0 <= int(prefix.min()) <= int(prefix.max()) < config.vocab_size:
             raise InputError(f"the prefix has tokens outside of the codebook, 0 to {config.vocab_size - 1}")

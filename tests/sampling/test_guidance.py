@@ -35,9 +35,8 @@ def kept_by_definition(logits: list[float], temperature: float, top_k: int, top_
 )
 def test_truncation_is_its_definition(values, temperature, top_k, top_p):
     logits = [value / 16 for value in values]
-    result = truncated(torch.tensor([logits], dtype=torch.float64), temperature=temperature, top_k=top_k, top_p=top_p)[
-        0
-    ]
+    row = torch.tensor([logits], dtype=torch.float64)
+    result = truncated(row, temperature=temperature, top_k=top_k, top_p=top_p)[0]
     kept = kept_by_definition(logits, temperature, top_k, top_p)
     assert {code for code in range(len(logits)) if result[code] > -torch.inf} == kept
     for code in kept:

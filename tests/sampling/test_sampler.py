@@ -61,7 +61,7 @@ def request(count: int) -> dict:
 
 
 def assert_literal(model, entropy_model, images, **how):
-    """The engine on all images at once equals the literal algorithm on each alone: every entropy, boundary, logit, token."""
+    """The engine on all images at once equals the literal algorithm on each alone, in all that a step has."""
     steps = []
     result = sample(model, entropy_model, **images, **how, observe=steps.append)
     for i in range(len(images["labels"])):
@@ -217,7 +217,7 @@ def test_bad_requests(dpar, entropy_model, llamagen):
     how = {"patchify": PATCHIFY, "threshold": 2.75, "cfg_scale": 2.0}
     with pytest.raises(InputError, match="guidance scale is -1"):
         sample(dpar, entropy_model, **request(2), **{**how, "cfg_scale": -1.0})
-    with pytest.raises(InputError, match="label 3 is out of range.* 0 to 2"):
+    with pytest.raises(InputError, match=r"label 3 is out of range.* 0 to 2"):
         sample(dpar, entropy_model, labels=torch.tensor([3]), seeds=torch.tensor([0]), **how)
     with pytest.raises(InputError, match="label -1"):
         sample(dpar, entropy_model, labels=torch.tensor([-1]), seeds=torch.tensor([0]), **how)

@@ -1,0 +1,158 @@
+"""Draws images from a trained model: `dpar sample --checkpoint DIR --labels 3,7 --n 16 --cfg 2.0 --out grid.png`."""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpar.config import Patchify
+from dpar.device import default_device
+from dpar.errors import InputError
+from dpar.files import write_bytes
+from dpar.sampling.networks import load_networks
+from dpar.sampling.noise import image_seed
+from dpar.sampling.picture import contact_sheet
+from dpar.weights import CONFIG, model_config
+
+COLUMNS = 8  # of the picture
+BATCH = 32  # images
+
+
+def _labels(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+_labels.__name__ = "list of classes"  # as argparse calls it
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this command."""
+    flags = argparse.ArgumentParser(prog="dpar sample", description=__doc__)
+    flags.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="model folder, DPAR or LlamaGen")
+    flags.add_argument("--labels", type=_labels, required=True, metavar="C[,C...]", help="classes to draw")
+    flags.add_argument("--n", type=int, default=16, help="images in all, shared evenly by the labels (default: 16)")
+    flags.add_argument("--out", type=Path, required=True, metavar="PNG", help="the picture, a line a label")
+    flags.add_argument("--cfg", type=float, default=2.0, metavar="S", help="guidance scale; 1 = none (default: 2)")
+    flags.add_argument("--temperature", type=float, default=1.0, help="divides the logits (default: 1)")
+    flags.add_argument("--top-k", type=int, default=0, help="draw from the K likeliest codes (default: 0, all)")
+    flags.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest codes of this probability")
+    flags.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (default: 0)")
+    flags.add_argument("--threshold", type=float, metavar="NATS", help="E_Th (default: the one of training)")
+    flags.add_argument("--max-length", type=int, metavar="TOKENS", help="P_max (default: the one of training)")
+    flags.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the model")
+    beside = "folder (default: looked for beside the models of the checkpoint's results)"
+    flags.add_argument("--entropy-model", type=Path, metavar="DIR", help=beside)
+    flags.add_argument("--tokenizer", type=Path, metavar="DIR", help=beside)
+    flags.add_argument("--json", action="store_true", help="print JSON")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes the picture and says what was drawn.
+
+    Raises:
+        InputError: a flag or a label is out of range, or a network is missing or of another experiment.
+    """
+    args = parser().parse_args(argv)
+    _check(args)
+    provenance = model_config(args.checkpoint)["provenance"]
+    patchify, threshold = _patches(args, provenance)
+    gated = patchify is not None and patchify.strategy == "dynamic"
+    networks = load_networks(
+        args.checkpoint,
+        (args.entropy_model or _beside(args.checkpoint, "entropy_model")) if gated else None,
+        args.tokenizer or _beside(args.checkpoint, "tokenizer"),
+        precision=args.precision,
+        device=default_device(),
+    )
+    start = time.monotonic()
+    labels = np.array(args.labels)[np.sort(np.arange(args.n) % len(args.labels))]
+    seeds = np.array([image_seed(args.seed, image) for image in range(args.n)])
+    parts = [
+        networks.draw(
+            labels[first : first + BATCH],
+            seeds[first : first + BATCH],
+            networks.model.config.grid[0] * networks.tokenizer.config.downsample,
+            patchify=patchify,
+            threshold=threshold,
+            cfg_scale=args.cfg,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+        )
+        for first in range(0, args.n, BATCH)
+    ]
+    images, patches = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    seconds = time.monotonic() - start
+    lines = [
+        group[first : first + COLUMNS]
+        for group in np.split(images, np.flatnonzero(np.diff(labels)) + 1)
+        for first in range(0, len(group), COLUMNS)
+    ]
+    write_bytes(args.out, contact_sheet(lines))
+    found = {
+        "picture": str(args.out),
+        "labels": labels.tolist(),
+        "patches": patches.tolist(),
+        "mean_patch_length": float((networks.model.config.tokens / patches).mean()),
+        "images_per_s": args.n / seconds,
+        "seed": args.seed,
+        "cfg_scale": args.cfg,
+        "threshold": threshold,
+        "step": provenance.get("step"),
+        "networks": networks.digests,
+    }
+    if args.json:
+        print(json.dumps(found))
+        return
+    print(
+        f"{args.out}: {args.n} images of classes {', '.join(map(str, args.labels))} in {seconds:.1f} s "
+        f"({found['images_per_s']:.2f} a second), {patches.mean():.1f} of {networks.model.config.tokens} steps an image"
+    )
+
+
+def _check(args: argparse.Namespace) -> None:
+    allowed = {
+        "n": (args.n >= len(args.labels), f"at least one image for each of the {len(args.labels)} labels"),
+        "temperature": (args.temperature > 0, "more than 0"),
+        "top_k": (args.top_k >= 0, "0 (all) or more"),
+        "top_p": (0 < args.top_p <= 1, "more than 0, at most 1 (all)"),
+        "max_length": (args.max_length is None or args.max_length > 0, "at least one token"),
+    }
+    for name, (fits, expected) in allowed.items():
+        if not fits:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {expected}")
+
+
+def _patches(args: argparse.Namespace, provenance: dict[str, Any]) -> tuple[Patchify | None, float | None]:
+    """Where patches begin: as in training, but for the flags."""
+    given = {name: getattr(args, name) for name in ("threshold", "max_length") if getattr(args, name) is not None}
+    if provenance.get("patchify") is None:
+        if given:
+            raise InputError(f"--{next(iter(given)).replace('_', '-')}: {args.checkpoint} is a model without patches")
+        return None, None
+    patchify = Patchify.model_validate(provenance["patchify"])
+    if given and patchify.strategy == "static":
+        raise InputError(f"--{next(iter(given)).replace('_', '-')}: {args.checkpoint} was trained on static patches")
+    if "max_length" in given:
+        patchify = patchify.model_copy(update={"max_length": args.max_length})
+    return patchify, given.get("threshold", provenance["threshold"])
+
+
+def _beside(checkpoint: Path, name: str) -> Path:
+    """The folder `name` of the results that hold the checkpoint at models/MODEL/MILESTONE.
+
+    Raises:
+        InputError: it is not there.
+    """
+    for folder in checkpoint.resolve().parents:
+        if (folder / name / CONFIG).exists():
+            return folder / name
+    raise InputError(
+        f"there is no {name} folder beside {checkpoint} or above it; give --{name.replace('_', '-')} DIR, "
+        "the one that the checkpoint was trained with"
+    )

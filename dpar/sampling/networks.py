@@ -1,0 +1,131 @@
+"""The three networks that turn a label into a picture, loaded from their folders and known to belong together."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from dpar.device import full_float32
+from dpar.errors import InputError
+from dpar.model.dpar import DPAR
+from dpar.model.llamagen import LlamaGen
+from dpar.sampling.sampler import sample
+from dpar.tokenizer.autoencoder import VQAutoencoder, to_bytes
+from dpar.weights import CONFIG, load_model, model_config
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What draws images.
+
+    Args:
+        model: DPAR or LlamaGen, in the precision of sampling.
+        entropy_model: in float32 whatever that precision is, since the training set's entropies are scored so; None
+            where no patch depends on an entropy.
+        tokenizer: in float32.
+        provenance: what the model was made from, as its folder says.
+        digests: SHA-256 of the weights of each network.
+    """
+
+    model: DPAR | LlamaGen
+    entropy_model: LlamaGen | None
+    tokenizer: VQAutoencoder
+    provenance: dict[str, Any]
+    digests: dict[str, str | None]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.model.tok_embeddings.weight.device
+
+    def pixels(self, tokens: Int[Tensor, "B T"], side: int) -> UInt8[Tensor, "B side side 3"]:
+        """Pictures of tokens as bytes; those of another size are first resized, bicubic without antialias."""
+        with torch.inference_mode(), full_float32():
+            images = self.tokenizer.decode(tokens.unflatten(1, self.model.config.grid))
+            if images.shape[-1] != side:
+                images = F.interpolate(images, size=(side, side), mode="bicubic", align_corners=False)
+            return to_bytes(images).permute(0, 2, 3, 1).contiguous()
+
+    def draw(
+        self, labels: Int[np.ndarray, " N"], seeds: Int[np.ndarray, " N"], side: int, **how: Any
+    ) -> tuple[UInt8[np.ndarray, "N side side 3"], Int[np.ndarray, " N"]]:
+        """Pictures of these labels and seeds, and the patches that each took (M).
+
+        Args:
+            side: pixels.
+            how: the settings of `sample`.
+        """
+        classes, words = (torch.from_numpy(array).to(self.device) for array in (labels, seeds))
+        with full_float32():
+            result = sample(self.model, self.entropy_model, labels=classes, seeds=words, **how)
+        return self.pixels(result.tokens, side).cpu().numpy(), result.starts.sum(1).cpu().numpy()
+
+
+def load_networks(
+    model: Path, entropy_model: Path | None, tokenizer: Path, *, precision: str, device: torch.device
+) -> Networks:
+    """The networks in three model folders.
+
+    Args:
+        entropy_model: None if no patch depends on an entropy.
+        precision: `float32` or `bfloat16`, of the model.
+
+    Raises:
+        InputError: a folder holds something else, or networks that were not made for one another.
+    """
+    described = _described(model, "dpar", "llamagen")
+    digests: dict[str, str | None] = {"model": described["sha256"], "entropy_model": None}
+    provenance = described["provenance"]
+    known = _described(tokenizer, "tokenizer")
+    digests["tokenizer"] = known["sha256"]
+    _expect(model, provenance, "tokenizer", tokenizer, known["sha256"])
+    gate = None
+    if entropy_model is not None:
+        known = _described(entropy_model, "llamagen")
+        digests["entropy_model"] = known["sha256"]
+        _expect(model, provenance, "entropy_model", entropy_model, known["sha256"])
+        _expect(entropy_model, known["provenance"], "tokenizer", tokenizer, digests["tokenizer"])
+        gate = load_model(entropy_model, "llamagen", device)
+    network = load_model(model, described["kind"], device).to(PRECISIONS[precision])
+    decoder = load_model(tokenizer, "tokenizer", device)
+    for folder, found in ((tokenizer, decoder), (entropy_model, gate)):
+        if found is not None and found.config.vocab_size != network.config.vocab_size:
+            raise InputError(
+                f"{folder} knows {found.config.vocab_size} codes, {model} {network.config.vocab_size}: they were "
+                "made for different tokenizers; give the folders of one experiment"
+            )
+    if gate is not None and gate.config.grid != network.config.grid:
+        raise InputError(
+            f"{entropy_model} reads images of {_grid(gate)} tokens, {model} those of {_grid(network)}: they were "
+            "made for different resolutions; give the folders of one experiment"
+        )
+    return Networks(network, gate, decoder, provenance, digests)
+
+
+def _grid(model: Any) -> str:
+    return " x ".join(map(str, model.config.grid))
+
+
+def _described(folder: Path, *kinds: str) -> dict[str, Any]:
+    described = model_config(folder)
+    if described["kind"] not in kinds:
+        raise InputError(f"{folder / CONFIG} describes a {described['kind']}, expected a {' or '.join(kinds)}")
+    return described
+
+
+def _expect(folder: Path, provenance: dict[str, Any], name: str, given: Path, found: str | None) -> None:
+    """The network `given` is the one that `folder` was made with; published models do not know theirs."""
+    expected = provenance.get(name)
+    if expected is not None and expected != found:
+        what = name.replace("_", " ")
+        raise InputError(
+            f"{folder} was made with another {what} (sha256 {expected[:12]}...) than the one in {given} "
+            f"(sha256 {str(found)[:12]}...); give the folder of the former, or train {folder.name} again"
+        )

@@ -1,0 +1,110 @@
+"""`dpar sample`: a person's way from a model folder to a picture."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dpar import cli
+from dpar.commands.sample import main
+from dpar.errors import InputError
+from dpar.files import read_json, write_json
+from tests.stages.sampled import THRESHOLD, write_results
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return write_results(tmp_path_factory.mktemp("results"))
+
+
+def draw(capsys, results, out, *flags, model="dpar"):
+    checkpoint = results / "models" / model / "step1"
+    main(["--checkpoint", str(checkpoint), "--labels", "2,0", "--n", "6", "--out", str(out), "--json", *flags])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_line_a_label(results, tmp_path, capsys):
+    found = draw(capsys, results, tmp_path / "grid.png")
+    assert found["labels"] == [2, 2, 2, 0, 0, 0]
+    assert found["threshold"] == THRESHOLD
+    assert len(found["patches"]) == 6
+    picture = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert picture.shape == (2 * 8 + 2, 3 * 8 + 2 * 2, 3)
+    again = draw(capsys, results, tmp_path / "again.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "again.png")), picture)
+    assert again["patches"] == found["patches"]
+    draw(capsys, results, tmp_path / "other.png", "--seed", "1")
+    assert not np.array_equal(np.asarray(Image.open(tmp_path / "other.png")), picture)
+
+
+def test_more_than_a_line_of_one_label(results, tmp_path, capsys):
+    draw(capsys, results, tmp_path / "grid.png", "--labels", "1", "--n", "11")
+    assert Image.open(tmp_path / "grid.png").size == (8 * 8 + 7 * 2, 2 * 8 + 2)
+
+
+def test_the_words_for_people(results, tmp_path, capsys):
+    out = tmp_path / "grid.png"
+    flags = ["--checkpoint", str(results / "models/dpar/step1"), "--labels", "1", "--n", "2", "--cfg", "1"]
+    assert cli.main(["sample", *flags, "--out", str(out)]) == 0
+    assert f"{out}: 2 images of classes 1 in" in capsys.readouterr().out
+
+
+def test_settings_reach_the_sampler(results, tmp_path, capsys):
+    usual = draw(capsys, results, tmp_path / "a.png")
+    assert sum(draw(capsys, results, tmp_path / "b.png", "--threshold", "1.0")["patches"]) > sum(usual["patches"])
+    single = draw(capsys, results, tmp_path / "c.png", "--max-length", "1")
+    assert single["patches"] == [16] * 6
+    greedy = draw(capsys, results, tmp_path / "d.png", "--labels", "1", "--top-k", "1")
+    assert len(set(greedy["patches"])) == 1
+    pictures = np.asarray(Image.open(tmp_path / "d.png"))
+    assert np.array_equal(pictures[:, :8], pictures[:, 10:18])
+
+
+def test_the_baseline_needs_no_entropy_model(results, tmp_path, capsys):
+    alone = tmp_path / "moved"
+    shutil.copytree(results / "models" / "llamagen" / "step1", alone)
+    flags = ["--labels", "0", "--n", "1", "--tokenizer", str(results / "tokenizer")]
+    main(["--checkpoint", str(alone), *flags, "--out", str(tmp_path / "grid.png"), "--json"])
+    assert json.loads(capsys.readouterr().out)["patches"] == [16]
+    with pytest.raises(InputError, match="is a model without patches"):
+        main(["--checkpoint", str(alone), *flags, "--out", str(tmp_path / "x.png"), "--threshold", "2"])
+
+
+def test_networks_that_are_not_there_or_are_others(results, tmp_path, capsys):
+    alone = tmp_path / "moved"
+    shutil.copytree(results / "models" / "dpar" / "step1", alone)
+    flags = ["--checkpoint", str(alone), "--labels", "0", "--n", "1", "--out", str(tmp_path / "grid.png")]
+    with pytest.raises(InputError, match=r"no entropy_model folder beside .* give --entropy-model DIR"):
+        main(flags)
+    config = read_json(alone / "config.json")
+    config["provenance"]["tokenizer"] = "0" * 64
+    write_json(alone / "config.json", config)
+    with pytest.raises(InputError, match="made with another tokenizer"):
+        main([*flags, "--entropy-model", str(results / "entropy_model"), "--tokenizer", str(results / "tokenizer")])
+    assert not (tmp_path / "grid.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--labels", "3"], "label 3 is out of range; the model knows the classes 0 to 2"),
+        (["--cfg", "-1"], "guidance scale is -1"),
+        (["--n", "1"], "--n 1: expected at least one image for each of the 2 labels"),
+        (["--temperature", "0"], "--temperature 0"),
+        (["--top-p", "1.5"], "--top-p 1.5"),
+        (["--top-k", "-3"], "--top-k -3"),
+        (["--max-length", "0"], "--max-length 0"),
+    ],
+)
+def test_bad_flags(results, tmp_path, capsys, flags, message):
+    with pytest.raises(InputError, match=message):
+        draw(capsys, results, tmp_path / "grid.png", *flags)
+    assert not (tmp_path / "grid.png").exists()
+
+
+def test_labels_that_are_no_numbers(results, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        draw(capsys, results, tmp_path / "grid.png", "--labels", "cat")
+    assert "invalid list of classes value" in capsys.readouterr().err

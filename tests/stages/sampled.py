@@ -1,0 +1,57 @@
+"""A results folder with networks that were never trained, but whose predictions vary, small enough for a test."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dpar.config import Autoencoder
+from dpar.files import write_json
+from dpar.model.dpar import DPAR
+from dpar.model.llamagen import LlamaGen
+from dpar.tokenizer.autoencoder import VQAutoencoder
+from dpar.weights import model_config, save_model
+from tests.stages.scored import write_experiment
+
+GRID, VOCAB_SIZE, CLASSES = (4, 4), 64, 3
+TOKENIZER = {"vocab_size": VOCAB_SIZE, "channels": 32, "multipliers": [1, 1], "residual_blocks": 1, "z_channels": 32}
+SIZES = {"vocab_size": VOCAB_SIZE, "grid": GRID, "width": 32, "heads": 2}
+PATCHIFY = {"p_avg": 1.8, "max_length": 3}
+THRESHOLD = 3.4
+
+
+def write_results(results: Path, **sampling: Any) -> Path:
+    """Experiment, thresholds, tokenizer, entropy model, models/dpar/step1 and models/llamagen/step1."""
+    torch.manual_seed(0)
+    write_experiment(
+        results,
+        images={"source": "generated", "generated": {"train": 4, "val": 4}, "resolution": 8, "num_classes": CLASSES},
+        tokenizer={**TOKENIZER, "attention": False, "training": {"steps": 1, "perceptual_weight": 0}},
+        patchify=PATCHIFY,
+        sampling={"num_images": 10, "batch_size": 4, "precision": "float32", **sampling},
+        tables={
+            "main": {
+                "title": "all models",
+                "rows": [{"model": "dpar"}, {"model": "llamagen"}, {"model": "dpar", "inference.threshold": 2.5}],
+            }
+        },
+    )
+    write_json(results / "thresholds.json", {"p_avg": {"1.8": {"threshold": THRESHOLD, "achieved": 1.8}}})
+    save_model(results / "tokenizer", VQAutoencoder(Autoencoder(**TOKENIZER, attention=False)), {})
+    tokenizer = model_config(results / "tokenizer")["sha256"]
+    write_model(results / "entropy_model", LlamaGen(LlamaGen.Config(layers=1, **SIZES)), {"tokenizer": tokenizer})
+    known = {"tokenizer": tokenizer, "entropy_model": model_config(results / "entropy_model")["sha256"], "step": 1}
+    patches = {"patchify": {"strategy": "dynamic", **PATCHIFY}, "threshold": THRESHOLD}
+    dpar = DPAR(DPAR.Config(layers=1, decoder_layers=1, num_classes=CLASSES, **SIZES))
+    write_model(results / "models" / "dpar" / "step1", dpar, known | patches)
+    llamagen = LlamaGen(LlamaGen.Config(layers=2, num_classes=CLASSES, **SIZES))
+    write_model(results / "models" / "llamagen" / "step1", llamagen, known | {"patchify": None, "threshold": None})
+    return results
+
+
+def write_model(folder: Path, model: torch.nn.Module, provenance: dict[str, Any]) -> None:
+    """Saves the model with weights large enough for its predictions to vary (a new head is zero)."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.25)
+    save_model(folder, model, provenance)

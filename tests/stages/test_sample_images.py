@@ -1,0 +1,230 @@
+"""The stage that draws a shard of images: the same images whatever the batches, the shards and the interruptions."""
+
+import json
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dpar.config import load_experiment
+from dpar.errors import InputError
+from dpar.files import read_json, write_json
+from dpar.sampling.networks import Networks
+from dpar.stages import sample_images
+from dpar.tokenizer.autoencoder import VQAutoencoder
+from dpar.weights import load_model, model_config, save_model
+from tests.stages.sampled import CLASSES, GRID, THRESHOLD, write_results
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return write_results(tmp_path_factory.mktemp("results"))
+
+
+def draw(results, *, cell="dpar", shard=0, seed=0, name=None, **folders):
+    output = results / "samples" / cell / f"seed{seed}" / f"{name or shard:05}.npz"
+    model = cell.split("-")[0]
+    flags = {
+        "experiment": results / "experiment.json",
+        "cell": cell,
+        "seed": seed,
+        "shard": shard,
+        "model-folder": results / "models" / model / "step1",
+        "entropy-model": results / "entropy_model",
+        "tokenizer": results / "tokenizer",
+        "thresholds": results / "thresholds.json",
+        "output": output,
+        "picture": output.with_suffix(".png"),
+        **folders,
+    }
+    sample_images.main([word for flag, value in flags.items() for word in (f"--{flag}", str(value))])
+    with np.load(output) as stored:
+        return {key: stored[key] for key in stored.files}
+
+
+def change_sampling(results, **values):
+    path = results / "experiment.json"
+    experiment = read_json(path)
+    write_json(path, experiment | {"sampling": experiment["sampling"] | values})
+
+
+@pytest.fixture(scope="module")
+def whole(results):
+    return draw(results)
+
+
+def test_a_file_as_adm_reads_it(results, whole):
+    assert whole["arr_0"].shape == (10, 8, 8, 3)
+    assert whole["arr_0"].dtype == np.uint8
+    assert len(np.unique(whole["arr_0"].reshape(10, -1), axis=0)) == 10
+    assert whole["labels"].tolist() == [i % CLASSES for i in range(10)]
+    assert whole["patches"].shape == (10,)
+    assert whole["patches"].min() >= 16 / 3
+    assert len(set(whole["patches"].tolist())) > 1
+    assert whole["patches"].mean() < 14
+    conditions = json.loads(str(whole["conditions"]))
+    assert conditions["threshold"] == THRESHOLD
+    assert conditions["networks"]["model"] == model_config(results / "models/dpar/step1")["sha256"]
+    picture = Image.open(results / "samples/dpar/seed0/00000.png")
+    assert picture.size == (4 * 8 + 3 * 2, 3 * 8 + 2 * 2)
+    assert np.array_equal(np.asarray(picture)[:8, 10:18], whole["arr_0"][3])
+    assert not list(results.glob("samples/dpar/seed0/.*"))
+
+
+def test_the_record_says_how_fast_and_how_many_steps(results, whole):
+    events = [
+        json.loads(line)
+        for path in results.glob("tracking/spool/sample_images/*/events.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    values = {}
+    for event in events:
+        values |= event.get("values", {})
+    assert values["sample/images_per_s"] > 0
+    assert {"sample/mean_steps", "sample/mean_patch_length"} <= set(values)
+
+
+def test_shards_and_batches_do_not_change_an_image(tmp_path, whole):
+    other = write_results(tmp_path, shards=3, batch_size=3)
+    shards = [draw(other, shard=shard) for shard in range(3)]
+    for key in ("arr_0", "labels", "patches"):
+        together = np.concatenate([shard[key] for shard in shards])
+        if key == "arr_0":  # the tokenizer computes in float32, where another batch may round a pixel otherwise
+            assert np.abs(together.astype(int) - whole[key]).max() <= 1
+        else:
+            assert np.array_equal(together, whole[key])
+
+
+def test_another_seed_other_images(results, whole):
+    other = draw(results, seed=1)
+    assert (other["arr_0"] != whole["arr_0"]).any((1, 2, 3)).all()
+    assert np.array_equal(other["labels"], whole["labels"])
+
+
+def test_a_killed_job_goes_on_after_its_last_batch(tmp_path, whole, monkeypatch):
+    results = write_results(tmp_path)
+    drawn, original = [], Networks.draw
+
+    def draw_or_die(self, labels, *args, **how):
+        if drawn == [4, 4]:
+            drawn.append(0)
+            raise KeyboardInterrupt
+        drawn.append(len(labels))
+        return original(self, labels, *args, **how)
+
+    monkeypatch.setattr(Networks, "draw", draw_or_die)
+    with pytest.raises(KeyboardInterrupt):
+        draw(results)
+    folder = results / "samples/dpar/seed0"
+    assert not (folder / "00000.npz").exists()
+    again = draw(results)
+    assert drawn == [4, 4, 0, 2]
+    for key, value in whole.items():
+        assert np.array_equal(again[key], value), key
+    assert not list(folder.glob(".*"))
+
+
+def test_parts_of_other_settings_are_not_used(tmp_path, monkeypatch):
+    results = write_results(tmp_path)
+    original, calls = Networks.draw, []
+
+    def die_second(self, *args, **how):
+        calls.append(how["cfg_scale"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(self, *args, **how)
+
+    monkeypatch.setattr(Networks, "draw", die_second)
+    with pytest.raises(KeyboardInterrupt):
+        draw(results)
+    change_sampling(results, cfg_scale=3.0)
+    draw(results)
+    assert calls == [2.0, 2.0, 3.0, 3.0, 3.0]
+    assert not list((results / "samples/dpar/seed0").glob(".*"))
+
+
+def test_the_same_command_writes_the_same_bytes(results, whole):
+    path = results / "samples/dpar/seed0/00000.npz"
+    before = path.read_bytes()
+    path.unlink()
+    draw(results)
+    assert path.read_bytes() == before
+
+
+def test_the_baseline_and_another_threshold(results, whole):
+    baseline = draw(results, cell="llamagen")
+    assert (baseline["patches"] == 16).all()
+    cell = "dpar-eth2.5"
+    finer = draw(results, cell=cell)
+    assert finer["patches"].sum() > whole["patches"].sum()
+    assert json.loads(str(finer["conditions"]))["threshold"] == 2.5
+
+
+def test_a_batch_that_does_not_fit_is_halved(tmp_path, whole, monkeypatch, capsys):
+    results = write_results(tmp_path)
+    original, sizes = Networks.draw, []
+
+    def of_little_memory(self, labels, *args, **how):
+        sizes.append(len(labels))
+        if len(labels) > limit:
+            raise torch.OutOfMemoryError("out of memory")
+        return original(self, labels, *args, **how)
+
+    monkeypatch.setattr(Networks, "draw", of_little_memory)
+    limit = 2
+    found = draw(results)
+    assert sizes == [4, 2, 2, 2, 2, 2]
+    assert "going on with 2 images" in capsys.readouterr().err
+    assert np.array_equal(found["patches"], whole["patches"])
+    limit = 0
+    with pytest.raises(InputError, match="not even one image"):
+        draw(results, seed=2)
+
+
+def test_samples_are_resized_before_they_become_bytes(tmp_path, whole):
+    results = write_results(tmp_path)
+    path = results / "experiment.json"
+    experiment = read_json(path)
+    write_json(path, experiment | {"evaluation": experiment["evaluation"] | {"resolution": 6}})
+    found = draw(results)
+    assert found["arr_0"].shape == (10, 6, 6, 3)
+    assert np.array_equal(found["patches"], whole["patches"])
+
+
+def test_networks_of_something_else(results, tmp_path):
+    torch.manual_seed(5)
+    experiment = load_experiment(results / "experiment.json")
+    save_model(tmp_path / "tokenizer", VQAutoencoder(experiment.tokenizer.autoencoder), {})
+    with pytest.raises(InputError, match="made with another tokenizer"):
+        draw(results, name="99999", tokenizer=tmp_path / "tokenizer")
+    gate = load_model(results / "entropy_model", "llamagen")
+    gate.output.weight.data += 1
+    save_model(tmp_path / "entropy_model", gate, {})
+    with pytest.raises(InputError, match="made with another entropy model"):
+        draw(results, name="99999", **{"entropy-model": tmp_path / "entropy_model"})
+    with pytest.raises(InputError, match="describes a tokenizer, expected a dpar or llamagen"):
+        draw(results, name="99999", **{"model-folder": results / "tokenizer"})
+    assert not list((results / "samples/dpar/seed0").glob("99999*"))
+
+
+def test_a_model_of_another_resolution(tmp_path):
+    results = write_results(tmp_path)
+    path = results / "experiment.json"
+    experiment = read_json(path)
+    write_json(path, experiment | {"images": experiment["images"] | {"resolution": 16}})
+    with pytest.raises(InputError, match=f"draws {GRID[0]} x {GRID[1]} tokens, the experiment's images have 8 x 8"):
+        draw(results)
+
+
+def test_unknown_cells_and_shards(results):
+    with pytest.raises(InputError, match=r"there is no such set of samples; there are dpar, llamagen, dpar-eth2\.5"):
+        draw(results, cell="dapr")
+    with pytest.raises(InputError, match="shard 1 does not exist"):
+        draw(results, shard=1)
+
+
+def test_png_is_whole(results, whole):
+    data = (results / "samples/dpar/seed0/00000.png").read_bytes()
+    Image.open(BytesIO(data)).verify()
