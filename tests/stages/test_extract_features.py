@@ -1,0 +1,106 @@
+"""The stage extract_features: real images without those the classifier knows, samples in their order, ADM's files."""
+
+import numpy as np
+import pytest
+import torch
+
+from dpar.data.images import ImageIndex
+from dpar.errors import InputError
+from dpar.evaluation import inception
+from dpar.evaluation.classifier import training_half
+from dpar.evaluation.features import load_features
+from dpar.files import sha256_file
+from dpar.stages import extract_features
+from tests.evaluation.tiny import CLASSES, DIMS, SIDE, write_classifier, write_experiment, write_index, write_samples
+
+
+def run(results, *images, extractor=None, **changes):
+    experiment = write_experiment(results, **changes)
+    output = results / "features" / "out.npz"
+    command = ["--experiment", experiment, "--extractor", extractor or results / "classifier", "--output", output]
+    extract_features.main(list(map(str, [*command, "--images", *images])))
+    return load_features(output)
+
+
+def test_a_reference_leaves_out_what_the_classifier_has_learnt_from(tmp_path):
+    path = write_index(tmp_path, "train", 6)
+    index = ImageIndex.load(path)
+    folder = write_classifier(tmp_path / "classifier", {"train_digest": index.digest, "seed": 3, "accuracy": 0.5})
+    found = run(tmp_path, path)
+    half = training_half(torch.from_numpy(index.labels), 3).numpy()
+    np.testing.assert_array_equal(found.labels, index.labels[~half])
+    assert found.features.shape == (9, DIMS)
+    assert found.logits.shape == (9, CLASSES)
+    stated = found.conditions
+    assert (stated["count"], stated["left_out"], stated["resolution"]) == (9, 9, SIDE)
+    assert (stated["extractor"], stated["extractor_accuracy"]) == ("classifier", 0.5)
+    assert stated["extractor_sha256"] == sha256_file(folder / "model.safetensors")
+    assert stated["source_digest"] == index.digest
+
+    other = run(tmp_path, write_index(tmp_path, "val", 4))
+    assert (len(other), other.conditions["left_out"]) == (12, 0)
+
+
+def test_a_number_of_reference_images_is_drawn_at_random_and_kept_in_order(tmp_path):
+    path = write_index(tmp_path, "train", 6)
+    write_classifier(tmp_path / "classifier")
+    everything = run(tmp_path, path)
+    some = run(tmp_path, path, evaluation={"reference_images": 7})
+    rows = [int(np.abs(everything.features - row).sum(1).argmin()) for row in some.features]
+    assert len(set(rows)) == 7
+    assert rows == sorted(rows) != list(range(7))
+    with pytest.raises(InputError, match="asks for 19 images, 18 can be used"):
+        run(tmp_path, path, evaluation={"reference_images": 19})
+
+
+def test_samples_come_in_the_order_of_their_shards(tmp_path):
+    write_classifier(tmp_path / "classifier")
+    shards = [write_samples(tmp_path / f"{i:05d}.npz", 5, first=5 * i) for i in range(3)]
+    found = run(tmp_path, *shards)
+    np.testing.assert_array_equal(found.labels, np.arange(15) % CLASSES)
+    alone = run(tmp_path, shards[1])
+    np.testing.assert_allclose(found.features[5:10], alone.features, rtol=1e-5, atol=1e-6)
+    assert (found.conditions["shards"], found.conditions["count"]) == (3, 15)
+
+
+def test_inception_keeps_spatial_features_and_the_references_own_statistics(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    weights = tmp_path / "weights.pth"
+    torch.save(inception.Inception().state_dict(), weights)
+    monkeypatch.setattr(inception, "KNOWN_FILES", {sha256_file(weights): inception.WeightFile("a test's", False)})
+    moments = {"mu": np.arange(2048.0), "sigma": np.eye(2048, dtype=np.float32)}
+    spatial = {"mu_s": np.zeros(2023), "sigma_s": np.eye(2023)}
+    path = write_samples(tmp_path / "reference.npz", 2, **moments, **spatial)
+    settings = {"extractor": "inception", "inception_weights": str(weights), "reference": str(path)}
+    found = run(tmp_path, path, extractor=weights, evaluation=settings)
+    assert (found.features.shape, found.logits.shape, found.spatial.shape) == ((2, 2048), (2, 1008), (2, 2023))
+    assert found.conditions["extractor"] == "inception"
+    np.testing.assert_array_equal(found.statistics["features"].mean, moments["mu"])
+    assert found.statistics["spatial"].covariance.shape == (2023, 2023)
+
+
+def test_a_classifiers_features_have_no_use_for_inceptions_statistics(tmp_path):
+    write_classifier(tmp_path / "classifier")
+    found = run(tmp_path, write_samples(tmp_path / "r.npz", 4, mu=np.zeros(2048), sigma=np.eye(2048)))
+    assert found.statistics == {}
+
+
+def test_unlabelled_images_have_no_labels(tmp_path):
+    write_classifier(tmp_path / "classifier")
+    images = np.zeros((4, SIDE, SIDE, 3), np.uint8)
+    np.savez(tmp_path / "plain.npz", arr_0=images)
+    assert run(tmp_path, tmp_path / "plain.npz").labels is None
+    with pytest.raises(InputError, match=r"4 images but labels of shape \(3,\)"):
+        run(tmp_path, write_samples(tmp_path / "odd.npz", 4, labels=np.zeros(3)))
+
+
+def test_other_sizes_other_networks_and_mixtures_are_refused(tmp_path):
+    write_classifier(tmp_path / "classifier")
+    index, samples = write_index(tmp_path, "train", 2), write_samples(tmp_path / "s.npz", 4)
+    with pytest.raises(InputError, match="holds images of 24 pixels, the experiment is evaluated at 16"):
+        run(tmp_path, write_samples(tmp_path / "large.npz", 4, side=24))
+    with pytest.raises(InputError, match="trained on images of 16 pixels, the experiment's are evaluated at 32"):
+        run(tmp_path, index, images__resolution=32)
+    with pytest.raises(InputError, match="give one index"):
+        run(tmp_path, index, samples)
+    assert not (tmp_path / "features").exists()
