@@ -186,10 +186,10 @@ def test_static_patches_of_the_paper():
     lengths = patch_ids(starts)[0].bincount()
     assert len(lengths) == 141
     assert lengths.bincount().tolist() == [0, 26, 115]
-    assert static_starts(1, 7, 1).all()
+    assert static_starts(1, 7, 1.0).all()
 
 
-@pytest.mark.parametrize("patch_length", [0.99, 0, -2, math.inf, math.nan])
+@pytest.mark.parametrize("patch_length", [0.99, 0.0, -2.0, math.inf, math.nan])
 def test_impossible_static_lengths_are_refused(patch_length):
     with pytest.raises(InputError, match="static patch length"):
         static_starts(1, 16, patch_length)
@@ -210,12 +210,15 @@ def test_simulation_counts_what_the_rule_cuts(grid, thresholds, max_lengths, row
     entropy, width = grid
     rule = {"grid_width": width, "row_boundary": row_boundary}
     cells = simulate(entropy, thresholds=thresholds, max_lengths=max_lengths, **rule)
+    of_tensor = simulate(torch.from_numpy(entropy), thresholds=thresholds, max_lengths=max_lengths, **rule)
+    assert {cell: counts.mean for cell, counts in of_tensor.items()} == {cell: cells[cell].mean for cell in cells}
     assert set(cells) == {(threshold, length) for threshold in thresholds for length in max_lengths}
     for (threshold, max_length), counts in cells.items():
         starts = literal(entropy, threshold=threshold, max_length=max_length, **rule)
         patches = starts.sum(1)
         np.testing.assert_array_equal(counts.histogram, np.bincount(patches, minlength=entropy.shape[1] + 1))
         np.testing.assert_array_equal(counts.histogram, PatchCounts.of(starts).histogram)
+        np.testing.assert_array_equal(counts.histogram, PatchCounts.of(torch.from_numpy(starts)).histogram)
         assert counts.images == len(entropy)
         assert counts.mean == pytest.approx(patches.mean())
         assert counts.mean_patch_length == pytest.approx((entropy.shape[1] / patches).mean())
@@ -319,7 +322,7 @@ def test_calibration_to_a_cost(grid, share):
 def test_an_unreachable_cost_names_the_reachable_range():
     entropy = np.random.default_rng(0).uniform(0, 9, (4, 16))
     with pytest.raises(InputError, match=r"from 5\.0000 to 16\.0000"):
-        calibrate_cost(entropy, 17, cost=lambda patches: patches, max_length=4, grid_width=16)
+        calibrate_cost(entropy, 17.0, cost=lambda patches: patches, max_length=4, grid_width=16)
 
 
 @pytest.mark.gpu
