@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import Adam, AdamW
 
 from dpar.config import Training
 
@@ -26,7 +27,7 @@ def build_optimizer(model: nn.Module, training: Training) -> AdamW:
     return AdamW(groups, lr=training.learning_rate, betas=training.betas, fused=True)
 
 
-def optimizer_tensors(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
+def optimizer_tensors(model: nn.Module, optimizer: Adam) -> dict[str, Tensor]:
     """The optimizer's moments and step counts, each named after its parameter: `exp_avg.{parameter}` and so on."""
     return {
         f"{moment}.{name}": optimizer.state[parameter][moment]
@@ -36,10 +37,13 @@ def optimizer_tensors(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
     }
 
 
-def restore_optimizer(model: nn.Module, optimizer: AdamW, tensors: Mapping[str, Tensor]) -> None:
+def restore_optimizer(model: nn.Module, optimizer: Adam, tensors: Mapping[str, Tensor]) -> None:
     """Puts back what `optimizer_tensors` gave; a parameter without moments there has none yet."""
     for name, parameter in model.named_parameters():
         if f"{MOMENTS[0]}.{name}" in tensors:
+            given = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
             optimizer.state[parameter] = {
-                moment: tensors[f"{moment}.{name}"].to(parameter.device, copy=True) for moment in MOMENTS
+                # fused optimizers want the moments laid out in memory as the parameter is (channels last)
+                moment: torch.empty_like(parameter if tensor.shape else tensor, device=parameter.device).copy_(tensor)
+                for moment, tensor in given.items()
             }

@@ -71,7 +71,9 @@ def test_an_image_does_not_depend_on_its_batch():
         torch.testing.assert_close(model.decode(codes[i : i + 1]), pictures[i : i + 1])
 
 
-@pytest.mark.parametrize(("shuffle", "multipliers", "cells"), [(1, (1, 1, 1), 4), (2, (1, 1), 4), (4, (1,), 4), (4, (1, 1), 2)])
+@pytest.mark.parametrize(
+    ("shuffle", "multipliers", "cells"), [(1, (1, 1, 1), 4), (2, (1, 1), 4), (4, (1,), 4), (4, (1, 1), 2)]
+)
 @pytest.mark.parametrize("attention", [True, False])
 def test_every_shape_of_network_gives_its_grid_back_as_pictures(shuffle, multipliers, cells, attention):
     config = Autoencoder(

@@ -13,9 +13,7 @@ SIZES = Autoencoder(vocab_size=24, code_dim=5, channels=32, multipliers=(1, 2), 
 
 @pytest.fixture
 def state():
-    state = official_state(
-        channels=32, multipliers=(1, 2), blocks=1, z_channels=6, vocab_size=24, code_dim=5, seed=2
-    )
+    state = official_state(channels=32, multipliers=(1, 2), blocks=1, z_channels=6, vocab_size=24, code_dim=5, seed=2)
     return {name: tensor.float() for name, tensor in state.items()}
 
 

@@ -5,7 +5,21 @@ import torch.nn.functional as F
 from dpar.errors import InputError
 from dpar.tokenizer.perceptual import load_lpips
 
-CONVOLUTIONS = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256, 17: 512, 19: 512, 21: 512, 24: 512, 26: 512, 28: 512}
+CONVOLUTIONS = {
+    0: 64,
+    2: 64,
+    5: 128,
+    7: 128,
+    10: 256,
+    12: 256,
+    14: 256,
+    17: 512,
+    19: 512,
+    21: 512,
+    24: 512,
+    26: 512,
+    28: 512,
+}
 SLICES = (4, 9, 16, 23, 30)
 
 

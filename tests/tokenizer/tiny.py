@@ -13,7 +13,7 @@ from dpar.tokenizer.autoencoder import VQAutoencoder
 from dpar.tokenizer.trainer import TokenizerTask
 from dpar.tracking import Job
 
-SIDE = 16
+SIDE = 24
 SIZES = Autoencoder(
     vocab_size=16, code_dim=4, channels=32, multipliers=(1, 1), residual_blocks=1, z_channels=8, attention=True
 )
