@@ -1,0 +1,54 @@
+"""`kill -9` at any moment, then the same command again: the weights of a training that was left alone, to the bit."""
+
+import random
+import time
+
+import pytest
+
+from tests.train.processes import start
+from tests.train.test_loop import same_weights
+from tests.train.tiny import history
+
+
+def finished(folder, kind, **settings):
+    """The model folder of a training in a process of its own, and the seconds it took."""
+    began = time.monotonic()
+    process = start(folder, kind, **settings)
+    process.join(120)
+    assert process.exitcode == 0
+    return folder / f"model{settings['until']}", time.monotonic() - began
+
+
+@pytest.mark.parametrize("kind", ["dpar", "llamagen"])
+def test_killed_at_random_moments_and_started_again(tmp_path, kind):
+    settings = {"until": 40, "checkpoint_every": 1, "log_every": 2, "validate_every": 8}
+    finished(tmp_path / "warm", kind, until=2)
+    whole, seconds = finished(tmp_path / "whole", kind, **settings)
+    rng, kills = random.Random(kind), 0
+    while kills < 40:
+        process = start(tmp_path / "killed", kind, **settings)
+        process.join(rng.uniform(0, 0.4 * seconds))
+        if process.exitcode is not None:
+            break
+        process.kill()
+        process.join()
+        kills += 1
+    assert kills > 2
+    killed, _ = finished(tmp_path / "killed", kind, **settings)
+    assert same_weights(whole, killed)
+    assert history(whole) == history(killed)
+
+
+def test_killed_at_each_renaming_and_removal_of_a_file(tmp_path):
+    settings = {"until": 6, "checkpoint_every": 1, "log_every": 2, "validate_every": 3}
+    whole, _ = finished(tmp_path / "whole", "llamagen", **settings)
+    for attempt in range(60):
+        process = start(tmp_path / "killed", "llamagen", die_at=1 + attempt % 13, **settings)
+        process.join(120)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == 137
+    assert attempt > 8
+    killed, _ = finished(tmp_path / "killed", "llamagen", **settings)
+    assert same_weights(whole, killed)
+    assert history(whole) == history(killed)
