@@ -5,8 +5,8 @@ step reads the token drawn last: the entropy model and the encoder once an image
 The patch transformer runs only for the images whose clock fires, and both branches of an image share that clock.
 """
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from dpar.errors import InputError
 from dpar.model.dpar import DPAR
 from dpar.model.layers import at_least_float32
 from dpar.model.llamagen import LlamaGen
-from dpar.model.patch_encoder import segment_max
+from dpar.model.patch_decoder import PatchDecoderLayer
+from dpar.model.patch_encoder import PatchEncoderLayer, segment_max
 from dpar.model.rope import zero_rope
 from dpar.patchify import opens_patch, static_starts
 from dpar.sampling.cache import RaggedCache, TokenCache
@@ -130,13 +131,15 @@ class PatchStream:
         config, like = model.config, model.tok_embeddings.weight
         rows, length, heads = len(labels), config.tokens, config.heads
         self.model, self.labels = model, labels
+        self.encoder = cast(Sequence[PatchEncoderLayer], model.encoder.layers)
+        self.decoder = cast(Sequence[PatchDecoderLayer], model.decoder.layers)
         self.rope = model.rope()
-        self.encoder_cache = TokenCache(len(model.encoder.layers), batch, length - 1, heads, like)
+        self.encoder_cache = TokenCache(len(self.encoder), batch, length - 1, heads, like)
         self.patch_cache = RaggedCache(len(model.patch_transformer.layers), rows, length, heads, like)
-        self.decoder_cache = TokenCache(len(model.decoder.layers), rows, length, heads, like)
+        self.decoder_cache = TokenCache(len(self.decoder), rows, length, heads, like)
         # states of the tokens after each encoder layer, and what each decoder layer adds to the tokens of a patch
-        self.states = like.new_zeros(len(model.encoder.layers), batch, length - 1, config.width)
-        self.copied = like.new_zeros(len(model.decoder.layers), rows, 1, config.width)
+        self.states = like.new_zeros(len(self.encoder), batch, length - 1, config.width)
+        self.copied = like.new_zeros(len(self.decoder), rows, 1, config.width)
         self.first = np.zeros(batch, dtype=np.int64)
         self.offsets = np.arange(0, rows, batch)[:, None]  # of the branches
 
@@ -149,14 +152,14 @@ class PatchStream:
             x = model.start.expand(len(opens), 1, -1)
         else:
             x = model.tok_embeddings(previous)[:, None]
-            for i, layer in enumerate(model.encoder.layers):
+            for i, layer in enumerate(self.encoder):
                 x = layer.block(x, rope, self.encoder_cache.attend(i, position - 1))
                 self.states[i, :, position - 1] = x[:, 0]
         opening = opens.cpu().numpy().nonzero()[0]
         if len(opening):
             self._open(position, opening)
         x = x.repeat(len(self.offsets), 1, 1)
-        for i, layer in enumerate(model.decoder.layers):
+        for i, layer in enumerate(self.decoder):
             x = layer.block(x + self.copied[i], rope, self.decoder_cache.attend(i, position))
         return model.decoder.output(model.decoder.norm(x))[:, 0]
 
@@ -177,7 +180,7 @@ class PatchStream:
         for i, layer in enumerate(model.patch_transformer.layers):
             x = layer(x, rope, attend(i))
         index = torch.from_numpy(rows).to(x.device, non_blocking=True)
-        for i, layer in enumerate(model.decoder.layers):
+        for i, layer in enumerate(self.decoder):
             self.copied[i].index_copy_(0, index, layer.projection(layer.norm(x)))
 
     def _closed(self, position: int, images: Int[np.ndarray, " n"]) -> Float[Tensor, "n D"]:
@@ -189,7 +192,7 @@ class PatchStream:
         token = np.arange(len(ids)) + (first - behind)[ids]
         image, token, ids = torch.from_numpy(np.stack([images[ids], token, ids])).to(self.states.device)
         patches = None
-        for layer, states in zip(self.model.encoder.layers, self.states, strict=True):
+        for layer, states in zip(self.encoder, self.states, strict=True):
             states = states[image, token]
             query = segment_max(states, ids, len(images)) if patches is None else patches
             patches = layer.cross_attention(query, states, ids)
