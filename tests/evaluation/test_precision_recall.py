@@ -22,9 +22,7 @@ def check(samples, reference, k=3):
 
 
 @settings(deadline=None, derandomize=True, max_examples=25)
-@given(
-    n=st.integers(8, 60), m=st.integers(8, 60), dims=st.integers(1, 6), k=st.integers(1, 7), tile=st.integers(3, 70)
-)
+@given(n=st.integers(8, 60), m=st.integers(8, 60), dims=st.integers(1, 6), k=st.integers(1, 7), tile=st.integers(3, 70))
 def test_it_is_the_float64_result_whatever_the_tile(n, m, dims, k, tile):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dpar.evaluation.precision_recall.TILE", tile)
