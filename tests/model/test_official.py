@@ -154,6 +154,7 @@ class Explosive:
         return (exec, ("raise SystemExit('code in the file was run')",))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_file_is_not_run(tmp_path, zipped):
     path = tmp_path / "weights.pt"
