@@ -53,14 +53,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"warning: {warning}", file=sys.stderr)
         published, reason = comparable(samples, reference)
         name = metric_name(samples)
+        values = found.values | {"steps": samples.conditions.get("steps")}
         write_json(
             args.output,
             {
                 "metric": name,
-                "values": found.values,
+                "values": values,
                 "conditions": found.conditions
                 | shared_conditions(experiment, reference)
                 | {
+                    "drawn": samples.conditions.get("drawn"),
                     "samples_source": samples.conditions.get("source"),
                     "samples_sha256": sha256_file(args.samples),
                     "reference_sha256": sha256_file(args.reference),
@@ -70,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "comparable_reason": reason,
             },
         )
-        measured = {key: value for key, value in found.values.items() if value is not None}
+        measured = {key: value for key, value in values.items() if value is not None}
         job.summary({f"eval/{key}": value for key, value in measured.items()})
         job.tags({"metric": name, "comparable_to_published": published})
         print(", ".join(f"{name if k == 'frechet_distance' else k} {v:.4g}" for k, v in measured.items()))

@@ -1,6 +1,7 @@
 """Computes the features of the real images, or of one set of samples, once for all metrics."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,8 +135,28 @@ def describe_arrays(paths: Sequence[Path], extractor: Extractor, side: int) -> F
             if mean in files[0].arrays:
                 moments = (torch.from_numpy(files[0].arrays[key].astype(np.float64)) for key in (mean, covariance))
                 statistics[name] = Gaussian(*moments, count=0)
-    conditions = _conditions(extractor, side) | {"source": str(paths[0]), "shards": len(paths), "crop": "none"}
+    steps = [file.arrays["patches"] for file in files if "patches" in file.arrays]
+    conditions = _conditions(extractor, side) | {
+        "source": str(paths[0]),
+        "shards": len(paths),
+        "crop": "none",
+        "drawn": _drawn(files),
+        "steps": float(np.concatenate(steps).mean()) if len(steps) == len(files) else None,
+    }
     return _features(extract(extractor, batches), labels, statistics, conditions)
+
+
+def _drawn(files: Sequence[ImageArray]) -> dict[str, Any] | None:
+    """How all shards of a set of samples were drawn, as they say themselves; null where they say nothing."""
+    stated = [json.loads(str(file.arrays["conditions"])) for file in files if "conditions" in file.arrays]
+    for conditions in stated:
+        conditions.pop("shard", None)
+    if stated and (len(stated) < len(files) or any(conditions != stated[0] for conditions in stated)):
+        raise InputError(
+            f"{files[0].path} and its fellow shards were not drawn alike (other model, settings or seed); "
+            "give the shards of one set of samples"
+        )
+    return stated[0] if stated else None
 
 
 def _conditions(extractor: Extractor, side: int) -> dict[str, Any]:

@@ -24,15 +24,19 @@ def run(results, samples, reference, **changes):
 
 
 def test_it_writes_values_with_their_conditions(tmp_path, capsys):
-    samples, reference = gaussian_features(90), gaussian_features(80, 1, left_out=81, extractor_accuracy=0.75)
+    samples, reference = (
+        gaussian_features(90, steps=35.5, drawn={"seed": 1}),
+        gaussian_features(80, 1, left_out=81, extractor_accuracy=0.75),
+    )
     found = run(tmp_path, samples, reference)
     assert found["metric"] == "FD[classifier,4]"
     expected = compare(samples, reference, split_size=45, k=2)
-    assert found["values"] == json.loads(json.dumps(expected.values))
+    assert found["values"] == json.loads(json.dumps(expected.values)) | {"steps": 35.5}
     stated = found["conditions"]
     assert expected.conditions.items() <= stated.items()
     assert stated["reference"] == "train, the half that the classifier has not seen"
     assert (stated["extractor"], stated["extractor_sha256"]) == ("classifier", "ab" * 32)
+    assert stated["drawn"] == {"seed": 1}
     assert (stated["resolution"], stated["extractor_accuracy"], stated["splits"]) == (16, 0.75, 2)
     assert stated["samples_sha256"] == sha256_file(tmp_path / "features" / "dpar" / "seed1.npz")
     assert stated["reference_sha256"] == sha256_file(tmp_path / "features" / "reference.npz")

@@ -63,6 +63,22 @@ def test_samples_come_in_the_order_of_their_shards(tmp_path):
     assert (found.conditions["shards"], found.conditions["count"]) == (3, 15)
 
 
+def test_how_samples_were_drawn_goes_with_their_features(tmp_path):
+    write_classifier(tmp_path / "classifier")
+    shards = [
+        write_samples(
+            tmp_path / f"{i}.npz", 4, patches=np.full(4, 30 + i), conditions=np.array(f'{{"seed": 7, "shard": {i}}}')
+        )
+        for i in range(2)
+    ]
+    found = run(tmp_path, *shards).conditions
+    assert (found["drawn"], found["steps"]) == ({"seed": 7}, 30.5)
+    other = write_samples(tmp_path / "other.npz", 4, conditions=np.array('{"seed": 8, "shard": 1}'))
+    for mixture in ((shards[0], other), (shards[0], write_samples(tmp_path / "plain.npz", 4))):
+        with pytest.raises(InputError, match=r"0\.npz and its fellow shards were not drawn alike"):
+            run(tmp_path, *mixture)
+
+
 def test_inception_keeps_spatial_features_and_the_references_own_statistics(tmp_path, monkeypatch):
     torch.manual_seed(0)
     weights = tmp_path / "weights.pth"
