@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -309,7 +309,7 @@ class Manifest:
     shards: tuple[Shard, ...]
 
     @classmethod
-    def build(cls, shards: Sequence[str | Path], path: str | Path) -> Self:
+    def build(cls, shards: Sequence[str | Path], path: str | Path) -> "Manifest":
         """The manifest, to be saved at `path`, over `shards` in the order of their images; each is read and checked.
 
         Raises:
@@ -337,7 +337,7 @@ class Manifest:
         return cls(path, metadata, tuple(entries))
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "Manifest":
         """The manifest in a JSON file.
 
         Raises:

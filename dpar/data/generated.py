@@ -66,7 +66,7 @@ class _Canvas:
         """1 or -1."""
         return 1 if self.rng.random() < 0.5 else -1
 
-    def colour(self, red: float, green: float, blue: float, spread: float = 11) -> Colour:
+    def colour(self, red: int, green: int, blue: int, spread: int = 11) -> Colour:
         """A colour near this one."""
         return (np.array([red, green, blue]) + spread * self.rng.standard_normal(3)).astype(np.float32)
 
@@ -108,7 +108,7 @@ def _sunset(c: _Canvas) -> None:
     horizon, x = c.uniform(0.5, 0.68), c.uniform(0.25, 0.75)
     c.gradient(c.colour(250, 120, 70), c.colour(255, 205, 130))
     c.paint(c.inside(c.disk(x, horizon - c.uniform(0.0, 0.22), c.uniform(0.13, 0.2))), c.colour(255, 245, 150, 8))
-    waves = c.texture(20, 6, 26)
+    waves = c.texture(20, 6, 26.0)
     c.paint(c.inside(horizon - c.y + 0 * c.x), c.colour(35, 70, 130), waves)
     glitter = c.inside(np.maximum(horizon - c.y, np.abs(c.x - x) - 0.11)) * np.clip(waves / 30 + 0.2, 0, 1)
     c.paint(glitter, c.colour(255, 190, 110))
@@ -117,12 +117,12 @@ def _sunset(c: _Canvas) -> None:
 def _tree(c: _Canvas) -> None:
     ground, x = c.uniform(0.68, 0.8), c.uniform(0.35, 0.65)
     c.gradient(c.colour(150, 205, 245, 10), c.colour(205, 232, 250, 8))
-    c.paint(c.inside(ground - c.y + 0 * c.x), c.colour(110, 185, 60), c.texture(16, 16, 18))
+    c.paint(c.inside(ground - c.y + 0 * c.x), c.colour(110, 185, 60), c.texture(16, 16, 18.0))
     half = c.uniform(0.04, 0.065)
     c.paint(c.inside(c.box(x - half, 0.45, x + half, ground + 0.1)), c.colour(95, 60, 35, 8))
     radius = c.uniform(0.22, 0.29)
     crown = c.disk(x, c.uniform(0.33, 0.42), radius) + c.texture(6, 6, 0.03)
-    c.paint(c.inside(crown), c.colour(35, 105, 40, 12), c.texture(12, 12, 26))
+    c.paint(c.inside(crown), c.colour(35, 105, 40, 12), c.texture(12, 12, 26.0))
 
 
 def _bricks(c: _Canvas) -> None:
@@ -130,7 +130,7 @@ def _bricks(c: _Canvas) -> None:
     down = c.y / height + c.rng.random()
     course = np.floor(down)
     across = c.x / (2 * height) + c.rng.random() + course % 2 / 2
-    tone = c.rng.uniform(-22, 22, (8, 5))[course.astype(int), across.astype(int)] + c.texture(8, 8, 14)
+    tone = c.rng.uniform(-22, 22, (8, 5))[course.astype(int), across.astype(int)] + c.texture(8, 8, 14.0)
     joint = np.minimum(np.minimum(down % 1, 1 - down % 1) * height, np.minimum(across % 1, 1 - across % 1) * 2 * height)
     c.pixels[:] = c.colour(215, 205, 190, 8)[:, None, None]
     c.paint(c.inside(0.022 - joint), c.colour(170, 70, 50), tone)
@@ -143,7 +143,7 @@ def _moon(c: _Canvas) -> None:
     bite = c.disk(x + radius * c.uniform(0.55, 0.8) * c.side(), y - 0.3 * radius, 0.75 * radius)
     c.paint(c.inside(np.maximum(c.disk(x, y, radius), -bite)), c.colour(240, 238, 210, 8))
     ridge = c.uniform(0.58, 0.68) + c.texture(1, 5, 0.09)[:1]
-    c.paint(c.inside(ridge - c.y), c.colour(60, 62, 85, 8), c.texture(14, 14, 15))
+    c.paint(c.inside(ridge - c.y), c.colour(60, 62, 85, 8), c.texture(14, 14, 15.0))
     c.paint(c.inside(ridge + 0.2 + c.texture(1, 3, 0.05)[:1] - c.y), c.colour(18, 22, 30, 5))
 
 
@@ -151,10 +151,10 @@ def _house(c: _Canvas) -> None:
     ground, x = c.uniform(0.78, 0.86), c.uniform(0.42, 0.58)
     half, eaves = c.uniform(0.24, 0.31), c.uniform(0.42, 0.5)
     c.gradient(c.colour(195, 222, 245, 8), c.colour(228, 240, 248, 6))
-    c.paint(c.inside(ground - c.y + 0 * c.x), c.colour(150, 150, 120, 10), c.texture(20, 20, 20))
+    c.paint(c.inside(ground - c.y + 0 * c.x), c.colour(150, 150, 120, 10), c.texture(20, 20, 20.0))
     c.paint(c.inside(c.box(x - half, eaves, x + half, ground + 0.04)), c.colour(248, 238, 205, 12))
     roof = c.triangle(x, eaves - c.uniform(0.24, 0.32), eaves + 0.01, half + 0.08)
-    c.paint(c.inside(roof), c.colour(200, 55, 45), c.texture(14, 14, 16))
+    c.paint(c.inside(roof), c.colour(200, 55, 45), c.texture(14, 14, 16.0))
     side = c.side()
     door, window = x + side * 0.48 * half, x - side * 0.45 * half
     c.paint(c.inside(c.box(door - 0.065, ground - 0.2, door + 0.065, ground + 0.04)), c.colour(120, 75, 40))
@@ -167,14 +167,14 @@ def _checkers(c: _Canvas) -> None:
     disk = c.inside(c.disk(x, y, radius))
     c.paint(disk, c.colour(250, 250, 250, 4))
     odd = (np.floor((c.x - x) / cell + 100) + np.floor((c.y - y) / cell + 100)) % 2
-    c.paint(disk * odd, c.colour(110, 40, 150), c.texture(10, 10, 10))
+    c.paint(disk * odd, c.colour(110, 40, 150), c.texture(10, 10, 10.0))
 
 
 def _ring(c: _Canvas) -> None:
     c.gradient(c.colour(10, 50, 60, 8), c.colour(70, 190, 185, 12), c.rng.random())
     x, y, radius = c.uniform(0.4, 0.6), c.uniform(0.4, 0.6), c.uniform(0.24, 0.32)
     band = np.abs(c.disk(x, y, radius)) - c.uniform(0.06, 0.095)
-    c.paint(c.inside(band), c.colour(245, 130, 190), c.texture(9, 9, 24))
+    c.paint(c.inside(band), c.colour(245, 130, 190), c.texture(9, 9, 24.0))
 
 
 def _stripes(c: _Canvas) -> None:
@@ -185,7 +185,7 @@ def _stripes(c: _Canvas) -> None:
     width, lean = c.uniform(0.11, 0.15), c.side()
     place = (c.x + lean * c.y) / (1.414 * width) + c.rng.random()
     stripe = np.clip(0.5 + (np.abs(place % 2 - 1) - 0.5) * 1.414 * width * c.resolution, 0, 1)
-    c.paint(sign * stripe, c.colour(25, 25, 28, 6), c.texture(10, 10, 8))
+    c.paint(sign * stripe, c.colour(25, 25, 28, 6), c.texture(10, 10, 8.0))
 
 
 _PAINTERS: dict[int, Callable[[_Canvas], None]] = dict(

@@ -22,7 +22,6 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -93,7 +92,7 @@ class ImageSource(ABC):
 
     @classmethod
     @abstractmethod
-    def scan(cls, path: str) -> Self:
+    def scan(cls, path: str) -> "ImageSource":
         """All images of the source, in a fixed order."""
 
     @abstractmethod
@@ -113,7 +112,7 @@ class ImageSource(ABC):
                 f"image {self.keys[i]} of {self.path} cannot be read ({error}); repair or remove it, and index again"
             ) from error
 
-    def keep(self, numbers: Int[np.ndarray, "M"]) -> Self:
+    def keep(self, numbers: Int[np.ndarray, "M"]) -> "ImageSource":
         """The source with these images only."""
         return type(self)(
             self.path,
@@ -135,7 +134,7 @@ class FolderImages(ImageSource):
     location_names = ()
 
     @classmethod
-    def scan(cls, path: str) -> Self:
+    def scan(cls, path: str) -> "ImageSource":
         """All images, by class and then by name."""
         root = Path(path).expanduser()
         if not root.is_dir():
@@ -182,7 +181,7 @@ class ParquetImages(ImageSource):
         self._lock = threading.Lock()
 
     @classmethod
-    def scan(cls, path: str) -> Self:
+    def scan(cls, path: str) -> "ImageSource":
         """All rows, file by file in the order of their names."""
         files = _matches(path, "Parquet file")
         keys: list[str] = []
@@ -251,7 +250,7 @@ class TarImages(ImageSource):
     location_names = ("file", "offset", "size")
 
     @classmethod
-    def scan(cls, path: str) -> Self:
+    def scan(cls, path: str) -> "ImageSource":
         """All samples, tar by tar in the order of their names."""
         files = _matches(path, "tar")
         keys: list[str] = []
@@ -362,7 +361,7 @@ class ImageIndex:
         num_classes: int,
         max_unreadable: float = 0.0,
         every_class: bool = True,
-    ) -> Self:
+    ) -> "ImageIndex":
         """The index of a source; every image is read and decoded once.
 
         Args:
@@ -422,7 +421,7 @@ class ImageIndex:
         return index
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "ImageIndex":
         """The index that `save` wrote.
 
         Raises:
@@ -430,11 +429,12 @@ class ImageIndex:
         """
         values = read_json(path)
         try:
+            locations = {name: np.array(column) for name, column in values["locations"].items()}
             images = _SOURCES[values["source"]](
-                values["path"], values["files"], values["keys"], np.array(values["labels"]), values["locations"]
+                values["path"], values["files"], values["keys"], np.array(values["labels"]), locations
             )
             fields = {name: values[name] for name in ("resolution", "num_classes", "skipped", "digest")}
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, AttributeError):
             raise InputError(f"{path} is no index of images; make it again with the stage index_images") from None
         return cls(images, **fields)
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt64
 from torch import Tensor
 
 from dpar.data.codes import CodeStore
@@ -141,8 +141,8 @@ def random_uniform(seed: int, stream: str, epoch: int, images: Int[np.ndarray, "
     return (random_bits(seed, stream, epoch, images) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def random_bits(seed: int, stream: str, epoch: int, images: Int[np.ndarray, "B"]) -> Int[np.ndarray, "B"]:
-    """64 random bits (uint64) for each image: SplitMix64 over a hash of (seed, stream, epoch) and the image's number.
+def random_bits(seed: int, stream: str, epoch: int, images: Int[np.ndarray, "B"]) -> UInt64[np.ndarray, "B"]:
+    """64 random bits for each image: SplitMix64 over a hash of (seed, stream, epoch) and the image's number.
 
     Written out, so that the order of a run outlives changes in a library's generators.
     """

@@ -43,7 +43,7 @@ def test_an_error_ends_the_pass_at_its_place():
 
 
 def test_a_pass_says_how_far_it_is(capsys):
-    assert list(reported(iter([1, 2, 3]), 5, "read", size=2, every=0)) == [1, 2, 3]
+    assert list(reported(iter([1, 2, 3]), 5, "read", size=2, every=0.0)) == [1, 2, 3]
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines] == [f"read {n} of 5 images" for n in (2, 4, 5)]
     assert "left" in lines[0]
