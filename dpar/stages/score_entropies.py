@@ -82,11 +82,12 @@ def score(
     device = model.output.weight.device
     size = images_at_once(model.config, device)
 
-    @torch.inference_mode()
     def scored() -> Iterator[Float32[np.ndarray, "B T"]]:
         for first in range(0, len(tokens), size):
             batch = torch.from_numpy(tokens[first : first + size].astype(np.int64)).to(device)
-            yield token_entropies(model, batch, kind).float().cpu().numpy()
+            with torch.inference_mode():
+                entropy = token_entropies(model, batch, kind).float().cpu()
+            yield entropy.numpy()
 
     with full_float32():
         return np.concatenate(list(reported(scored(), len(tokens), "scored", size=size)))
