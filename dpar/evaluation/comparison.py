@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dpar.errors import InputError
@@ -111,6 +111,10 @@ def noise_floor(
 ) -> dict[str, dict[str, Any]]:
     """What real images score against other real images: each metric's values, mean and standard deviation.
 
+    Either half has every class in the reference's proportions, as samples with balanced labels have: the chance that
+    one half has more of a class would count for more than all else. Samples are compared with the whole reference,
+    which is larger than a half, so that their own noise is a little lower.
+
     Args:
         size: images in each of the two disjoint random halves, at most half of the reference.
         halvings: how often they are drawn.
@@ -122,10 +126,19 @@ def noise_floor(
     """
     drawn: list[dict[str, float | None]] = []
     for halving in range(halvings):
-        order = np.random.default_rng([seed, halving]).permutation(len(reference))
-        first, second = reference.take(order[:size]), reference.take(order[size : 2 * size])
+        first, second = (reference.take(rows) for rows in disjoint_halves(reference, size, [seed, halving]))
         drawn.append(compare(first, second, split_size=math.ceil(size / splits), k=k, seed=seed).values)
     return {name: _summary([values[name] for values in drawn]) for name in drawn[0] if drawn[0][name] is not None}
+
+
+def disjoint_halves(features: Features, size: int, seed: Sequence[int]) -> tuple[Int[np.ndarray, "n"], ...]:
+    """Rows of two random sets of `size` images that share none and have each class in equal proportions."""
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(features))
+    if features.labels is not None:
+        order = order[np.argsort(features.labels[order], kind="stable")]
+    chosen = order[np.arange(2 * size) * len(order) // (2 * size)]
+    return random.permutation(chosen[::2]), random.permutation(chosen[1::2])
 
 
 def class_agreement(samples: Features) -> float | None:

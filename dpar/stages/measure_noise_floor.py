@@ -1,4 +1,4 @@
-"""Measures what real images score against other real images at the samples' number: no model can mean to be below."""
+"""Measures what real images score against other real images at the samples' number: what differences mean nothing."""
 
 import argparse
 import sys

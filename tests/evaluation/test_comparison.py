@@ -143,12 +143,14 @@ def test_the_halves_of_a_noise_floor_share_no_image(monkeypatch):
     monkeypatch.setattr(
         "dpar.evaluation.comparison.compare", lambda a, b, **_: compared.append((a, b)) or Comparison({}, {})
     )
-    reference = gaussian_features(100)
+    reference = gaussian_features(99)
     noise_floor(reference, size=45, halvings=3, splits=2)
     for first, second in compared:
         rows = {row.tobytes() for half in (first, second) for row in half.features}
         assert (len(first), len(second), len(rows)) == (45, 45, 90)
         assert rows <= {row.tobytes() for row in reference.features}
+        assert [np.bincount(half.labels).tolist() for half in (first, second)] == [[15, 15, 15]] * 2
+        assert len(set(first.labels[:20])) == 3
     assert len(compared) == 3
 
 

@@ -50,6 +50,13 @@ def test_float64_features_closer_than_float32_can_tell_are_told_apart():
     assert 0 < check(samples, reference).recall < 1
 
 
+@pytest.mark.parametrize(("reach", "share"), [(1 - 1e-10, 1.0), (1.0, 1.0), (1 + 1e-10, 0.0)])
+def test_a_ball_ends_where_float64_says(reach, share):
+    left = 64.0 * torch.arange(100, dtype=torch.float64)[:, None]
+    pairs = torch.cat([left, left + 1])  # the ball of either reaches to the other
+    assert precision_recall(left - reach, pairs, 1).precision == share
+
+
 def test_a_set_with_itself_is_one_one_and_far_sets_are_nothing():
     x = draw(100, 8)
     assert check(x, x) == check(x, x.flip(0))
