@@ -68,7 +68,7 @@ class Parts:
 
 def write_samples(
     path: Path,
-    images: Iterable[UInt8[np.ndarray, "n H W 3"]],
+    images: Iterable[UInt8[np.ndarray, "_ H W 3"]],
     shape: tuple[int, int, int, int],
     arrays: Mapping[str, np.ndarray],
     conditions: Mapping[str, Any],

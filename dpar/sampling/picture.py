@@ -10,14 +10,14 @@ from PIL import Image
 GAP = 2  # pixels of white between two squares
 
 
-def class_rows(labels: Int[np.ndarray, " N"], columns: int, rows: int) -> list[Int[np.ndarray, " n"]]:
+def class_rows(labels: Int[np.ndarray, " N"], columns: int, rows: int) -> list[Int[np.ndarray, "_"]]:
     """Which images to show: the first `columns` of at most `rows` classes, spread evenly over those present."""
     classes = np.unique(labels)
     chosen = classes[np.unique(np.linspace(0, len(classes) - 1, min(rows, len(classes))).round().astype(int))]
     return [np.flatnonzero(labels == label)[:columns] for label in chosen]
 
 
-def contact_sheet(rows: Sequence[UInt8[np.ndarray, "n H W 3"]]) -> bytes:
+def contact_sheet(rows: Sequence[UInt8[np.ndarray, "_ H W 3"]]) -> bytes:
     """A PNG of the pictures, one line a row; lines may differ in length, the rest is white."""
     side_y, side_x = rows[0].shape[1:3]
     columns = max(len(row) for row in rows)

@@ -6,7 +6,7 @@ The patch transformer runs only for the images whose clock fires, and both branc
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -73,16 +73,6 @@ class TokenStream:
         return self.model.output(self.model.norm(x))[:, 0]
 
 
-class Clock(Protocol):
-    """Says at each token which images begin a patch."""
-
-    def tick(
-        self, position: int, previous: Int[Tensor, " B"] | None
-    ) -> tuple[Float[Tensor, " B"] | None, Bool[Tensor, " B"]]:
-        """e_t in nats, if it is known, and whether x_t opens a patch, given x_{t-1}."""
-        ...
-
-
 class FixedClock:
     """Patches begin at the same tokens in all images: the static strategy, or every token."""
 
@@ -90,6 +80,7 @@ class FixedClock:
         self.starts = starts
 
     def tick(self, position: int, previous: Int[Tensor, " B"] | None) -> tuple[None, Bool[Tensor, " B"]]:
+        """No entropy, and whether x_t opens a patch."""
         return None, self.starts[:, position]
 
 
@@ -109,6 +100,7 @@ class EntropyClock:
         self.length = torch.zeros_like(labels)
 
     def tick(self, position: int, previous: Int[Tensor, " B"] | None) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
+        """e_t in nats, and whether x_t opens a patch, given x_{t-1}."""
         logits = self.stream.logits(position, previous)
         if position == 0 or logits is None:
             dtype = at_least_float32(self.stream.model.output.weight.dtype)
@@ -279,7 +271,7 @@ def _clock(
     labels: Int[Tensor, " B"],
     patchify: Patchify | None,
     threshold: float | None,
-) -> Clock:
+) -> FixedClock | EntropyClock:
     batch, length = len(labels), model.config.tokens
     if isinstance(model, LlamaGen):
         return FixedClock(torch.ones(batch, length, dtype=torch.bool, device=labels.device))

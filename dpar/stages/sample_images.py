@@ -176,7 +176,7 @@ def drawn(
         done += len(batch)
 
 
-def chosen(parts: Parts, wanted: Request) -> list[UInt8[np.ndarray, "n H W 3"]]:
+def chosen(parts: Parts, wanted: Request) -> list[UInt8[np.ndarray, "_ H W 3"]]:
     """The images of the picture, a row a class; only they are held in memory."""
     rows = class_rows(wanted.labels, COLUMNS, ROWS)
     needed = np.sort(np.concatenate(rows))

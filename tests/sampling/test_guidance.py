@@ -44,7 +44,7 @@ def test_truncation_is_its_definition(values, temperature, top_k, top_p):
 
 
 def test_ties_with_the_last_of_the_top_k_stay():
-    result = truncated(torch.tensor([[1.0, 3.0, 1.0, 0.0]]), temperature=1, top_k=2, top_p=1)
+    result = truncated(torch.tensor([[1.0, 3.0, 1.0, 0.0]]), temperature=1.0, top_k=2, top_p=1.0)
     assert (result > -torch.inf).tolist() == [[True, True, True, False]]
 
 
@@ -67,6 +67,6 @@ def test_draws_follow_the_softmax():
 
 
 def test_codes_outside_are_never_drawn():
-    logits = truncated(torch.randn(500, 12), temperature=1, top_k=3, top_p=1)
+    logits = truncated(torch.randn(500, 12), temperature=1.0, top_k=3, top_p=1.0)
     codes = drawn(logits, gumbel(torch.arange(500), 0, 1, 12)[:, 0])
     assert (logits.gather(1, codes[:, None]) > -torch.inf).all()
