@@ -1,6 +1,7 @@
 """Carries the records of jobs into MLflow, proves that all outputs are tracked, and opens the dashboard."""
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -8,7 +9,10 @@ from pathlib import Path
 
 from dpar.errors import InputError
 from dpar.tracking import audit, dashboard, mirror, status
-from dpar.tracking.store import URI_VARIABLE, find_store
+from dpar.tracking.audit import graph_outputs
+from dpar.tracking.store import URI_VARIABLE, Store, find_store
+
+PORT = 5000
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     actions.add_parser("views", parents=[common], help="write the saved views again and list them")
 
     pages = actions.add_parser("ui", parents=[common], help="open the dashboard on this machine")
-    pages.add_argument("--port", type=int, default=5000)
+    pages.add_argument("--port", type=int, default=PORT)
     pages.add_argument("--refresh", type=float, default=15.0, metavar="SECONDS", help="between looks for news")
     return options
 
@@ -62,49 +66,59 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: with status 1 if the audit finds a file that is not tracked, or a record cannot be shown.
     """
     args = parser().parse_args(argv)
-    results = results_folder(args.results)
-    store = find_store(results, args.uri)
-    if args.action == "sync":
-        if args.watch is None:
-            _print_counts(mirror.sync(store))
-        else:
-            _until_interrupted(lambda: mirror.watch(store, args.watch, args.until_pid))
-    elif args.action == "status":
-        print(status.report(store))
-    elif args.action == "audit":
-        listed = args.outputs.read_text().split("\n") if args.outputs else None
-        outputs = (
-            [Path(line) for line in listed if line.strip()]
-            if listed is not None
-            else audit.graph_outputs(args.snakefile, results / "experiment.json")
-        )
-        findings = audit.audit(store, outputs)
-        print(audit.report(findings))
-        if not findings:
-            raise InputError("the graph lists no outputs; is this the experiment's results folder?")
-        if any(finding.verdict != "tracked" for finding in findings):
-            sys.exit(1)
-    elif args.action == "rebuild":
-        started = time.monotonic()
-        counts = mirror.rebuild(store)
-        print(f"{store.describe()} made again in {time.monotonic() - started:.1f} s")
-        _print_counts(counts)
-    elif args.action == "views":
-        mirror.sync(store)
-        for title, address in dashboard.links(store, 5000):
-            print(f"{title}\n    {address}")
-    else:
-        dashboard.run(store, args.port, refresh=args.refresh)
+    args.results = results_folder(args.results)
+    store = find_store(args.results, args.uri)
+    {"sync": _sync, "status": _status, "audit": _audit, "rebuild": _rebuild, "views": _views, "ui": _ui}[args.action](
+        store, args
+    )
 
 
-def _print_counts(counts: mirror.Counts | None) -> None:
-    print(counts)
-    if counts and counts.problems:
+def _sync(store: Store, args: argparse.Namespace) -> None:
+    if args.watch is None:
+        _show(mirror.sync(store))
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        mirror.watch(store, args.watch, args.until_pid)
+
+
+def _status(store: Store, args: argparse.Namespace) -> None:
+    print(status.report(store))
+
+
+def _audit(store: Store, args: argparse.Namespace) -> None:
+    outputs = _listed(args.outputs) if args.outputs else graph_outputs(args.snakefile, args.results / "experiment.json")
+    if not outputs:
+        raise InputError("there are no outputs to audit; is this the results folder of an experiment that has run?")
+    findings = audit.audit(store, outputs)
+    print(audit.report(findings))
+    if any(finding.verdict != "tracked" for finding in findings):
         sys.exit(1)
 
 
-def _until_interrupted(action) -> None:
-    try:
-        action()
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+def _listed(file: Path) -> list[Path]:
+    if not file.is_file():
+        raise InputError(f"{file} does not exist; --outputs wants a text file with one output a line")
+    return [Path(line) for line in file.read_text().splitlines() if line.strip()]
+
+
+def _rebuild(store: Store, args: argparse.Namespace) -> None:
+    started = time.monotonic()
+    counts = mirror.rebuild(store)
+    print(f"{store.describe()} made again in {time.monotonic() - started:.1f} s")
+    _show(counts)
+
+
+def _views(store: Store, args: argparse.Namespace) -> None:
+    mirror.sync(store)
+    for title, address in dashboard.links(store, PORT):
+        print(f"{title}\n    {address}")
+
+
+def _ui(store: Store, args: argparse.Namespace) -> None:
+    dashboard.run(store, args.port, refresh=args.refresh)
+
+
+def _show(counts: mirror.Counts | None) -> None:
+    print(counts)
+    if counts and counts.problems:
+        sys.exit(1)

@@ -1,6 +1,7 @@
 """What a file was made from, job by job, back to images, code and settings; read from manifests alone."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,9 @@ from dpar.errors import InputError
 from dpar.tracking.hashes import Artefact, portable_path, read_artefact
 from dpar.tracking.ledger import Ledger, Manifest, files_of, read_events
 from dpar.tracking.replay import replay
+from dpar.tracking.spool import CONFIG
 
-_ALIKE = 3  # jobs of one rule shown below one job
+_SHOWN_INPUTS = 4  # files named below a job
 
 
 def results_of(path: Path) -> Path:
@@ -29,12 +31,27 @@ def results_of(path: Path) -> Path:
 
 @dataclass
 class _Sources:
-    """What a walk ends at."""
+    """What a walk ends at, and how many jobs it has met with each commit and each settings."""
 
-    commits: dict[str, None] = field(default_factory=dict)
-    configs: dict[str, None] = field(default_factory=dict)
+    commits: Counter[str] = field(default_factory=Counter)
+    settings: Counter[str] = field(default_factory=Counter)
+    whole: dict[str, Path] = field(default_factory=dict)
     images: dict[str, None] = field(default_factory=dict)
     outside: dict[str, None] = field(default_factory=dict)
+
+    def add(self, maker: Manifest) -> None:
+        """Counts a job."""
+        self.commits[_commit(maker)] += 1
+        self.settings[maker.config] += 1
+        self.whole.setdefault(maker.config, maker.spool / CONFIG)
+
+    def text(self) -> Iterator[str]:
+        """The last lines of a lineage."""
+        yield from ["", "images:", *(f"  {line}" for line in self.images or ("none",))]
+        yield from ["given from outside:", *(f"  {line}" for line in self.outside or ("nothing",))]
+        yield from ["code:", *(f"  commit {commit}, {count} jobs" for commit, count in self.commits.items())]
+        yield "settings:"
+        yield from (f"  {name}, {count} jobs: {self.whole[name]}" for name, count in self.settings.items())
 
 
 def of_file(path: Path, results: Path | None = None) -> str:
@@ -75,8 +92,9 @@ def of_row(table: str, row: str, results: Path) -> str:
         raise InputError(f"{results} has no row {table}:{row}; its rows are:\n{known}")
     event, manifest = found
     lines = [f"{table}:{row}"]
-    lines += [f"  {key} = {value}" for key, value in {**event["params"], **event["metrics"]}.items()]
-    lines.append(f"written by {_job_line(manifest)}; its numbers come from")
+    lines += [f"  {key} = {value}" for key, value in event["params"].items()]
+    lines += [f"  {key} = {float(value):.6g}" for key, value in event["metrics"].items()]
+    lines.append(f"written by {manifest.name}, {_when(manifest)}; its numbers come from")
     makers: dict[Path, Manifest] = {}
     for source in event["sources"]:
         maker = ledger.latest(source)
@@ -88,59 +106,49 @@ def of_row(table: str, row: str, results: Path) -> str:
 
 def _text(results: Path, ledger: Ledger, head: list[str], makers: list[Manifest]) -> str:
     sources = _Sources()
-    lines = [*head, *_walk(results, ledger, makers, "", set(), sources)]
-    lines.append("")
-    for title, found in (
-        ("images", sources.images),
-        ("code", sources.commits),
-        ("settings", sources.configs),
-        ("given from outside", sources.outside),
-    ):
-        lines += [f"{title}:", *(f"  {text}" for text in found or ("none",))]
-    return "\n".join(lines)
-
-
-def _job_line(manifest: Manifest) -> str:
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(manifest.started))
-    return f"{manifest.name}  commit {_commit(manifest)}  settings {manifest.config}  {when}"
+    tree = _walk(results, ledger, makers, "", {}, sources)
+    return "\n".join([*head, *tree, *sources.text()])
 
 
 def _commit(manifest: Manifest) -> str:
-    return (manifest.commit or "unknown")[:10] + ("+changes" if manifest.dirty else "")
+    return (manifest.commit or "unknown")[:10] + (" with uncommitted changes" if manifest.dirty else "")
+
+
+def _when(manifest: Manifest) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(manifest.started))
 
 
 def _walk(
-    results: Path, ledger: Ledger, makers: list[Manifest], indent: str, seen: set[Path], sources: _Sources
-) -> Iterator[str]:
-    shown: dict[str, int] = {}
-    hidden: dict[str, int] = {}
+    results: Path, ledger: Ledger, makers: list[Manifest], indent: str, seen: dict[Path, bool], sources: _Sources
+) -> list[str]:
+    """The lines of the jobs `makers` and all before them; of several jobs of one rule, the first stands for all."""
+    lines: list[str] = []
+    alike = Counter(maker.rule for maker in makers)
+    shown: set[str] = set()
     for maker in makers:
-        again = maker.spool in seen
-        shown[maker.rule] = shown.get(maker.rule, 0) + 1
-        visible = shown[maker.rule] <= _ALIKE
+        visible, again = maker.rule not in shown, maker.spool in seen
+        printed = seen.get(maker.spool, False)
         if visible:
-            yield f"{indent}<- {_job_line(maker)}" + ("  (see above)" if again else "")
-        else:
-            hidden[maker.rule] = hidden.get(maker.rule, 0) + 1
+            shown.add(maker.rule)
+            others = f", and {alike[maker.rule] - 1} more of {maker.rule}" if alike[maker.rule] > 1 else ""
+            lines.append(f"{indent}<- {maker.name}  {_when(maker)}{others}{'  (see above)' if printed else ''}")
+        seen[maker.spool] = printed or visible
         if again:
             continue
-        seen.add(maker.spool)
-        sources.commits[_commit(maker)] = None
-        sources.configs[f"{maker.config} ({maker.experiment}), whole in {maker.spool / 'experiment.json'}"] = None
+        sources.add(maker)
         sources.images |= dict.fromkeys(_images(results, maker))
-        below: dict[Path, Manifest] = {}
+        before: dict[Path, Manifest] = {}
         for artefact in maker.inputs:
             found = ledger.producers(artefact)
-            below |= {manifest.spool: manifest for manifest in found}
-            origin = "" if found else "  (given from outside)"
+            before |= {manifest.spool: manifest for manifest in found}
             if not found:
                 sources.outside[f"{artefact.path}  {artefact.bytes} bytes  sha256 {artefact.sha256}"] = None
-            if visible and len(maker.inputs) <= 20:
-                yield f"{indent}     {artefact.path}  sha256 {artefact.sha256[:12]}{origin}"
-        deeper = _walk(results, ledger, list(below.values()), indent + "   ", seen, sources)
-        yield from deeper if visible else [line for line in deeper if not line]
-    for rule, count in hidden.items():
-        yield f"{indent}<- and {count} more jobs of {rule}"
+        names = [f"{indent}     {artefact.path}  sha256 {artefact.sha256[:12]}" for artefact in maker.inputs]
+        hidden = len(names) - _SHOWN_INPUTS
+        names = names[:_SHOWN_INPUTS] + ([f"{indent}     and {hidden} more files"] if hidden > 0 else [])
+        deeper = _walk(results, ledger, list(before.values()), indent + "   ", seen, sources)
+        lines += [*names, *deeper] if visible else []
+    return lines
 
 
 def _images(results: Path, maker: Manifest) -> Iterator[str]:

@@ -261,7 +261,12 @@ class Round:
                     continue
                 folder = Path(path).parent
                 params = {"uri": (self.results / folder).as_uri(), "sha256": sha256, **manifest.params}
-                tags = {"dpar.commit": manifest.commit or "", "dpar.config": manifest.config}
+                note = f"Weights in `{folder}`, {artefact.bytes:,} bytes, made by {self._link(manifest)}. No copy is kept here."
+                tags = {
+                    "dpar.commit": manifest.commit or "",
+                    "dpar.settings": manifest.config,
+                    "mlflow.note.content": note,
+                }
                 model = writer.model(folder.as_posix(), sha256, params, tags, step)
                 writer.about_model(run.points, model)
                 self.index.models[sha256] = model
@@ -289,15 +294,13 @@ class Round:
         if run.status == "FAILED" and run.reason:
             lines += ["**Failed**", "", "```", run.reason, "```", ""]
         if run.about["inputs"]:
-            lines += ["**Made from**", "", "| input | sha256 | made by |", "|---|---|---|"]
             groups = _grouped(run.about["inputs"])
-            lines += [f"| `{g.path}` | `{g.sha256[:12]}` | {self._makers(g.members)} |" for g in groups]
-            lines.append("")
+            made_from = [f"- `{g.path}` (sha256 `{g.sha256[:12]}`): {self._makers(g.members)}" for g in groups]
+            lines += ["**Made from**", "", *made_from, ""]
         if manifest:
-            lines += ["**Makes**", "", "| output | bytes | sha256 |", "|---|---:|---|"]
-            made = [f"| `{a.path}` | {a.bytes:,} | `{a.sha256[:12]}` |" for a in manifest.outputs]
-            more = [f"| and {len(made) - _MANY} more | | |"] if len(made) > _MANY else []
-            lines += [*made[:_MANY], *more]
+            made = [f"- `{a.path}` (sha256 `{a.sha256[:12]}`, {a.bytes:,} bytes)" for a in manifest.outputs]
+            more = [f"- and {len(made) - _MANY} more"] if len(made) > _MANY else []
+            lines += ["**Makes**", "", *made[:_MANY], *more]
         return "\n".join(lines)
 
     def _rows(self) -> None:
@@ -339,17 +342,17 @@ class Round:
             problem = writer.image(spool / row["image"], "samples", 0, row["t"])
             self.counts.problems += [problem] if problem else []
         makers = {path: self.ledger.latest(path) for path in row["sources"]}
-        lines = [f"A row of `{row['table']}`.", "", "**Made from**", "", "| file | made by |", "|---|---|"]
-        lines += [f"| `{path}` | {self._link(by) if by else 'given from outside'} |" for path, by in makers.items()]
+        lines = ["**Made from**", ""]
+        lines += [f"- `{path}`: {self._link(by) if by else 'given from outside'}" for path, by in makers.items()]
         keys = {path: self.index.keys(f"{spool_key(by.spool)}#") for path, by in makers.items() if by}
         stage_runs = {path: found.run_id for path, k in keys.items() if k and (found := self.index.get(k[-1]))}
-        writer.tag({"mlflow.note.content": "\n".join(lines), "dpar.stage_runs": json.dumps(stage_runs)})
+        writer.tag({"mlflow.note.content": "\n".join(lines), "mlflow.dpar.stage_runs": json.dumps(stage_runs)})
         writer.end("FINISHED", run.ended)
 
 
 def run_address(writer: RunWriter) -> str:
     """The run's page, relative to the dashboard's address."""
-    return f"#/experiments/{writer.experiment_id}/runs/{writer.run_id}"
+    return f"#/experiments/{writer.experiment_id}/runs/{writer.run_id}?workflowType=machine_learning"
 
 
 def _job_tags(run: Run) -> dict[str, str]:
@@ -358,8 +361,8 @@ def _job_tags(run: Run) -> dict[str, str]:
     tags = {
         "dpar.rule": about["rule"],
         "dpar.experiment": about["experiment"],
-        "dpar.identity": about["identity"],
-        "dpar.config": about["config"],
+        "mlflow.dpar.identity": about["identity"],
+        "dpar.settings": about["config"],
         "dpar.host": about["machine"]["host"],
         "dpar.python": about["versions"].get("python", ""),
         "dpar.torch": about["versions"].get("torch", ""),

@@ -24,7 +24,9 @@ _NAMESPACE = uuid.UUID("6f2d3f0e-6a2b-5e0a-9b67-0f9c6c1d7c11")
 
 
 class RunWriter:
-    """One run of the store. Its tag `dpar.mirrored` says how much of its spool it shows already.
+    """One run of the store. Its tag `mlflow.dpar.mirrored` says how much of its spool it shows already.
+
+    (MLflow's pages hide tags that begin with `mlflow.`: ours of that kind are for this program and not for people.)
 
     Everything may be sent twice: names of files are fixed, and MLflow's key of a value holds run, name, time and step.
     """
@@ -35,12 +37,12 @@ class RunWriter:
         self.status: str = run.info.status
         self.tags: dict[str, str] = dict(run.data.tags)
         self._client = client
-        self._place = {"bytes": -1, "points": 0, "images": 0} | json.loads(self.tags.get("dpar.mirrored", "{}"))
+        self._place = {"bytes": -1, "points": 0, "images": 0} | json.loads(self.tags.get("mlflow.dpar.mirrored", "{}"))
 
     @property
     def key(self) -> str:
         """What the run is found by."""
-        return self.tags["dpar.key"]
+        return self.tags["mlflow.dpar.key"]
 
     @property
     def bytes_seen(self) -> int:
@@ -66,7 +68,7 @@ class RunWriter:
         """Sets the parameters; they never change, and are sent before the first values."""
         from mlflow.entities import Param
 
-        if "dpar.mirrored" not in self.tags:
+        if "mlflow.dpar.mirrored" not in self.tags:
             for chunk in _chunks(list(params.items()), 100):
                 sent = [Param(entity_name(key), str(value)[:6000]) for key, value in chunk]
                 self._client.log_batch(self.run_id, params=sent)
@@ -85,8 +87,8 @@ class RunWriter:
             self._place = self._place | {"bytes": -1, "points": self._place["points"] + len(chunk)}
             place = json.dumps(self._place)
             metrics = [_metric(point, model_id) for point in chunk]
-            self._client.log_batch(self.run_id, metrics=metrics, tags=[RunTag("dpar.mirrored", place)])
-            self.tags["dpar.mirrored"] = place
+            self._client.log_batch(self.run_id, metrics=metrics, tags=[RunTag("mlflow.dpar.mirrored", place)])
+            self.tags["mlflow.dpar.mirrored"] = place
         return len(news)
 
     def about_model(self, points: list[Point], model_id: str) -> None:
@@ -160,14 +162,14 @@ class RunWriter:
 
         query = f"source_run_id = '{self.run_id}'"
         for made in self._client.search_logged_models([self.experiment_id], filter_string=query):
-            if made.tags.get("dpar.weights") == weights:
+            if made.tags.get("mlflow.dpar.weights") == weights:
                 return made.model_id
         made = self._client.create_logged_model(
             self.experiment_id,
             name=re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-"),
             source_run_id=self.run_id,
             params={entity_name(key): str(value)[:6000] for key, value in params.items()},
-            tags={"mlflow.model.isExternal": "true", "dpar.weights": weights, **tags},
+            tags={"mlflow.model.isExternal": "true", "mlflow.dpar.weights": weights, **tags},
         )
         self._client.finalize_logged_model(made.model_id, "READY")
         self._client.log_outputs(self.run_id, [LoggedModelOutput(made.model_id, step)])
@@ -187,7 +189,7 @@ class RunWriter:
     def done(self, size: int) -> None:
         """Notes that everything up to `size` bytes of the events is shown."""
         self._place = self._place | {"bytes": size}
-        self.tag({"dpar.mirrored": json.dumps(self._place)})
+        self.tag({"mlflow.dpar.mirrored": json.dumps(self._place)})
 
 
 class RunIndex:
@@ -218,14 +220,14 @@ class RunIndex:
 
     def stored(self, kind: str) -> "Iterator[StoredRun]":
         """All runs of an experiment that come from this results folder."""
-        query = f"tags.`dpar.records` = '{self.records}'"
+        query = f"tags.`mlflow.dpar.records` = '{self.records}'"
         return stored_runs(self.client, [self.experiments[kind].experiment_id], query)
 
     def _stored_models(self) -> Iterator[tuple[str, str]]:
         ids = [experiment.experiment_id for experiment in self.experiments.values()]
         for model in _pages(lambda token: self.client.search_logged_models(ids, page_token=token)):
-            if "dpar.weights" in model.tags:
-                yield model.tags["dpar.weights"], model.model_id
+            if "mlflow.dpar.weights" in model.tags:
+                yield model.tags["mlflow.dpar.weights"], model.model_id
 
     def get(self, key: str) -> RunWriter | None:
         """The run called `key`."""
@@ -239,7 +241,9 @@ class RunIndex:
         """The run called `key`, made with `tags` and the start of `run` if there is none."""
         if found := self._runs.get(key):
             return found
-        sent = {"dpar.key": key, "dpar.records": self.records} | {k: str(v)[:8000] for k, v in tags.items()}
+        sent = {"mlflow.dpar.key": key, "mlflow.dpar.records": self.records} | {
+            k: str(v)[:8000] for k, v in tags.items()
+        }
         experiment = self.experiments[kind].experiment_id
         made = self.client.create_run(experiment, start_time=run.started, tags=sent, run_name=sent["mlflow.runName"])
         writer = self._runs[key] = RunWriter(self.client, made)

@@ -58,5 +58,5 @@ def _shown(store: Store) -> tuple[dict[str, int], str | None]:
     except InputError as error:
         return {}, str(error)
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
-    writers = (RunWriter(client, run) for run in stored_runs(client, ids) if "dpar.key" in run.data.tags)
+    writers = (RunWriter(client, run) for run in stored_runs(client, ids) if "mlflow.dpar.key" in run.data.tags)
     return {writer.key.partition("#")[0]: writer.bytes_seen for writer in writers}, None

@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 
 _PREFIX = "mlflow.sharedViewState."
 _NAMESPACE = uuid.UUID("2a1f6d3a-51b3-5a39-8f61-0d4c1c9fb2a4")
-_EPOCH = "2026-01-01T00:00:00.000Z"
+_WRITTEN = 1_767_225_600_000  # milliseconds since 1970: fixed, so that writing a view again changes nothing
 _LIMIT = 20_000  # characters of an experiment's tag
 
 DESCRIPTIONS = {
     "results": (
-        "**The answers**: one run for each row of each table, below one run for the table. Open the saved views "
+        "The answers: one run for each row of each table, below one run for the table. Open the saved views "
         "(*Views* above the list, or the addresses that `dpar track ui` prints): every row with its settings and "
         "metrics, best first; then the same as charts: quality against threshold and patch length, quality against "
         "cost, and samples side by side. A row's description links to the jobs that its numbers come from, "
         "and theirs lead on to the data. `paper/...` holds the paper's number where it has one."
     ),
     "train": (
-        "**The trainings**: tokenizer, entropy model, DPAR and the LlamaGen baseline, one run each and one for each "
+        "The trainings: tokenizer, entropy model, DPAR and the LlamaGen baseline, one run each and one for each "
         "further milestone. A training that was interrupted goes on in its run, without a step twice; values show up "
         "when a checkpoint covers them. Pictures by step are in the charts view; a model's page has its address, its "
         "digest and the numbers measured about it."
     ),
     "pipeline": (
-        "**All other jobs** of the graph: index, codes, entropies, thresholds, samples, features, metrics, tables, "
+        "All other jobs of the graph: index, codes, entropies, thresholds, samples, features, metrics, tables, "
         "figures. Each run lists what it read and who made that, what it made with size and sha256, its settings, code "
         "commit, machine and time."
     ),
@@ -62,7 +62,8 @@ class View:
 def install(index: "RunIndex", kind: str) -> None:
     """Writes description and views of an experiment where they differ from what is there."""
     experiment = index.experiments[kind]
-    wanted = {"mlflow.note.content": DESCRIPTIONS[kind]}
+    # The kind makes MLflow show training pages; it would guess from the runs, and sometimes take them for chats.
+    wanted = {"mlflow.note.content": DESCRIPTIONS[kind], "mlflow.experimentKind": "custom_model_development"}
     for view in views_of(kind, list(index.stored(kind))):
         wanted[f"{_PREFIX}{view.key}"] = encoded(view)
     for key, value in wanted.items():
@@ -73,7 +74,7 @@ def install(index: "RunIndex", kind: str) -> None:
 def encoded(view: View) -> str:
     """The view as MLflow stores it."""
     packed = base64.b64encode(zlib.compress(json.dumps(view.state, sort_keys=True).encode(), 9)).decode()
-    value = {"name": view.name, "createdAt": _EPOCH, "updatedAt": _EPOCH, "state": f"deflate;{packed}"}
+    value = {"name": view.name, "createdAt": _WRITTEN, "updatedAt": _WRITTEN, "state": f"deflate;{packed}"}
     return json.dumps(value)
 
 
@@ -109,13 +110,16 @@ def views_of(kind: str, runs: "list[Run]") -> list[View]:
 
 def _results(runs: "list[Run]") -> list[dict[str, Any]]:
     rows = [run for run in runs if run.data.tags.get("dpar.kind") == "cell"]
-    params, metrics = _params(rows), _metrics(rows)
+    varying, constant = _params(rows)
+    metrics = _metrics(rows)
     best, smaller_is_better = _quality(metrics)
-    columns = [_column("tags", "dpar.table"), *(_column("params", key) for key in params)]
-    columns += [_column("metrics", key) for key in metrics] + [_column("tags", "dpar.commit")]
+    metrics = sorted(metrics, key=lambda key: key != best)
+    columns = [_column("params", key) for key in varying] + [_column("metrics", key) for key in metrics]
+    columns += [_column("params", key) for key in constant]
+    columns += [_column("tags", "dpar.table"), _column("tags", "dpar.commit")]
     table = _page("tags.`dpar.kind` = 'cell'", columns, best, ascending=smaller_is_better)
     charts = _Charts()
-    across, along = _pick(params, "threshold"), _pick(params, "max_length")
+    across, along = _pick(varying, "threshold"), _pick(varying, "max_length")
     if best:
         quality = charts.section("Quality")
         charts.add(quality, "BAR", f"{best} of every row", metricKey=best)
@@ -124,7 +128,7 @@ def _results(runs: "list[Run]") -> list[dict[str, Any]]:
         if across and along:
             axes = [(across, "PARAM"), (along, "PARAM"), (best, "METRIC")]
             charts.add(quality, "CONTOUR", f"{best} over {across} and {along}", **_axes("xyz", axes))
-        numeric = [key for key in params if all(_is_number(run.data.params.get(key, "")) for run in rows)]
+        numeric = [key for key in varying if all(_is_number(run.data.params.get(key, "0")) for run in rows)]
         if numeric:
             charts.add(quality, "PARALLEL", "Settings and quality", selectedParams=numeric, selectedMetrics=[best])
         cost = next((key for key in metrics if key.startswith("cost/") and "gmac" in key.lower()), None)
@@ -135,17 +139,21 @@ def _results(runs: "list[Run]") -> list[dict[str, Any]]:
     return [table, _page("tags.`dpar.kind` = 'cell'", columns, best, smaller_is_better, charts)]
 
 
+_FIRST = ("train/loss", "val/nll", "val/psnr")
+_UNSMOOTHED = {"lineSmoothness": 0, "useGlobalLineSmoothing": True, "useGlobalXaxisKey": True, "xAxisKey": "step"}
+
+
 def _train(runs: "list[Run]") -> list[dict[str, Any]]:
     names = {key for run in runs for key in run.data.metrics}
-    shown = [key for key in ("train/loss", "val/nll", "val/psnr", "perf/images_per_s", "time/wall_s") if key in names]
+    shown = [key for key in (*_FIRST, "perf/images_per_s", "time/wall_s") if key in names]
     columns = [_column("attributes", "Status"), _column("tags", "dpar.attempts")]
     columns += [_column("metrics", key) for key in shown] + [_column("tags", "dpar.commit")]
     charts = _Charts()
     for title, group in (("Loss", ("train/", "val/")), ("Speed", ("perf/",))):
-        curves = sorted(key for key in names if key.startswith(group))
+        curves = sorted((key for key in names if key.startswith(group)), key=lambda key: (key not in _FIRST, key))
         section = charts.section(title) if curves else ""
         for key in curves:
-            charts.add(section, "LINE", key, metricKey=key, selectedMetricKeys=[key])
+            charts.add(section, "LINE", key, metricKey=key, selectedMetricKeys=[key], **_UNSMOOTHED)
     if any(run.data.tags.get("mlflow.loggedImages") for run in runs):
         charts.add(charts.section("Pictures"), "IMAGE", "Reconstructions", imageKeys=["reconstructions"], step=0)
     return [_page("", columns, None), _page("", columns, None, charts=charts)]
@@ -157,12 +165,13 @@ def _pipeline(runs: "list[Run]") -> list[dict[str, Any]]:
     return [_page("", [*columns, _column("tags", "dpar.commit")], None)]
 
 
-def _params(rows: "list[Run]") -> list[str]:
-    """Names of the parameters, those that differ between rows first."""
-    order = dict.fromkeys(key for run in rows for key in sorted(run.data.params))
-    values = {key: {run.data.params.get(key) for run in rows} for key in order}
-    hidden = ("cell", "training")  # they repeat the run's name
-    return sorted((key for key in order if key not in hidden), key=lambda key: len(values[key]) == 1)[:12]
+def _params(rows: "list[Run]") -> tuple[list[str], list[str]]:
+    """Names of the parameters that differ between rows, and of those that do not."""
+    first = ("model", "threshold", "max_length")
+    names = sorted({key for run in rows for key in run.data.params} - {"cell", "training"})  # these repeat run names
+    names.sort(key=lambda key: first.index(key) if key in first else len(first))
+    varying = [key for key in names if len({run.data.params.get(key) for run in rows}) > 1]
+    return varying, [key for key in names if key not in varying]
 
 
 def _metrics(rows: "list[Run]") -> list[str]:
