@@ -1,6 +1,6 @@
 """The networks of Section 3, slow and literal: one image, one position, one head at a time; weights by name.
 
-Written from the paper and `model.md` alone. Nothing here is imported from `dpar`, nothing is batched, packed or fused.
+Written from the paper's text and equations. Nothing here is imported from `dpar`, nothing is batched, packed or fused.
 """
 
 import math
