@@ -17,9 +17,10 @@ from dpar.data.crops import center_crop, to_model_input, to_uint8
 from dpar.data.images import ImageIndex
 from dpar.data.workers import mapped, reported
 from dpar.device import default_device, full_float32
-from dpar.errors import InputError, run_command
+from dpar.errors import run_command
 from dpar.files import write_bytes, write_json
 from dpar.sampling.picture import class_rows
+from dpar.stages.encode_images import check_fit
 from dpar.tokenizer.autoencoder import to_bytes
 from dpar.tokenizer.fidelity import codebook_use, perplexity, psnr, ssim
 from dpar.tokenizer.picture import side_by_side
@@ -58,11 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         index = ImageIndex.load(args.index)
         device = default_device()
         tokenizer = load_model(args.tokenizer, "tokenizer", device)
-        if side % tokenizer.config.downsample:
-            raise InputError(
-                f"{args.tokenizer} makes a token of {tokenizer.config.downsample} pixels, which images.resolution "
-                f"{side} is no multiple of; use a tokenizer of this experiment"
-            )
+        check_fit(experiment, args.index, index, args.tokenizer, tokenizer)
         counts = torch.zeros(tokenizer.config.vocab_size, dtype=torch.long)
         decibels, similarities = [], []
         chosen = np.concatenate(class_rows(index.labels, SHOWN_EACH, SHOWN_CLASSES))

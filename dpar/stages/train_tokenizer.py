@@ -77,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         task = TokenizerTask(
             model=VQAutoencoder(sizes).to(group.device),
             training=training,
-            train=ImageIndex.load(args.train_index),
-            val=ImageIndex.load(args.val_index),
+            train=_index(args.train_index, resolution),
+            val=_index(args.val_index, resolution),
             resolution=resolution,
             perceptual=perceptual,
             perceptual_sha256=perceptual_sha256,
@@ -97,6 +97,17 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "step": task.steps,
             }
             save_model(args.output, model, provenance)
+
+
+def _index(path: Path, resolution: int) -> ImageIndex:
+    """The index at `path`, if it is of images of that resolution."""
+    index = ImageIndex.load(path)
+    if index.resolution != resolution:
+        raise InputError(
+            f"{path} was made for another experiment: resolution is {index.resolution}, expected {resolution}; "
+            "make it again"
+        )
+    return index
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ class TokenizerTrainer:
                     row |= self._validated()
                 if row:
                     self.job.metrics(row, step=self.step)
-                    progress.show(self.step, row)
+                    progress.show(self.step, {name.replace("/", " "): value for name, value in row.items()})
                 if saving:
                     self._save()
                 if stopping and not at_end:

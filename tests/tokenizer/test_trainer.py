@@ -5,6 +5,7 @@ from PIL import Image
 
 from dpar.data.crops import to_uint8
 from dpar.errors import InputError
+from dpar.tokenizer.discriminator import PatchGAN
 from dpar.tokenizer.trainer import UNUSED, TokenizerTrainer, random_crop, train_tokenizer
 from dpar.train.checkpoint import newest_checkpoint
 from dpar.train.distributed import Ranks
@@ -24,7 +25,8 @@ def assert_same(a, b) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"adversarial_weight": 0.5, "adversarial_start": 3}], ids=["plain", "critic"])
-def test_broken_off_and_run_again_equals_uninterrupted_to_the_bit(tmp_path, changes):
+def test_broken_off_and_run_again_equals_uninterrupted_to_the_bit(tmp_path, monkeypatch, changes):
+    monkeypatch.setattr(PatchGAN, "WIDTHS", (8, 8, 8, 8))
     changes = {"steps": 23, **changes}
     whole = Recorder()
     expected = weights(train_tokenizer(tiny_task(tmp_path / "a", **changes), tmp_path / "whole", ALONE, whole))
