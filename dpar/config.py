@@ -1,7 +1,7 @@
 """What an experiment may say: typed, closed and frozen. The defaults are Section 4.1's."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -35,7 +35,7 @@ class Images(Settings):
     max_unreadable: float = Field(0.0, ge=0, le=1, description="share of images that may be skipped")
 
     @model_validator(mode="after")
-    def _source_is_described(self) -> Self:
+    def _source_is_described(self) -> "Images":
         if self.source == "generated":
             if self.generated is None or self.train or self.val:
                 raise ValueError("source `generated` needs `generated: {train, val}` and neither `train` nor `val`")
@@ -63,7 +63,7 @@ class TokenizerTraining(Settings):
     checkpoint_every: int = Field(1000, gt=0, description="steps")
 
     @model_validator(mode="after")
-    def _length(self) -> Self:
+    def _length(self) -> "TokenizerTraining":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of `steps` and `epochs`")
         if self.perceptual_weight > 0 and not self.perceptual_network:
@@ -90,7 +90,7 @@ class Autoencoder(Settings):
         return self.pixel_shuffle * 2 ** (len(self.multipliers) - 1)
 
     @model_validator(mode="after")
-    def _groups(self) -> Self:
+    def _groups(self) -> "Autoencoder":
         if any(self.channels * multiplier % self.groups for multiplier in self.multipliers):
             raise ValueError(f"`channels` times each of `multipliers` must be a multiple of `groups` ({self.groups})")
         return self
@@ -106,7 +106,7 @@ class Tokenizer(Autoencoder):
     training: TokenizerTraining | None = None
 
     @model_validator(mode="after")
-    def _trained_or_imported(self) -> Self:
+    def _trained_or_imported(self) -> "Tokenizer":
         if (self.weights is None) == (self.training is None):
             raise ValueError("give exactly one of `weights` (import) and `training` (train one)")
         return self
@@ -171,7 +171,7 @@ class Transformer(Settings):
     class_dropout: float = Field(0.1, ge=0, le=1)
 
     @model_validator(mode="after")
-    def _sizes(self) -> Self:
+    def _sizes(self) -> "Transformer":
         if self.variant is not None and self.variant not in VARIANTS:
             raise ValueError(f"there is no variant {self.variant!r}; variants are {', '.join(VARIANTS)}")
         needed = ["architecture", "width", "heads", "layers"]
@@ -223,7 +223,7 @@ class Training(Settings):
     log_every: int = Field(100, gt=0, description="steps")
 
     @model_validator(mode="after")
-    def _length(self) -> Self:
+    def _length(self) -> "Training":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of `steps` and `epochs`")
         if self.batch_size % self.accumulate:
@@ -253,7 +253,7 @@ class EntropyModel(Settings):
     training: Training | None = None
 
     @model_validator(mode="after")
-    def _trained_or_imported(self) -> Self:
+    def _trained_or_imported(self) -> "EntropyModel":
         if (self.weights is None) == (self.training is None):
             raise ValueError("give exactly one of `weights` (import) and `training` (train one)")
         if self.weights and self.kind != "null_class":
@@ -273,7 +273,7 @@ class Patchify(Settings):
     row_boundary: bool = True
 
     @model_validator(mode="after")
-    def _one_threshold(self) -> Self:
+    def _one_threshold(self) -> "Patchify":
         if self.threshold is not None and self.p_avg is not None:
             raise ValueError("`threshold` (nats) and `p_avg` (calibrated) are both given: give one")
         if self.threshold is None and self.p_avg is None:
@@ -321,7 +321,7 @@ class Evaluation(Settings):
     k: int = Field(3, gt=0)
 
     @model_validator(mode="after")
-    def _extractor(self) -> Self:
+    def _extractor(self) -> "Evaluation":
         if (self.extractor == "inception") != (self.inception_weights is not None):
             raise ValueError("extractor `inception` needs `inception_weights`, and `classifier` must not have it")
         return self
@@ -358,7 +358,7 @@ class Experiment(Settings):
     tables: dict[str, Table] = {}
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _fits_together(self) -> "Experiment":
         if self.images.resolution % self.tokenizer.downsample:
             raise ValueError(
                 f"images.resolution {self.images.resolution} is not a multiple of the tokenizer's downsampling "

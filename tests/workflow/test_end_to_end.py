@@ -73,7 +73,7 @@ def test_the_graph_runs_to_the_report_and_a_second_run_does_nothing(snakemake, e
 
     audit = subprocess.run(
         [sys.executable, "-m", "dpar.cli", "track", "audit", "--results", str(results)]
-        + ["--snakefile", str(ROOT / "Snakefile"), "--configfile", str(experiment)],
+        + ["--snakefile", str(ROOT / "Snakefile")],
         cwd=tmp_path, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert audit.returncode == 0, audit.stdout + audit.stderr
@@ -86,7 +86,9 @@ def test_the_graph_runs_to_the_report_and_a_second_run_does_nothing(snakemake, e
     planned = snakemake("--dry-run", "--configfile", experiment, *triggers)
     jobs = job_counts(planned.stdout + planned.stderr)
     assert jobs["sample_images"] == 3
-    assert {"train_model", "train_tokenizer", "train_entropy_model", "encode_images", "score_entropies"}.isdisjoint(jobs)
+    assert {"train_model", "train_tokenizer", "train_entropy_model", "encode_images", "score_entropies"}.isdisjoint(
+        jobs
+    )
 
     # one deleted cell is made again alone
     experiment.write_text(yaml.safe_dump(tiny()))
@@ -102,7 +104,17 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_outputs(experim
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
 
     def command(folder):
-        return [sys.executable, "-m", "dpar.commands.run", "--config", str(experiment), "--cores", "2", "--directory", str(folder)]
+        return [
+            sys.executable,
+            "-m",
+            "dpar.commands.run",
+            "--config",
+            str(experiment),
+            "--cores",
+            "2",
+            "--directory",
+            str(folder),
+        ]
 
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     subprocess.run(command(undisturbed), env=environment, cwd=ROOT, check=True, capture_output=True, timeout=1200)

@@ -46,7 +46,9 @@ def test_the_slurm_profile_resolves_and_asks_for_each_rules_resources(snakemake)
     run = snakemake("--dry-run", "--profile", "slurm", cwd=ROOT)
     assert run.returncode == 0, run.stdout + run.stderr
     asked = {}
-    for rule, resources in re.findall(r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", run.stdout + run.stderr, re.M):
+    for rule, resources in re.findall(
+        r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", run.stdout + run.stderr, re.M
+    ):
         asked[rule] = dict(part.split("=", 1) for part in resources.split(", "))
     assert {"train_model", "sample_images", "encode_images", "compute_metrics"} <= set(asked)
     for rule, resources in asked.items():
@@ -75,7 +77,11 @@ def test_every_rule_is_documented_logged_and_tested(rule):
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"trainings": {}}, "trainings"), ({"images__resolution": 60}, "resolution"), ({"patchify__threshold": 3.0}, "p_avg")],
+    [
+        ({"trainings": {}}, "trainings"),
+        ({"images__resolution": 60}, "resolution"),
+        ({"patchify__threshold": 3.0}, "p_avg"),
+    ],
 )
 def test_a_mistake_in_the_experiment_stops_before_anything_runs(snakemake, tmp_path, changes, named):
     path = tmp_path / "mistaken.yaml"

@@ -1,0 +1,67 @@
+"""The stage that writes the page."""
+
+import json
+
+import pytest
+
+from dpar.config import parse_experiment
+from dpar.errors import InputError
+from dpar.files import write_json
+from dpar.report.figures import new_figure, save
+from dpar.stages import make_table, write_report
+from tests.report import made_up
+from tests.stages.test_make_table import arguments
+from tests.test_config import demo
+
+
+@pytest.fixture
+def page(tmp_path):
+    """Writes the page of made-up results; returns what makes it and where it is."""
+    experiment = parse_experiment(demo(), "test")
+    files = made_up.write(tmp_path, experiment)
+    for table in experiment.tables:
+        make_table.main(list(map(str, arguments(tmp_path, files, table))))
+    pictures = [tmp_path / "figures" / f"{n}.png" for n in (*experiment.tables, "samples", "entropy_maps", "compute")]
+    pictures.append(tmp_path / "tokenizer" / "reconstructions.png")
+    for path in pictures:
+        save(new_figure(1, 1), path)
+    write_json(tmp_path / "tokenizer" / "report.json", {"psnr": 25.678, "classes": [1, 2]})
+    history = tmp_path / "models" / "dpar" / "step300" / "history.jsonl"
+    history.parent.mkdir(parents=True)
+    lines = [{"step": 100, "train/loss": 5.0}, {"step": 100, "val/nll": 4.9}, {"step": 200, "val/nll": 4.5}]
+    history.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tables = list(experiment.tables)
+    flags = [
+        *("--experiment", tmp_path / "experiment.json"),
+        *("--tables", *(tmp_path / "tables" / f"{t}.csv" for t in tables)),
+        *("--ablations", *(tmp_path / "figures" / f"{t}.png" for t in tables)),
+        *("--figures", *(tmp_path / "figures" / f"{n}.png" for n in ("samples", "entropy_maps", "compute"))),
+        *("--tokenizer", tmp_path / "tokenizer" / "report.json"),
+        *("--reconstructions", tmp_path / "tokenizer" / "reconstructions.png"),
+        *(part for name, path in files.items() for part in (f"--{name}", path)),
+        *("--histories", history, "--output", tmp_path / "report.html"),
+    ]
+
+    def write():
+        write_report.main(list(map(str, flags)))
+        return (tmp_path / "report.html").read_text()
+
+    return write
+
+
+def test_the_page_holds_every_table_figure_and_condition(page):
+    text = page()
+    assert text.count("data:image/png;base64,") == 2 + 3 + 1 + 1  # tables, figures, curves, reconstructions
+    assert "DPAR beside LlamaGen" in text
+    assert "Entropy threshold and maximum patch length" in text
+    assert "Not comparable to published numbers" in text
+    assert "25.68" in text
+    assert "weight_decay" in text
+    assert "<script" not in text
+
+
+def test_a_table_without_its_conditions_is_not_shown(page, tmp_path):
+    (tmp_path / "tables" / "comparison.md").unlink()
+    with pytest.raises(InputError, match=r"comparison\.md"):
+        page()
+    assert not (tmp_path / "report.html").exists()
