@@ -305,7 +305,7 @@ class Classifier(Settings):
     dims: int = Field(64, gt=0, description="of the pooled features")
     steps: int = Field(600, gt=0)
     batch_size: int = Field(64, gt=0)
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
 
 
 class Evaluation(Settings):
