@@ -90,6 +90,8 @@ def run(store: Store, port: int, *, refresh: float) -> None:
     Raises:
         InputError: the store or the port cannot be used.
     """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)  # so that the server never outlives us
     mirror.sync(store)
     with serving(store, port) as server:
         print(f"The dashboard of {store.results} is at http://{HOST}:{port} until Ctrl-C. Begin with:\n")
@@ -104,6 +106,10 @@ def run(store: Store, port: int, *, refresh: float) -> None:
                     _refresh(store)
         except KeyboardInterrupt:
             print("\nstopping the dashboard")
+
+
+def _interrupt(number: int, _: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _refresh(store: Store) -> None:

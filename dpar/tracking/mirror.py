@@ -261,7 +261,7 @@ class Round:
                     continue
                 folder = Path(path).parent
                 params = {"uri": (self.results / folder).as_uri(), "sha256": sha256, **manifest.params}
-                note = f"Weights in `{folder}`, {artefact.bytes:,} bytes, made by {self._link(manifest)}. No copy is kept here."
+                note = f"Weights in `{folder}`, {artefact.bytes:,} bytes, made by {self._link(manifest)}; not copied."
                 tags = {
                     "dpar.commit": manifest.commit or "",
                     "dpar.settings": manifest.config,
