@@ -25,6 +25,7 @@ def command(module: str, arguments: Sequence[str], *, gpus: int, nodes: int, env
     if gpus % nodes:
         raise InputError(f"{gpus} GPUs cannot be divided over {nodes} nodes; ask for a multiple of {nodes}")
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={gpus // nodes}"]
+    torchrun.append("--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")  # so that every rank saves its state
     if nodes == 1:
         return [*torchrun, "--standalone", "-m", module, *arguments]
     job = environment.get("SLURM_JOB_ID")

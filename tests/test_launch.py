@@ -15,7 +15,9 @@ def test_one_process_without_or_with_one_gpu():
 
 def test_torchrun_on_one_node():
     line = command("m", ["--a"], gpus=8, nodes=1, environment={})
-    assert line[1:] == ["-m", "torch.distributed.run", "--nproc-per-node=8", "--standalone", "-m", "m", "--a"]
+    assert line[1:4] == ["-m", "torch.distributed.run", "--nproc-per-node=8"]
+    assert line[-4:] == ["--standalone", "-m", "m", "--a"]
+    assert any("SIGUSR1" in part for part in line), "the scheduler's signal must reach the ranks"
 
 
 def test_srun_starts_one_torchrun_a_node():

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable
-from typing import Self
 
 import psutil
 
@@ -43,7 +42,7 @@ class SystemSampler:
         self._has_gpu = shutil.which("nvidia-smi") is not None
         self._thread = threading.Thread(target=self._run, name="system-sampler", daemon=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "SystemSampler":
         self._process.cpu_percent()
         self._thread.start()
         return self

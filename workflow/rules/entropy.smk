@@ -24,7 +24,7 @@ if EXPERIMENT.entropy_model.weights is None:
             "../../envs/dpar.yaml"
         shell:
             "python -m dpar.launch --gpus {resources.gpu} --nodes {resources.nodes} dpar.stages.train_entropy_model"
-            " --experiment {input.experiment} --train {input.train} --val {input.val} --state {params.state}"
+            " --experiment {input.experiment} --train {input.train} --val {input.val} --state {params.state} --restart"
             " --output {params.folder}" + LOGGED
 
 else:

@@ -43,7 +43,7 @@ rule train_model:
     shell:
         "python -m dpar.launch --gpus {resources.gpu} --nodes {resources.nodes} dpar.stages.train_model"
         " --experiment {input.experiment} --model {wildcards.model} --milestone {wildcards.milestone}"
-        " --train {input.train} --val {input.val} --thresholds {input.thresholds} --state {params.state}"
+        " --train {input.train} --val {input.val} --thresholds {input.thresholds} --state {params.state} --restart"
         " --output {params.folder} --history {output.history}" + LOGGED
 
 

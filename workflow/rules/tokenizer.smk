@@ -23,7 +23,7 @@ if EXPERIMENT.tokenizer.weights is None:
             "../../envs/dpar.yaml"
         shell:
             PYTHON + "train_tokenizer --experiment {input.experiment} --train-index {input.train}"
-            " --val-index {input.val} --state {params.state} --output {params.folder}" + LOGGED
+            " --val-index {input.val} --state {params.state} --restart --output {params.folder}" + LOGGED
 
 else:
 
