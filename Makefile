@@ -27,7 +27,7 @@ audit: .venv/.installed
 	$(BIN)/dpar track audit --results results/demo
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(CORES) --dist worksteal
 
 check: .venv/.installed-dev
 	$(BIN)/ruff format --check dpar tests
