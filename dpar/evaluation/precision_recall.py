@@ -48,13 +48,8 @@ def precision_recall(samples: Float[Tensor, "N D"], reference: Float[Tensor, "M 
     the features as given: the result is that of float64 throughout, in the memory of a tile.
 
     Raises:
-        InputError: the dimensions differ, a set has no k-th neighbour, or a feature is not finite.
+        InputError: a set has no k-th neighbour, or a feature is not finite.
     """
-    if samples.shape[1] != reference.shape[1]:
-        raise InputError(
-            f"features of {samples.shape[1]} and of {reference.shape[1]} dimensions cannot be compared; "
-            "use one extractor for both"
-        )
     if min(len(samples), len(reference)) <= k:
         raise InputError(f"precision and recall need more than k = {k} images, found {len(samples)}, {len(reference)}")
     centre = sum((block.double().sum(0) for block in reference.split(TILE)), torch.zeros(())) / len(reference)

@@ -43,6 +43,9 @@ def activations(network, images):
     return network(images)
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # the file exists in no other form
+
+
 def known(path, *, script=False):
     return {sha256_file(path): WeightFile("a test's", script)}
 
