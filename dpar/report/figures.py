@@ -1,6 +1,6 @@
 """Figures: entropy maps with patches, samples, curves and heat maps, cost. Arrays in, figures out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +138,13 @@ def heat_maps(
     columns: Sequence[str],
     row_label: str,
     column_label: str,
+    unranked: Collection[str] = (),
 ) -> Figure:
-    """One heat map a quantity over a two-dimensional grid; the best (smallest) cell of each is framed.
+    """One heat map a quantity over a two-dimensional grid; the smallest cell of each is framed, as the best.
 
     Args:
         panels: title -> (rows, columns); NaN marks a missing cell.
+        unranked: titles of panels in which no cell is better than another.
     """
     figure = new_figure(1.1 + (1.3 + 0.75 * len(columns)) * len(panels), 1.3 + 0.6 * len(rows))
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -153,7 +155,7 @@ def heat_maps(
                 j, i, "missing" if np.isnan(value) else f"{value:.4g}", ha="center", va="center", color="white"
             )
             text.set_path_effects([withStroke(linewidth=2, foreground="black")])
-        if np.isfinite(values).any():
+        if np.isfinite(values).any() and title not in unranked:
             i, j = np.unravel_index(np.nanargmin(values), values.shape)
             axis.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=DPAR, linewidth=3))
         axis.set_title(title)

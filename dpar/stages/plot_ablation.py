@@ -62,6 +62,7 @@ def draw(experiment: Experiment, table: str, frame: pd.DataFrame, floor: dict) -
             [str(value) for value in first.columns],
             _axis(down),
             _axis(across),
+            unranked=[PANELS["patch_length"]],
         )
     shown = {name: title for name, title in panels.items() if frame[name].notna().any()}
     return error_bars(

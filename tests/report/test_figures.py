@@ -33,8 +33,10 @@ def test_entropy_maps_show_each_image_with_its_number_of_patches():
 
 def test_a_heat_map_frames_the_smallest_and_names_what_is_missing():
     values = np.array([[3.0, 1.0], [np.nan, 2.0]])
-    figure = figures.heat_maps({"FD": values}, ["a", "b"], ["2", "4"], "rows", "columns")
+    panels = {"FD": values, "P_avg": values}
+    figure = figures.heat_maps(panels, ["a", "b"], ["2", "4"], "rows", "columns", unranked=["P_avg"])
     axes = figure.axes[0]
+    assert not figure.axes[1].patches
     assert {text.get_text() for text in axes.texts} == {"3", "1", "missing", "2"}
     assert axes.patches[-1].get_xy() == (0.5, -0.5)
 
