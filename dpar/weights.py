@@ -45,7 +45,9 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
 
 def save_model(folder: str | Path, model: Any, provenance: dict[str, Any]) -> None:
     """Writes the model's weights and `{kind, model, sha256, provenance}` to `folder`, each file whole or not at all."""
-    kind = next(k for k, (module, name) in KINDS.items() if (type(model).__module__, type(model).__name__) == (module, name))
+    kind = next(
+        k for k, (module, name) in KINDS.items() if (type(model).__module__, type(model).__name__) == (module, name)
+    )
     folder = Path(folder)
     write_tensors(folder / WEIGHTS, model.state_dict())
     write_json(

@@ -72,8 +72,10 @@ def test_the_graph_runs_to_the_report_and_a_second_run_does_nothing(snakemake, e
     assert "Nothing to be done" in again.stdout + again.stderr
 
     audit = subprocess.run(
-        [sys.executable, "-m", "dpar.cli", "track", "audit", "--results", str(results)]
-        + ["--snakefile", str(ROOT / "Snakefile")],
+        [
+            *(sys.executable, "-m", "dpar.cli", "track", "audit"),
+            *("--results", str(results), "--snakefile", str(ROOT / "Snakefile")),
+        ],
         cwd=tmp_path, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert audit.returncode == 0, audit.stdout + audit.stderr

@@ -11,12 +11,14 @@ rule resolve_experiment:
         RESULTS + "/experiment.json",
     log:
         RESULTS + "/logs/resolve_experiment.log",
-    params:
-        values=json.dumps(EXPERIMENT.model_dump(mode="json")),
     conda:
         "../../envs/dpar.yaml"
+    params:
+        values=json.dumps(EXPERIMENT.model_dump(mode="json")),
     shell:
-        PYTHON + "resolve_experiment --values {params.values:q} --output {output}" + LOGGED
+        PYTHON
+        + "resolve_experiment --values {params.values:q} --output {output}"
+        + LOGGED
 
 
 rule generate_images:
@@ -27,18 +29,22 @@ rule generate_images:
         RESULTS + "/images/{split}.parquet",
     log:
         RESULTS + "/logs/generate_images/{split}.log",
-    params:
-        recipe=recipe("generate_images", EXPERIMENT.images),
     conda:
         "../../envs/dpar.yaml"
+    params:
+        recipe=recipe("generate_images", EXPERIMENT.images),
     shell:
-        PYTHON + "generate_images --experiment {input.experiment} --split {wildcards.split} --output {output}" + LOGGED
+        PYTHON
+        + "generate_images --experiment {input.experiment} --split {wildcards.split} --output {output}"
+        + LOGGED
 
 
 def images_to_index(wildcards):
     if EXPERIMENT.images.source == "generated":
         return f"{RESULTS}/images/{wildcards.split}.parquet"
-    return []  # the user's own images: a path in the experiment, checked by the stage, absent in a dry run
+    return (
+        []
+    )  # the user's own images: a path in the experiment, checked by the stage, absent in a dry run
 
 
 rule index_images:
@@ -50,13 +56,16 @@ rule index_images:
         RESULTS + "/index/{split}.json",
     log:
         RESULTS + "/logs/index_images/{split}.log",
-    params:
-        recipe=recipe("index_images", EXPERIMENT.images),
-        images=lambda wildcards, input: f"--images {input.images}" if input.images else "",
     conda:
         "../../envs/dpar.yaml"
+    params:
+        recipe=recipe("index_images", EXPERIMENT.images),
+        images=lambda wildcards, input: (
+            f"--images {input.images}" if input.images else ""
+        ),
     shell:
-        PYTHON + "index_images --experiment {input.experiment} --split {wildcards.split} {params.images}"
+        PYTHON
+        + "index_images --experiment {input.experiment} --split {wildcards.split} {params.images}"
         " --output {output}" + LOGGED
 
 
@@ -70,16 +79,18 @@ rule encode_images:
         f"{RESULTS}/codes/{{split}}/{{shard}}.{SHARD_SUFFIX}",
     log:
         RESULTS + "/logs/encode_images/{split}-{shard}.log",
+    conda:
+        "../../envs/dpar.yaml"
+    resources:
+        gpu=0,
     params:
         recipe=recipe("encode_images", EXPERIMENT.codes, EXPERIMENT.images.resolution),
         tokenizer=RESULTS + "/tokenizer",
-    resources:
-        gpu=0,
-    conda:
-        "../../envs/dpar.yaml"
     shell:
-        PYTHON + "encode_images --experiment {input.experiment} --split {wildcards.split} --shard {wildcards.shard}"
-        " --index {input.index} --tokenizer {params.tokenizer} --output {output}" + LOGGED
+        PYTHON
+        + "encode_images --experiment {input.experiment} --split {wildcards.split} --shard {wildcards.shard}"
+        " --index {input.index} --tokenizer {params.tokenizer} --output {output}"
+        + LOGGED
 
 
 rule index_codes:
@@ -91,12 +102,14 @@ rule index_codes:
         RESULTS + "/{store}/{split}/manifest.json",
     log:
         RESULTS + "/logs/index_codes/{store}-{split}.log",
-    params:
-        recipe=recipe("index_codes"),
     conda:
         "../../envs/dpar.yaml"
+    params:
+        recipe=recipe("index_codes"),
     shell:
-        PYTHON + "index_codes --experiment {input.experiment} --shards {input.shards} --output {output}" + LOGGED
+        PYTHON
+        + "index_codes --experiment {input.experiment} --shards {input.shards} --output {output}"
+        + LOGGED
 
 
 rule verify_codes:
@@ -108,9 +121,11 @@ rule verify_codes:
         RESULTS + "/{store}/{split}/verified.json",
     log:
         RESULTS + "/logs/verify_codes/{store}-{split}.log",
-    params:
-        recipe=recipe("verify_codes"),
     conda:
         "../../envs/dpar.yaml"
+    params:
+        recipe=recipe("verify_codes"),
     shell:
-        PYTHON + "verify_codes --experiment {input.experiment} --manifest {input.manifest} --output {output}" + LOGGED
+        PYTHON
+        + "verify_codes --experiment {input.experiment} --manifest {input.manifest} --output {output}"
+        + LOGGED

@@ -12,16 +12,16 @@ if EXPERIMENT.entropy_model.weights is None:
             folder("entropy_model"),
         log:
             RESULTS + "/logs/train_entropy_model.log",
-        params:
-            recipe=recipe("train_entropy_model", EXPERIMENT.entropy_model),
-            folder=RESULTS + "/entropy_model",
-            state=RESULTS + "/state/entropy_model",
+        conda:
+            "../../envs/dpar.yaml"
         threads: 2
         resources:
             gpu=0,
             nodes=1,
-        conda:
-            "../../envs/dpar.yaml"
+        params:
+            recipe=recipe("train_entropy_model", EXPERIMENT.entropy_model),
+            folder=RESULTS + "/entropy_model",
+            state=RESULTS + "/state/entropy_model",
         shell:
             "python -m dpar.launch --gpus {resources.gpu} --nodes {resources.nodes} dpar.stages.train_entropy_model"
             " --experiment {input.experiment} --train {input.train} --val {input.val} --state {params.state} --restart"
@@ -37,13 +37,15 @@ else:
             folder("entropy_model"),
         log:
             RESULTS + "/logs/import_entropy_model.log",
+        conda:
+            "../../envs/dpar.yaml"
         params:
             recipe=recipe("import_entropy_model", EXPERIMENT.entropy_model),
             folder=RESULTS + "/entropy_model",
-        conda:
-            "../../envs/dpar.yaml"
         shell:
-            PYTHON + "import_entropy_model --experiment {input.experiment} --output {params.folder}" + LOGGED
+            PYTHON
+            + "import_entropy_model --experiment {input.experiment} --output {params.folder}"
+            + LOGGED
 
 
 rule score_entropies:
@@ -56,15 +58,16 @@ rule score_entropies:
         f"{RESULTS}/scored/{{split}}/{{shard}}.{SHARD_SUFFIX}",
     log:
         RESULTS + "/logs/score_entropies/{split}-{shard}.log",
+    conda:
+        "../../envs/dpar.yaml"
+    resources:
+        gpu=0,
     params:
         recipe=recipe("score_entropies"),
         entropy_model=RESULTS + "/entropy_model",
-    resources:
-        gpu=0,
-    conda:
-        "../../envs/dpar.yaml"
     shell:
-        PYTHON + "score_entropies --experiment {input.experiment} --shard {input.shard}"
+        PYTHON
+        + "score_entropies --experiment {input.experiment} --shard {input.shard}"
         " --entropy-model {params.entropy_model} --output {output}" + LOGGED
 
 
@@ -77,12 +80,15 @@ rule calibrate_thresholds:
         RESULTS + "/thresholds.json",
     log:
         RESULTS + "/logs/calibrate_thresholds.log",
-    params:
-        recipe=recipe("calibrate_thresholds", EXPERIMENT.patchify, p_avg_targets(EXPERIMENT)),
     conda:
         "../../envs/dpar.yaml"
+    params:
+        recipe=recipe(
+            "calibrate_thresholds", EXPERIMENT.patchify, p_avg_targets(EXPERIMENT)
+        ),
     shell:
-        PYTHON + "calibrate_thresholds --experiment {input.experiment} --manifest {input.manifest}"
+        PYTHON
+        + "calibrate_thresholds --experiment {input.experiment} --manifest {input.manifest}"
         " --output {output}" + LOGGED
 
 
@@ -96,12 +102,17 @@ rule count_patches:
         RESULTS + "/patch_counts.json",
     log:
         RESULTS + "/logs/count_patches.log",
-    params:
-        recipe=recipe(
-            "count_patches", {slug: [cell.patchify.model_dump(), cell.transformer.model_dump()] for slug, cell in MODELS.items()}
-        ),
     conda:
         "../../envs/dpar.yaml"
+    params:
+        recipe=recipe(
+            "count_patches",
+            {
+                slug: [cell.patchify.model_dump(), cell.transformer.model_dump()]
+                for slug, cell in MODELS.items()
+            },
+        ),
     shell:
-        PYTHON + "count_patches --experiment {input.experiment} --manifest {input.manifest}"
+        PYTHON
+        + "count_patches --experiment {input.experiment} --manifest {input.manifest}"
         " --thresholds {input.thresholds} --output {output}" + LOGGED

@@ -5,7 +5,9 @@ if EXPERIMENT.evaluation.extractor == "classifier":
     EXTRACTOR_FILES = folder("classifier")
 else:
     EXTRACTOR = EXPERIMENT.evaluation.inception_weights
-    EXTRACTOR_FILES = []  # the user's file: a path in the experiment, checked by the stage
+    EXTRACTOR_FILES = (
+        []
+    )  # the user's file: a path in the experiment, checked by the stage
 
 
 rule train_classifier:
@@ -18,15 +20,20 @@ rule train_classifier:
         folder("classifier"),
     log:
         RESULTS + "/logs/train_classifier.log",
-    params:
-        recipe=recipe("train_classifier", EXPERIMENT.evaluation.classifier, EXPERIMENT.images.resolution),
-        folder=RESULTS + "/classifier",
-    resources:
-        gpu=0,
     conda:
         "../../envs/dpar.yaml"
+    resources:
+        gpu=0,
+    params:
+        recipe=recipe(
+            "train_classifier",
+            EXPERIMENT.evaluation.classifier,
+            EXPERIMENT.images.resolution,
+        ),
+        folder=RESULTS + "/classifier",
     shell:
-        PYTHON + "train_classifier --experiment {input.experiment} --train-index {input.train}"
+        PYTHON
+        + "train_classifier --experiment {input.experiment} --train-index {input.train}"
         " --val-index {input.val} --output {params.folder}" + LOGGED
 
 
@@ -34,7 +41,10 @@ def images_to_describe(wildcards):
     """The real images for `reference`, else the shards of the samples CELL/seedN."""
     if wildcards.features != "reference":
         cell, seed = wildcards.features.rsplit("/seed", 1)
-        return [f"{RESULTS}/samples/{cell}/seed{seed}/{i:05d}.npz" for i in range(SAMPLES[cell].sampling.shards)]
+        return [
+            f"{RESULTS}/samples/{cell}/seed{seed}/{i:05d}.npz"
+            for i in range(SAMPLES[cell].sampling.shards)
+        ]
     if EXPERIMENT.evaluation.reference in SPLITS:
         return [f"{RESULTS}/index/{EXPERIMENT.evaluation.reference}.json"]
     return []  # the user's npz: a path in the experiment, checked by the stage
@@ -50,16 +60,17 @@ rule extract_features:
         RESULTS + "/features/{features}.npz",
     log:
         RESULTS + "/logs/extract_features/{features}.log",
+    conda:
+        "../../envs/dpar.yaml"
+    resources:
+        gpu=0,
     params:
         recipe=recipe("extract_features", EXPERIMENT.evaluation),
         extractor=EXTRACTOR,
         images=lambda wildcards, input: input.images or EXPERIMENT.evaluation.reference,
-    resources:
-        gpu=0,
-    conda:
-        "../../envs/dpar.yaml"
     shell:
-        PYTHON + "extract_features --experiment {input.experiment} --extractor {params.extractor}"
+        PYTHON
+        + "extract_features --experiment {input.experiment} --extractor {params.extractor}"
         " --images {params.images} --output {output}" + LOGGED
 
 
@@ -73,12 +84,13 @@ rule compute_metrics:
         RESULTS + "/metrics/{cell}/seed{seed}.json",
     log:
         RESULTS + "/logs/compute_metrics/{cell}-seed{seed}.log",
-    params:
-        recipe=recipe("compute_metrics", EXPERIMENT.evaluation),
     conda:
         "../../envs/dpar.yaml"
+    params:
+        recipe=recipe("compute_metrics", EXPERIMENT.evaluation),
     shell:
-        PYTHON + "compute_metrics --experiment {input.experiment} --samples {input.samples}"
+        PYTHON
+        + "compute_metrics --experiment {input.experiment} --samples {input.samples}"
         " --reference {input.reference} --output {output}" + LOGGED
 
 
@@ -91,10 +103,15 @@ rule measure_noise_floor:
         RESULTS + "/metrics/noise_floor.json",
     log:
         RESULTS + "/logs/measure_noise_floor.log",
-    params:
-        recipe=recipe("measure_noise_floor", EXPERIMENT.evaluation, EXPERIMENT.sampling.num_images),
     conda:
         "../../envs/dpar.yaml"
+    params:
+        recipe=recipe(
+            "measure_noise_floor",
+            EXPERIMENT.evaluation,
+            EXPERIMENT.sampling.num_images,
+        ),
     shell:
-        PYTHON + "measure_noise_floor --experiment {input.experiment} --reference {input.reference}"
+        PYTHON
+        + "measure_noise_floor --experiment {input.experiment} --reference {input.reference}"
         " --output {output}" + LOGGED

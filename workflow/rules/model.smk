@@ -4,14 +4,20 @@
 def previous_milestone(wildcards):
     """The state that this one continues: milestones of one training are made one after the other."""
     names = MODELS[wildcards.model].milestones
-    before = names[: names.index(wildcards.milestone)] if wildcards.milestone in names else ()
+    before = (
+        names[: names.index(wildcards.milestone)]
+        if wildcards.milestone in names
+        else ()
+    )
     return folder(f"models/{wildcards.model}/{before[-1]}") if before else []
 
 
 def training_recipe(wildcards):
     cell = MODELS[wildcards.model]
     # the length and the kept states decide when to stop, not what is computed on the way
-    settings = cell.training.model_dump(exclude={"steps", "epochs", "milestones", "log_every"})
+    settings = cell.training.model_dump(
+        exclude={"steps", "epochs", "milestones", "log_every"}
+    )
     # a baseline without patches does not depend on the patch rule
     patchify = cell.patchify if cell.transformer.is_dpar else None
     return recipe("train_model", cell.transformer, patchify, settings)
@@ -30,16 +36,16 @@ rule train_model:
         history=RESULTS + "/models/{model}/{milestone}/history.jsonl",
     log:
         RESULTS + "/logs/train_model/{model}-{milestone}.log",
-    params:
-        recipe=training_recipe,
-        folder=RESULTS + "/models/{model}/{milestone}",
-        state=RESULTS + "/state/models/{model}",
+    conda:
+        "../../envs/dpar.yaml"
     threads: 1
     resources:
         gpu=0,
         nodes=1,
-    conda:
-        "../../envs/dpar.yaml"
+    params:
+        recipe=training_recipe,
+        folder=RESULTS + "/models/{model}/{milestone}",
+        state=RESULTS + "/state/models/{model}",
     shell:
         "python -m dpar.launch --gpus {resources.gpu} --nodes {resources.nodes} dpar.stages.train_model"
         " --experiment {input.experiment} --model {wildcards.model} --milestone {wildcards.milestone}"
@@ -57,13 +63,14 @@ rule evaluate_likelihood:
         RESULTS + "/likelihood/{model}/{milestone}.json",
     log:
         RESULTS + "/logs/evaluate_likelihood/{model}-{milestone}.log",
+    conda:
+        "../../envs/dpar.yaml"
+    resources:
+        gpu=0,
     params:
         recipe=recipe("evaluate_likelihood"),
         folder=RESULTS + "/models/{model}/{milestone}",
-    resources:
-        gpu=0,
-    conda:
-        "../../envs/dpar.yaml"
     shell:
-        PYTHON + "evaluate_likelihood --experiment {input.experiment} --model-folder {params.folder}"
+        PYTHON
+        + "evaluate_likelihood --experiment {input.experiment} --model-folder {params.folder}"
         " --manifest {input.manifest} --output {output}" + LOGGED

@@ -2,19 +2,30 @@
 
 
 def metric_files(cells):
-    return [f"{RESULTS}/metrics/{cell.slug}/seed{seed}.json" for cell in cells for seed in cell.sampling.seeds]
+    return [
+        f"{RESULTS}/metrics/{cell.slug}/seed{seed}.json"
+        for cell in cells
+        for seed in cell.sampling.seeds
+    ]
 
 
 def likelihood_files(cells):
-    return sorted({f"{RESULTS}/likelihood/{cell.model}/{cell.milestone}.json" for cell in cells})
+    return sorted(
+        {f"{RESULTS}/likelihood/{cell.model}/{cell.milestone}.json" for cell in cells}
+    )
 
 
 def first_pictures(cells):
-    return [f"{RESULTS}/samples/{cell.slug}/seed{cell.sampling.seeds[0]}/00000.png" for cell in cells]
+    return [
+        f"{RESULTS}/samples/{cell.slug}/seed{cell.sampling.seeds[0]}/00000.png"
+        for cell in cells
+    ]
 
 
 def table_cells(name):
-    return list({row.sample.slug: row.sample for row in table_rows(EXPERIMENT, name)}.values())
+    return list(
+        {row.sample.slug: row.sample for row in table_rows(EXPERIMENT, name)}.values()
+    )
 
 
 rule make_table:
@@ -33,15 +44,19 @@ rule make_table:
         latex=RESULTS + "/tables/{table}.tex",
     log:
         RESULTS + "/logs/make_table/{table}.log",
-    params:
-        recipe=lambda wildcards: recipe("make_table", EXPERIMENT.tables[wildcards.table]),
     conda:
         "../../envs/dpar.yaml"
+    params:
+        recipe=lambda wildcards: recipe(
+            "make_table", EXPERIMENT.tables[wildcards.table]
+        ),
     shell:
-        PYTHON + "make_table --experiment {input.experiment} --table {wildcards.table} --metrics {input.metrics}"
+        PYTHON
+        + "make_table --experiment {input.experiment} --table {wildcards.table} --metrics {input.metrics}"
         " --likelihoods {input.likelihoods} --noise-floor {input.noise_floor} --patch-counts {input.patch_counts}"
         " --thresholds {input.thresholds} --pictures {input.pictures}"
-        " --csv {output.csv} --markdown {output.markdown} --latex {output.latex}" + LOGGED
+        " --csv {output.csv} --markdown {output.markdown} --latex {output.latex}"
+        + LOGGED
 
 
 rule plot_entropy_maps:
@@ -52,15 +67,20 @@ rule plot_entropy_maps:
         manifest=RESULTS + "/scored/val/manifest.json",
         thresholds=RESULTS + "/thresholds.json",
     output:
-        report(RESULTS + "/figures/entropy_maps.png", caption="../report/entropy_maps.rst", category="Figures"),
+        report(
+            RESULTS + "/figures/entropy_maps.png",
+            caption="../report/entropy_maps.rst",
+            category="Figures",
+        ),
     log:
         RESULTS + "/logs/plot_entropy_maps.log",
-    params:
-        recipe=recipe("plot_entropy_maps", EXPERIMENT.patchify),
     conda:
         "../../envs/dpar.yaml"
+    params:
+        recipe=recipe("plot_entropy_maps", EXPERIMENT.patchify),
     shell:
-        PYTHON + "plot_entropy_maps --experiment {input.experiment} --index {input.index} --manifest {input.manifest}"
+        PYTHON
+        + "plot_entropy_maps --experiment {input.experiment} --index {input.index} --manifest {input.manifest}"
         " --thresholds {input.thresholds} --output {output}" + LOGGED
 
 
@@ -70,18 +90,24 @@ rule plot_samples:
         experiment=ancient(rules.resolve_experiment.output),
         index=RESULTS + "/index/val.json",
         samples=[
-            f"{RESULTS}/samples/{cell.slug}/seed{cell.sampling.seeds[0]}/00000.npz" for cell in SAMPLES.values()
+            f"{RESULTS}/samples/{cell.slug}/seed{cell.sampling.seeds[0]}/00000.npz"
+            for cell in SAMPLES.values()
         ],
     output:
-        report(RESULTS + "/figures/samples.png", caption="../report/samples.rst", category="Figures"),
+        report(
+            RESULTS + "/figures/samples.png",
+            caption="../report/samples.rst",
+            category="Figures",
+        ),
     log:
         RESULTS + "/logs/plot_samples.log",
-    params:
-        recipe=recipe("plot_samples"),
     conda:
         "../../envs/dpar.yaml"
+    params:
+        recipe=recipe("plot_samples"),
     shell:
-        PYTHON + "plot_samples --experiment {input.experiment} --index {input.index} --samples {input.samples}"
+        PYTHON
+        + "plot_samples --experiment {input.experiment} --index {input.index} --samples {input.samples}"
         " --output {output}" + LOGGED
 
 
@@ -92,15 +118,20 @@ rule plot_ablation:
         table=rules.make_table.output.csv,
         noise_floor=RESULTS + "/metrics/noise_floor.json",
     output:
-        report(RESULTS + "/figures/{table}.png", caption="../report/ablation.rst", category="Figures"),
+        report(
+            RESULTS + "/figures/{table}.png",
+            caption="../report/ablation.rst",
+            category="Figures",
+        ),
     log:
         RESULTS + "/logs/plot_ablation/{table}.log",
-    params:
-        recipe=recipe("plot_ablation"),
     conda:
         "../../envs/dpar.yaml"
+    params:
+        recipe=recipe("plot_ablation"),
     shell:
-        PYTHON + "plot_ablation --experiment {input.experiment} --table {wildcards.table} --csv {input.table}"
+        PYTHON
+        + "plot_ablation --experiment {input.experiment} --table {wildcards.table} --csv {input.table}"
         " --noise-floor {input.noise_floor} --output {output}" + LOGGED
 
 
@@ -111,13 +142,17 @@ rule plot_compute:
         tables=expand(RESULTS + "/tables/{table}.csv", table=EXPERIMENT.tables),
         noise_floor=RESULTS + "/metrics/noise_floor.json",
     output:
-        report(RESULTS + "/figures/compute.png", caption="../report/compute.rst", category="Figures"),
+        report(
+            RESULTS + "/figures/compute.png",
+            caption="../report/compute.rst",
+            category="Figures",
+        ),
     log:
         RESULTS + "/logs/plot_compute.log",
-    params:
-        recipe=recipe("plot_compute"),
     conda:
         "../../envs/dpar.yaml"
+    params:
+        recipe=recipe("plot_compute"),
     shell:
         PYTHON + "plot_compute --experiment {input.experiment} --tables {input.tables}"
         " --noise-floor {input.noise_floor} --output {output}" + LOGGED
@@ -148,12 +183,13 @@ rule write_report:
         RESULTS + "/report.html",
     log:
         RESULTS + "/logs/write_report.log",
-    params:
-        recipe=recipe("write_report", EXPERIMENT.tables),
     conda:
         "../../envs/dpar.yaml"
+    params:
+        recipe=recipe("write_report", EXPERIMENT.tables),
     shell:
-        PYTHON + "write_report --experiment {input.experiment} --tables {input.tables} --ablations {input.ablations}"
+        PYTHON
+        + "write_report --experiment {input.experiment} --tables {input.tables} --ablations {input.ablations}"
         " --figures {input.figures} --tokenizer {input.tokenizer} --reconstructions {input.reconstructions}"
         " --noise-floor {input.noise_floor} --thresholds {input.thresholds} --patch-counts {input.patch_counts}"
         " --histories {input.histories} --output {output}" + LOGGED

@@ -12,18 +12,22 @@ if EXPERIMENT.tokenizer.weights is None:
             folder("tokenizer"),
         log:
             RESULTS + "/logs/train_tokenizer.log",
-        params:
-            recipe=recipe("train_tokenizer", EXPERIMENT.tokenizer, EXPERIMENT.images.resolution),
-            folder=RESULTS + "/tokenizer",
-            state=RESULTS + "/state/tokenizer",
+        conda:
+            "../../envs/dpar.yaml"
         threads: 2
         resources:
             gpu=0,
-        conda:
-            "../../envs/dpar.yaml"
+        params:
+            recipe=recipe(
+                "train_tokenizer", EXPERIMENT.tokenizer, EXPERIMENT.images.resolution
+            ),
+            folder=RESULTS + "/tokenizer",
+            state=RESULTS + "/state/tokenizer",
         shell:
-            PYTHON + "train_tokenizer --experiment {input.experiment} --train-index {input.train}"
-            " --val-index {input.val} --state {params.state} --restart --output {params.folder}" + LOGGED
+            PYTHON
+            + "train_tokenizer --experiment {input.experiment} --train-index {input.train}"
+            " --val-index {input.val} --state {params.state} --restart --output {params.folder}"
+            + LOGGED
 
 else:
 
@@ -35,13 +39,15 @@ else:
             folder("tokenizer"),
         log:
             RESULTS + "/logs/import_tokenizer.log",
+        conda:
+            "../../envs/dpar.yaml"
         params:
             recipe=recipe("import_tokenizer", EXPERIMENT.tokenizer),
             folder=RESULTS + "/tokenizer",
-        conda:
-            "../../envs/dpar.yaml"
         shell:
-            PYTHON + "import_tokenizer --experiment {input.experiment} --output {params.folder}" + LOGGED
+            PYTHON
+            + "import_tokenizer --experiment {input.experiment} --output {params.folder}"
+            + LOGGED
 
 
 rule evaluate_tokenizer:
@@ -59,13 +65,14 @@ rule evaluate_tokenizer:
         ),
     log:
         RESULTS + "/logs/evaluate_tokenizer.log",
+    conda:
+        "../../envs/dpar.yaml"
+    resources:
+        gpu=0,
     params:
         recipe=recipe("evaluate_tokenizer"),
         folder=RESULTS + "/tokenizer",
-    resources:
-        gpu=0,
-    conda:
-        "../../envs/dpar.yaml"
     shell:
-        PYTHON + "evaluate_tokenizer --experiment {input.experiment} --tokenizer {params.folder} --index {input.index}"
+        PYTHON
+        + "evaluate_tokenizer --experiment {input.experiment} --tokenizer {params.folder} --index {input.index}"
         " --report {output.report} --picture {output.picture}" + LOGGED
