@@ -35,9 +35,7 @@ SHARD_SUFFIX = {"parquet": "parquet", "webdataset": "tar"}[EXPERIMENT.codes.form
 MODEL_FILES = ("model.safetensors", "config.json")
 PYTHON = "python -m dpar.stages."
 # The rules' `python` is the one that runs Snakemake, unless --sdm conda puts its own before it.
-os.environ["PATH"] = os.pathsep.join(
-    [os.path.dirname(sys.executable), os.environ["PATH"]]
-)
+os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
 # One log a job: everything the stage says, on the screen and in the file; tee outlives Ctrl-C so that a stage
 # that saves its state on the way out can still say so.
 LOGGED = " 2>&1 | tee -i {log}"
@@ -57,17 +55,12 @@ wildcard_constraints:
 
 def recipe(stage, *settings):
     """What makes the stage's outputs out of date: its recipe number and the settings it reads."""
-    plain = [
-        s.model_dump(mode="json") if hasattr(s, "model_dump") else s for s in settings
-    ]
+    plain = [s.model_dump(mode="json") if hasattr(s, "model_dump") else s for s in settings]
     return f"{RECIPES[stage]}.{digest([EXPERIMENT.seed, *plain])}"
 
 
 def shards(store, split):
-    return [
-        f"{RESULTS}/{store}/{split}/{i:05d}.{SHARD_SUFFIX}"
-        for i in range(SHARD_COUNT[split])
-    ]
+    return [f"{RESULTS}/{store}/{split}/{i:05d}.{SHARD_SUFFIX}" for i in range(SHARD_COUNT[split])]
 
 
 def folder(path):
@@ -95,6 +88,4 @@ def start_tracking():
 def finish_tracking():
     """Carries the last spools into MLflow; a store that cannot be reached costs a line, never the results."""
     if subprocess.call(tracking_command("sync")) != 0:
-        print(
-            f"tracking: some records wait in {RESULTS}/tracking/spool; `dpar track sync` delivers them later"
-        )
+        print(f"tracking: some records wait in {RESULTS}/tracking/spool; `dpar track sync` delivers them later")

@@ -16,9 +16,7 @@ rule resolve_experiment:
     params:
         values=json.dumps(EXPERIMENT.model_dump(mode="json")),
     shell:
-        PYTHON
-        + "resolve_experiment --values {params.values:q} --output {output}"
-        + LOGGED
+        PYTHON + "resolve_experiment --values {params.values:q} --output {output}" + LOGGED
 
 
 rule generate_images:
@@ -34,17 +32,13 @@ rule generate_images:
     params:
         recipe=recipe("generate_images", EXPERIMENT.images),
     shell:
-        PYTHON
-        + "generate_images --experiment {input.experiment} --split {wildcards.split} --output {output}"
-        + LOGGED
+        PYTHON + "generate_images --experiment {input.experiment} --split {wildcards.split} --output {output}" + LOGGED
 
 
 def images_to_index(wildcards):
     if EXPERIMENT.images.source == "generated":
         return f"{RESULTS}/images/{wildcards.split}.parquet"
-    return (
-        []
-    )  # the user's own images: a path in the experiment, checked by the stage, absent in a dry run
+    return []  # the user's own images: a path in the experiment, checked by the stage, absent in a dry run
 
 
 rule index_images:
@@ -60,12 +54,9 @@ rule index_images:
         "../../envs/dpar.yaml"
     params:
         recipe=recipe("index_images", EXPERIMENT.images),
-        images=lambda wildcards, input: (
-            f"--images {input.images}" if input.images else ""
-        ),
+        images=lambda wildcards, input: (f"--images {input.images}" if input.images else ""),
     shell:
-        PYTHON
-        + "index_images --experiment {input.experiment} --split {wildcards.split} {params.images}"
+        PYTHON + "index_images --experiment {input.experiment} --split {wildcards.split} {params.images}"
         " --output {output}" + LOGGED
 
 
@@ -87,10 +78,8 @@ rule encode_images:
         recipe=recipe("encode_images", EXPERIMENT.codes, EXPERIMENT.images.resolution),
         tokenizer=RESULTS + "/tokenizer",
     shell:
-        PYTHON
-        + "encode_images --experiment {input.experiment} --split {wildcards.split} --shard {wildcards.shard}"
-        " --index {input.index} --tokenizer {params.tokenizer} --output {output}"
-        + LOGGED
+        PYTHON + "encode_images --experiment {input.experiment} --split {wildcards.split} --shard {wildcards.shard}"
+        " --index {input.index} --tokenizer {params.tokenizer} --output {output}" + LOGGED
 
 
 rule index_codes:
@@ -107,9 +96,7 @@ rule index_codes:
     params:
         recipe=recipe("index_codes"),
     shell:
-        PYTHON
-        + "index_codes --experiment {input.experiment} --shards {input.shards} --output {output}"
-        + LOGGED
+        PYTHON + "index_codes --experiment {input.experiment} --shards {input.shards} --output {output}" + LOGGED
 
 
 rule verify_codes:
@@ -126,6 +113,4 @@ rule verify_codes:
     params:
         recipe=recipe("verify_codes"),
     shell:
-        PYTHON
-        + "verify_codes --experiment {input.experiment} --manifest {input.manifest} --output {output}"
-        + LOGGED
+        PYTHON + "verify_codes --experiment {input.experiment} --manifest {input.manifest} --output {output}" + LOGGED

@@ -43,9 +43,7 @@ else:
             recipe=recipe("import_entropy_model", EXPERIMENT.entropy_model),
             folder=RESULTS + "/entropy_model",
         shell:
-            PYTHON
-            + "import_entropy_model --experiment {input.experiment} --output {params.folder}"
-            + LOGGED
+            PYTHON + "import_entropy_model --experiment {input.experiment} --output {params.folder}" + LOGGED
 
 
 rule score_entropies:
@@ -66,8 +64,7 @@ rule score_entropies:
         recipe=recipe("score_entropies"),
         entropy_model=RESULTS + "/entropy_model",
     shell:
-        PYTHON
-        + "score_entropies --experiment {input.experiment} --shard {input.shard}"
+        PYTHON + "score_entropies --experiment {input.experiment} --shard {input.shard}"
         " --entropy-model {params.entropy_model} --output {output}" + LOGGED
 
 
@@ -83,12 +80,9 @@ rule calibrate_thresholds:
     conda:
         "../../envs/dpar.yaml"
     params:
-        recipe=recipe(
-            "calibrate_thresholds", EXPERIMENT.patchify, p_avg_targets(EXPERIMENT)
-        ),
+        recipe=recipe("calibrate_thresholds", EXPERIMENT.patchify, p_avg_targets(EXPERIMENT)),
     shell:
-        PYTHON
-        + "calibrate_thresholds --experiment {input.experiment} --manifest {input.manifest}"
+        PYTHON + "calibrate_thresholds --experiment {input.experiment} --manifest {input.manifest}"
         " --output {output}" + LOGGED
 
 
@@ -107,12 +101,8 @@ rule count_patches:
     params:
         recipe=recipe(
             "count_patches",
-            {
-                slug: [cell.patchify.model_dump(), cell.transformer.model_dump()]
-                for slug, cell in MODELS.items()
-            },
+            {slug: [cell.patchify.model_dump(), cell.transformer.model_dump()] for slug, cell in MODELS.items()},
         ),
     shell:
-        PYTHON
-        + "count_patches --experiment {input.experiment} --manifest {input.manifest}"
+        PYTHON + "count_patches --experiment {input.experiment} --manifest {input.manifest}"
         " --thresholds {input.thresholds} --output {output}" + LOGGED

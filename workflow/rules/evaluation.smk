@@ -5,9 +5,7 @@ if EXPERIMENT.evaluation.extractor == "classifier":
     EXTRACTOR_FILES = folder("classifier")
 else:
     EXTRACTOR = EXPERIMENT.evaluation.inception_weights
-    EXTRACTOR_FILES = (
-        []
-    )  # the user's file: a path in the experiment, checked by the stage
+    EXTRACTOR_FILES = []  # the user's file: a path in the experiment, checked by the stage
 
 
 rule train_classifier:
@@ -32,8 +30,7 @@ rule train_classifier:
         ),
         folder=RESULTS + "/classifier",
     shell:
-        PYTHON
-        + "train_classifier --experiment {input.experiment} --train-index {input.train}"
+        PYTHON + "train_classifier --experiment {input.experiment} --train-index {input.train}"
         " --val-index {input.val} --output {params.folder}" + LOGGED
 
 
@@ -41,10 +38,7 @@ def images_to_describe(wildcards):
     """The real images for `reference`, else the shards of the samples CELL/seedN."""
     if wildcards.features != "reference":
         cell, seed = wildcards.features.rsplit("/seed", 1)
-        return [
-            f"{RESULTS}/samples/{cell}/seed{seed}/{i:05d}.npz"
-            for i in range(SAMPLES[cell].sampling.shards)
-        ]
+        return [f"{RESULTS}/samples/{cell}/seed{seed}/{i:05d}.npz" for i in range(SAMPLES[cell].sampling.shards)]
     if EXPERIMENT.evaluation.reference in SPLITS:
         return [f"{RESULTS}/index/{EXPERIMENT.evaluation.reference}.json"]
     return []  # the user's npz: a path in the experiment, checked by the stage
@@ -69,8 +63,7 @@ rule extract_features:
         extractor=EXTRACTOR,
         images=lambda wildcards, input: input.images or EXPERIMENT.evaluation.reference,
     shell:
-        PYTHON
-        + "extract_features --experiment {input.experiment} --extractor {params.extractor}"
+        PYTHON + "extract_features --experiment {input.experiment} --extractor {params.extractor}"
         " --images {params.images} --output {output}" + LOGGED
 
 
@@ -89,8 +82,7 @@ rule compute_metrics:
     params:
         recipe=recipe("compute_metrics", EXPERIMENT.evaluation),
     shell:
-        PYTHON
-        + "compute_metrics --experiment {input.experiment} --samples {input.samples}"
+        PYTHON + "compute_metrics --experiment {input.experiment} --samples {input.samples}"
         " --reference {input.reference} --output {output}" + LOGGED
 
 
@@ -112,6 +104,5 @@ rule measure_noise_floor:
             EXPERIMENT.sampling.num_images,
         ),
     shell:
-        PYTHON
-        + "measure_noise_floor --experiment {input.experiment} --reference {input.reference}"
+        PYTHON + "measure_noise_floor --experiment {input.experiment} --reference {input.reference}"
         " --output {output}" + LOGGED

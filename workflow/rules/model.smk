@@ -4,20 +4,14 @@
 def previous_milestone(wildcards):
     """The state that this one continues: milestones of one training are made one after the other."""
     names = MODELS[wildcards.model].milestones
-    before = (
-        names[: names.index(wildcards.milestone)]
-        if wildcards.milestone in names
-        else ()
-    )
+    before = names[: names.index(wildcards.milestone)] if wildcards.milestone in names else ()
     return folder(f"models/{wildcards.model}/{before[-1]}") if before else []
 
 
 def training_recipe(wildcards):
     cell = MODELS[wildcards.model]
     # the length and the kept states decide when to stop, not what is computed on the way
-    settings = cell.training.model_dump(
-        exclude={"steps", "epochs", "milestones", "log_every"}
-    )
+    settings = cell.training.model_dump(exclude={"steps", "epochs", "milestones", "log_every"})
     # a baseline without patches does not depend on the patch rule
     patchify = cell.patchify if cell.transformer.is_dpar else None
     return recipe("train_model", cell.transformer, patchify, settings)
@@ -71,6 +65,5 @@ rule evaluate_likelihood:
         recipe=recipe("evaluate_likelihood"),
         folder=RESULTS + "/models/{model}/{milestone}",
     shell:
-        PYTHON
-        + "evaluate_likelihood --experiment {input.experiment} --model-folder {params.folder}"
+        PYTHON + "evaluate_likelihood --experiment {input.experiment} --model-folder {params.folder}"
         " --manifest {input.manifest} --output {output}" + LOGGED

@@ -2,30 +2,19 @@
 
 
 def metric_files(cells):
-    return [
-        f"{RESULTS}/metrics/{cell.slug}/seed{seed}.json"
-        for cell in cells
-        for seed in cell.sampling.seeds
-    ]
+    return [f"{RESULTS}/metrics/{cell.slug}/seed{seed}.json" for cell in cells for seed in cell.sampling.seeds]
 
 
 def likelihood_files(cells):
-    return sorted(
-        {f"{RESULTS}/likelihood/{cell.model}/{cell.milestone}.json" for cell in cells}
-    )
+    return sorted({f"{RESULTS}/likelihood/{cell.model}/{cell.milestone}.json" for cell in cells})
 
 
 def first_pictures(cells):
-    return [
-        f"{RESULTS}/samples/{cell.slug}/seed{cell.sampling.seeds[0]}/00000.png"
-        for cell in cells
-    ]
+    return [f"{RESULTS}/samples/{cell.slug}/seed{cell.sampling.seeds[0]}/00000.png" for cell in cells]
 
 
 def table_cells(name):
-    return list(
-        {row.sample.slug: row.sample for row in table_rows(EXPERIMENT, name)}.values()
-    )
+    return list({row.sample.slug: row.sample for row in table_rows(EXPERIMENT, name)}.values())
 
 
 rule make_table:
@@ -47,16 +36,12 @@ rule make_table:
     conda:
         "../../envs/dpar.yaml"
     params:
-        recipe=lambda wildcards: recipe(
-            "make_table", EXPERIMENT.tables[wildcards.table]
-        ),
+        recipe=lambda wildcards: recipe("make_table", EXPERIMENT.tables[wildcards.table]),
     shell:
-        PYTHON
-        + "make_table --experiment {input.experiment} --table {wildcards.table} --metrics {input.metrics}"
+        PYTHON + "make_table --experiment {input.experiment} --table {wildcards.table} --metrics {input.metrics}"
         " --likelihoods {input.likelihoods} --noise-floor {input.noise_floor} --patch-counts {input.patch_counts}"
         " --thresholds {input.thresholds} --pictures {input.pictures}"
-        " --csv {output.csv} --markdown {output.markdown} --latex {output.latex}"
-        + LOGGED
+        " --csv {output.csv} --markdown {output.markdown} --latex {output.latex}" + LOGGED
 
 
 rule plot_entropy_maps:
@@ -79,8 +64,7 @@ rule plot_entropy_maps:
     params:
         recipe=recipe("plot_entropy_maps", EXPERIMENT.patchify),
     shell:
-        PYTHON
-        + "plot_entropy_maps --experiment {input.experiment} --index {input.index} --manifest {input.manifest}"
+        PYTHON + "plot_entropy_maps --experiment {input.experiment} --index {input.index} --manifest {input.manifest}"
         " --thresholds {input.thresholds} --output {output}" + LOGGED
 
 
@@ -89,10 +73,7 @@ rule plot_samples:
     input:
         experiment=ancient(rules.resolve_experiment.output),
         index=RESULTS + "/index/val.json",
-        samples=[
-            f"{RESULTS}/samples/{cell.slug}/seed{cell.sampling.seeds[0]}/00000.npz"
-            for cell in SAMPLES.values()
-        ],
+        samples=[f"{RESULTS}/samples/{cell.slug}/seed{cell.sampling.seeds[0]}/00000.npz" for cell in SAMPLES.values()],
     output:
         report(
             RESULTS + "/figures/samples.png",
@@ -106,8 +87,7 @@ rule plot_samples:
     params:
         recipe=recipe("plot_samples"),
     shell:
-        PYTHON
-        + "plot_samples --experiment {input.experiment} --index {input.index} --samples {input.samples}"
+        PYTHON + "plot_samples --experiment {input.experiment} --index {input.index} --samples {input.samples}"
         " --output {output}" + LOGGED
 
 
@@ -130,8 +110,7 @@ rule plot_ablation:
     params:
         recipe=recipe("plot_ablation"),
     shell:
-        PYTHON
-        + "plot_ablation --experiment {input.experiment} --table {wildcards.table} --csv {input.table}"
+        PYTHON + "plot_ablation --experiment {input.experiment} --table {wildcards.table} --csv {input.table}"
         " --noise-floor {input.noise_floor} --output {output}" + LOGGED
 
 
@@ -188,8 +167,7 @@ rule write_report:
     params:
         recipe=recipe("write_report", EXPERIMENT.tables),
     shell:
-        PYTHON
-        + "write_report --experiment {input.experiment} --tables {input.tables} --ablations {input.ablations}"
+        PYTHON + "write_report --experiment {input.experiment} --tables {input.tables} --ablations {input.ablations}"
         " --figures {input.figures} --tokenizer {input.tokenizer} --reconstructions {input.reconstructions}"
         " --noise-floor {input.noise_floor} --thresholds {input.thresholds} --patch-counts {input.patch_counts}"
         " --histories {input.histories} --output {output}" + LOGGED

@@ -27,15 +27,12 @@ rule sample_images:
         recipe=lambda wildcards: recipe(
             "sample_images",
             SAMPLES[wildcards.cell].patchify,
-            SAMPLES[wildcards.cell].sampling.model_dump(
-                exclude={"seeds", "batch_size"}
-            ),
+            SAMPLES[wildcards.cell].sampling.model_dump(exclude={"seeds", "batch_size"}),
         ),
         model=lambda wildcards: f"{RESULTS}/models/{SAMPLES[wildcards.cell].model}/{SAMPLES[wildcards.cell].milestone}",
         results=RESULTS,
     shell:
-        PYTHON
-        + "sample_images --experiment {input.experiment} --cell {wildcards.cell} --seed {wildcards.seed}"
+        PYTHON + "sample_images --experiment {input.experiment} --cell {wildcards.cell} --seed {wildcards.seed}"
         " --shard {wildcards.shard} --model-folder {params.model} --entropy-model {params.results}/entropy_model"
         " --tokenizer {params.results}/tokenizer --thresholds {input.thresholds} --output {output.images}"
         " --picture {output.picture}" + LOGGED

@@ -18,16 +18,12 @@ if EXPERIMENT.tokenizer.weights is None:
         resources:
             gpu=0,
         params:
-            recipe=recipe(
-                "train_tokenizer", EXPERIMENT.tokenizer, EXPERIMENT.images.resolution
-            ),
+            recipe=recipe("train_tokenizer", EXPERIMENT.tokenizer, EXPERIMENT.images.resolution),
             folder=RESULTS + "/tokenizer",
             state=RESULTS + "/state/tokenizer",
         shell:
-            PYTHON
-            + "train_tokenizer --experiment {input.experiment} --train-index {input.train}"
-            " --val-index {input.val} --state {params.state} --restart --output {params.folder}"
-            + LOGGED
+            PYTHON + "train_tokenizer --experiment {input.experiment} --train-index {input.train}"
+            " --val-index {input.val} --state {params.state} --restart --output {params.folder}" + LOGGED
 
 else:
 
@@ -45,9 +41,7 @@ else:
             recipe=recipe("import_tokenizer", EXPERIMENT.tokenizer),
             folder=RESULTS + "/tokenizer",
         shell:
-            PYTHON
-            + "import_tokenizer --experiment {input.experiment} --output {params.folder}"
-            + LOGGED
+            PYTHON + "import_tokenizer --experiment {input.experiment} --output {params.folder}" + LOGGED
 
 
 rule evaluate_tokenizer:
@@ -73,6 +67,5 @@ rule evaluate_tokenizer:
         recipe=recipe("evaluate_tokenizer"),
         folder=RESULTS + "/tokenizer",
     shell:
-        PYTHON
-        + "evaluate_tokenizer --experiment {input.experiment} --tokenizer {params.folder} --index {input.index}"
+        PYTHON + "evaluate_tokenizer --experiment {input.experiment} --tokenizer {params.folder} --index {input.index}"
         " --report {output.report} --picture {output.picture}" + LOGGED
