@@ -35,6 +35,7 @@ rule all:
 
 
 onstart:
+    write_experiment()
     start_tracking()
 
 

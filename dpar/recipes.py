@@ -5,7 +5,6 @@ the outputs of that stage, and all that is made from them, as out of date.
 """
 
 RECIPES = {
-    "resolve_experiment": 1,
     "generate_images": 1,
     "index_images": 1,
     "train_tokenizer": 1,

@@ -33,7 +33,7 @@ EXPERIMENT = {
 
 
 def write_experiment(results: Path, **changes: Any) -> Path:
-    """The experiment with some groups of settings replaced, as `resolve_experiment` writes it."""
+    """The experiment with some groups of settings replaced, as the Snakefile writes it."""
     path = results / "experiment.json"
     write_json(path, parse_experiment(EXPERIMENT | changes, "the test").model_dump(mode="json"))
     return path

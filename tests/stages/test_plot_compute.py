@@ -27,6 +27,9 @@ def test_a_cell_that_stands_in_two_tables_is_one_point(tmp_path, monkeypatch):
             *("--tables", str(tmp_path / "a.csv"), str(tmp_path / "b.csv"), "--output", str(tmp_path / "compute.png")),
         ]
     )
-    assert [(p["label"], p["cost"], p["value"]) for p in drawn["points"]] == [("dpar", 2.0, 3.0), ("llamagen", 4.0, 5.0)]
+    assert [(p["label"], p["cost"], p["value"]) for p in drawn["points"]] == [
+        ("dpar", 2.0, 3.0),
+        ("llamagen", 4.0, 5.0),
+    ]
     assert (drawn["metric"], drawn["floor"]) == ("FD", 0.5)
     assert (tmp_path / "compute.png").read_bytes().startswith(b"\x89PNG")

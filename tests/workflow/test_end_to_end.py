@@ -92,8 +92,14 @@ def test_the_graph_runs_to_the_report_and_a_second_run_does_nothing(snakemake, e
         jobs
     )
 
+    # and the same run brings everything up to date
+    run = snakemake("--cores", "2", "--configfile", experiment, *triggers)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert job_counts(run.stdout + run.stderr)["sample_images"] == 3
+    planned = snakemake("--dry-run", "--configfile", experiment, *triggers)
+    assert "Nothing to be done" in planned.stdout + planned.stderr
+
     # one deleted cell is made again alone
-    experiment.write_text(yaml.safe_dump(tiny()))
     (results / "metrics" / "dpar_pmax2" / "seed0.json").unlink()
     planned = snakemake("--dry-run", "--configfile", experiment, *triggers)
     jobs = job_counts(planned.stdout + planned.stderr)

@@ -7,7 +7,7 @@ import sys
 
 from dpar.config import parse_experiment
 from dpar.errors import InputError
-from dpar.files import digest
+from dpar.files import digest, write_json
 from dpar.grid import model_cells, p_avg_targets, sample_cells, table_rows
 from dpar.recipes import RECIPES
 
@@ -33,7 +33,12 @@ SHARD_COUNT = {
 }
 SHARD_SUFFIX = {"parquet": "parquet", "webdataset": "tar"}[EXPERIMENT.codes.format]
 MODEL_FILES = ("model.safetensors", "config.json")
-PYTHON = "python -m dpar.stages."
+# A stage has its rule's name; a training may need several processes.
+STAGE = f"python -m dpar.stages.{{rule}} --experiment {RESULTS}/experiment.json"
+TRAINING = (
+    "python -m dpar.launch --gpus {resources.gpu} --nodes {resources.nodes}"
+    f" dpar.stages.{{rule}} --experiment {RESULTS}/experiment.json"
+)
 # The rules' `python` is the one that runs Snakemake, unless --sdm conda puts its own before it.
 os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
 # One log a job: everything the stage says, on the screen and in the file; tee outlives Ctrl-C so that a stage
@@ -70,6 +75,14 @@ def folder(path):
 
 def tracking_command(*arguments):
     return [sys.executable, "-m", "dpar.cli", "track", *arguments, "--results", RESULTS]
+
+
+def write_experiment():
+    """The experiment, checked and with every default, for the stages to read.
+
+    It is no input of any rule: what makes a stage out of date is its recipe, which holds the settings that it reads.
+    """
+    write_json(f"{RESULTS}/experiment.json", EXPERIMENT.model_dump(mode="json"))
 
 
 def start_tracking():

@@ -1,28 +1,8 @@
 """Images, and codes as sharded stores."""
 
 
-localrules:
-    resolve_experiment,
-
-
-rule resolve_experiment:
-    """The experiment, checked and with every default filled in."""
-    output:
-        RESULTS + "/experiment.json",
-    log:
-        RESULTS + "/logs/resolve_experiment.log",
-    conda:
-        "../../envs/dpar.yaml"
-    params:
-        values=json.dumps(EXPERIMENT.model_dump(mode="json")),
-    shell:
-        PYTHON + "resolve_experiment --values {params.values:q} --output {output}" + LOGGED
-
-
 rule generate_images:
     """Draw the demo's own pictures: eight classes with flat and busy regions."""
-    input:
-        experiment=ancient(rules.resolve_experiment.output),
     output:
         RESULTS + "/images/{split}.parquet",
     log:
@@ -32,7 +12,7 @@ rule generate_images:
     params:
         recipe=recipe("generate_images", EXPERIMENT.images),
     shell:
-        PYTHON + "generate_images --experiment {input.experiment} --split {wildcards.split} --output {output}" + LOGGED
+        STAGE + " --split {wildcards.split} --output {output}" + LOGGED
 
 
 def images_to_index(wildcards):
@@ -44,7 +24,6 @@ def images_to_index(wildcards):
 rule index_images:
     """List the images, their labels and which could not be read."""
     input:
-        experiment=ancient(rules.resolve_experiment.output),
         images=images_to_index,
     output:
         RESULTS + "/index/{split}.json",
@@ -56,14 +35,12 @@ rule index_images:
         recipe=recipe("index_images", EXPERIMENT.images),
         images=lambda wildcards, input: (f"--images {input.images}" if input.images else ""),
     shell:
-        PYTHON + "index_images --experiment {input.experiment} --split {wildcards.split} {params.images}"
-        " --output {output}" + LOGGED
+        STAGE + " --split {wildcards.split} {params.images}" " --output {output}" + LOGGED
 
 
 rule encode_images:
     """Turn the crops of one shard of images into codes."""
     input:
-        experiment=ancient(rules.resolve_experiment.output),
         index=rules.index_images.output,
         tokenizer=folder("tokenizer"),
     output:
@@ -78,14 +55,13 @@ rule encode_images:
         recipe=recipe("encode_images", EXPERIMENT.codes, EXPERIMENT.images.resolution),
         tokenizer=RESULTS + "/tokenizer",
     shell:
-        PYTHON + "encode_images --experiment {input.experiment} --split {wildcards.split} --shard {wildcards.shard}"
+        STAGE + " --split {wildcards.split} --shard {wildcards.shard}"
         " --index {input.index} --tokenizer {params.tokenizer} --output {output}" + LOGGED
 
 
 rule index_codes:
     """List the shards of a store of codes with counts and digests."""
     input:
-        experiment=ancient(rules.resolve_experiment.output),
         shards=lambda wildcards: shards(wildcards.store, wildcards.split),
     output:
         RESULTS + "/{store}/{split}/manifest.json",
@@ -96,13 +72,12 @@ rule index_codes:
     params:
         recipe=recipe("index_codes"),
     shell:
-        PYTHON + "index_codes --experiment {input.experiment} --shards {input.shards} --output {output}" + LOGGED
+        STAGE + " --shards {input.shards} --output {output}" + LOGGED
 
 
 rule verify_codes:
     """Read every shard again and compare it with the manifest."""
     input:
-        experiment=ancient(rules.resolve_experiment.output),
         manifest=rules.index_codes.output,
     output:
         RESULTS + "/{store}/{split}/verified.json",
@@ -113,4 +88,4 @@ rule verify_codes:
     params:
         recipe=recipe("verify_codes"),
     shell:
-        PYTHON + "verify_codes --experiment {input.experiment} --manifest {input.manifest} --output {output}" + LOGGED
+        STAGE + " --manifest {input.manifest} --output {output}" + LOGGED

@@ -5,7 +5,6 @@ if EXPERIMENT.entropy_model.weights is None:
     rule train_entropy_model:
         """Train the autoregressive model whose next-token entropy places the boundaries."""
         input:
-            experiment=ancient(rules.resolve_experiment.output),
             train=RESULTS + "/codes/train/manifest.json",
             val=RESULTS + "/codes/val/manifest.json",
         output:
@@ -23,16 +22,13 @@ if EXPERIMENT.entropy_model.weights is None:
             folder=RESULTS + "/entropy_model",
             state=RESULTS + "/state/entropy_model",
         shell:
-            "python -m dpar.launch --gpus {resources.gpu} --nodes {resources.nodes} dpar.stages.train_entropy_model"
-            " --experiment {input.experiment} --train {input.train} --val {input.val} --state {params.state} --restart"
+            TRAINING + " --train {input.train} --val {input.val} --state {params.state} --restart"
             " --output {params.folder}" + LOGGED
 
 else:
 
     rule import_entropy_model:
         """Import a class-conditional LlamaGen, to be read through its null class, from its official file."""
-        input:
-            experiment=ancient(rules.resolve_experiment.output),
         output:
             folder("entropy_model"),
         log:
@@ -43,13 +39,12 @@ else:
             recipe=recipe("import_entropy_model", EXPERIMENT.entropy_model),
             folder=RESULTS + "/entropy_model",
         shell:
-            PYTHON + "import_entropy_model --experiment {input.experiment} --output {params.folder}" + LOGGED
+            STAGE + " --output {params.folder}" + LOGGED
 
 
 rule score_entropies:
     """Add each token's entropy to one shard of codes."""
     input:
-        experiment=ancient(rules.resolve_experiment.output),
         shard=rules.encode_images.output,
         entropy_model=folder("entropy_model"),
     output:
@@ -64,14 +59,12 @@ rule score_entropies:
         recipe=recipe("score_entropies"),
         entropy_model=RESULTS + "/entropy_model",
     shell:
-        PYTHON + "score_entropies --experiment {input.experiment} --shard {input.shard}"
-        " --entropy-model {params.entropy_model} --output {output}" + LOGGED
+        STAGE + " --shard {input.shard}" " --entropy-model {params.entropy_model} --output {output}" + LOGGED
 
 
 rule calibrate_thresholds:
     """Find the thresholds in nats that give the wanted mean patch lengths."""
     input:
-        experiment=ancient(rules.resolve_experiment.output),
         manifest=RESULTS + "/scored/train/manifest.json",
     output:
         RESULTS + "/thresholds.json",
@@ -82,14 +75,12 @@ rule calibrate_thresholds:
     params:
         recipe=recipe("calibrate_thresholds", EXPERIMENT.patchify, p_avg_targets(EXPERIMENT)),
     shell:
-        PYTHON + "calibrate_thresholds --experiment {input.experiment} --manifest {input.manifest}"
-        " --output {output}" + LOGGED
+        STAGE + " --manifest {input.manifest}" " --output {output}" + LOGGED
 
 
 rule count_patches:
     """Count the patches that each cell of each table gives the training images."""
     input:
-        experiment=ancient(rules.resolve_experiment.output),
         manifest=RESULTS + "/scored/train/manifest.json",
         thresholds=rules.calibrate_thresholds.output,
     output:
@@ -104,5 +95,4 @@ rule count_patches:
             {slug: [cell.patchify.model_dump(), cell.transformer.model_dump()] for slug, cell in MODELS.items()},
         ),
     shell:
-        PYTHON + "count_patches --experiment {input.experiment} --manifest {input.manifest}"
-        " --thresholds {input.thresholds} --output {output}" + LOGGED
+        STAGE + " --manifest {input.manifest}" " --thresholds {input.thresholds} --output {output}" + LOGGED

@@ -11,7 +11,6 @@ else:
 rule train_classifier:
     """Train the small classifier whose features stand in for Inception's on small images."""
     input:
-        experiment=ancient(rules.resolve_experiment.output),
         train=RESULTS + "/index/train.json",
         val=RESULTS + "/index/val.json",
     output:
@@ -30,8 +29,7 @@ rule train_classifier:
         ),
         folder=RESULTS + "/classifier",
     shell:
-        PYTHON + "train_classifier --experiment {input.experiment} --train-index {input.train}"
-        " --val-index {input.val} --output {params.folder}" + LOGGED
+        STAGE + " --train-index {input.train}" " --val-index {input.val} --output {params.folder}" + LOGGED
 
 
 def images_to_describe(wildcards):
@@ -47,7 +45,6 @@ def images_to_describe(wildcards):
 rule extract_features:
     """Compute the features of the real images, or of one set of samples."""
     input:
-        experiment=ancient(rules.resolve_experiment.output),
         extractor=EXTRACTOR_FILES,
         images=images_to_describe,
     output:
@@ -63,14 +60,12 @@ rule extract_features:
         extractor=EXTRACTOR,
         images=lambda wildcards, input: input.images or EXPERIMENT.evaluation.reference,
     shell:
-        PYTHON + "extract_features --experiment {input.experiment} --extractor {params.extractor}"
-        " --images {params.images} --output {output}" + LOGGED
+        STAGE + " --extractor {params.extractor}" " --images {params.images} --output {output}" + LOGGED
 
 
 rule compute_metrics:
     """Compute the Frechet distance, Inception Score, precision and recall of one set of samples."""
     input:
-        experiment=ancient(rules.resolve_experiment.output),
         samples=RESULTS + "/features/{cell}/seed{seed}.npz",
         reference=RESULTS + "/features/reference.npz",
     output:
@@ -82,14 +77,12 @@ rule compute_metrics:
     params:
         recipe=recipe("compute_metrics", EXPERIMENT.evaluation),
     shell:
-        PYTHON + "compute_metrics --experiment {input.experiment} --samples {input.samples}"
-        " --reference {input.reference} --output {output}" + LOGGED
+        STAGE + " --samples {input.samples}" " --reference {input.reference} --output {output}" + LOGGED
 
 
 rule measure_noise_floor:
     """Measure the metrics of real images against other real images, at the samples' number."""
     input:
-        experiment=ancient(rules.resolve_experiment.output),
         reference=RESULTS + "/features/reference.npz",
     output:
         RESULTS + "/metrics/noise_floor.json",
@@ -104,5 +97,4 @@ rule measure_noise_floor:
             EXPERIMENT.sampling.num_images,
         ),
     shell:
-        PYTHON + "measure_noise_floor --experiment {input.experiment} --reference {input.reference}"
-        " --output {output}" + LOGGED
+        STAGE + " --reference {input.reference}" " --output {output}" + LOGGED

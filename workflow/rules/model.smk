@@ -20,7 +20,6 @@ def training_recipe(wildcards):
 rule train_model:
     """Train DPAR or the LlamaGen baseline up to a milestone."""
     input:
-        experiment=ancient(rules.resolve_experiment.output),
         train=RESULTS + "/scored/train/manifest.json",
         val=RESULTS + "/scored/val/manifest.json",
         thresholds=RESULTS + "/thresholds.json",
@@ -41,8 +40,7 @@ rule train_model:
         folder=RESULTS + "/models/{model}/{milestone}",
         state=RESULTS + "/state/models/{model}",
     shell:
-        "python -m dpar.launch --gpus {resources.gpu} --nodes {resources.nodes} dpar.stages.train_model"
-        " --experiment {input.experiment} --model {wildcards.model} --milestone {wildcards.milestone}"
+        TRAINING + " --model {wildcards.model} --milestone {wildcards.milestone}"
         " --train {input.train} --val {input.val} --thresholds {input.thresholds} --state {params.state} --restart"
         " --output {params.folder} --history {output.history}" + LOGGED
 
@@ -50,7 +48,6 @@ rule train_model:
 rule evaluate_likelihood:
     """Measure the negative log-likelihood of held-out codes in nats a token."""
     input:
-        experiment=ancient(rules.resolve_experiment.output),
         model=folder("models/{model}/{milestone}"),
         manifest=RESULTS + "/scored/val/manifest.json",
     output:
@@ -65,5 +62,4 @@ rule evaluate_likelihood:
         recipe=recipe("evaluate_likelihood"),
         folder=RESULTS + "/models/{model}/{milestone}",
     shell:
-        PYTHON + "evaluate_likelihood --experiment {input.experiment} --model-folder {params.folder}"
-        " --manifest {input.manifest} --output {output}" + LOGGED
+        STAGE + " --model-folder {params.folder}" " --manifest {input.manifest} --output {output}" + LOGGED

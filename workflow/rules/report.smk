@@ -20,7 +20,6 @@ def table_cells(name):
 rule make_table:
     """Print one table: ours, the paper's where it has one, and their conditions."""
     input:
-        experiment=ancient(rules.resolve_experiment.output),
         metrics=lambda wildcards: metric_files(table_cells(wildcards.table)),
         likelihoods=lambda wildcards: likelihood_files(table_cells(wildcards.table)),
         noise_floor=RESULTS + "/metrics/noise_floor.json",
@@ -38,7 +37,7 @@ rule make_table:
     params:
         recipe=lambda wildcards: recipe("make_table", EXPERIMENT.tables[wildcards.table]),
     shell:
-        PYTHON + "make_table --experiment {input.experiment} --table {wildcards.table} --metrics {input.metrics}"
+        STAGE + " --table {wildcards.table} --metrics {input.metrics}"
         " --likelihoods {input.likelihoods} --noise-floor {input.noise_floor} --patch-counts {input.patch_counts}"
         " --thresholds {input.thresholds} --pictures {input.pictures}"
         " --csv {output.csv} --markdown {output.markdown} --latex {output.latex}" + LOGGED
@@ -47,7 +46,6 @@ rule make_table:
 rule plot_entropy_maps:
     """Figure 2: entropy maps of held-out images with the outlines of their patches."""
     input:
-        experiment=ancient(rules.resolve_experiment.output),
         index=RESULTS + "/index/val.json",
         manifest=RESULTS + "/scored/val/manifest.json",
         thresholds=RESULTS + "/thresholds.json",
@@ -64,14 +62,13 @@ rule plot_entropy_maps:
     params:
         recipe=recipe("plot_entropy_maps", EXPERIMENT.patchify),
     shell:
-        PYTHON + "plot_entropy_maps --experiment {input.experiment} --index {input.index} --manifest {input.manifest}"
+        STAGE + " --index {input.index} --manifest {input.manifest}"
         " --thresholds {input.thresholds} --output {output}" + LOGGED
 
 
 rule plot_samples:
     """Samples of every model side by side, a row a class."""
     input:
-        experiment=ancient(rules.resolve_experiment.output),
         index=RESULTS + "/index/val.json",
         samples=[f"{RESULTS}/samples/{cell.slug}/seed{cell.sampling.seeds[0]}/00000.npz" for cell in SAMPLES.values()],
     output:
@@ -87,14 +84,12 @@ rule plot_samples:
     params:
         recipe=recipe("plot_samples"),
     shell:
-        PYTHON + "plot_samples --experiment {input.experiment} --index {input.index} --samples {input.samples}"
-        " --output {output}" + LOGGED
+        STAGE + " --index {input.index} --samples {input.samples}" " --output {output}" + LOGGED
 
 
 rule plot_ablation:
     """One table as curves: the metrics against what the table varies."""
     input:
-        experiment=ancient(rules.resolve_experiment.output),
         table=rules.make_table.output.csv,
         noise_floor=RESULTS + "/metrics/noise_floor.json",
     output:
@@ -110,14 +105,13 @@ rule plot_ablation:
     params:
         recipe=recipe("plot_ablation"),
     shell:
-        PYTHON + "plot_ablation --experiment {input.experiment} --table {wildcards.table} --csv {input.table}"
+        STAGE + " --table {wildcards.table} --csv {input.table}"
         " --noise-floor {input.noise_floor} --output {output}" + LOGGED
 
 
 rule plot_compute:
     """Figure 1b: the metric against the cost of training, DPAR beside LlamaGen."""
     input:
-        experiment=ancient(rules.resolve_experiment.output),
         tables=expand(RESULTS + "/tables/{table}.csv", table=EXPERIMENT.tables),
         noise_floor=RESULTS + "/metrics/noise_floor.json",
     output:
@@ -133,14 +127,12 @@ rule plot_compute:
     params:
         recipe=recipe("plot_compute"),
     shell:
-        PYTHON + "plot_compute --experiment {input.experiment} --tables {input.tables}"
-        " --noise-floor {input.noise_floor} --output {output}" + LOGGED
+        STAGE + " --tables {input.tables}" " --noise-floor {input.noise_floor} --output {output}" + LOGGED
 
 
 rule write_report:
     """The report: one page that needs no other file."""
     input:
-        experiment=ancient(rules.resolve_experiment.output),
         tables=expand(RESULTS + "/tables/{table}.csv", table=EXPERIMENT.tables),
         notes=expand(RESULTS + "/tables/{table}.md", table=EXPERIMENT.tables),
         ablations=expand(RESULTS + "/figures/{table}.png", table=EXPERIMENT.tables),
@@ -167,7 +159,7 @@ rule write_report:
     params:
         recipe=recipe("write_report", EXPERIMENT.tables),
     shell:
-        PYTHON + "write_report --experiment {input.experiment} --tables {input.tables} --ablations {input.ablations}"
+        STAGE + " --tables {input.tables} --ablations {input.ablations}"
         " --figures {input.figures} --tokenizer {input.tokenizer} --reconstructions {input.reconstructions}"
         " --noise-floor {input.noise_floor} --thresholds {input.thresholds} --patch-counts {input.patch_counts}"
         " --histories {input.histories} --output {output}" + LOGGED

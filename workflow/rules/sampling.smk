@@ -9,7 +9,6 @@ def sampled_model(wildcards):
 rule sample_images:
     """Draw one shard of images with classifier-free guidance."""
     input:
-        experiment=ancient(rules.resolve_experiment.output),
         model=sampled_model,
         entropy_model=folder("entropy_model"),
         tokenizer=folder("tokenizer"),
@@ -32,7 +31,7 @@ rule sample_images:
         model=lambda wildcards: f"{RESULTS}/models/{SAMPLES[wildcards.cell].model}/{SAMPLES[wildcards.cell].milestone}",
         results=RESULTS,
     shell:
-        PYTHON + "sample_images --experiment {input.experiment} --cell {wildcards.cell} --seed {wildcards.seed}"
+        STAGE + " --cell {wildcards.cell} --seed {wildcards.seed}"
         " --shard {wildcards.shard} --model-folder {params.model} --entropy-model {params.results}/entropy_model"
         " --tokenizer {params.results}/tokenizer --thresholds {input.thresholds} --output {output.images}"
         " --picture {output.picture}" + LOGGED

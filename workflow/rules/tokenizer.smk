@@ -5,7 +5,6 @@ if EXPERIMENT.tokenizer.weights is None:
     rule train_tokenizer:
         """Train the VQ tokenizer."""
         input:
-            experiment=ancient(rules.resolve_experiment.output),
             train=RESULTS + "/index/train.json",
             val=RESULTS + "/index/val.json",
         output:
@@ -22,15 +21,13 @@ if EXPERIMENT.tokenizer.weights is None:
             folder=RESULTS + "/tokenizer",
             state=RESULTS + "/state/tokenizer",
         shell:
-            PYTHON + "train_tokenizer --experiment {input.experiment} --train-index {input.train}"
+            STAGE + " --train-index {input.train}"
             " --val-index {input.val} --state {params.state} --restart --output {params.folder}" + LOGGED
 
 else:
 
     rule import_tokenizer:
         """Import LlamaGen's VQ tokenizer from its official file."""
-        input:
-            experiment=ancient(rules.resolve_experiment.output),
         output:
             folder("tokenizer"),
         log:
@@ -41,13 +38,12 @@ else:
             recipe=recipe("import_tokenizer", EXPERIMENT.tokenizer),
             folder=RESULTS + "/tokenizer",
         shell:
-            PYTHON + "import_tokenizer --experiment {input.experiment} --output {params.folder}" + LOGGED
+            STAGE + " --output {params.folder}" + LOGGED
 
 
 rule evaluate_tokenizer:
     """Measure reconstructions of held-out images and show some."""
     input:
-        experiment=ancient(rules.resolve_experiment.output),
         tokenizer=folder("tokenizer"),
         index=RESULTS + "/index/val.json",
     output:
@@ -67,5 +63,5 @@ rule evaluate_tokenizer:
         recipe=recipe("evaluate_tokenizer"),
         folder=RESULTS + "/tokenizer",
     shell:
-        PYTHON + "evaluate_tokenizer --experiment {input.experiment} --tokenizer {params.folder} --index {input.index}"
+        STAGE + " --tokenizer {params.folder} --index {input.index}"
         " --report {output.report} --picture {output.picture}" + LOGGED
