@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         InputError: the disk is full or the folder cannot be written; whatever stood at `path` is untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # two writers never share it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
