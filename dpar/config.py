@@ -51,6 +51,7 @@ class TokenizerTraining(Settings):
     epochs: int | None = Field(None, gt=0)
     batch_size: int = Field(128, gt=0)
     learning_rate: float = Field(1e-4, gt=0)
+    cooldown: float = Field(0.0, ge=0, le=1, description="share of the steps, at the end, in which the rate falls to 0")
     betas: tuple[float, float] = (0.9, 0.95)
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25

@@ -23,13 +23,9 @@ class Quantized(NamedTuple):
 
 def nearest(latents: Float[Tensor, "N C"], codebook: Float[Tensor, "V C"]) -> Int[Tensor, " N"]:
     """Index of the codebook row with the least squared distance to each latent; the first of equals."""
-    squares = codebook.square().sum(1)
-    return torch.cat(
-        [
-            torch.argmin(part.square().sum(1, keepdim=True) + squares - 2 * part @ codebook.T, dim=1)
-            for part in latents.split(ROWS_AT_ONCE)
-        ]
-    )
+    squares = codebook.square().sum(1)  # a latent's own square is the same for every row
+    parts = (torch.addmm(squares, part, codebook.T, alpha=-2) for part in latents.split(ROWS_AT_ONCE))
+    return torch.cat([torch.argmin(distances, dim=1) for distances in parts])
 
 
 class Quantizer(nn.Module):

@@ -99,12 +99,18 @@ class TokenizerTask:
             )
         return len(self.train) // self.training.batch_size
 
+    def learning_rate(self, step: int) -> float:
+        """Of the step that follows `step` others: constant, then falling linearly to 0."""
+        cooldown = self.training.cooldown * self.steps
+        return self.training.learning_rate * min(1.0, (self.steps - step) / cooldown if cooldown else 1.0)
+
     @property
     def made_from(self) -> dict[str, Any]:
         """All that decides the weights after a given step, but for rounding."""
         return {
             "model": self.model.config.model_dump(mode="json"),
             "training": self.training.model_dump(mode="json", exclude=set(NOT_IN_WEIGHTS)),
+            "cooldown_until": self.steps if self.training.cooldown else None,
             "perceptual_network": self.perceptual_sha256,
             "images": self.train.digest,
             "resolution": self.resolution,
@@ -151,7 +157,7 @@ def train_tokenizer(
 
 
 class TokenizerTrainer:
-    """A training that stands after `step` steps, with Adam at a constant rate.
+    """A training that stands after `step` steps, with Adam at a rate that is constant but for a cooldown at the end.
 
     Args:
         task: what is trained.
@@ -269,6 +275,8 @@ class TokenizerTrainer:
     def _step(self, name: str, loss: Float[Tensor, ""]) -> None:
         """One step of the optimizer of the network of that name."""
         optimizer = self.trained[name][1]
+        for group in optimizer.param_groups:
+            group["lr"] = self.task.learning_rate(self.step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

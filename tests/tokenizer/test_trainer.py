@@ -24,7 +24,9 @@ def assert_same(a, b) -> None:
         assert torch.equal(a[name], b[name]), name
 
 
-@pytest.mark.parametrize("changes", [{}, {"adversarial_weight": 0.5, "adversarial_start": 3}], ids=["plain", "critic"])
+@pytest.mark.parametrize(
+    "changes", [{"cooldown": 0.5}, {"adversarial_weight": 0.5, "adversarial_start": 3}], ids=["plain", "critic"]
+)
 def test_broken_off_and_run_again_equals_uninterrupted_to_the_bit(tmp_path, monkeypatch, changes):
     monkeypatch.setattr(PatchGAN, "WIDTHS", (8, 8, 8, 8))
     changes = {"steps": 23, **changes}
@@ -56,6 +58,16 @@ def test_more_steps_go_on_and_fewer_are_refused(tmp_path):
     assert_same(found, weights(train_tokenizer(tiny_task(tmp_path, steps=12), tmp_path / "new", ALONE, Recorder())))
     with pytest.raises(InputError, match="stands at step 12, past the 6 steps"):
         train_tokenizer(tiny_task(tmp_path, steps=6), tmp_path / "state", ALONE, Recorder())
+
+
+def test_the_rate_falls_to_zero_over_the_last_share_of_the_steps(tmp_path):
+    constant, cooling = tiny_task(tmp_path, steps=10), tiny_task(tmp_path, steps=10, cooldown=0.4)
+    assert [constant.learning_rate(step) for step in range(10)] == [1e-3] * 10
+    rates = [cooling.learning_rate(step) for step in range(10)]
+    assert rates == pytest.approx([1e-3] * 7 + [0.75e-3, 0.5e-3, 0.25e-3])
+    train_tokenizer(cooling, tmp_path / "state", ALONE, Recorder())
+    with pytest.raises(InputError, match="cooldown_until 10, now 20"):
+        train_tokenizer(tiny_task(tmp_path, steps=20, cooldown=0.4), tmp_path / "state", ALONE, Recorder())
 
 
 def test_a_state_of_other_settings_is_refused_or_set_aside(tmp_path):
