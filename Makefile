@@ -1,6 +1,8 @@
 # `make demo` runs everything; `make test` passes the tests. Both make their own environment in .venv.
 PYTHON ?= python3
 CORES ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
+# where the photos of `make photos64` lie: train.parquet and val.parquet with the columns key, image and label
+PHOTOS ?= ../shared/data/photos64
 BIN := .venv/bin
 SHELL := /bin/bash
 
@@ -8,7 +10,7 @@ SHELL := /bin/bash
 
 help:
 	@echo "make demo       the whole pipeline on generated images, about ten minutes on two cores"
-	@echo "make photos64   the same on real photos (images.train and images.val in config/photos64.yaml), under an hour"
+	@echo "make photos64   the same on real photos, under an hour; PHOTOS=FOLDER with train.parquet and val.parquet"
 	@echo "make dashboard  the MLflow dashboard of the last run"
 	@echo "make audit      proof that every output of the demo belongs to a finished run"
 	@echo "make test       all tests that need no GPU"
@@ -18,7 +20,8 @@ demo: .venv/.installed
 	$(BIN)/dpar run --config config/demo.yaml --cores $(CORES)
 
 photos64: .venv/.installed
-	$(BIN)/dpar run --config config/photos64.yaml --cores $(CORES)
+	$(BIN)/dpar run --config config/photos64.yaml --cores $(CORES) -- \
+	  --config 'images={train: $(PHOTOS)/train.parquet, val: $(PHOTOS)/val.parquet}'
 
 dashboard: .venv/.installed
 	$(BIN)/dpar track ui
