@@ -10,7 +10,8 @@ from snakemake.utils import min_version
 
 min_version("9.20")
 
-if "name" not in config:
+# An experiment given with --configfile stands alone: what it lacks is an error, not the demo's.
+if "name" not in config and not workflow.overwrite_configfiles:
 
     configfile: workflow.source_path("config/demo.yaml")
 
@@ -35,6 +36,7 @@ rule all:
 
 
 onstart:
+    lock_results()
     write_experiment()
     start_tracking()
 

@@ -1,13 +1,23 @@
 """What an experiment may say: typed, closed and frozen. The defaults are Section 4.1's."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dpar.errors import InputError
 from dpar.files import read_json
+
+# Settings that decide when a training stops, saves or says something, and not what it computes on the way.
+TOKENIZER_PACE = frozenset({"steps", "epochs", "checkpoint_every"})
+TRAINING_PACE = frozenset(
+    {"steps", "epochs", "milestones", "accumulate", "compile", "checkpoint_every", "validate_every", "log_every"}
+)
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
+Seed = Annotated[int, Field(ge=0)]
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$")]
+TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]\w*$")]
 
 
 class Settings(BaseModel):
@@ -52,7 +62,7 @@ class TokenizerTraining(Settings):
     batch_size: int = Field(128, gt=0)
     learning_rate: float = Field(1e-4, gt=0)
     cooldown: float = Field(0.0, ge=0, le=1, description="share of the steps, at the end, in which the rate falls to 0")
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
     perceptual_weight: float = Field(1.0, ge=0)
@@ -122,7 +132,9 @@ class Codes(Settings):
     """How images become rows of codes and how the rows are stored."""
 
     format: Literal["parquet", "webdataset"] = "parquet"
-    crop_ranges: tuple[float, ...] = Field((1.1, 1.05), min_length=1, description="ADM centre crop to this x the side")
+    crop_ranges: tuple[Annotated[float, Field(ge=1)], ...] = Field(
+        (1.1, 1.05), min_length=1, description="ADM centre crop to this x the side"
+    )
     ten_crop: bool = Field(True, description="five crops and their mirror images; false: the centre and its mirror")
     train_shards: int = Field(256, gt=0)
     val_shards: int = Field(10, gt=0)
@@ -213,7 +225,7 @@ class Training(Settings):
     batch_size: int = Field(256, gt=0, description="global")
     accumulate: int = Field(1, gt=0, description="micro-batches a step")
     learning_rate: float = Field(1e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     weight_decay: float = Field(0.05, ge=0)
     grad_clip: float = Field(1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "bfloat16"
@@ -288,7 +300,7 @@ class Sampling(Settings):
     """How images are drawn from a model (Algorithm 2)."""
 
     num_images: int = Field(50_000, gt=0)
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     labels: Literal["balanced", "uniform"] = "balanced"
     cfg_scale: float = Field(2.0, ge=0)
     temperature: float = Field(1.0, gt=0)
@@ -297,6 +309,12 @@ class Sampling(Settings):
     batch_size: int = Field(64, gt=0)
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     shards: int = Field(1, gt=0, description="jobs a set of samples is divided into")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Sampling":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"`seeds` repeats one: {list(self.seeds)}")
+        return self
 
 
 class Classifier(Settings):
@@ -317,7 +335,7 @@ class Evaluation(Settings):
     classifier: Classifier = Classifier()
     reference: Literal["train", "val"] | str = Field("train", description="a split, or an ADM npz file")
     reference_images: int | None = Field(None, gt=0, description="null = all")
-    resolution: int | None = Field(None, description="samples are resized to this side first (384 -> 256)")
+    resolution: int | None = Field(None, gt=0, description="samples are resized to this side first (384 -> 256)")
     splits: int = Field(10, gt=0, description="of the Inception Score")
     k: int = Field(3, gt=0)
 
@@ -346,17 +364,17 @@ class Experiment(Settings):
     """One YAML file under config/: everything that a run of the graph depends on."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
-    seed: int = 0
+    seed: Seed = 0
     images: Images
     tokenizer: Tokenizer
     codes: Codes = Codes()
     entropy_model: EntropyModel
     patchify: Patchify
-    models: dict[str, Transformer]
+    models: dict[ModelName, Transformer] = Field(min_length=1)
     training: Training
     sampling: Sampling = Sampling()
     evaluation: Evaluation
-    tables: dict[str, Table] = {}
+    tables: dict[TableName, Table] = {}
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Experiment":

@@ -55,8 +55,16 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes `value` as indented JSON, keys in their own order, to `path` whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    """Writes `value` as indented JSON, keys in their own order, to `path` whole or not at all.
+
+    Raises:
+        InputError: a number is NaN or infinite.
+    """
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"{path} would hold a number that is not finite ({error}): {value!r:.300}") from None
+    write_text(path, text + "\n")
 
 
 def read_json(path: str | Path) -> Any:

@@ -13,6 +13,9 @@ from dpar.errors import InputError
 # How a setting that departs from the experiment's own is written in the name of a cell.
 SHORT = {"threshold": "eth", "p_avg": "pavg", "max_length": "pmax", "row_boundary": "rows", "cfg_scale": "cfg"}
 
+# What of the paper's can stand beside ours, in rows as `paper.NAME`.
+PAPER = ("fid", "inception_score", "precision", "recall", "steps")
+
 S = TypeVar("S", bound=Settings)
 
 
@@ -71,7 +74,11 @@ def model_cells(experiment: Experiment) -> dict[str, ModelCell]:
 
 
 def sample_cells(experiment: Experiment) -> dict[str, SampleCell]:
-    """Every set of samples that the experiment's tables name, by slug; equal cells are one."""
+    """Every set of samples that the experiment's tables name, by slug; equal cells are one.
+
+    Raises:
+        InputError: a row of a table cannot be filled.
+    """
     cells: dict[str, SampleCell] = {}
     for row in _all_rows(experiment):
         _share(cells, row.sample)
@@ -141,6 +148,15 @@ def _row(experiment: Experiment, where: str, values: dict[str, Any]) -> Row:
         sample = _sample_cell(experiment, model, plain.get("milestone"), groups["sampling"], groups["inference"])
     except (ValidationError, InputError) as error:
         raise InputError(f"{where}: row {values}: {error}") from None
+    for key, value in groups["paper"].items():
+        if key not in PAPER or not isinstance(value, int | float):
+            raise InputError(
+                f"{where}: paper.{key} is {value!r}; expected a number under paper.{', paper.'.join(PAPER)}"
+            )
+    if not model.transformer.is_dpar and (groups["patchify"] or groups["inference"]):
+        raise InputError(
+            f"{where}: row {values}: {name} has no patches, so patchify.* and inference.* say nothing of it"
+        )
     shown = {key: value for key, value in values.items() if not key.startswith("paper.")}
     return Row(shown, groups["paper"], model, sample)
 
@@ -203,7 +219,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, int | float):
-        return f"{value:g}"
+        return repr(value).removesuffix(".0")
     return "+".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value).lower()
 
 

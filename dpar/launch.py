@@ -20,9 +20,11 @@ def command(module: str, arguments: Sequence[str], *, gpus: int, nodes: int, env
     Raises:
         InputError: GPUs that cannot be divided by the nodes, or several nodes outside a Slurm allocation.
     """
-    if nodes <= 1 and gpus <= 1:
+    if nodes < 1 or gpus < 0:
+        raise InputError(f"--nodes {nodes} --gpus {gpus}: expected at least one node and no negative number of GPUs")
+    if nodes == 1 and gpus <= 1:
         return [sys.executable, "-m", module, *arguments]
-    if gpus % nodes:
+    if gpus == 0 or gpus % nodes:
         raise InputError(f"{gpus} GPUs cannot be divided over {nodes} nodes; ask for a multiple of {nodes}")
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={gpus // nodes}"]
     torchrun.append("--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")  # so that every rank saves its state
@@ -50,7 +52,20 @@ def command(module: str, arguments: Sequence[str], *, gpus: int, nodes: int, env
 
 
 def head_node(job: str) -> str:
-    """The host name of the first node of a Slurm job."""
+    """The host name of the first node of a Slurm job.
+
+    Raises:
+        InputError: Slurm's programs are missing or do not know the job.
+    """
+    try:
+        return _first_host(job)
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise InputError(
+            f"cannot ask Slurm for the nodes of job {job} ({error}); several nodes need squeue and scontrol"
+        ) from None
+
+
+def _first_host(job: str) -> str:
     nodes = subprocess.run(["squeue", "-h", "-j", job, "-o", "%N"], capture_output=True, text=True, check=True).stdout
     hosts = subprocess.run(["scontrol", "show", "hostnames", nodes.strip()], capture_output=True, text=True, check=True)
     return hosts.stdout.split()[0]

@@ -40,7 +40,7 @@ def test_what_is_not_json_is_named(tmp_path):
 
 
 def test_numbers_that_json_cannot_hold_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="JSON"):
+    with pytest.raises(InputError, match="not finite"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
 
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from dpar.config import parse_experiment
+from dpar.config import VARIANTS, parse_experiment
 from dpar.errors import InputError
 from dpar.grid import model_cells, p_avg_targets, sample_cells, table_rows, threshold_of
 from tests.test_config import CONFIG, demo, load_experiment
@@ -78,6 +78,9 @@ def test_the_papers_numbers_are_kept_apart_from_what_varies():
         ({"model": "dpar", "patchfy.p_avg": 2}, "patchfy.p_avg"),
         ({"model": "dpar", "patchify.max_len": 2}, "max_len"),
         ({"model": "dpar", "milestone": 17}, "milestone 17"),
+        ({"model": "dpar", "paper.fld": 3.3}, "paper.fld"),
+        ({"model": "dpar", "paper.fid": "3,3"}, "paper.fid"),
+        ({"model": "llamagen", "patchify.max_length": 2}, "has no patches"),
     ],
 )
 def test_a_row_that_cannot_be_filled_is_named(row, named):
@@ -100,3 +103,9 @@ def test_milestones_of_a_training_rise():
     for cell in model_cells(load_experiment(CONFIG / "imagenet384.yaml")).values():
         numbers = [int(name.removeprefix("epoch")) for name in cell.milestones]
         assert all(a < b for a, b in pairwise(numbers))
+
+
+def test_every_model_of_table_1_is_trained_and_sampled():
+    for name in ("imagenet256", "imagenet384"):
+        experiment = load_experiment(CONFIG / f"{name}.yaml")
+        assert {cell.model for cell in sample_cells(experiment).values()} >= set(VARIANTS)

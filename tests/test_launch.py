@@ -31,5 +31,9 @@ def test_srun_starts_one_torchrun_a_node():
 def test_what_cannot_be_started_is_refused():
     with pytest.raises(InputError, match="divided over 2 nodes"):
         command("m", [], gpus=3, nodes=2, environment={"SLURM_JOB_ID": "7"})
+    with pytest.raises(InputError, match="divided over 2 nodes"):
+        command("m", [], gpus=0, nodes=2, environment={"SLURM_JOB_ID": "7"})
+    with pytest.raises(InputError, match="at least one node"):
+        command("m", [], gpus=2, nodes=0, environment={})
     with pytest.raises(InputError, match="Slurm allocation"):
         command("m", [], gpus=4, nodes=2, environment={})

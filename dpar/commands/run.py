@@ -13,7 +13,10 @@ from typing import IO
 
 from dpar.config import load_experiment
 from dpar.errors import InputError, run_command
+from dpar.grid import sample_cells
 
+# Set for the Snakefile, which otherwise takes the lock itself.
+LOCKED = "DPAR_RESULTS_LOCKED"
 # Not `code`: Snakemake would retrain a model for a blank in a shell command. dpar/recipes.py says what is out of date.
 TRIGGERS = ("mtime", "params", "input", "software-env")
 
@@ -37,40 +40,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if not Path("Snakefile").is_file():
         raise InputError(f"there is no Snakefile in {Path.cwd()}; call `dpar run` from the top of the repository")
-    results = args.directory / "results" / load_experiment(args.config).name
+    experiment = load_experiment(args.config)
+    sample_cells(experiment)  # a table that cannot be filled is refused here, in one line
+    results = args.directory / "results" / experiment.name
     snakemake = [sys.executable, "-m", "snakemake", "--directory", str(args.directory)]
     snakemake += ["--configfile", str(args.config.resolve()), "--cores", str(args.cores)]
-    with _only_run(results) as lock:
-        # We hold the lock, so a lock of Snakemake's own is left over from a run that was killed.
-        subprocess.run([*snakemake, "--unlock"], check=True, capture_output=True)
-        command = [*snakemake, "--rerun-incomplete", "--rerun-triggers", *TRIGGERS, *args.snakemake]
+    with only_run(results) as lock:
+        # Snakemake's own lock outlives a run that is killed, and covers other experiments' results too; ours does not.
+        command = [*snakemake, "--nolock", "--rerun-incomplete", "--rerun-triggers", *TRIGGERS, *args.snakemake]
         status = _run(command, lock)
     if status:
         raise InputError(
             f"the run stopped before its end (snakemake's exit status {status}); "
             "see the first error above, mend its cause and run the same command again: finished work is kept"
         )
-    print(where_to_look(results))
+    if not {"-n", "--dry-run", "--dryrun"} & set(args.snakemake):
+        print(where_to_look(results))
 
 
 def where_to_look(results: Path) -> str:
     """What to open after a run whose outputs lie in `results`."""
-    report = results / "report.html"
+    report, program = results / "report.html", Path(sys.executable).with_name("dpar")
     return "\n".join(
         [
             "",
             f"Report     {report}",
             f"           open it in a browser: {report.resolve().as_uri()}",
-            f"Dashboard  dpar track ui --results {results}",
+            f"Dashboard  {program} track ui --results {results}",
             "           prints an address on this machine; `make dashboard` does the same",
-            f"Audit      dpar track audit --results {results}",
+            f"Audit      {program} track audit --results {results}",
             "           proves that every output belongs to a finished, tracked run",
         ]
     )
 
 
 @contextmanager
-def _only_run(results: Path) -> Iterator[IO[str]]:
+def only_run(results: Path) -> Iterator[IO[str]]:
     """The lock of the experiment's results, inherited by snakemake so that it lasts as long as the graph runs."""
     (results / "tracking").mkdir(parents=True, exist_ok=True)
     with open(results / "tracking" / "run.lock", "w") as lock:
@@ -86,7 +91,10 @@ def _run(command: Sequence[str], lock: IO[str]) -> int:
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         return subprocess.run(
-            command, pass_fds=(lock.fileno(),), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+            command,
+            env={**os.environ, LOCKED: "1"},
+            pass_fds=(lock.fileno(),),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ).returncode
     finally:
         signal.signal(signal.SIGINT, handler)

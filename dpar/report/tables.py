@@ -8,15 +8,14 @@ from typing import Any
 import pandas as pd
 
 from dpar.config import Experiment
-from dpar.errors import InputError
 from dpar.grid import Row, table_rows, threshold_of
 
 # Not shown: names for programs, and what a column of its own says already.
 HIDDEN = {"cell", "training", "patchify.max_length", "patchify.threshold", "inference.threshold", "sampling.cfg_scale"}
 # What compute_metrics measures, as tables call it; the first one's name depends on the feature network.
-METRICS = ("frechet_distance", "inception_score", "precision", "recall", "class_agreement")
+METRICS = ("frechet_distance", "inception_score", "precision", "recall", "class_agreement", "steps")
 # The paper's name of each of ours.
-PAPER = {"fid": "frechet_distance", "inception_score": "inception_score", "precision": "precision", "recall": "recall"}
+PAPER = {"fid": "frechet_distance"} | {name: name for name in ("inception_score", "precision", "recall", "steps")}
 TITLES = {
     "model": "Model",
     "patchify.p_avg": "Wanted P_avg",
@@ -89,9 +88,7 @@ def _row(
         "training": sample.model,
     }
     for theirs, number in row.paper.items():
-        ours = PAPER.get(theirs)
-        if ours is None:
-            raise InputError(f"the paper's {theirs!r} stands beside none of our metrics ({', '.join(PAPER)})")
+        ours = PAPER[theirs]
         found[f"paper_{theirs}"] = number
         comparable = bool(measured) and all(m["comparable_to_published"] for m in measured)
         found[f"difference_{theirs}"] = found[ours] - number if comparable else None

@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(prog="evaluate_likelihood", description=__doc__)
     flags.add_argument("--experiment", type=Path, required=True)
     flags.add_argument("--model-folder", type=Path, required=True)
-    flags.add_argument("--manifest", type=Path, required=True, help="manifest of scored held-out codes")
+    flags.add_argument("--manifest", type=Path, required=True, help="manifest of held-out codes, scored for DPAR")
     flags.add_argument("--output", type=Path, required=True, help="the numbers as JSON")
     return flags
 

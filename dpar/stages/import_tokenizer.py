@@ -40,6 +40,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"tokenizer.weights names {weights}, which is not there; download vq_ds16_c2i.pt (or vq_ds8_c2i.pt) of "
             "LlamaGen and give its path, or train a tokenizer with `tokenizer.training`"
         )
+    found, expected = sha256_file(weights), experiment.tokenizer.weights_sha256
+    if expected not in (None, found):
+        raise InputError(
+            f"{weights} has the SHA-256 {found}, tokenizer.weights_sha256 is {expected}: "
+            "another file, or a damaged one; download it again or correct the setting"
+        )
     with tracking.job(
         rule="import_tokenizer",
         experiment=args.experiment,
@@ -52,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         provenance = {
             "experiment": digest(experiment.model_dump(mode="json")),
             "weights": weights.name,
-            "weights_sha256": sha256_file(weights),
+            "weights_sha256": found,
         }
         save_model(args.output, model, provenance)
 

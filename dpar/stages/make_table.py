@@ -82,10 +82,11 @@ def conditions(measured: dict[str, Any], floor: dict[str, Any]) -> list[str]:
     lines = [
         f"{measured['metric']}: {stated['samples']} samples against {stated['reference_samples']} images of "
         f"`{stated['reference']}`, feature network `{str(stated['extractor_sha256'])[:12]}`.",
-        f"Noise floor, real images against other real images at the same number: "
+        f"Noise floor, {floor['conditions']['samples']} real images against as many others: "
         f"{floor['frechet_distance']['mean']:.4g} ± {floor['frechet_distance']['sd']:.2g}.",
         "Values are mean ± standard deviation over sampling seeds.",
     ]
+    lines += [f"Warning: {text}" for text in dict.fromkeys([*measured["warnings"], *floor["warnings"]])]
     if not measured["comparable_to_published"]:
         lines.append(f"Not comparable to published numbers: {measured['comparable_reason']}")
     return lines

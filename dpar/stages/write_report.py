@@ -38,7 +38,6 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--reconstructions", type=Path, required=True)
     flags.add_argument("--noise-floor", type=Path, required=True)
     flags.add_argument("--thresholds", type=Path, required=True)
-    flags.add_argument("--patch-counts", type=Path, required=True)
     flags.add_argument("--histories", type=Path, nargs="+", required=True, help="models/MODEL/STATE/history.jsonl ...")
     flags.add_argument("--output", type=Path, required=True)
     return flags
@@ -50,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     experiment = load_experiment(args.experiment)
     inputs = [
         *(*args.tables, *args.ablations, *args.figures, args.tokenizer, args.reconstructions),
-        *(args.noise_floor, args.thresholds, args.patch_counts, *args.histories),
+        *(args.noise_floor, args.thresholds, *args.histories),
     ]
     with tracking.job(
         rule="write_report",

@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from dpar.config import TokenizerTraining
+from dpar.config import TOKENIZER_PACE, TokenizerTraining
 from dpar.data.crops import center_crop, to_model_input, to_uint8
 from dpar.data.images import ImageIndex
 from dpar.data.loader import epoch_order, random_bits, random_uniform
@@ -45,7 +45,6 @@ from dpar.train.optimizer import optimizer_tensors, restore_optimizer
 from dpar.train.progress import Progress
 
 # Settings that say how long and how often, but not what the weights after a step are.
-NOT_IN_WEIGHTS = frozenset({"steps", "epochs", "checkpoint_every", "perceptual_network"})
 # A code is unused when evenly used codes would each have occurred so often since it last did.
 UNUSED = 100
 # Steps between two searches for unused codes, and between two points of the curves.
@@ -109,7 +108,7 @@ class TokenizerTask:
         """All that decides the weights after a given step, but for rounding."""
         return {
             "model": self.model.config.model_dump(mode="json"),
-            "training": self.training.model_dump(mode="json", exclude=set(NOT_IN_WEIGHTS)),
+            "training": self.training.model_dump(mode="json", exclude={*TOKENIZER_PACE, "perceptual_network"}),
             "cooldown_until": self.steps if self.training.cooldown else None,
             "perceptual_network": self.perceptual_sha256,
             "images": self.train.digest,

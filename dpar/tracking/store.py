@@ -135,8 +135,8 @@ def open_store(store: Store) -> "MlflowClient":
         _check_server(store)
     if store.database and not store.database.exists():
         _create_database(store.database)
-    client = MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
     try:
+        client = MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
         experiments = client.search_experiments()
     except (MlflowException, SQLAlchemyError, ImportError) as error:
         reason = str(error).splitlines()[0][:300]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dpar.config import Settings, Training
+from dpar.config import TRAINING_PACE, Settings, Training
 from dpar.data.codes import CodeStore
 from dpar.data.loader import batches, prefetched
 from dpar.device import peak_flops
@@ -52,9 +52,6 @@ from dpar.weights import CONFIG, WEIGHTS, save_model
 HISTORY = "history.jsonl"
 SHOWN = ("train/loss", "val/nll", "perf/images_per_s")  # beside the bar or in the log; the rest is in the history
 # Settings that say how long, how often, or how the work is divided, but not what the weights after a step are.
-NOT_IN_WEIGHTS = frozenset(
-    {"steps", "epochs", "milestones", "accumulate", "compile", "checkpoint_every", "validate_every", "log_every"}
-)
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ class Task:
         """All that decides the weights after a given step, but for rounding and the dropout of several ranks."""
         return {
             "model": {"kind": type(self.model).__name__, **self.model.config.model_dump(mode="json")},
-            "training": self.training.model_dump(mode="json", exclude=set(NOT_IN_WEIGHTS)),
+            "training": self.training.model_dump(mode="json", exclude=set(TRAINING_PACE)),
             "patches": self.patching and [self.patching.rule.model_dump(mode="json"), self.patching.threshold],
             "codes": self.train.digest,
             "seed": self.seed,

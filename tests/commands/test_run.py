@@ -3,9 +3,11 @@
 import fcntl
 
 import pytest
+import yaml
 
 from dpar.commands import run
 from dpar.errors import InputError
+from tests.test_config import demo
 from tests.workflow.conftest import ROOT
 
 
@@ -19,6 +21,14 @@ def test_an_unknown_experiment_is_named(monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(InputError, match=r"config/none\.yaml does not exist"):
         run.main(["--config", "config/none.yaml"])
+
+
+def test_a_table_that_cannot_be_filled_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "mistaken.yaml"
+    path.write_text(yaml.safe_dump(demo(tables={"t": {"title": "T", "rows": [{"model": "dparr"}]}})))
+    with pytest.raises(InputError, match=r"tables\.t: there is no model 'dparr'"):
+        run.main(["--config", str(path), "--directory", str(tmp_path)])
 
 
 def test_two_runs_into_one_folder_are_refused(tmp_path, monkeypatch):
@@ -40,4 +50,4 @@ def test_a_failing_graph_is_an_error_that_says_to_run_again(tmp_path, monkeypatc
 def test_the_last_words_name_report_and_dashboard(tmp_path):
     text = run.where_to_look(tmp_path)
     assert f"{tmp_path}/report.html" in text
-    assert f"dpar track ui --results {tmp_path}" in text
+    assert f"track ui --results {tmp_path}" in text

@@ -22,9 +22,16 @@ def metrics(distance: float, published: bool = False) -> dict:
             "reference": "train",
             "extractor_sha256": "ab" * 32,
         },
+        "warnings": [],
         "comparable_to_published": published,
         "comparable_reason": "the feature network is not Inception",
     }
+
+
+def made_up_floor() -> dict:
+    """What measure_noise_floor writes."""
+    floor = {"frechet_distance": {"mean": 0.5, "sd": 0.1}}
+    return {"metric": "FD[classifier, 4]", **floor, "conditions": {"samples": 48}, "warnings": ["few images"]}
 
 
 def write(folder: Path, experiment: Experiment) -> dict[str, Path]:
@@ -48,7 +55,7 @@ def write(folder: Path, experiment: Experiment) -> dict[str, Path]:
         "patch-counts": folder / "patch_counts.json",
         "thresholds": folder / "thresholds.json",
     }
-    write_json(files["noise-floor"], {"metric": "FD[classifier, 4]", "frechet_distance": {"mean": 0.5, "sd": 0.1}})
+    write_json(files["noise-floor"], made_up_floor())
     write_json(files["patch-counts"], {"cells": costs})
     write_json(files["thresholds"], {"p_avg": thresholds})
     write_json(folder / "experiment.json", experiment.model_dump(mode="json"))

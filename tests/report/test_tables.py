@@ -17,7 +17,7 @@ def built(*rows, measured=None, **replaced):
     experiment = parse_experiment(demo(tables={"t": {"title": "T", "rows": list(rows)}}), "test")
     given = {
         "metrics": {("dpar", s): metrics(d) for s, d in enumerate((1.0, 2.0, 6.0))} if measured is None else measured,
-        "likelihoods": {("dpar", "step300"): {"nll": 4.5, "mean_patch_length": 1.79}},
+        "likelihoods": {("dpar", "step400"): {"nll": 4.5, "mean_patch_length": 1.79}},
         "thresholds": {"p_avg": {"1.8": {"threshold": 3.21}}},
         "costs": COSTS,
     }

@@ -26,7 +26,7 @@ def page(tmp_path):
     for path in pictures:
         save(new_figure(1, 1), path)
     write_json(tmp_path / "tokenizer" / "report.json", {"psnr": 25.678, "classes": [1, 2]})
-    history = tmp_path / "models" / "dpar" / "step300" / "history.jsonl"
+    history = tmp_path / "models" / "dpar" / "step400" / "history.jsonl"
     history.parent.mkdir(parents=True)
     lines = [{"step": 100, "train/loss": 5.0}, {"step": 100, "val/nll": 4.9}, {"step": 200, "val/nll": 4.5}]
     history.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -38,7 +38,7 @@ def page(tmp_path):
         *("--figures", *(tmp_path / "figures" / f"{n}.png" for n in ("samples", "entropy_maps", "compute"))),
         *("--tokenizer", tmp_path / "tokenizer" / "report.json"),
         *("--reconstructions", tmp_path / "tokenizer" / "reconstructions.png"),
-        *(part for name, path in files.items() for part in (f"--{name}", path)),
+        *(part for name, path in files.items() if name != "patch-counts" for part in (f"--{name}", path)),
         *("--histories", history, "--output", tmp_path / "report.html"),
     ]
 

@@ -59,6 +59,21 @@ def test_the_slurm_profile_resolves_and_asks_for_each_rules_resources(snakemake)
     assert asked["compute_metrics"]["slurm_partition"] == "cpu"
 
 
+def test_an_experiment_without_a_name_is_not_taken_for_the_demo(snakemake, tmp_path):
+    (tmp_path / "noname.yaml").write_text("sampling: {cfg_scale: 3}")
+    run = snakemake("--dry-run", "--configfile", tmp_path / "noname.yaml")
+    assert run.returncode != 0
+    assert "name: Field required" in run.stdout + run.stderr
+
+
+def test_the_baseline_needs_neither_entropies_nor_thresholds(snakemake):
+    run = snakemake("--dry-run", "--cores", "1", "results/demo/likelihood/llamagen/step400.json", cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    jobs = job_counts(run.stdout + run.stderr)
+    assert jobs["train_model"] == 1
+    assert {"score_entropies", "train_entropy_model", "calibrate_thresholds"}.isdisjoint(jobs)
+
+
 def test_rules_and_stages_and_recipes_have_the_same_names():
     stages = {path.stem for path in (ROOT / "dpar" / "stages").glob("*.py")} - {"__init__"}
     assert stages == set(RULES) == set(RECIPES)
@@ -81,6 +96,7 @@ def test_every_rule_is_documented_logged_and_tested(rule):
         ({"trainings": {}}, "trainings"),
         ({"images__resolution": 60}, "resolution"),
         ({"patchify__threshold": 3.0}, "p_avg"),
+        ({"tables": {}}, "has no tables"),
     ],
 )
 def test_a_mistake_in_the_experiment_stops_before_anything_runs(snakemake, tmp_path, changes, named):

@@ -5,7 +5,10 @@ import os
 import subprocess
 import sys
 
-from dpar.config import parse_experiment
+from pathlib import Path
+
+from dpar.commands.run import LOCKED, only_run
+from dpar.config import TOKENIZER_PACE, TRAINING_PACE, parse_experiment
 from dpar.errors import InputError
 from dpar.files import digest, write_json
 from dpar.grid import model_cells, p_avg_targets, sample_cells, table_rows
@@ -14,10 +17,10 @@ from dpar.recipes import RECIPES
 
 def read_experiment():
     try:
-        return parse_experiment(
-            dict(config),
-            " + ".join(map(str, workflow.configfiles)) or "the configuration",
-        )
+        experiment = parse_experiment(dict(config), " + ".join(map(str, workflow.configfiles)) or "the configuration")
+        if not sample_cells(experiment):  # which refuses tables that cannot be filled
+            raise InputError(f"experiment {experiment.name} has no tables: it would train models and compare nothing")
+        return experiment
     except InputError as error:
         raise WorkflowError(str(error))
 
@@ -27,6 +30,7 @@ RESULTS = f"results/{EXPERIMENT.name}"
 MODELS = model_cells(EXPERIMENT)
 SAMPLES = sample_cells(EXPERIMENT)
 SPLITS = ("train", "val")
+LOCKS = []
 SHARD_COUNT = {
     "train": EXPERIMENT.codes.train_shards,
     "val": EXPERIMENT.codes.val_shards,
@@ -61,7 +65,12 @@ wildcard_constraints:
 def recipe(stage, *settings):
     """What makes the stage's outputs out of date: its recipe number and the settings it reads."""
     plain = [s.model_dump(mode="json") if hasattr(s, "model_dump") else s for s in settings]
-    return f"{RECIPES[stage]}.{digest([EXPERIMENT.seed, *plain])}"
+    return f"{RECIPES[stage]}.{digest(plain)}"
+
+
+def without(settings, *names):
+    """`settings` but for those that do not decide what is computed."""
+    return settings and settings.model_dump(mode="json", exclude=set(names))
 
 
 def shards(store, split):
@@ -71,6 +80,27 @@ def shards(store, split):
 def folder(path):
     """The files of the model folder at `path`."""
     return [f"{RESULTS}/{path}/{name}" for name in MODEL_FILES]
+
+
+def is_gated(patchify, transformer):
+    """Whether an entropy model decides where patches begin."""
+    return transformer.is_dpar and patchify.strategy == "dynamic"
+
+
+def thresholds_for(patchify, transformer):
+    """thresholds.json, for patches whose threshold has to be calibrated."""
+    return [f"{RESULTS}/thresholds.json"] if is_gated(patchify, transformer) and patchify.p_avg is not None else []
+
+
+def lock_results():
+    """One run at a time works on these results; `dpar run` has locked them already."""
+    if LOCKED not in os.environ:
+        lock = only_run(Path(RESULTS))
+        LOCKS.append(lock)  # held until this process ends
+        try:
+            lock.__enter__()
+        except InputError as error:
+            raise WorkflowError(str(error))
 
 
 def tracking_command(*arguments):

@@ -10,7 +10,7 @@ rule generate_images:
     conda:
         "../../envs/dpar.yaml"
     params:
-        recipe=recipe("generate_images", EXPERIMENT.images),
+        recipe=recipe("generate_images", EXPERIMENT.seed, EXPERIMENT.images),
     shell:
         STAGE + " --split {wildcards.split} --output {output}" + LOGGED
 

@@ -18,7 +18,12 @@ if EXPERIMENT.entropy_model.weights is None:
             gpu=0,
             nodes=1,
         params:
-            recipe=recipe("train_entropy_model", EXPERIMENT.entropy_model),
+            recipe=recipe(
+                "train_entropy_model",
+                EXPERIMENT.seed,
+                without(EXPERIMENT.entropy_model, "training"),
+                without(EXPERIMENT.entropy_model.training, *(TRAINING_PACE - {"steps", "epochs"})),
+            ),
             folder=RESULTS + "/entropy_model",
             state=RESULTS + "/state/entropy_model",
         shell:
@@ -36,7 +41,13 @@ else:
         conda:
             "../../envs/dpar.yaml"
         params:
-            recipe=recipe("import_entropy_model", EXPERIMENT.entropy_model),
+            recipe=recipe(
+                "import_entropy_model",
+                EXPERIMENT.entropy_model,
+                EXPERIMENT.tokenizer.vocab_size,
+                EXPERIMENT.grid,
+                EXPERIMENT.images.num_classes,
+            ),
             folder=RESULTS + "/entropy_model",
         shell:
             STAGE + " --output {params.folder}" + LOGGED
@@ -56,7 +67,7 @@ rule score_entropies:
     resources:
         gpu=0,
     params:
-        recipe=recipe("score_entropies"),
+        recipe=recipe("score_entropies", EXPERIMENT.entropy_model.kind),
         entropy_model=RESULTS + "/entropy_model",
     shell:
         STAGE + " --shard {input.shard}" " --entropy-model {params.entropy_model} --output {output}" + LOGGED
@@ -93,6 +104,8 @@ rule count_patches:
         recipe=recipe(
             "count_patches",
             {slug: [cell.patchify.model_dump(), cell.transformer.model_dump()] for slug, cell in MODELS.items()},
+            EXPERIMENT.entropy_model.model,
+            EXPERIMENT.sampling.cfg_scale,
         ),
     shell:
         STAGE + " --manifest {input.manifest}" " --thresholds {input.thresholds} --output {output}" + LOGGED

@@ -24,8 +24,10 @@ rule train_classifier:
     params:
         recipe=recipe(
             "train_classifier",
+            EXPERIMENT.seed,
             EXPERIMENT.evaluation.classifier,
             EXPERIMENT.images.resolution,
+            EXPERIMENT.evaluation.resolution,
         ),
         folder=RESULTS + "/classifier",
     shell:
@@ -42,6 +44,12 @@ def images_to_describe(wildcards):
     return []  # the user's npz: a path in the experiment, checked by the stage
 
 
+def features_recipe(wildcards):
+    read = EXPERIMENT.evaluation
+    of_reference = (read.reference, read.reference_images) if wildcards.features == "reference" else ()
+    return recipe("extract_features", EXPERIMENT.seed, EXTRACTOR, read.resolution, *of_reference)
+
+
 rule extract_features:
     """Compute the features of the real images, or of one set of samples."""
     input:
@@ -56,11 +64,11 @@ rule extract_features:
     resources:
         gpu=0,
     params:
-        recipe=recipe("extract_features", EXPERIMENT.evaluation),
+        recipe=features_recipe,
         extractor=EXTRACTOR,
         images=lambda wildcards, input: input.images or EXPERIMENT.evaluation.reference,
     shell:
-        STAGE + " --extractor {params.extractor}" " --images {params.images} --output {output}" + LOGGED
+        STAGE + " --extractor {params.extractor:q}" " --images {params.images:q} --output {output}" + LOGGED
 
 
 rule compute_metrics:
@@ -75,7 +83,7 @@ rule compute_metrics:
     conda:
         "../../envs/dpar.yaml"
     params:
-        recipe=recipe("compute_metrics", EXPERIMENT.evaluation),
+        recipe=recipe("compute_metrics", EXPERIMENT.seed, EXPERIMENT.evaluation.splits, EXPERIMENT.evaluation.k),
     shell:
         STAGE + " --samples {input.samples}" " --reference {input.reference} --output {output}" + LOGGED
 
@@ -93,7 +101,9 @@ rule measure_noise_floor:
     params:
         recipe=recipe(
             "measure_noise_floor",
-            EXPERIMENT.evaluation,
+            EXPERIMENT.seed,
+            EXPERIMENT.evaluation.splits,
+            EXPERIMENT.evaluation.k,
             EXPERIMENT.sampling.num_images,
         ),
     shell:

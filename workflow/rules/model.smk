@@ -10,19 +10,29 @@ def previous_milestone(wildcards):
 
 def training_recipe(wildcards):
     cell = MODELS[wildcards.model]
-    # the length and the kept states decide when to stop, not what is computed on the way
-    settings = cell.training.model_dump(exclude={"steps", "epochs", "milestones", "log_every"})
-    # a baseline without patches does not depend on the patch rule
+    # the baseline does not depend on where patches begin
     patchify = cell.patchify if cell.transformer.is_dpar else None
-    return recipe("train_model", cell.transformer, patchify, settings)
+    return recipe("train_model", EXPERIMENT.seed, cell.transformer, patchify, without(cell.training, *TRAINING_PACE))
+
+
+def codes_for(split):
+    """The manifest that a model reads: with entropies for DPAR, without for the baseline."""
+
+    def manifest(wildcards):
+        store = "scored" if MODELS[wildcards.model].transformer.is_dpar else "codes"
+        return f"{RESULTS}/{store}/{split}/manifest.json"
+
+    return manifest
 
 
 rule train_model:
     """Train DPAR or the LlamaGen baseline up to a milestone."""
     input:
-        train=RESULTS + "/scored/train/manifest.json",
-        val=RESULTS + "/scored/val/manifest.json",
-        thresholds=RESULTS + "/thresholds.json",
+        train=codes_for("train"),
+        val=codes_for("val"),
+        thresholds=lambda wildcards: thresholds_for(
+            MODELS[wildcards.model].patchify, MODELS[wildcards.model].transformer
+        ),
         previous=previous_milestone,
     output:
         folder("models/{model}/{milestone}"),
@@ -39,9 +49,10 @@ rule train_model:
         recipe=training_recipe,
         folder=RESULTS + "/models/{model}/{milestone}",
         state=RESULTS + "/state/models/{model}",
+        thresholds=lambda wildcards, input: f"--thresholds {input.thresholds}" if input.thresholds else "",
     shell:
         TRAINING + " --model {wildcards.model} --milestone {wildcards.milestone}"
-        " --train {input.train} --val {input.val} --thresholds {input.thresholds} --state {params.state} --restart"
+        " --train {input.train} --val {input.val} {params.thresholds} --state {params.state} --restart"
         " --output {params.folder} --history {output.history}" + LOGGED
 
 
@@ -49,7 +60,7 @@ rule evaluate_likelihood:
     """Measure the negative log-likelihood of held-out codes in nats a token."""
     input:
         model=folder("models/{model}/{milestone}"),
-        manifest=RESULTS + "/scored/val/manifest.json",
+        manifest=codes_for("val"),
     output:
         RESULTS + "/likelihood/{model}/{milestone}.json",
     log:

@@ -103,7 +103,7 @@ rule plot_ablation:
     conda:
         "../../envs/dpar.yaml"
     params:
-        recipe=recipe("plot_ablation"),
+        recipe=lambda wildcards: recipe("plot_ablation", EXPERIMENT.tables[wildcards.table]),
     shell:
         STAGE + " --table {wildcards.table} --csv {input.table}"
         " --noise-floor {input.noise_floor} --output {output}" + LOGGED
@@ -145,7 +145,6 @@ rule write_report:
         reconstructions=RESULTS + "/tokenizer/reconstructions.png",
         noise_floor=RESULTS + "/metrics/noise_floor.json",
         thresholds=RESULTS + "/thresholds.json",
-        patch_counts=RESULTS + "/patch_counts.json",
         histories=[
             f"{RESULTS}/models/{cell.model}/{cell.milestone}/history.jsonl"
             for cell in {(c.model, c.milestone): c for c in SAMPLES.values()}.values()
@@ -157,9 +156,9 @@ rule write_report:
     conda:
         "../../envs/dpar.yaml"
     params:
-        recipe=recipe("write_report", EXPERIMENT.tables),
+        recipe=recipe("write_report", EXPERIMENT),
     shell:
         STAGE + " --tables {input.tables} --ablations {input.ablations}"
         " --figures {input.figures} --tokenizer {input.tokenizer} --reconstructions {input.reconstructions}"
-        " --noise-floor {input.noise_floor} --thresholds {input.thresholds} --patch-counts {input.patch_counts}"
+        " --noise-floor {input.noise_floor} --thresholds {input.thresholds}"
         " --histories {input.histories} --output {output}" + LOGGED

@@ -1,18 +1,36 @@
 """Images drawn from the models (Algorithm 2)."""
 
 
+def sampled_transformer(wildcards):
+    return MODELS[SAMPLES[wildcards.cell].model].transformer
+
+
 def sampled_model(wildcards):
     cell = SAMPLES[wildcards.cell]
     return folder(f"models/{cell.model}/{cell.milestone}")
+
+
+def sampling_recipe(wildcards):
+    cell = SAMPLES[wildcards.cell]
+    return recipe(
+        "sample_images",
+        cell.patchify if sampled_transformer(wildcards).is_dpar else None,
+        without(cell.sampling, "seeds", "batch_size"),
+        EXPERIMENT.evaluation.resolution,
+    )
 
 
 rule sample_images:
     """Draw one shard of images with classifier-free guidance."""
     input:
         model=sampled_model,
-        entropy_model=folder("entropy_model"),
+        entropy_model=lambda wildcards: (
+            folder("entropy_model")
+            if is_gated(SAMPLES[wildcards.cell].patchify, sampled_transformer(wildcards))
+            else []
+        ),
         tokenizer=folder("tokenizer"),
-        thresholds=RESULTS + "/thresholds.json",
+        thresholds=lambda wildcards: thresholds_for(SAMPLES[wildcards.cell].patchify, sampled_transformer(wildcards)),
     output:
         images=RESULTS + "/samples/{cell}/seed{seed}/{shard}.npz",
         picture=RESULTS + "/samples/{cell}/seed{seed}/{shard}.png",
@@ -23,15 +41,12 @@ rule sample_images:
     resources:
         gpu=0,
     params:
-        recipe=lambda wildcards: recipe(
-            "sample_images",
-            SAMPLES[wildcards.cell].patchify,
-            SAMPLES[wildcards.cell].sampling.model_dump(exclude={"seeds", "batch_size"}),
-        ),
+        recipe=sampling_recipe,
+        thresholds=lambda wildcards, input: f"--thresholds {input.thresholds}" if input.thresholds else "",
         model=lambda wildcards: f"{RESULTS}/models/{SAMPLES[wildcards.cell].model}/{SAMPLES[wildcards.cell].milestone}",
         results=RESULTS,
     shell:
         STAGE + " --cell {wildcards.cell} --seed {wildcards.seed}"
         " --shard {wildcards.shard} --model-folder {params.model} --entropy-model {params.results}/entropy_model"
-        " --tokenizer {params.results}/tokenizer --thresholds {input.thresholds} --output {output.images}"
+        " --tokenizer {params.results}/tokenizer {params.thresholds} --output {output.images}"
         " --picture {output.picture}" + LOGGED

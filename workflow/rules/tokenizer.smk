@@ -17,7 +17,13 @@ if EXPERIMENT.tokenizer.weights is None:
         resources:
             gpu=0,
         params:
-            recipe=recipe("train_tokenizer", EXPERIMENT.tokenizer, EXPERIMENT.images.resolution),
+            recipe=recipe(
+                "train_tokenizer",
+                EXPERIMENT.seed,
+                EXPERIMENT.tokenizer.autoencoder,
+                without(EXPERIMENT.tokenizer.training, "checkpoint_every"),
+                EXPERIMENT.images.resolution,
+            ),
             folder=RESULTS + "/tokenizer",
             state=RESULTS + "/state/tokenizer",
         shell:

@@ -1,0 +1,95 @@
+import json
+import sqlite3
+import sys
+from pathlib import Path
+
+import pytest
+
+from dpar import tracking
+from dpar.commands import track
+from dpar.errors import InputError, run_command
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Results of one finished job below the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DPAR_TRACKING_URI", raising=False)
+    folder = Path("results/demo")
+    folder.mkdir(parents=True)
+    (folder / "experiment.json").write_text(json.dumps({"name": "demo"}))
+    with tracking.job(rule="train_model", experiment=folder / "experiment.json", outputs=[folder / "a.txt"]) as job:
+        (folder / "a.txt").write_text("a")
+        job.metrics({"train/loss": 1.0}, step=1)
+    return folder
+
+
+def test_sync_status_audit_rebuild_and_views_work_together(results: Path, capsys: pytest.CaptureFixture):
+    track.main(["sync"])
+    assert capsys.readouterr().out.startswith("1 jobs with news, ")
+    track.main(["status"])
+    assert "lacks news of 0 of 1 jobs" in capsys.readouterr().out
+    Path("outputs.txt").write_text("results/demo/a.txt\n\n")
+    track.main(["audit", "--outputs", "outputs.txt"])
+    assert "     1  tracked" in capsys.readouterr().out
+    track.main(["views"])
+    assert "dpar/demo/train: 1 Trainings\n    http://127.0.0.1:5000/#/experiments/" in capsys.readouterr().out
+    (results / "a.txt").write_text("b")
+    with pytest.raises(SystemExit) as ended:
+        track.main(["audit", "--outputs", "outputs.txt"])
+    assert ended.value.code == 1
+    assert "changed: results/demo/a.txt: not what train_model made" in capsys.readouterr().out
+    with sqlite3.connect(results / "tracking" / "mlflow.db") as connection:
+        before = connection.execute("select run_uuid from runs").fetchall()
+    track.main(["rebuild", "--results", "results/demo"])
+    assert "made again in" in capsys.readouterr().out
+    with sqlite3.connect(results / "tracking" / "mlflow.db") as connection:
+        after = connection.execute("select run_uuid from runs").fetchall()
+    assert len(after) == len(before) == 1
+    assert after != before
+
+
+def test_the_audit_asks_the_graph_with_the_experiment_of_the_results(results: Path, monkeypatch, capsys):
+    asked: list[Path] = []
+
+    def outputs(snakefile: Path, configfile: Path) -> list[Path]:
+        asked.extend((snakefile, configfile))
+        return [results / "a.txt"]
+
+    monkeypatch.setattr(track, "graph_outputs", outputs)
+    track.main(["sync"])
+    track.main(["audit"])
+    assert asked == [Path("Snakefile"), results / "experiment.json"]
+    monkeypatch.setattr(track, "graph_outputs", lambda *_: [])
+    with pytest.raises(InputError, match="no outputs to audit"):
+        track.main(["audit"])
+
+
+def test_the_latest_results_are_meant_when_none_are_named(results: Path):
+    import os
+
+    assert track.results_folder(None) == results
+    other = Path("results/photos64/tracking")
+    other.mkdir(parents=True)
+    os.utime(other, (0, 0))
+    assert track.results_folder(None) == results
+    os.utime(results / "tracking", (-1, -1))
+    assert track.results_folder(None) == other.parent
+
+
+def test_missing_results_and_bad_addresses_are_one_line(results: Path, capsys, monkeypatch):
+    for arguments, message in (
+        (["status", "--results", "results/none"], "results/none is not a folder"),
+        (["sync", "--uri", "htp://x"], "'htp://x' is not a tracking address"),
+        (["audit", "--outputs", "none.txt"], "none.txt does not exist"),
+    ):
+        assert run_command(track.main, arguments) == 2
+        errors = capsys.readouterr().err
+        assert message in errors
+        assert errors.count("\n") == 1
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    assert run_command(track.main, ["sync"]) == 2
+    assert "the records wait in" in capsys.readouterr().err
+    monkeypatch.chdir("results")
+    with pytest.raises(InputError, match="no results below"):
+        track.results_folder(None)
