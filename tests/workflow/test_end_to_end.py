@@ -127,12 +127,13 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_outputs(experim
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     subprocess.run(command(undisturbed), env=environment, cwd=ROOT, check=True, capture_output=True, timeout=1200)
     moments = random.Random(0)
-    for _ in range(4):
+    for attempt in range(4):
         process = subprocess.Popen(
             command(disturbed), env=environment, cwd=ROOT, start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         time.sleep(moments.uniform(8, 30))
+        assert attempt > 0 or process.poll() is None, "the first kill must hit a run that is going on"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     subprocess.run(command(disturbed), env=environment, cwd=ROOT, check=True, capture_output=True, timeout=1200)

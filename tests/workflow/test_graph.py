@@ -112,5 +112,6 @@ def test_the_documents_name_only_files_that_exist():
     for document in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"):
         text = (ROOT / document).read_text()
         named = set(re.findall(r"`((?:dpar|workflow|config|tests|slurm|envs|docs)/[\w./-]+\.\w+)`", text))
+        named |= {link for link in re.findall(r"\]\(([^)#:]+)\)", text)}
         missing = {name for name in named if not Path(ROOT / name).exists()}
         assert not missing, f"{document} names files that are not there"
