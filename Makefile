@@ -6,7 +6,7 @@ PHOTOS ?= ../shared/data/photos64
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: help demo photos64 report dashboard audit test check format slurm-dry-run clean
+.PHONY: help demo photos64 report dashboard audit test endurance-test check format slurm-dry-run clean
 
 help:
 	@echo "make demo       the whole pipeline on generated images, about ten minutes on two cores"
@@ -14,6 +14,7 @@ help:
 	@echo "make dashboard  the MLflow dashboard of the last run"
 	@echo "make audit      proof that every output of the demo belongs to a finished run"
 	@echo "make test       all tests that need no GPU"
+	@echo "make endurance-test  the graph, killed again and again"
 	@echo "make check      formatting, lint and types"
 
 demo: .venv/.installed
@@ -31,6 +32,9 @@ audit: .venv/.installed
 
 test: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(CORES) --dist worksteal
+
+endurance-test: .venv/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m endurance
 
 check: .venv/.installed-dev
 	$(BIN)/ruff format --check dpar tests

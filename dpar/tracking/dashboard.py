@@ -21,7 +21,7 @@ HOST = "127.0.0.1"
 
 
 @contextmanager
-def serving(store: Store, port: int, *, seconds: float = 120.0) -> Iterator[subprocess.Popen]:
+def serving(store: Store, port: int, *, seconds: float = 300.0) -> Iterator[subprocess.Popen]:
     """A running server of the store on `port`, one process for the pages and no others; stopped at the end.
 
     Args:

@@ -107,6 +107,7 @@ def test_the_graph_runs_to_the_report_and_a_second_run_does_nothing(snakemake, e
     assert {"train_model", "sample_images", "extract_features"}.isdisjoint(jobs)
 
 
+@pytest.mark.endurance
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_outputs(experiment, tmp_path):
     """`kill -9` of the whole process group at random moments, then the same command, against a run left alone."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
