@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -77,6 +78,7 @@ def _sync(store: Store, args: argparse.Namespace) -> None:
     if args.watch is None:
         _show(mirror.sync(store))
         return
+    os.nice(10)  # trainings go first
     with contextlib.suppress(KeyboardInterrupt):
         mirror.watch(store, args.watch, args.until_pid)
 

@@ -58,7 +58,6 @@ def sync(store: Store, *, wait: bool = True) -> Counts | None:
 
 def watch(store: Store, seconds: float, until_pid: int | None = None) -> None:
     """Syncs every `seconds` until the process `until_pid` has gone (or for ever), and then once more."""
-    os.nice(10)  # trainings go first
     client, said = None, ""
     while True:
         last = until_pid is not None and not _exists(until_pid)
