@@ -208,7 +208,7 @@ with tracking.job(rule="train_model", experiment=experiment) as job:
             aside.write_text(str(step))
             os.replace(aside, checkpoint)
             job.commit(step)
-        time.sleep(0.002)
+        time.sleep(0.01)
 """
 
 
