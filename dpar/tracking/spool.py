@@ -60,6 +60,7 @@ class EventFile:
         self._pending = bytearray()
         self._lock = threading.Lock()
         self._complained = False
+        self._closed = False
         if _ends_torn(path):  # the process before us died in the middle of a line
             self._pending += b"\n"
 
@@ -67,6 +68,8 @@ class EventFile:
         """Writes one event with the time (milliseconds since 1970); never raises for want of space."""
         line = json.dumps({"t": time.time_ns() // 1_000_000, "event": event, **fields}, allow_nan=False)
         with self._lock:
+            if self._closed:  # a straggling thread; the descriptor may be another file's by now
+                return
             self._pending += line.encode() + b"\n"
             try:
                 self._flush()
@@ -95,8 +98,10 @@ class EventFile:
                     raise
 
     def close(self) -> None:
-        """Closes the file."""
-        os.close(self._descriptor)
+        """Closes the file; what is said afterwards is dropped."""
+        with self._lock:
+            self._closed = True
+            os.close(self._descriptor)
 
 
 class Job:

@@ -68,4 +68,6 @@ class SystemSampler:
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):
-            self._record(self.sample())
+            values = self.sample()
+            if not self._stop.is_set():  # a driver may take its time to answer
+                self._record(values)

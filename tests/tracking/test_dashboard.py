@@ -28,7 +28,10 @@ def test_the_server_answers_on_this_machine_only_and_ends_with_the_block(results
             assert answer.headers["X-Frame-Options"] == "DENY"
         addresses = dict(dashboard.links(store, port))
         assert addresses["dpar/demo/train: 1 Trainings"].startswith(f"http://127.0.0.1:{port}/#/experiments/")
-        with pytest.raises(InputError, match=f"port {port} of 127.0.0.1 cannot be used"), dashboard.serving(store, port):
+        with (
+            pytest.raises(InputError, match=f"port {port} of 127.0.0.1 cannot be used"),
+            dashboard.serving(store, port),
+        ):
             pass
     assert server.poll() is not None
     with pytest.raises(OSError, match="refused"):

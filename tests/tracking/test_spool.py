@@ -279,3 +279,14 @@ def test_the_lock_is_free_after_the_job(results: Path, job):
 def test_what_stages_use_is_reachable_from_the_package():
     assert tracking.job is not None
     assert tracking.Job is not None
+
+
+def test_what_a_straggling_thread_says_after_the_end_is_dropped(results: Path, job):
+    with job("train_model") as running:
+        pass
+    (results / "other.txt").touch()
+    with open(results / "other.txt", "rb+"):  # may have the number of the record's file
+        running.metrics({"loss": 1}, step=1)
+        running.commit(1)
+    assert (results / "other.txt").read_bytes() == b""
+    assert kinds_of(results)[-1] == "end"

@@ -10,14 +10,14 @@ from dpar.tracking.system import SystemSampler
 def test_the_load_is_recorded_at_its_interval_and_the_peak_at_the_end():
     records: list[dict[str, float]] = []
     with SystemSampler(records.append, interval=0.02) as sampler:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while len(records) < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
         peak = sampler.peaks()["system/peak_rss_mebibytes"]
     count = len(records)
     assert count >= 3
     assert records[0].keys() >= {"system/process_cpu_percentage", "system/process_rss_mebibytes"}
-    assert peak >= max(record["system/process_rss_mebibytes"] for record in records) - 0.1
+    assert peak >= max(record["system/process_rss_mebibytes"] for record in records[:3]) - 0.1
     time.sleep(0.1)
     assert len(records) == count
 
