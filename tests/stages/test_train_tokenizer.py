@@ -108,3 +108,19 @@ def test_an_index_of_another_resolution_is_refused(tmp_path, flags):
     path.write_text(path.read_text().replace('"resolution": 32', '"resolution": 64'))
     with pytest.raises(InputError, match=r"train\.json was made for another experiment: resolution is 32, expected 64"):
         main(flags)
+
+
+def test_two_processes_train_what_one_trains(tmp_path, flags):
+    write_tokenizer_experiment(tmp_path, {"adversarial_weight": 0.5, "adversarial_start": 8, "steps": 8})
+    main(flags)
+    one = load_model(tmp_path / "tokenizer", "tokenizer").state_dict()
+    flags[flags.index("--state") + 1] = str(tmp_path / "another")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    command = [*launcher, "dpar.stages.train_tokenizer", *flags]
+    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    two = load_model(tmp_path / "tokenizer", "tokenizer").state_dict()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-3)  # Adam makes a last bit of a gradient a step
+    write_tokenizer_experiment(tmp_path, {"adversarial_weight": 0.5, "adversarial_start": 8, "steps": 12})
+    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    assert read_json(tmp_path / "tokenizer/config.json")["provenance"]["step"] == 12
