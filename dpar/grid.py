@@ -1,6 +1,6 @@
 """Which models a run trains and which samples it draws: every cell of every table, each once."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, TypeVar
@@ -92,8 +92,13 @@ def p_avg_targets(experiment: Experiment) -> list[float]:
     return sorted({p.p_avg for p in patchify if p.strategy == "dynamic" and p.p_avg is not None})
 
 
+def merged_thresholds(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What calibrate_threshold wrote for several targets, as one."""
+    return {"p_avg": {target: entry for each in found for target, entry in each["p_avg"].items()}}
+
+
 def threshold_of(patchify: Patchify, thresholds: Mapping[str, Any]) -> float | None:
-    """E_Th of `patchify` in nats, looked up in the output of calibrate_thresholds; None for static patches.
+    """E_Th of `patchify` in nats, looked up in what calibrate_threshold wrote; None for static patches.
 
     Raises:
         InputError: no threshold was calibrated to this mean patch length.
@@ -108,7 +113,7 @@ def threshold_of(patchify: Patchify, thresholds: Mapping[str, Any]) -> float | N
         known = ", ".join(thresholds.get("p_avg", {})) or "none"
         raise InputError(
             f"no threshold is calibrated to a mean patch length of {patchify.p_avg} (calibrated: {known}); "
-            "run calibrate_thresholds again"
+            "run calibrate_threshold again"
         ) from None
 
 

@@ -16,7 +16,7 @@ RECIPES = {
     "train_entropy_model": 1,
     "import_entropy_model": 1,
     "score_entropies": 1,
-    "calibrate_thresholds": 1,
+    "calibrate_threshold": 1,
     "count_patches": 1,
     "train_model": 1,
     "evaluate_likelihood": 1,

@@ -195,7 +195,7 @@ def error_bars(
 
 
 def metric_against_cost(points: Sequence[Mapping[str, Any]], metric: str, floor: float | None) -> Figure:
-    """The metric against the cost of training, DPAR beside LlamaGen (Figure 1b).
+    """The metric against the cost of training, DPAR beside LlamaGen (Figure 1b); a line joins the sizes of each.
 
     Args:
         points: each with `label`, `model`, `cost` (training GMACs an image), `value` and `spread`.
@@ -204,6 +204,10 @@ def metric_against_cost(points: Sequence[Mapping[str, Any]], metric: str, floor:
     """
     figure = new_figure(5.6, 3.8)
     axes = figure.subplots()
+    points = sorted(points, key=lambda point: point["cost"])
+    for colour in dict.fromkeys(colour_of(point["model"]) for point in points):
+        family = [point for point in points if colour_of(point["model"]) == colour]
+        axes.plot([p["cost"] for p in family], [p["value"] for p in family], color=colour, linewidth=1)
     for point in points:
         axes.errorbar(
             point["cost"], point["value"], yerr=point["spread"], fmt="o", color=colour_of(point["model"]), capsize=3

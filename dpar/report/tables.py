@@ -52,7 +52,7 @@ def build(
     Args:
         metrics: (sample cell, seed) -> what compute_metrics wrote.
         likelihoods: (model cell, milestone) -> what evaluate_likelihood wrote.
-        thresholds: what calibrate_thresholds wrote.
+        thresholds: what calibrate_threshold wrote.
         costs: model cell -> its entry of what count_patches wrote.
     """
     rows = [_row(row, metrics, likelihoods, thresholds, costs[row.model.slug]) for row in table_rows(experiment, name)]

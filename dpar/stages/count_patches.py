@@ -15,11 +15,11 @@ from dpar.config import Experiment, Patchify, load_experiment
 from dpar.errors import run_command
 from dpar.evaluation import flops
 from dpar.files import read_json, write_json
-from dpar.grid import ModelCell, model_cells, threshold_of
+from dpar.grid import ModelCell, merged_thresholds, model_cells, threshold_of
 from dpar.model.llamagen import LlamaGenConfig
 from dpar.model.variants import build_model, model_config
 from dpar.patchify import PatchCounts, simulate, static_starts
-from dpar.stages.calibrate_thresholds import stored_entropies
+from dpar.stages.calibrate_threshold import stored_entropies
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(prog="count_patches", description=__doc__)
     flags.add_argument("--experiment", type=Path, required=True)
     flags.add_argument("--manifest", type=Path, required=True, help="scored training codes")
-    flags.add_argument("--thresholds", type=Path, required=True, help="what calibrate_thresholds wrote")
+    flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
     flags.add_argument("--output", type=Path, required=True, help="patch_counts.json")
     return flags
 
@@ -47,12 +47,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         rule="count_patches",
         experiment=args.experiment,
         name="count_patches",
-        inputs=[args.manifest, args.thresholds],
+        inputs=[args.manifest, *args.thresholds],
         outputs=[args.output],
         params={"models": ", ".join(cells), "guided": experiment.sampling.cfg_scale not in (0, 1)},
     ) as job:
         entropy = stored_entropies(experiment, args.manifest)
-        thresholds = read_json(args.thresholds)
+        thresholds = merged_thresholds(map(read_json, args.thresholds))
         counts = count(cells, thresholds, entropy, experiment.grid[1])
         found = {slug: describe(experiment, cell, counts[slug]) for slug, cell in cells.items()}
         for slug, cell in cells.items():

@@ -10,6 +10,7 @@ from dpar import tracking
 from dpar.config import load_experiment
 from dpar.errors import run_command
 from dpar.files import read_json, write_text
+from dpar.grid import merged_thresholds
 from dpar.report import tables
 
 
@@ -22,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--likelihoods", type=Path, nargs="+", required=True, help="likelihood/MODEL/STATE.json ...")
     flags.add_argument("--noise-floor", type=Path, required=True)
     flags.add_argument("--patch-counts", type=Path, required=True)
-    flags.add_argument("--thresholds", type=Path, required=True)
+    flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
     flags.add_argument("--pictures", type=Path, nargs="+", required=True, help="samples/CELL/seedN/00000.png ...")
     flags.add_argument("--csv", type=Path, required=True)
     flags.add_argument("--markdown", type=Path, required=True)
@@ -36,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     experiment = load_experiment(args.experiment)
     metrics = {(p.parent.name, int(p.stem.removeprefix("seed"))): read_json(p) for p in args.metrics}
     likelihoods = {(p.parent.name, p.stem): read_json(p) for p in args.likelihoods}
-    thresholds, counts, floor = read_json(args.thresholds), read_json(args.patch_counts), read_json(args.noise_floor)
-    inputs = [*args.metrics, *args.likelihoods, args.noise_floor, args.patch_counts, args.thresholds, *args.pictures]
+    thresholds = merged_thresholds(map(read_json, args.thresholds))
+    counts, floor = read_json(args.patch_counts), read_json(args.noise_floor)
+    inputs = [*args.metrics, *args.likelihoods, args.noise_floor, args.patch_counts, *args.thresholds, *args.pictures]
     title = experiment.tables[args.table].title
     with tracking.job(
         rule="make_table",

@@ -54,7 +54,13 @@ def draw(experiment: Experiment, table: str, frame: pd.DataFrame, floor: dict) -
         down, across = varied
         # a threshold that was calibrated is shown in nats, as the paper shows it
         names = {value: _level(down, value, part) for value, part in frame.groupby(down, sort=False)}
-        grids = {title: frame.pivot(index=down, columns=across, values=name) for name, title in panels.items()}
+        order = {axis: frame[axis].unique() for axis in varied}  # as the experiment lists them
+        grids = {
+            title: frame.pivot(index=down, columns=across, values=name).reindex(
+                index=order[down], columns=order[across]
+            )
+            for name, title in panels.items()
+        }
         first = next(iter(grids.values()))
         return heat_maps(
             {title: grid.to_numpy(float) for title, grid in grids.items()},

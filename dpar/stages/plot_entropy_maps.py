@@ -15,7 +15,7 @@ from dpar.data.crops import center_crop
 from dpar.data.images import ImageIndex
 from dpar.errors import run_command
 from dpar.files import read_json
-from dpar.grid import threshold_of
+from dpar.grid import merged_thresholds, threshold_of
 from dpar.patchify import patch_ids, starts_for
 from dpar.report.figures import entropy_maps, save
 
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--experiment", type=Path, required=True)
     flags.add_argument("--index", type=Path, required=True, help="index/val.json")
     flags.add_argument("--manifest", type=Path, required=True, help="scored/val/manifest.json")
-    flags.add_argument("--thresholds", type=Path, required=True)
+    flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
     flags.add_argument("--output", type=Path, required=True)
     return flags
 
@@ -41,14 +41,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         rule="plot_entropy_maps",
         experiment=args.experiment,
         name="plot_entropy_maps",
-        inputs=[args.index, args.manifest, args.thresholds],
+        inputs=[args.index, args.manifest, *args.thresholds],
         outputs=[args.output],
         params={},
     ) as job:
         index, codes = ImageIndex.load(args.index), open_codes(args.manifest)
         entropy = codes.entropy
         assert entropy is not None, "the scored store has entropies"
-        threshold = threshold_of(experiment.patchify, read_json(args.thresholds))
+        threshold = threshold_of(experiment.patchify, merged_thresholds(map(read_json, args.thresholds)))
         starts = starts_for(
             experiment.patchify, threshold, torch.from_numpy(np.array(entropy[:, 0])), experiment.grid[1]
         )

@@ -20,7 +20,7 @@ from dpar.config import Patchify, Sampling, load_experiment
 from dpar.device import default_device
 from dpar.errors import InputError, run_command
 from dpar.files import digest, read_json, write_bytes
-from dpar.grid import sample_cells, threshold_of
+from dpar.grid import merged_thresholds, sample_cells, threshold_of
 from dpar.recipes import RECIPES
 from dpar.sampling.archive import Part, Parts, write_samples
 from dpar.sampling.networks import Networks, load_networks
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--model-folder", type=Path, required=True)
     flags.add_argument("--entropy-model", type=Path, required=True, help="folder; read where patches are dynamic")
     flags.add_argument("--tokenizer", type=Path, required=True, help="folder")
-    flags.add_argument("--thresholds", type=Path, help="output of calibrate_thresholds; for patches given as p_avg")
+    flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
     flags.add_argument("--output", type=Path, required=True, help="npz of images, labels and patches an image")
     flags.add_argument("--picture", type=Path, required=True, help="PNG of some of the images, a row a class")
     return flags
@@ -69,14 +69,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     patched = model_config(args.model_folder)["kind"] == "dpar"
     gated = patched and cell.patchify.strategy == "dynamic"
-    threshold = threshold_of(cell.patchify, read_json(args.thresholds) if args.thresholds else {}) if gated else None
+    threshold = threshold_of(cell.patchify, merged_thresholds(map(read_json, args.thresholds))) if gated else None
     with tracking.job(
         rule="sample_images",
         experiment=args.experiment,
         name=f"sample_images[{args.cell}/seed{args.seed}/{args.shard}]",
         inputs=[args.model_folder, args.tokenizer]
         + ([args.entropy_model] if gated else [])
-        + ([args.thresholds] if gated and args.thresholds else []),
+        + (args.thresholds if gated else []),
         outputs=[args.output, args.picture],
         params={
             "cell": args.cell,

@@ -18,7 +18,7 @@ from dpar.data.codes import open_codes
 from dpar.data.loader import steps_per_epoch
 from dpar.errors import InputError, run_command
 from dpar.files import read_json
-from dpar.grid import model_cells, threshold_of
+from dpar.grid import merged_thresholds, model_cells, threshold_of
 from dpar.model.dpar import DPARConfig
 from dpar.model.variants import build_model, model_config
 from dpar.recipes import RECIPES
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--milestone", required=True, help="where to stop, such as step400 or epoch50")
     flags.add_argument("--train", type=Path, required=True, help="manifest of training codes, scored for DPAR")
     flags.add_argument("--val", type=Path, required=True, help="manifest of held-out codes, scored for DPAR")
-    flags.add_argument("--thresholds", type=Path, help="output of calibrate_thresholds; for patches given as p_avg")
+    flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
     flags.add_argument("--state", type=Path, required=True, help="folder of checkpoints, kept between calls")
     flags.add_argument("--output", type=Path, required=True, help="the model folder")
     flags.add_argument("--history", type=Path, required=True, help="curves as JSON lines")
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             rule="train_model",
             experiment=args.experiment,
             name=f"train_model[{args.model}/{args.milestone}]",
-            inputs=[args.train, args.val, *([args.thresholds] if args.thresholds else [])],
+            inputs=[args.train, args.val, *args.thresholds],
             outputs=[args.output, args.history],
             params={"model": args.model, "milestone": args.milestone, "seed": experiment.seed}
             | flat_params(model=cell.transformer, patch=cell.patchify if is_dpar else None, train=cell.training),
@@ -81,9 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         train = open_codes(args.train, resolution=resolution, vocab_size=sizes["vocab_size"])
         tokenizer, entropy_model = train.metadata.tokenizer, train.metadata.entropy_model
         val = open_codes(args.val, resolution=resolution, tokenizer=tokenizer, entropy_model=entropy_model)
-        threshold = (
-            threshold_of(cell.patchify, read_json(args.thresholds) if args.thresholds else {}) if is_dpar else None
-        )
+        thresholds = merged_thresholds(map(read_json, args.thresholds))
+        threshold = threshold_of(cell.patchify, thresholds) if is_dpar else None
         patching = Patching(cell.patchify, threshold, experiment.grid[1]) if is_dpar else None
         torch.manual_seed(experiment.seed)
         task = Task(

@@ -14,6 +14,7 @@ from dpar import tracking
 from dpar.config import Experiment, load_experiment
 from dpar.errors import InputError, run_command
 from dpar.files import read_json, write_text
+from dpar.grid import merged_thresholds
 from dpar.report.figures import curves
 from dpar.report.page import Section, page
 from dpar.report.tables import readable
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--tokenizer", type=Path, required=True, help="tokenizer/report.json")
     flags.add_argument("--reconstructions", type=Path, required=True)
     flags.add_argument("--noise-floor", type=Path, required=True)
-    flags.add_argument("--thresholds", type=Path, required=True)
+    flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
     flags.add_argument("--histories", type=Path, nargs="+", required=True, help="models/MODEL/STATE/history.jsonl ...")
     flags.add_argument("--output", type=Path, required=True)
     return flags
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     experiment = load_experiment(args.experiment)
     inputs = [
         *(*args.tables, *args.ablations, *args.figures, args.tokenizer, args.reconstructions),
-        *(args.noise_floor, args.thresholds, *args.histories),
+        *(args.noise_floor, *args.thresholds, *args.histories),
     ]
     with tracking.job(
         rule="write_report",
@@ -89,7 +90,7 @@ def sections(experiment: Experiment, args: argparse.Namespace, floor: dict[str, 
         Section("Patches", "patches")
         .text("Where the entropy exceeds the threshold a new patch begins: flat regions merge, busy ones do not.")
         .picture(figures["entropy_maps"], CAPTIONS["entropy_maps"])
-        .table(thresholds_table(read_json(args.thresholds)))
+        .table(thresholds_table(merged_thresholds(map(read_json, args.thresholds))))
     )
     found.append(Section("Cost", "cost").picture(figures["compute"], CAPTIONS["compute"]))
     found.append(training_section(args.histories))

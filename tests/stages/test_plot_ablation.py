@@ -32,6 +32,24 @@ def test_a_grid_becomes_heat_maps_with_thresholds_in_nats(tmp_path, drawn):
     assert [t.get_text() for t in axes.texts] == ["31", "41", "51", "21"]
 
 
+def test_a_grid_keeps_the_order_of_the_experiment(tmp_path, drawn):
+    _, files = drawn
+    values = demo()
+    values["tables"]["threshold_by_length"]["vary"]["patchify.max_length"] = [4, 16, None, 2]
+    frame = pd.DataFrame(
+        {"patchify.p_avg": p, "patchify.max_length": length, "frechet_distance": p * 10 + place}
+        for p in (1.8, 1.4)
+        for place, length in enumerate(["4", "16", "none", "2"])
+    )
+    figure = plot_ablation.draw(
+        parse_experiment(values, "test"), "threshold_by_length", frame, read_json(files["noise-floor"])
+    )
+    axes = figure.axes[0]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["4", "16", "none", "2"]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["1.8", "1.4"]
+    assert [t.get_text() for t in axes.texts] == ["18", "19", "20", "21", "14", "15", "16", "17"]
+
+
 def test_a_list_becomes_points_with_the_noise_floor(tmp_path, drawn):
     experiment, files = drawn
     frame = pd.read_csv(tmp_path / "tables" / "comparison.csv")

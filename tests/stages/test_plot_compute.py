@@ -6,12 +6,13 @@ from dpar.files import write_json
 from dpar.stages import plot_compute
 
 
-def test_a_cell_that_stands_in_two_tables_is_one_point(tmp_path, monkeypatch):
+def test_each_measured_model_is_one_point_and_its_departures_are_none(tmp_path, monkeypatch):
     row = {"model": "dpar", "cell": "dpar", "training_gmacs": 2.0, "frechet_distance": 3.0}
     other = {"model": "llamagen", "cell": "llamagen", "training_gmacs": 4.0, "frechet_distance": 5.0}
-    unmeasured = {"model": "dpar", "cell": "dpar_pmax2", "training_gmacs": 4.0, "frechet_distance": None}
+    unmeasured = {"model": "larger", "cell": "larger", "training_gmacs": 4.0, "frechet_distance": None}
     pd.DataFrame([row, other]).to_csv(tmp_path / "a.csv", index=False)
-    pd.DataFrame([row, unmeasured]).to_csv(tmp_path / "b.csv", index=False)
+    departing = {"model": "dpar", "cell": "dpar_pmax4", "training_gmacs": 3.0, "frechet_distance": 4.0}
+    pd.DataFrame([row, unmeasured, departing]).to_csv(tmp_path / "b.csv", index=False)
     write_json(tmp_path / "floor.json", {"metric": "FD", "frechet_distance": {"mean": 0.5, "sd": 0.1}})
     write_json(tmp_path / "experiment.json", {})
     drawn = {}

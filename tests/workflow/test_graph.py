@@ -71,7 +71,7 @@ def test_the_baseline_needs_neither_entropies_nor_thresholds(snakemake):
     assert run.returncode == 0, run.stderr
     jobs = job_counts(run.stdout + run.stderr)
     assert jobs["train_model"] == 1
-    assert {"score_entropies", "train_entropy_model", "calibrate_thresholds"}.isdisjoint(jobs)
+    assert {"score_entropies", "train_entropy_model", "calibrate_threshold"}.isdisjoint(jobs)
 
 
 def test_rules_and_stages_and_recipes_have_the_same_names():
@@ -112,6 +112,6 @@ def test_the_documents_name_only_files_that_exist():
     for document in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"):
         text = (ROOT / document).read_text()
         named = set(re.findall(r"`((?:dpar|workflow|config|tests|slurm|envs|docs)/[\w./-]+\.\w+)`", text))
-        named |= {link for link in re.findall(r"\]\(([^)#:]+)\)", text)}
+        named |= set(re.findall(r"\]\(([^)#:]+)\)", text))
         missing = {name for name in named if not Path(ROOT / name).exists()}
         assert not missing, f"{document} names files that are not there"

@@ -57,6 +57,7 @@ wildcard_constraints:
     model="|".join(map(re.escape, MODELS)),
     cell="|".join(map(re.escape, SAMPLES)) or "none",
     milestone=r"(step|epoch)\d+",
+    p_avg=r"\d+\.\d+(e-?\d+)?",
     seed=r"\d+",
     features=r"reference|[^/]+/seed\d+",
     table="|".join(map(re.escape, EXPERIMENT.tables)) or "none",
@@ -87,9 +88,14 @@ def is_gated(patchify, transformer):
     return transformer.is_dpar and patchify.strategy == "dynamic"
 
 
-def thresholds_for(patchify, transformer):
-    """thresholds.json, for patches whose threshold has to be calibrated."""
-    return [f"{RESULTS}/thresholds.json"] if is_gated(patchify, transformer) and patchify.p_avg is not None else []
+def threshold_file(p_avg):
+    return f"{RESULTS}/thresholds/pavg{p_avg}.json"
+
+
+def threshold_of_cell(model, patchify):
+    """The file of the threshold, where one has to be calibrated for this model with these patches."""
+    gated = is_gated(patchify, MODELS[model].transformer)
+    return [threshold_file(patchify.p_avg)] if gated and patchify.p_avg is not None else []
 
 
 def lock_results():

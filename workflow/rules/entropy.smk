@@ -73,27 +73,27 @@ rule score_entropies:
         STAGE + " --shard {input.shard}" " --entropy-model {params.entropy_model} --output {output}" + LOGGED
 
 
-rule calibrate_thresholds:
-    """Find the thresholds in nats that give the wanted mean patch lengths."""
+rule calibrate_threshold:
+    """Find the threshold in nats that gives a wanted mean patch length."""
     input:
         manifest=RESULTS + "/scored/train/manifest.json",
     output:
-        RESULTS + "/thresholds.json",
+        RESULTS + "/thresholds/pavg{p_avg}.json",
     log:
-        RESULTS + "/logs/calibrate_thresholds.log",
+        RESULTS + "/logs/calibrate_threshold/pavg{p_avg}.log",
     conda:
         "../../envs/dpar.yaml"
     params:
-        recipe=recipe("calibrate_thresholds", EXPERIMENT.patchify, p_avg_targets(EXPERIMENT)),
+        recipe=recipe("calibrate_threshold", EXPERIMENT.patchify.max_length, EXPERIMENT.patchify.row_boundary),
     shell:
-        STAGE + " --manifest {input.manifest}" " --output {output}" + LOGGED
+        STAGE + " --p-avg {wildcards.p_avg} --manifest {input.manifest} --output {output}" + LOGGED
 
 
 rule count_patches:
     """Count the patches that each cell of each table gives the training images."""
     input:
         manifest=RESULTS + "/scored/train/manifest.json",
-        thresholds=rules.calibrate_thresholds.output,
+        thresholds=[threshold_file(p_avg) for p_avg in p_avg_targets(EXPERIMENT)],
     output:
         RESULTS + "/patch_counts.json",
     log:

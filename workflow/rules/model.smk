@@ -30,9 +30,7 @@ rule train_model:
     input:
         train=codes_for("train"),
         val=codes_for("val"),
-        thresholds=lambda wildcards: thresholds_for(
-            MODELS[wildcards.model].patchify, MODELS[wildcards.model].transformer
-        ),
+        thresholds=lambda wildcards: threshold_of_cell(wildcards.model, MODELS[wildcards.model].patchify),
         previous=previous_milestone,
     output:
         folder("models/{model}/{milestone}"),
@@ -49,10 +47,9 @@ rule train_model:
         recipe=training_recipe,
         folder=RESULTS + "/models/{model}/{milestone}",
         state=RESULTS + "/state/models/{model}",
-        thresholds=lambda wildcards, input: f"--thresholds {input.thresholds}" if input.thresholds else "",
     shell:
         TRAINING + " --model {wildcards.model} --milestone {wildcards.milestone}"
-        " --train {input.train} --val {input.val} {params.thresholds} --state {params.state} --restart"
+        " --train {input.train} --val {input.val} --thresholds {input.thresholds} --state {params.state} --restart"
         " --output {params.folder} --history {output.history}" + LOGGED
 
 

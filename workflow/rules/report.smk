@@ -24,7 +24,9 @@ rule make_table:
         likelihoods=lambda wildcards: likelihood_files(table_cells(wildcards.table)),
         noise_floor=RESULTS + "/metrics/noise_floor.json",
         patch_counts=RESULTS + "/patch_counts.json",
-        thresholds=RESULTS + "/thresholds.json",
+        thresholds=lambda wildcards: sorted(
+            {path for cell in table_cells(wildcards.table) for path in threshold_of_cell(cell.model, cell.patchify)}
+        ),
         pictures=lambda wildcards: first_pictures(table_cells(wildcards.table)),
     output:
         csv=RESULTS + "/tables/{table}.csv",
@@ -48,7 +50,11 @@ rule plot_entropy_maps:
     input:
         index=RESULTS + "/index/val.json",
         manifest=RESULTS + "/scored/val/manifest.json",
-        thresholds=RESULTS + "/thresholds.json",
+        thresholds=(
+            [threshold_file(EXPERIMENT.patchify.p_avg)]
+            if EXPERIMENT.patchify.p_avg in p_avg_targets(EXPERIMENT)
+            else []
+        ),
     output:
         report(
             RESULTS + "/figures/entropy_maps.png",
@@ -144,7 +150,7 @@ rule write_report:
         tokenizer=RESULTS + "/tokenizer/report.json",
         reconstructions=RESULTS + "/tokenizer/reconstructions.png",
         noise_floor=RESULTS + "/metrics/noise_floor.json",
-        thresholds=RESULTS + "/thresholds.json",
+        thresholds=[threshold_file(p_avg) for p_avg in p_avg_targets(EXPERIMENT)],
         histories=[
             f"{RESULTS}/models/{cell.model}/{cell.milestone}/history.jsonl"
             for cell in {(c.model, c.milestone): c for c in SAMPLES.values()}.values()

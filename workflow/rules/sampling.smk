@@ -30,7 +30,7 @@ rule sample_images:
             else []
         ),
         tokenizer=folder("tokenizer"),
-        thresholds=lambda wildcards: thresholds_for(SAMPLES[wildcards.cell].patchify, sampled_transformer(wildcards)),
+        thresholds=lambda wildcards: threshold_of_cell(SAMPLES[wildcards.cell].model, SAMPLES[wildcards.cell].patchify),
     output:
         images=RESULTS + "/samples/{cell}/seed{seed}/{shard}.npz",
         picture=RESULTS + "/samples/{cell}/seed{seed}/{shard}.png",
@@ -42,11 +42,10 @@ rule sample_images:
         gpu=0,
     params:
         recipe=sampling_recipe,
-        thresholds=lambda wildcards, input: f"--thresholds {input.thresholds}" if input.thresholds else "",
         model=lambda wildcards: f"{RESULTS}/models/{SAMPLES[wildcards.cell].model}/{SAMPLES[wildcards.cell].milestone}",
         results=RESULTS,
     shell:
         STAGE + " --cell {wildcards.cell} --seed {wildcards.seed}"
         " --shard {wildcards.shard} --model-folder {params.model} --entropy-model {params.results}/entropy_model"
-        " --tokenizer {params.results}/tokenizer {params.thresholds} --output {output.images}"
+        " --tokenizer {params.results}/tokenizer --thresholds {input.thresholds} --output {output.images}"
         " --picture {output.picture}" + LOGGED

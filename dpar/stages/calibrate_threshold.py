@@ -1,0 +1,69 @@
+"""Finds the threshold in nats that gives a mean patch length the experiment asks for."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from dpar import tracking
+from dpar.config import Experiment, load_experiment
+from dpar.data.codes import open_codes
+from dpar.errors import InputError, run_command
+from dpar.files import write_json
+from dpar.patchify import calibrate, simulate
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="calibrate_threshold", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--p-avg", type=float, required=True, help="the mean patch length wanted, in tokens")
+    flags.add_argument("--manifest", type=Path, required=True, help="scored training codes")
+    flags.add_argument("--output", type=Path, required=True, help="thresholds/pavgX.json")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage: the threshold counts with the experiment's own maximum length and row rule.
+
+    Raises:
+        InputError: the codes have no entropies or do not fit the experiment, or no threshold reaches the target.
+    """
+    args = parser().parse_args(argv)
+    experiment, target = load_experiment(args.experiment), args.p_avg
+    patchify = experiment.patchify
+    rule = {"grid_width": experiment.grid[1], "row_boundary": patchify.row_boundary}
+    with tracking.job(
+        rule="calibrate_threshold",
+        experiment=args.experiment,
+        name=f"calibrate_threshold[{target}]",
+        inputs=[args.manifest],
+        outputs=[args.output],
+        params={"p_avg": target, "max_length": patchify.max_length, **rule},
+    ) as job:
+        entropy = stored_entropies(experiment, args.manifest)
+        threshold = calibrate(entropy, target, max_length=patchify.max_length, **rule)
+        counts = simulate(entropy, thresholds=[threshold], max_lengths=[patchify.max_length], **rule)
+        achieved = counts[threshold, patchify.max_length].mean_patch_length
+        job.summary({"threshold": threshold, "achieved": achieved})
+        print(f"E_Th {threshold:.6f} nats gives P_avg {achieved:.4f} (wanted {target})", flush=True)
+        write_json(args.output, {"p_avg": {str(target): {"threshold": threshold, "achieved": achieved}}})
+
+
+def stored_entropies(experiment: Experiment, manifest: Path) -> Float32[np.ndarray, "N T"]:
+    """The entropies of every stored view of every image, mapped from the local disk, one row a view.
+
+    Raises:
+        InputError: the codes were not scored or do not fit the experiment.
+    """
+    store = open_codes(manifest, resolution=experiment.images.resolution, vocab_size=experiment.tokenizer.vocab_size)
+    if store.entropy is None:
+        raise InputError(f"the codes of {manifest} have no entropies; give the manifest of scored codes, scored/train")
+    return store.entropy.reshape(-1, store.metadata.length)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
