@@ -359,6 +359,11 @@ class Table(Settings):
     rows: tuple[dict[str, Any], ...] = Field(min_length=1)
     vary: dict[str, tuple[Any, ...]] = {}
 
+    @property
+    def is_grid(self) -> bool:
+        """Whether one row varies in two ways, so that the table can be drawn as a heat map."""
+        return len(self.vary) == 2 and len(self.rows) == 1
+
 
 class Experiment(Settings):
     """One YAML file under config/: everything that a run of the graph depends on."""

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from dpar.files import replacing
@@ -174,7 +175,6 @@ def error_bars(
 ) -> Figure:
     """One panel a quantity: a point with its spread for each named row, and a line for a reference.
 
-
     Args:
         panels: title -> (values, spreads), one a name.
     """
@@ -188,6 +188,7 @@ def error_bars(
             axis.axvline(references[title], color=NEUTRAL, linestyle=":", linewidth=1.2)
         axis.set_title(title)
         axis.set_yticks(places, names)
+        axis.xaxis.set_major_locator(MaxNLocator(4))  # more numbers would run into each other
         axis.margins(y=0.15)
         axis.grid(axis="x", alpha=0.3)
     axes[0].invert_yaxis()

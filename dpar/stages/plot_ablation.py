@@ -49,9 +49,8 @@ def draw(experiment: Experiment, table: str, frame: pd.DataFrame, floor: dict) -
     """The figure of a table as its CSV file has it."""
     metric = floor["metric"]
     panels = {"frechet_distance": metric, **{name: title for name, title in PANELS.items() if name in frame}}
-    varied = list(experiment.tables[table].vary)
-    if len(varied) == 2 and len(experiment.tables[table].rows) == 1:
-        down, across = varied
+    if experiment.tables[table].is_grid:
+        varied = down, across = list(experiment.tables[table].vary)
         # a threshold that was calibrated is shown in nats, as the paper shows it
         names = {value: _level(down, value, part) for value, part in frame.groupby(down, sort=False)}
         order = {axis: frame[axis].unique() for axis in varied}  # as the experiment lists them

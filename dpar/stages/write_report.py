@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from dpar import tracking
-from dpar.config import Experiment, load_experiment
+from dpar.config import Experiment, Table, load_experiment
 from dpar.errors import InputError, run_command
 from dpar.files import read_json, write_text
 from dpar.grid import merged_thresholds
@@ -85,7 +85,7 @@ def sections(experiment: Experiment, args: argparse.Namespace, floor: dict[str, 
         table = experiment.tables[path.stem]
         section = Section(table.title, path.stem).table(readable(pd.read_csv(path), floor["metric"]))
         section.points(conditions(path.with_suffix(".md")))
-        found.append(section.picture(ablations[path.stem], f"{table.title}; the dotted line is the noise floor."))
+        found.append(section.picture(ablations[path.stem], f"{table.title}. {key_of(table)}"))
     found.append(
         Section("Patches", "patches")
         .text("Where the entropy exceeds the threshold a new patch begins: flat regions merge, busy ones do not.")
@@ -107,10 +107,23 @@ def sections(experiment: Experiment, args: argparse.Namespace, floor: dict[str, 
     )
     found.append(
         Section("Conditions", "conditions")
-        .facts({"commit": git_commit(), **versions()})
+        .facts({"commit": commit_line(), **versions()})
         .code(experiment.model_dump_json(indent=2), "the experiment, with every default")
     )
     return found
+
+
+def key_of(table: Table) -> str:
+    """What the marks in the figure of a table mean."""
+    if table.is_grid:
+        return "A frame marks the smallest value."
+    return "Bars are standard deviations over sampling seeds; the dotted line is real images against real images."
+
+
+def commit_line() -> str:
+    """The commit of this package, for people."""
+    commit, changed = git_commit()
+    return f"{commit or 'not a checkout'}{' with uncommitted changes' if changed else ''}"
 
 
 def conditions(markdown: Path) -> list[str]:

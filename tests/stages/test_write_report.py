@@ -49,8 +49,12 @@ def page(tmp_path):
     return write
 
 
-def test_the_page_holds_every_table_figure_and_condition(page):
+def test_the_page_holds_every_table_figure_and_condition(page, monkeypatch):
+    monkeypatch.setattr(write_report, "git_commit", lambda: ("0123abc", True))
     text = page()
+    assert "0123abc with uncommitted changes" in text
+    assert "Entropy threshold and maximum patch length. A frame marks the smallest value." in text
+    assert "DPAR beside LlamaGen. Bars are standard deviations" in text
     assert text.count("data:image/png;base64,") == 2 + 3 + 1 + 1  # tables, figures, curves, reconstructions
     assert "DPAR beside LlamaGen" in text
     assert "Entropy threshold and maximum patch length" in text
