@@ -1,6 +1,5 @@
 """Tables: one row a cell, ours beside the paper's, with the conditions of every number."""
 
-import math
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
@@ -56,7 +55,7 @@ def build(
         costs: model cell -> its entry of what count_patches wrote.
     """
     rows = [_row(row, metrics, likelihoods, thresholds, costs[row.model.slug]) for row in table_rows(experiment, name)]
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows).astype({"max_length": "Int64"})  # integers, of which some may be missing
     return frame.dropna(axis="columns", how="all")
 
 
@@ -137,15 +136,14 @@ def _title(name: str, titles: Mapping[str, str]) -> str:
 
 
 def _number(value: Any, spread: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if pd.isna(value):
         return "–"
     if isinstance(value, str | bool):
         return str(value)
     if isinstance(value, float) and value.is_integer() and abs(value) >= 1000:
         value = int(value)
     text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-    has_spread = spread is not None and not (isinstance(spread, float) and math.isnan(spread))
-    return f"{text} ± {spread:.2g}" if has_spread else text
+    return text if pd.isna(spread) else f"{text} ± {spread:.2g}"
 
 
 def to_markdown(frame: pd.DataFrame, title: str, notes: Sequence[str]) -> str:

@@ -6,12 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from dpar import tracking
 from dpar.config import load_experiment
 from dpar.errors import run_command
 from dpar.files import read_json, write_text
 from dpar.grid import merged_thresholds
 from dpar.report import tables
+
+# where the dashboard shows a measured quantity, if not among the evaluations; and those that stand beside the paper's
+GROUPS = {"nll": "val", "patch_length": "patch", "training_gmacs": "cost", "parameters": "cost"}
+BESIDE = ("paper_", "difference_")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -95,24 +101,21 @@ def conditions(measured: dict[str, Any], floor: dict[str, Any]) -> list[str]:
 
 
 def _params(record: dict[str, Any]) -> dict[str, Any]:
-    numbers = set(_metrics(record, prefixed=False))
-    return {key: value for key, value in record.items() if key not in numbers}
+    return {key: value for key, value in record.items() if not _is_measured(key) and not pd.isna(value)}
 
 
-def _metrics(record: dict[str, Any], *, prefixed: bool = True) -> dict[str, float]:
+def _metrics(record: dict[str, Any]) -> dict[str, float]:
     """The measured quantities of a row, named as the dashboard groups them."""
-    groups = {"nll": "val", "patch_length": "patch", "training_gmacs": "cost", "parameters": "cost"}
     found = {}
     for key, value in record.items():
-        measured = (
-            key in groups or key.removesuffix("_sd") in tables.METRICS or key.startswith(("paper_", "difference_"))
-        )
-        if measured and value is not None and value == value:
-            group, _, rest = (
-                key.partition("_") if key.startswith(("paper_", "difference_")) else (groups.get(key, "eval"), "", key)
-            )
-            found[f"{group}/{rest}" if prefixed else key] = float(value)
+        if _is_measured(key) and not pd.isna(value):
+            group, rest = key.split("_", 1) if key.startswith(BESIDE) else (GROUPS.get(key, "eval"), key)
+            found[f"{group}/{rest}"] = float(value)
     return found
+
+
+def _is_measured(key: str) -> bool:
+    return key in GROUPS or key.removesuffix("_sd") in tables.METRICS or key.startswith(BESIDE)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The stage that prints one table."""
 
+import json
+
 import pandas as pd
 import pytest
 
@@ -51,5 +53,8 @@ def test_every_row_becomes_a_result_of_the_job_with_its_sources(tmp_path, experi
         "tables/comparison.tex",
     }
     events = (manifest.parent / "events.jsonl").read_text()
-    assert events.count('"event": "result"') == 2
+    results = [json.loads(line) for line in events.splitlines() if '"event": "result"' in line]
+    baseline, ours = (result["params"] for result in results)
+    assert {"threshold", "max_length", "patch_length"}.isdisjoint(baseline), "what a model has not is not recorded"
+    assert (ours["max_length"], ours["threshold"]) == ("4", "3.6")
     assert "metrics/llamagen/seed0.json" in events
