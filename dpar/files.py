@@ -1,6 +1,7 @@
 """Files that are either whole or absent: written aside and renamed; and their digests."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -41,6 +42,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what killed writers of `path`, a file or a folder of files, left unfinished; for its only writer."""
+    beside = path.parent.glob(f".{glob.escape(path.name)}.*.partial")
+    for leftover in [*beside, *path.glob(".*.partial")]:
+        leftover.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -308,6 +308,8 @@ def job(
     try:
         shutil.copyfile(experiment, spool / CONFIG)
         (spool / MANIFEST).unlink(missing_ok=True)
+        for path in outputs:
+            files.remove_leftovers(path)
         events.append("start", pid=os.getpid(), inputs=[_brief(artefact) for artefact in read], **about)
         with _terminable(), SystemSampler(lambda values: events.append("system", values=values)) as sampler:
             running = Job(spool, events)

@@ -167,8 +167,7 @@ def _create_database(path: Path) -> None:
     from mlflow import MlflowClient
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    for broken_off in path.parent.glob(f".{path.name}.*.partial"):
-        broken_off.unlink()
+    files.remove_leftovers(path)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     made = MlflowClient(tracking_uri=f"sqlite:///{aside}", registry_uri=f"sqlite:///{aside}")
     made.delete_experiment("0")  # "Default": nothing of ours goes there, and it would stand first in the list

@@ -52,6 +52,18 @@ def test_a_job_leaves_events_and_a_manifest_of_every_output(results: Path, job):
     assert spool.parent.name == "encode_images"
 
 
+def test_what_a_killed_job_left_unfinished_is_removed_when_it_starts_again(results: Path, job):
+    (results / "codes").mkdir()
+    stale = [results / ".log.json.01234567.partial", results / "codes" / ".0.tar.89abcdef.partial"]
+    others = [results / ".other.json.01234567.partial", results / "codes" / "0.tar"]
+    for path in [*stale, *others]:
+        path.write_text("half")
+    (results / "log.json").write_text("{}")
+    with job("encode_images", outputs=("codes", "log.json")):
+        assert not any(path.exists() for path in stale)
+    assert all(path.exists() for path in others)
+
+
 def test_same_work_goes_on_in_the_same_record_and_other_work_does_not(results: Path, job):
     (results / "in.bin").write_bytes(b"1")
     settings = {"inputs": ("in.bin",), "outputs": (), "params": {"lr": 0.1}}

@@ -59,6 +59,19 @@ def test_the_slurm_profile_resolves_and_asks_for_each_rules_resources(snakemake)
     assert asked["compute_metrics"]["slurm_partition"] == "cpu"
 
 
+def test_the_slurm_profile_speaks_of_rules_that_exist():
+    profile = yaml.safe_load((ROOT / "slurm" / "config.yaml").read_text())
+    assert set(profile["set-resources"]) <= set(RULES)
+
+
+def test_trainings_that_start_together_share_the_cores(snakemake, tmp_path):
+    for name, threads in (("demo", 1), ("photos64", 2)):
+        run = snakemake("--dry-run", "--cores", "2", "--configfile", ROOT / "config" / f"{name}.yaml")
+        jobs = re.findall(r"^(?:local)?rule train_model:\n((?:    .*\n)+)", run.stdout + run.stderr, re.M)
+        assert jobs, run.stderr
+        assert all(("threads: 2" in job) == (threads == 2) for job in jobs), name
+
+
 def test_an_experiment_without_a_name_is_not_taken_for_the_demo(snakemake, tmp_path):
     (tmp_path / "noname.yaml").write_text("sampling: {cfg_scale: 3}")
     run = snakemake("--dry-run", "--configfile", tmp_path / "noname.yaml")

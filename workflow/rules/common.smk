@@ -31,6 +31,8 @@ MODELS = model_cells(EXPERIMENT)
 SAMPLES = sample_cells(EXPERIMENT)
 SPLITS = ("train", "val")
 LOCKS = []
+# All DPARs wait for the same entropies: together they fill the cores.
+TRAINING_THREADS = max(1, (workflow.cores or 1) // max(1, sum(cell.transformer.is_dpar for cell in MODELS.values())))
 SHARD_COUNT = {
     "train": EXPERIMENT.codes.train_shards,
     "val": EXPERIMENT.codes.val_shards,

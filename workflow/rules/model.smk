@@ -39,7 +39,7 @@ rule train_model:
         RESULTS + "/logs/train_model/{model}-{milestone}.log",
     conda:
         "../../envs/dpar.yaml"
-    threads: 1
+    threads: TRAINING_THREADS
     resources:
         gpu=0,
         nodes=1,
