@@ -18,6 +18,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
 Seed = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$")]
+Pooling = Literal["max", "mean"]
 TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]\w*$")]
 
 
@@ -194,6 +195,12 @@ class Transformer(Settings):
     layers: int | None = Field(None, gt=0, description="of LlamaGen, or of DPAR's patch transformer")
     decoder_layers: int | None = Field(None, gt=0, description="DPAR only")
     position: Literal["dynamic", "dynamic_no_redundancy", "2d"] = Field("dynamic", description="Table 9; DPAR only")
+    # left out of what is written where it is the default: what was made before there was a choice stays up to date
+    query_pooling: Pooling = Field(
+        "max",
+        exclude_if=lambda pooling: pooling == "max",
+        description="of a patch's tokens into its first query; DPAR only",
+    )
     attention: Literal["auto", "sdpa", "varlen", "xformers", "flex"] = Field(
         "auto", description="back end of packed attention; DPAR only"
     )
