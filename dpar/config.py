@@ -95,6 +95,7 @@ class Autoencoder(Settings):
     z_channels: int = Field(256, gt=0)
     attention: bool = True
     groups: int = Field(32, gt=0, description="of channels in each normalisation")
+    # Deviation: 1 in LlamaGen; the small experiments shuffle pixels, to be fast on a CPU.
     pixel_shuffle: int = Field(1, gt=0, description="side of the pixel blocks that are channels inside; 1 = LlamaGen")
 
     @property
@@ -194,6 +195,7 @@ class Transformer(Settings):
     encoder_layers: int | None = Field(None, gt=0, description="DPAR only")
     layers: int | None = Field(None, gt=0, description="of LlamaGen, or of DPAR's patch transformer")
     decoder_layers: int | None = Field(None, gt=0, description="DPAR only")
+    # Deviation: the paper's ablations seem to have run with "2d"; here every cell has Section 3.2.3's scheme at first.
     position: Literal["dynamic", "dynamic_no_redundancy", "2d"] = Field("dynamic", description="Table 9; DPAR only")
     # left out of what is written where it is the default: what was made before there was a choice stays up to date
     query_pooling: Pooling = Field(
@@ -305,6 +307,7 @@ class Patchify(Settings):
     """Where patches begin (Section 3.2.1, Algorithm 3; Table 3's switches)."""
 
     strategy: Literal["dynamic", "static"] = "dynamic"
+    # Deviation: the paper gives E_Th in nats. Nats do not transfer between entropy models and data sets, P_avg does.
     threshold: float | None = Field(None, allow_inf_nan=False, description="E_Th in nats")
     p_avg: float | None = Field(
         None, ge=1, allow_inf_nan=False, description="calibrate E_Th to this mean patch length; or static length"
