@@ -11,6 +11,7 @@ COMMANDS = {
     "run": "run an experiment: everything from images to the report",
     "track": "carry records into MLflow, audit them, open the dashboard",
     "lineage": "what a file was made from, back to images, code and settings",
+    "convert": "an official file of LlamaGen as a model folder",
     "sample": "draw images from a trained model",
     "patchify": "patch boundaries of stored entropies",
     "info": "parameters and cost of a model (Tables 1 and 8)",

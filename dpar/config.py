@@ -16,7 +16,9 @@ TRAINING_PACE = frozenset(
 )
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
 Seed = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$")]
+Pooling = Literal["max", "mean"]
 TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]\w*$")]
 
 
@@ -93,6 +95,7 @@ class Autoencoder(Settings):
     z_channels: int = Field(256, gt=0)
     attention: bool = True
     groups: int = Field(32, gt=0, description="of channels in each normalisation")
+    # Deviation: 1 in LlamaGen; the small experiments shuffle pixels, to be fast on a CPU.
     pixel_shuffle: int = Field(1, gt=0, description="side of the pixel blocks that are channels inside; 1 = LlamaGen")
 
     @property
@@ -107,14 +110,30 @@ class Autoencoder(Settings):
         return self
 
 
-class Tokenizer(Autoencoder):
-    """The VQ autoencoder: imported from `weights`, or trained."""
+# LlamaGen's tokenizers. The other sizes of both are `Autoencoder`'s defaults.
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    "VQ-16": {"multipliers": (1, 1, 2, 2, 4)},
+    "VQ-8": {"multipliers": (1, 2, 2, 4)},
+}
 
+
+class Tokenizer(Autoencoder):
+    """The VQ autoencoder: imported from `weights`, or trained. Sizes beside `variant` replace that tokenizer's."""
+
+    variant: str | None = Field(None, description="VQ-16 or VQ-8")
     weights: str | None = Field(None, description="an official file such as vq_ds16_c2i.pt; null = train")
-    weights_sha256: str | None = Field(
-        None, pattern="^[0-9a-f]{64}$", description="what the file of `weights` must have"
-    )
+    weights_sha256: Sha256 | None = Field(None, description="what the file of `weights` must have")
     training: TokenizerTraining | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_of_variant(cls, values: Any) -> Any:
+        name = values.get("variant") if isinstance(values, dict) else None
+        if not isinstance(name, str):
+            return values
+        if name not in TOKENIZERS:
+            raise ValueError(f"there is no tokenizer {name!r}; tokenizers are {', '.join(TOKENIZERS)}")
+        return TOKENIZERS[name] | values
 
     @model_validator(mode="after")
     def _trained_or_imported(self) -> "Tokenizer":
@@ -176,7 +195,14 @@ class Transformer(Settings):
     encoder_layers: int | None = Field(None, gt=0, description="DPAR only")
     layers: int | None = Field(None, gt=0, description="of LlamaGen, or of DPAR's patch transformer")
     decoder_layers: int | None = Field(None, gt=0, description="DPAR only")
+    # Deviation: the paper's ablations seem to have run with "2d"; here every cell has Section 3.2.3's scheme at first.
     position: Literal["dynamic", "dynamic_no_redundancy", "2d"] = Field("dynamic", description="Table 9; DPAR only")
+    # left out of what is written where it is the default: what was made before there was a choice stays up to date
+    query_pooling: Pooling = Field(
+        "max",
+        exclude_if=lambda pooling: pooling == "max",
+        description="of a patch's tokens into its first query; DPAR only",
+    )
     attention: Literal["auto", "sdpa", "varlen", "xformers", "flex"] = Field(
         "auto", description="back end of packed attention; DPAR only"
     )
@@ -263,6 +289,7 @@ class EntropyModel(Settings):
     kind: Literal["unconditional", "null_class"] = "unconditional"
     model: Transformer = Transformer(variant="LlamaGen-B")
     weights: str | None = Field(None, description="an official file such as c2i_B_256.pt (null_class only)")
+    weights_sha256: Sha256 | None = Field(None, description="what the file of `weights` must have")
     training: Training | None = None
 
     @model_validator(mode="after")
@@ -280,8 +307,11 @@ class Patchify(Settings):
     """Where patches begin (Section 3.2.1, Algorithm 3; Table 3's switches)."""
 
     strategy: Literal["dynamic", "static"] = "dynamic"
-    threshold: float | None = Field(None, description="E_Th in nats")
-    p_avg: float | None = Field(None, ge=1, description="calibrate E_Th to this mean patch length; or static length")
+    # Deviation: the paper gives E_Th in nats. Nats do not transfer between entropy models and data sets, P_avg does.
+    threshold: float | None = Field(None, allow_inf_nan=False, description="E_Th in nats")
+    p_avg: float | None = Field(
+        None, ge=1, allow_inf_nan=False, description="calibrate E_Th to this mean patch length; or static length"
+    )
     max_length: int | None = Field(4, gt=0, description="P_max in tokens; null = none")
     row_boundary: bool = True
 

@@ -212,11 +212,11 @@ def _replaced_patchify(patchify: Patchify, values: Mapping[str, Any]) -> Patchif
 
 
 def _departures(base: Settings, changed: Settings) -> list[str]:
-    before = base.model_dump()
+    values = ((key, getattr(base, key), getattr(changed, key)) for key in type(base).model_fields)
     return [
         f"{SHORT.get(key, key.replace('_', ''))}{_plain(value)}"
-        for key, value in changed.model_dump().items()
-        if value != before[key] and not (value is None and key in ("threshold", "p_avg"))
+        for key, before, value in values
+        if value != before and not (value is None and key in ("threshold", "p_avg"))
     ]
 
 

@@ -9,6 +9,7 @@ a model.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, overload
 
@@ -33,8 +34,8 @@ def _forced(position: Any, grid_width: int, row_boundary: bool) -> Any:
 
 
 def _check_rule(tokens: int, max_length: int | None, grid_width: int) -> None:
-    if max_length is not None and max_length < 1:
-        raise InputError(f"max_length is {max_length}; give the most tokens a patch may have (1 or more), or none")
+    if max_length is not None and (max_length < 1 or max_length % 1):
+        raise InputError(f"max_length is {max_length}; give the most tokens a patch may have (1, 2, ...), or none")
     if grid_width < 1 or tokens < 1 or tokens % grid_width:
         raise InputError(
             f"the entropies have {tokens} tokens an image, which are not whole rows of {grid_width}; "
@@ -82,29 +83,29 @@ def _chunks(entropy: Float[np.ndarray, "B T"] | Float[Tensor, "B T"]) -> Iterato
 
 @overload
 def patch_starts(
-    entropy: Float[Tensor, "B T"],
+    entropy: Float[Tensor, "*B T"],
     *,
     threshold: float,
     max_length: int | None,
     grid_width: int,
     row_boundary: bool = True,
-) -> Bool[Tensor, "B T"]: ...
+) -> Bool[Tensor, "*B T"]: ...
 @overload
 def patch_starts(
-    entropy: Float[np.ndarray, "B T"],
+    entropy: Float[np.ndarray, "*B T"],
     *,
     threshold: float,
     max_length: int | None,
     grid_width: int,
     row_boundary: bool = True,
-) -> Bool[np.ndarray, "B T"]: ...
+) -> Bool[np.ndarray, "*B T"]: ...
 def patch_starts(
     entropy: Any, *, threshold: float, max_length: int | None, grid_width: int, row_boundary: bool = True
 ) -> Any:
     """Whether each token opens a patch (Algorithm 3), an array or a tensor as `entropy` is.
 
     Args:
-        entropy: nats; entry t belongs to x_t. The first two of an image do not matter.
+        entropy: nats, of one image or of any number; entry t belongs to x_t. The first two of an image do not matter.
         threshold: E_Th in nats, rounded to the precision of `entropy`; infinities are allowed.
         max_length: P_max in tokens; None = no limit.
         grid_width: tokens in a row of the image.
@@ -113,6 +114,10 @@ def patch_starts(
     Raises:
         InputError: an entropy or the threshold is NaN, `entropy` is not made of rows, or `max_length` is below 1.
     """
+    if entropy.ndim != 2:
+        rule = {"threshold": threshold, "max_length": max_length, "grid_width": grid_width}
+        images = entropy.reshape(math.prod(entropy.shape[:-1]), *entropy.shape[-1:])
+        return patch_starts(images, **rule, row_boundary=row_boundary).reshape(entropy.shape)
     _check_array(entropy)
     _check_rule(entropy.shape[1], max_length, grid_width)
     _check_threshold(threshold)
@@ -166,16 +171,17 @@ def static_starts(
 
     Args:
         length: tokens an image.
-        patch_length: P in tokens, 1 or more; 1.81 gives patches of 1 and of 2 tokens.
+        patch_length: P in tokens, 1 or more; 1.81 gives patches of 1 and of 2 tokens. Taken as the decimal number that
+            it is written as: floor(33 / 1.1) is 30, though 33 / 1.1 is less than that in floating point.
 
     Raises:
         InputError: `patch_length` is below 1 or not finite.
     """
     if not 1 <= patch_length < math.inf:
         raise InputError(f"a static patch length of {patch_length} tokens is impossible; give a number of 1 or more")
-    patch = np.floor(np.arange(length) / patch_length)
-    starts = torch.from_numpy(np.diff(patch, prepend=-1) > 0)  # on the host: not every device has float64
-    return starts.to(device).repeat(batch, 1)
+    tokens, patches = Fraction(str(patch_length)).as_integer_ratio()
+    patch = [t * patches // tokens for t in range(length)]
+    return (torch.tensor(patch).diff(prepend=torch.tensor([-1])) > 0).to(device).repeat(batch, 1)
 
 
 def starts_for(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dpar.config import load_experiment, parse_experiment
+from dpar.config import Tokenizer, load_experiment, parse_experiment
 from dpar.errors import InputError
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
@@ -36,6 +36,15 @@ def test_a_resolved_experiment_reads_back_equal(tmp_path):
     assert load_experiment(path) == experiment
 
 
+@pytest.mark.parametrize(("variant", "downsample"), [("VQ-16", 16), ("VQ-8", 8)])
+def test_a_tokenizer_has_the_sizes_of_its_variant_but_for_those_given(variant, downsample):
+    tokenizer = Tokenizer(variant=variant, weights="vq.pt")
+    assert tokenizer.downsample == downsample
+    assert Tokenizer.model_validate(tokenizer.model_dump(mode="json")) == tokenizer
+    assert Tokenizer(variant=variant, weights="vq.pt", multipliers=(1, 2), vocab_size=32).downsample == 2
+    assert Tokenizer(weights="vq.pt").autoencoder == Tokenizer(variant="VQ-16", weights="vq.pt").autoencoder
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -49,6 +58,10 @@ def test_a_resolved_experiment_reads_back_equal(tmp_path):
         ({"patchify__threshold": 4.0}, "both given"),
         ({"patchify": {"max_length": 4}}, "p_avg"),
         ({"patchify__max_length": 0}, "max_length"),
+        ({"patchify": {"threshold": float("nan")}}, "patchify.threshold"),
+        ({"patchify": {"p_avg": float("inf")}}, "patchify.p_avg"),
+        ({"tokenizer__variant": "VQ-4"}, "tokenizers are VQ-16, VQ-8"),
+        ({"tokenizer__variant": ["VQ-8"]}, "tokenizer.variant"),
         ({"training__epochs": 3}, "exactly one of `steps` and `epochs`"),
         ({"training__milestones": [400]}, "milestones"),
         ({"images__source": "folder"}, "train"),

@@ -34,6 +34,15 @@ def test_the_default_cell_of_every_ablation_is_a_milestone_of_the_main_run():
     assert model_cells(experiment)["DPAR-L"].milestones == ("epoch50", "epoch100", "epoch200", "epoch300")
 
 
+def test_how_queries_are_pooled_is_data_and_the_default_is_not_written():
+    experiment = with_rows({"model": "dpar"}, **{"transformer.query_pooling": ["max", "mean"]})
+    usual, mean = (row.model for row in table_rows(experiment, "t"))
+    assert (usual.slug, mean.slug) == ("dpar", "dpar_querypoolingmean")
+    assert usual.transformer == experiment.models["dpar"]
+    assert "query_pooling" not in usual.transformer.model_dump()
+    assert mean.transformer.model_dump()["query_pooling"] == "mean"
+
+
 def test_a_grid_is_the_product_of_what_varies():
     experiment = with_rows({"model": "dpar"}, **{"patchify.p_avg": [1.4, 1.8], "patchify.max_length": [2, 4, None]})
     slugs = [row.model.slug for row in table_rows(experiment, "t")]

@@ -1,6 +1,7 @@
 """A small convolutional classifier whose features stand in for Inception's on small images.
 
-Its distances are named FD[classifier, dims]: they compare models of one experiment, and nothing else.
+Deviation: the paper's FID has Inception's features. The distances of these are named FD[classifier, dims]: they compare
+models of one experiment, and nothing else.
 """
 
 import math

@@ -4,6 +4,9 @@ One multiply-accumulate (MAC) is a multiplication and an addition. Table 8's "GF
 in one forward pass, head included; attention products and the entropy model are left out. The full count adds the
 products of attention as far as they are causal (position n meets n keys), and for sampling the entropy model and
 classifier-free guidance. Embedding look-ups, norms, softmax, rotations, max-pooling and the tokenizer are in neither.
+
+Deviation: Section 4.3 profiles 500 steps; here costs follow from the patches by a formula that is tested against a
+count in the real modules.
 """
 
 from dataclasses import dataclass

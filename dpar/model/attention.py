@@ -1,4 +1,7 @@
-"""Causal attention: dense images, and images of different lengths packed end to end, on whatever the machine offers."""
+"""Causal attention: dense images, and images of different lengths packed end to end, on whatever the machine offers.
+
+Deviation: the paper packs with xformers; here that is one back end of several with one result, not the first choice.
+"""
 
 import inspect
 import logging

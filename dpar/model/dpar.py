@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from dpar.config import Pooling
 from dpar.model.attention import Backend, causal_attention
 from dpar.model.layers import INIT_STD, ClassEmbedding, Embedding, at_least_float32
 from dpar.model.llamagen import TransformerConfig
@@ -24,6 +25,7 @@ class DPARConfig(TransformerConfig):
     encoder_layers: int = Field(1, gt=0)
     decoder_layers: int = Field(gt=0)
     position: Position = "dynamic"
+    query_pooling: Pooling = Field("max", exclude_if=lambda pooling: pooling == "max")
     attention: Backend | Literal["auto"] = Field("auto", description="back end of packed attention")
 
 
@@ -39,7 +41,7 @@ class DPAR(nn.Module):
         self.cls_embedding = ClassEmbedding(config.num_classes, width)
         self.tok_embeddings = Embedding(config.vocab_size, width)
         self.start = nn.Parameter(torch.empty(width).normal_(std=INIT_STD))
-        self.encoder = PatchEncoder(width, heads, config.encoder_layers)
+        self.encoder = PatchEncoder(width, heads, config.encoder_layers, config.query_pooling)
         self.patch_transformer = PatchTransformer(width, heads, config.layers, config.dropout)
         self.decoder = PatchDecoder(width, heads, config.decoder_layers, config.vocab_size)
 

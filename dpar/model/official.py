@@ -1,6 +1,8 @@
 """Weights that others published: read without running their code, told apart from what a download leaves instead."""
 
 import argparse
+import codecs
+import math
 import pickle
 import re
 import zipfile
@@ -17,10 +19,14 @@ from dpar.model.llamagen import LlamaGen, LlamaGenConfig
 LAYOUTS = ("model", "module", "state_dict")
 
 
-def _check_bytes(path: Path) -> None:
-    """Refuses what cannot be a PyTorch file by its size, its first bytes and, where PATH.sha256 exists, its digest."""
+def _check_bytes(path: Path, sha256: str | None) -> None:
+    """Refuses what cannot be a PyTorch file by size, first bytes and checksums, or has another digest than is known.
+
+    The digest is known if it is given, or if PATH.sha256 lies beside the file.
+    """
     if not path.is_file():
-        raise InputError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; give the weights file itself")
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"{path} {found}; download the weights from where they are published and give the file itself")
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(512)
@@ -31,41 +37,65 @@ def _check_bytes(path: Path) -> None:
         whole = re.search(rb"^size (\d+)", head, re.MULTILINE)
         found = f"is a git-lfs pointer of {size} bytes to a file of {whole[1].decode() if whole else 'unknown'} bytes"
         advice = "run `git lfs pull` in that repository, or download the file itself"
-    elif head.lstrip().startswith(b"<"):
-        found = f"is a web page ({size} bytes beginning {head.lstrip()[:15].decode(errors='replace')!r})"
+    elif (text := head.removeprefix(codecs.BOM_UTF8).lstrip()).startswith(b"<"):
+        found = f"is a web page ({size} bytes beginning {text[:15].decode(errors='replace')!r})"
         advice = "use the download link of the file, not that of the page about it"
     elif head.startswith(b"PK\x03\x04"):
         if not zipfile.is_zipfile(path):
             found = f"is cut off after {size} bytes: the index at the end of the archive is missing"
+        elif wrong := _broken_part(path):
+            found = f"is damaged: the checksum of its part {wrong} does not fit"
     elif not head.startswith(b"\x80"):
         found = f"is no PyTorch file: its {size} bytes begin {head[:8].hex(' ')}"
         advice = "give a file that `torch.save` wrote (.pt or .pth)"
     if found:
         raise InputError(f"{path} {found}; expected PyTorch weights: {advice}")
     beside = path.with_name(path.name + ".sha256")
+    expected = {"the settings say": sha256} if sha256 else {}
     if beside.is_file():
-        expected, actual = (beside.read_text().split() or [""])[0].lower(), sha256_file(path)
-        if actual != expected:
-            raise InputError(f"{path} has SHA-256 {actual}, but {beside.name} says {expected}; download it again")
+        expected[f"{beside.name} says"] = (beside.read_text().split() or [""])[0].lower()
+    actual = sha256_file(path) if expected else None
+    for who, digest in expected.items():
+        if digest != actual:
+            raise InputError(
+                f"{path} has SHA-256 {actual}, but {who} {digest}; download it again or correct the digest"
+            )
 
 
-def read_official(path: str | Path) -> dict[str, Tensor]:
+def _broken_part(path: Path) -> str | None:
+    """The name of the first file in the archive whose bytes are not those that were packed; torch does not look."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        return f"({error})"
+
+
+def read_official(path: str | Path, sha256: str | None = None) -> dict[str, Tensor]:
     """The tensors by name of a published file, under `model`, `module` or `state_dict`, or flat; on the CPU.
 
-    No code in the file is run. If PATH.sha256 lies beside it (as `sha256sum` writes it), the digest is checked.
+    No code in the file is run.
+
+    Args:
+        path: the file. If PATH.sha256 lies beside it (as `sha256sum` writes it), that digest is checked too.
+        sha256: what the file's bytes must have; None = whatever they have.
 
     Raises:
         InputError: it is a web page, a git-lfs pointer, cut off, another format, or holds something else than tensors.
     """
     path = Path(path)
-    _check_bytes(path)
+    _check_bytes(path, sha256)
     try:
         # LlamaGen's own training scripts keep their command line beside the tensors
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path} holds more than tensors, or is damaged, and was not read: {reason}") from None
+        forbidden = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"the code of {forbidden[1]}" if forbidden else "something that no pickle of tensors has"
+        raise InputError(
+            f"{path} holds more than tensors, or is damaged: it asks for {what} and was not read; download it again "
+            "from its publisher, or keep the tensors alone with `torch.save`"
+        ) from None
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path} is damaged ({type(error).__name__}: {reason}); download it again") from None
@@ -80,18 +110,22 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load_official(path: str | Path, network: nn.Module, *, ignored: Collection[str] = ()) -> None:
+def load_official(
+    path: str | Path, network: nn.Module, *, ignored: Collection[str] = (), sha256: str | None = None
+) -> None:
     """Fills `network` from a published file: each tensor finds its place and each place its tensor.
 
     Args:
         path: as for `read_official`.
         network: its state names are the file's.
         ignored: names that may be in the file and mean nothing here.
+        sha256: as for `read_official`.
 
     Raises:
         InputError: the file is none (`read_official`), or names or shapes differ.
     """
-    fill(network, {name: tensor for name, tensor in read_official(path).items() if name not in ignored}, path)
+    given = read_official(path, sha256)
+    fill(network, {name: tensor for name, tensor in given.items() if name not in ignored}, path)
 
 
 def fill(network: nn.Module, given: Mapping[str, Tensor], path: str | Path) -> None:
@@ -117,17 +151,34 @@ def fill(network: nn.Module, given: Mapping[str, Tensor], path: str | Path) -> N
     ]
     if lines:
         raise InputError(
-            f"{path} does not fit the sizes in the experiment; correct the one or the other:\n" + "\n".join(lines)
+            f"{path} does not fit the sizes that were asked for; correct the one or the other:\n" + "\n".join(lines)
         )
     network.load_state_dict(dict(given), strict=True)
 
 
-def import_llamagen(path: str | Path, config: LlamaGenConfig) -> LlamaGen:
+def import_llamagen(path: str | Path, config: LlamaGenConfig, sha256: str | None = None) -> LlamaGen:
     """A LlamaGen of these sizes with published weights (c2i_B_256.pt and its kin), in eval mode.
 
+    Args:
+        path: as for `read_official`.
+        config: without `num_classes`, the file says how many classes it knows (LlamaGen's: 1000).
+        sha256: as for `read_official`.
+
     Raises:
-        InputError: as `load_official`.
+        InputError: as `load_official`, or the file says that it was made for another grid.
     """
+    given = read_official(path, sha256)
+    rotations = given.pop("freqs_cis", None)  # of the class token and of a square of tokens
+    tokens = len(rotations) - 1 if rotations is not None and rotations.ndim == 3 else 0
+    side = math.isqrt(max(tokens, 0))
+    if tokens > 0 and side**2 == tokens != config.tokens:
+        raise InputError(
+            f"{path} was made for {side} x {side} tokens an image, not for {' x '.join(map(str, config.grid))}; "
+            "give the file of the images' resolution (c2i_B_256.pt, c2i_B_384.pt), or correct the resolution"
+        )
+    table = given.get("cls_embedding.embedding_table.weight")
+    if config.num_classes is None and table is not None and table.ndim == 2:
+        config = config.model_copy(update={"num_classes": len(table) - 1})
     model = LlamaGen(config)
-    load_official(path, model, ignored=("freqs_cis",))
+    fill(model, given, path)
     return model.eval()

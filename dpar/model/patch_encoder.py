@@ -1,9 +1,12 @@
 """From tokens to patches (Section 3.2.2, Eqs. 4-5)."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from dpar.config import Pooling
 from dpar.model.layers import Attend, Block, Linear, RMSNorm, at_least_float32
 
 
@@ -11,6 +14,15 @@ def segment_max(values: Float[Tensor, "N D"], ids: Int[Tensor, " N"], count: int
     """For each of `count` segments the largest of its values, channel by channel; 0 for a segment without members."""
     index = ids[:, None].expand_as(values)
     return values.new_zeros(count, values.shape[1]).scatter_reduce(0, index, values, "amax", include_self=False)
+
+
+def segment_mean(values: Float[Tensor, "N D"], ids: Int[Tensor, " N"], count: int) -> Float[Tensor, "count D"]:
+    """For each of `count` segments the mean of its values; 0 for a segment without members."""
+    index = ids[:, None].expand_as(values)
+    return values.new_zeros(count, values.shape[1]).scatter_reduce(0, index, values, "mean", include_self=False)
+
+
+POOLINGS: dict[Pooling, Callable[[Tensor, Tensor, int], Tensor]] = {"max": segment_max, "mean": segment_mean}
 
 
 def segment_softmax(scores: Float[Tensor, "N H"], ids: Int[Tensor, " N"], count: int) -> Float[Tensor, "N H"]:
@@ -58,8 +70,9 @@ class PatchCrossAttention(nn.Module):
 class PatchEncoderLayer(nn.Module):
     """A causal transformer layer over all earlier tokens (Eq. 4), then patches gather from their tokens (Eq. 5)."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, pooling: Pooling):
         super().__init__()
+        self.pool = POOLINGS[pooling]
         self.block = Block(width, heads)
         self.cross_attention = PatchCrossAttention(width, heads)
 
@@ -74,17 +87,24 @@ class PatchEncoderLayer(nn.Module):
     ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "count D"]]:
         """The token and patch states after this layer from those before it; the first has no patch states yet."""
         tokens = self.block(tokens, rope, attend)
-        states = tokens.flatten(0, 1)
-        query = segment_max(states, ids, count) if patches is None else patches
-        return tokens, self.cross_attention(query, states, ids)
+        return tokens, self.gather(tokens.flatten(0, 1), patches, ids, count)
+
+    def gather(
+        self, states: Float[Tensor, "N D"], patches: Float[Tensor, "M D"] | None, ids: Int[Tensor, " N"], count: int
+    ) -> Float[Tensor, "count D"]:
+        """The patch states after this layer from the token states of it and the patch states before it (Eq. 5)."""
+        return self.cross_attention(self.pool(states, ids, count) if patches is None else patches, states, ids)
 
 
 class PatchEncoder(nn.Module):
-    """Token states and patch states; a patch's first query is the maximum of its tokens' states, channel by channel."""
+    """Token states and patch states; a patch's first query is its tokens' states, pooled channel by channel.
 
-    def __init__(self, width: int, heads: int, layers: int):
+    The paper does not say how that query is made. Here it is the maximum; the mean is there to be compared with it.
+    """
+
+    def __init__(self, width: int, heads: int, layers: int, pooling: Pooling = "max"):
         super().__init__()
-        self.layers = nn.ModuleList(PatchEncoderLayer(width, heads) for _ in range(layers))
+        self.layers = nn.ModuleList(PatchEncoderLayer(width, heads, pooling) for _ in range(layers))
 
     def forward(
         self,

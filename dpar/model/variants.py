@@ -28,7 +28,8 @@ def model_config(
     sizes |= {"dropout": transformer.dropout, "class_dropout": transformer.class_dropout}
     try:
         if architecture == "dpar":
-            return DPARConfig(**sizes, position=transformer.position, attention=transformer.attention)
+            own = {name: getattr(transformer, name) for name in ("position", "query_pooling", "attention")}
+            return DPARConfig(**sizes, **own)
         return LlamaGenConfig(**sizes)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'sizes'}: {e['msg']}" for e in error.errors())

@@ -20,7 +20,7 @@ from dpar.model.dpar import DPAR
 from dpar.model.layers import at_least_float32
 from dpar.model.llamagen import LlamaGen
 from dpar.model.patch_decoder import PatchDecoderLayer
-from dpar.model.patch_encoder import PatchEncoderLayer, segment_max
+from dpar.model.patch_encoder import PatchEncoderLayer
 from dpar.model.rope import zero_rope
 from dpar.patchify import opens_patch, static_starts
 from dpar.sampling.cache import RaggedCache, TokenCache
@@ -185,9 +185,7 @@ class PatchStream:
         image, token, ids = torch.from_numpy(np.stack([images[ids], token, ids])).to(self.states.device)
         patches = None
         for layer, states in zip(self.encoder, self.states, strict=True):
-            states = states[image, token]
-            query = segment_max(states, ids, len(images)) if patches is None else patches
-            patches = layer.cross_attention(query, states, ids)
+            patches = layer.gather(states[image, token], patches, ids, len(images))
         assert patches is not None
         return patches
 

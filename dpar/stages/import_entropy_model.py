@@ -35,26 +35,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = experiment.entropy_model
     if settings.weights is None:
         raise InputError(f"{args.experiment} trains its entropy model: run train_entropy_model, or set `weights`")
-    config = model_config(
-        settings.model,
-        vocab_size=experiment.tokenizer.vocab_size,
-        grid=experiment.grid,
-        num_classes=experiment.images.num_classes,
-    )
+    weights, vocab_size = Path(settings.weights).expanduser(), experiment.tokenizer.vocab_size
+    # read through its null class, it may know other classes than the images have
+    config = model_config(settings.model, vocab_size=vocab_size, grid=experiment.grid, num_classes=None)
     assert isinstance(config, LlamaGenConfig), "an experiment's entropy model is a LlamaGen"
+    model = import_llamagen(weights, config, settings.weights_sha256)
     with tracking.job(
         rule="import_entropy_model",
         experiment=args.experiment,
-        inputs=[settings.weights],
+        inputs=[weights],
         outputs=[args.output],
         params={"kind": settings.kind} | flat_params(model=settings.model),
     ):
         provenance = {
             "experiment": digest(experiment.model_dump(mode="json")),
-            "weights": {"file": Path(settings.weights).name, "sha256": sha256_file(settings.weights)},
+            "weights": {"file": weights.name, "sha256": sha256_file(weights)},
             "grid": experiment.grid,
         }
-        save_model(args.output, import_llamagen(settings.weights, config), provenance)
+        save_model(args.output, model, provenance)
 
 
 if __name__ == "__main__":

@@ -35,17 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "or give `tokenizer.weights`, such as vq_ds16_c2i.pt, in place of `tokenizer.training`"
         )
     weights, sizes = Path(experiment.tokenizer.weights).expanduser(), experiment.tokenizer.autoencoder
-    if not weights.is_file():
-        raise InputError(
-            f"tokenizer.weights names {weights}, which is not there; download vq_ds16_c2i.pt (or vq_ds8_c2i.pt) of "
-            "LlamaGen and give its path, or train a tokenizer with `tokenizer.training`"
-        )
-    found, expected = sha256_file(weights), experiment.tokenizer.weights_sha256
-    if expected not in (None, found):
-        raise InputError(
-            f"{weights} has the SHA-256 {found}, tokenizer.weights_sha256 is {expected}: "
-            "another file, or a damaged one; download it again or correct the setting"
-        )
+    model = import_tokenizer(weights, sizes, experiment.tokenizer.weights_sha256)
     with tracking.job(
         rule="import_tokenizer",
         experiment=args.experiment,
@@ -53,12 +43,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         outputs=[args.output],
         params={f"model.{name}": value for name, value in sizes.model_dump(mode="json").items()},
     ) as job:
-        model = import_tokenizer(weights, sizes)
         job.summary({"model/parameters": sum(parameter.numel() for parameter in model.parameters())})
         provenance = {
             "experiment": digest(experiment.model_dump(mode="json")),
             "weights": weights.name,
-            "weights_sha256": found,
+            "weights_sha256": sha256_file(weights),
         }
         save_model(args.output, model, provenance)
 

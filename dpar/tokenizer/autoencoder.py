@@ -206,6 +206,8 @@ class VQAutoencoder(nn.Module):
     def latents(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
         """The encoder's output before the codebook; pictures in [-1, 1], sides multiples of the downsampling.
 
+        Deviation: the paper's number of tokens rounds a side up to whole tokens; here other sides are refused.
+
         Raises:
             ValueError: a side that is not such a multiple.
         """

@@ -1,4 +1,7 @@
-"""What the tokenizer is trained on: pixels, VGG features, the codebook, and a critic's opinion (VQGAN's loss)."""
+"""What the tokenizer is trained on: pixels, VGG features, the codebook, and a critic's opinion (VQGAN's loss).
+
+Deviation: LPIPS needs VGG weights that are not ours to ship; without them a tokenizer is trained without it.
+"""
 
 from dataclasses import dataclass
 

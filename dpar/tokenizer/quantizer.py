@@ -25,7 +25,14 @@ def nearest(latents: Float[Tensor, "N C"], codebook: Float[Tensor, "V C"]) -> In
     """Index of the codebook row with the least squared distance to each latent; the first of equals."""
     squares = codebook.square().sum(1)  # a latent's own square is the same for every row
     parts = (torch.addmm(squares, part, codebook.T, alpha=-2) for part in latents.split(ROWS_AT_ONCE))
-    return torch.cat([torch.argmin(distances, dim=1) for distances in parts])
+    return first_equals(codebook)[torch.cat([torch.argmin(distances, dim=1) for distances in parts])]
+
+
+def first_equals(codebook: Float[Tensor, "V C"]) -> Int[Tensor, " V"]:
+    """For each row the first row that equals it: one product may round the distances of equal rows differently."""
+    _, kind = torch.unique(codebook, dim=0, return_inverse=True)
+    rows = torch.arange(len(codebook), device=codebook.device)
+    return rows.scatter_reduce(0, kind, rows, "amin", include_self=False)[kind]
 
 
 class Quantizer(nn.Module):

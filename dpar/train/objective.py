@@ -88,7 +88,10 @@ def logits_and_targets(network: nn.Module, given: Inputs) -> tuple[Float[Tensor,
 
 
 def nats(logits: Float[Tensor, "B N V"], targets: Int[Tensor, "B N"]) -> Float[Tensor, ""]:
-    """The cross-entropy summed over all targets."""
+    """The cross-entropy summed over all targets (Eq. 2).
+
+    Deviation: what is minimised is this divided by the number of targets, as in LlamaGen.
+    """
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
 

@@ -4,12 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dpar.entropy import token_entropies
 from dpar.model.dpar import DPAR
 from dpar.packing import PatchLayout
 from dpar.patchify import patch_starts, static_starts
-from tests.model.tiny import VOCAB, patches, tiny_batch, tiny_dpar, tiny_llamagen
-from tests.oracles.arithmetic import RowByRow
+from tests.model.tiny import VOCAB, patches, tiny_batch, tiny_dpar
 from tests.oracles.model import dpar_logits
 
 SCHEMES = ("dynamic", "dynamic_no_redundancy", "2d")
@@ -86,75 +84,6 @@ def test_query_of_a_patch_is_the_maximum_of_its_tokens(float64):
     model(tokens, labels, patches(1, 3, 4, 4)[None])
     query, states = queries
     assert torch.equal(query[1], states[1:4].amax(0))
-
-
-# no leak
-
-
-def recomputed(tokens: torch.Tensor, entropy_model, threshold: float) -> torch.Tensor:
-    entropy = token_entropies(entropy_model, tokens, "unconditional")
-    return patch_starts(entropy, threshold=threshold, max_length=3, grid_width=4)
-
-
-@torch.no_grad()
-def test_no_logit_changes_to_the_bit_when_a_later_token_and_all_boundaries_do(float64):
-    model, entropy_model = tiny_dpar((4, 4), encoder_layers=2, layers=2), tiny_llamagen((4, 4), num_classes=None)
-    tokens, labels = tiny_batch(2, (4, 4))
-    with RowByRow():
-        threshold = token_entropies(entropy_model, tokens, "unconditional")[:, 1:].median().item()
-        starts = recomputed(tokens, entropy_model, threshold)
-        before = model(tokens, labels, starts)
-        moved = 0
-        for t in range(16):
-            other = tokens.clone()
-            other[:, t] = (tokens[:, t] + 5) % VOCAB
-            there = recomputed(other, entropy_model, threshold)
-            assert torch.equal(there[:, : t + 1], starts[:, : t + 1])
-            moved += not torch.equal(there, starts)
-            after = model(other, labels, there)
-            assert torch.equal(after[:, : t + 1], before[:, : t + 1]), t
-            if t < 15:
-                assert not torch.equal(after[:, t + 1], before[:, t + 1]), t
-    assert moved >= 8, "the boundaries hardly moved: the test would not notice a leak through them"
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("as_many", [True, False])
-def test_nor_with_the_arithmetic_of_the_machine(float64, as_many):
-    """To the bit where boundaries only move; within rounding where their number changes, and the matrices with it."""
-    model, (tokens, labels) = tiny_dpar((4, 4)), tiny_batch(2, (4, 4))
-    generator = torch.Generator().manual_seed(0)
-    before = torch.rand(2, 16, generator=generator) < 0.5
-    before[:, :2] = True
-    logits = model(tokens, labels, before)
-    for t in range(1, 16):
-        other, there = tokens.clone(), before.clone()
-        other[:, t] = (tokens[:, t] + 1) % VOCAB
-        tail = torch.rand(2, 15 - t, generator=generator)
-        there[:, t + 1 :] = before[:, t + 1 :].gather(1, tail.argsort(1)) if as_many else tail < 0.5
-        after = model(other, labels, there)[:, : t + 1]
-        torch.testing.assert_close(after, logits[:, : t + 1], rtol=0, atol=0 if as_many else 1e-13)
-
-
-@pytest.mark.parametrize("starts", STARTS.values(), ids=STARTS.keys())
-def test_no_logit_has_a_gradient_by_its_own_or_a_later_token(float64, starts):
-    model, (tokens, labels) = tiny_dpar(), tiny_batch(len(starts))
-    embedded = []
-    model.tok_embeddings.register_forward_hook(lambda *call: embedded.append(call[-1]))
-    logits = model(tokens, labels, starts)
-    for t in range(12):
-        (gradient,) = torch.autograd.grad(logits[0, t].square().sum(), embedded, retain_graph=True)
-        assert not gradient[0, t:].any(), "position t of the embeddings is x_t: it is predicted at t"
-        assert gradient[0, :t].any(-1).all()
-        assert not gradient[1:].any(), "another image"
-
-
-def test_the_last_token_is_never_an_input(float64):
-    model, (tokens, labels) = tiny_dpar(), tiny_batch(2)
-    starts = STARTS["a last patch of one token"]
-    other = tokens.clone()
-    other[:, -1] = (tokens[:, -1] + 1) % VOCAB
-    assert torch.equal(model(tokens, labels, starts), model(other, labels, starts))
 
 
 # how it is built and called

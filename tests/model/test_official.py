@@ -76,6 +76,22 @@ def test_half_precision_files_become_fp32_models(tmp_path):
     assert torch.equal(loaded["output.weight"], tensors["output.weight"].float())
 
 
+def test_the_file_says_how_many_classes_it_knows(tmp_path):
+    torch.save(published_tensors(), tmp_path / "c2i.pt")
+    model = import_llamagen(tmp_path / "c2i.pt", CONFIG.model_copy(update={"num_classes": None}))
+    assert model.config.num_classes == model.null_label == CLASSES
+    with pytest.raises(InputError, match=r"cls_embedding\.embedding_table\.weight \[4, 32\] instead of \[11, 32\]"):
+        import_llamagen(tmp_path / "c2i.pt", CONFIG.model_copy(update={"num_classes": 10}))
+
+
+def test_a_file_for_another_grid_is_noticed_where_it_says_so(tmp_path):
+    """All its tensors fit; only the rotations, which are made anew, have the size of its grid."""
+    tensors = published_tensors() | {"freqs_cis": torch.zeros(1 + 24 * 24, 8, 2)}
+    torch.save(tensors, tmp_path / "c2i_B_384.pt")
+    with pytest.raises(InputError, match=r"was made for 24 x 24 tokens an image, not for 3 x 4"):
+        import_llamagen(tmp_path / "c2i_B_384.pt", CONFIG)
+
+
 def saved(tmp_path, content) -> str:
     torch.save(content, tmp_path / "weights.pt")
     return str(tmp_path / "weights.pt")
@@ -117,11 +133,12 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c
         (LFS, "git-lfs pointer of .* to a file of 443714000 bytes.*git lfs pull"),
         (b"<!DOCTYPE html><html><head><title>Sign in</title>", "is a web page .*<!DOCTYPE html>.*download link"),
         (b"\n  <?xml version='1.0'?><Error>", "is a web page"),
+        (b"\xef\xbb\xbf<html>", "is a web page .*beginning '<html>'"),
         (b'{"error": "not found"}', "no PyTorch file: its 22 bytes begin 7b 22 65 72"),
         (b"\x80\x02garbage", "damaged|more than tensors"),
         (b"PK\x03\x04" + bytes(2000), "cut off after 2004 bytes"),
     ],
-    ids=["empty", "git-lfs", "html", "xml", "json", "broken pickle", "cut off"],
+    ids=["empty", "git-lfs", "html", "xml", "html with a byte-order mark", "json", "broken pickle", "cut off"],
 )
 def test_what_a_failed_download_leaves_is_told_apart(tmp_path, content, message):
     path = tmp_path / "c2i_B_256.pt"
@@ -142,6 +159,17 @@ def test_a_truncated_file_is_refused(tmp_path, zipped, share):
         read_official(path)
 
 
+def test_a_flipped_bit_among_the_weights_is_noticed(tmp_path):
+    """`torch.load` does not look at the checksums."""
+    path = tmp_path / "weights.pt"
+    torch.save({"model": published_tensors()}, path)
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"the checksum of its part weights/data/\d+ does not fit"):
+        read_official(path)
+
+
 def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         read_official(tmp_path / "absent.pt")
@@ -159,7 +187,9 @@ class Explosive:
 def test_code_in_a_file_is_not_run(tmp_path, zipped):
     path = tmp_path / "weights.pt"
     torch.save({"model": published_tensors(), "extra": Explosive()}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(InputError, match="more than tensors"):
+    with pytest.raises(
+        InputError, match=r"more than tensors.* asks for the code of \w*\.?exec .*keep the tensors alone"
+    ):
         read_official(path)
     path.write_bytes(pickle.dumps(Explosive()))
     with pytest.raises(InputError, match=r"more than tensors|damaged"):
@@ -179,6 +209,9 @@ def test_a_digest_beside_the_file_is_checked(tmp_path):
     right = hashlib.sha256((tmp_path / "weights.pt").read_bytes()).hexdigest()
     beside.write_text(f"{right}  weights.pt\n")
     assert read_official(path)
+    assert read_official(path, right)
+    with pytest.raises(InputError, match=f"has SHA-256 {right}, but the settings say 1111"):
+        read_official(path, "1" * 64)
     beside.write_text(f"{'0' * 64}  weights.pt\n")
     with pytest.raises(InputError, match=f"has SHA-256 {right}, but weights.pt.sha256 says 0000"):
         read_official(path)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpar.model.attention import causal_attention
-from dpar.model.patch_encoder import PatchCrossAttention, PatchEncoder, segment_max, segment_softmax
+from dpar.model.patch_encoder import POOLINGS, PatchCrossAttention, PatchEncoder, segment_softmax
 from dpar.model.rope import grid_rope
 from dpar.packing import PatchLayout
 from tests.model.tiny import patches, randomised
@@ -14,14 +14,16 @@ from tests.oracles import model as oracle
 segments = st.lists(st.integers(0, 5), min_size=1, max_size=8).filter(any)
 
 
+@pytest.mark.parametrize("pooling", POOLINGS)
 @given(segments)
 @settings(deadline=None, derandomize=True)
-def test_segment_max_is_that_of_each_segment(sizes):
+def test_pooling_is_that_of_each_segment(pooling, sizes):
     ids = torch.tensor([i for i, size in enumerate(sizes) for _ in range(size)])
     values = torch.randn(len(ids), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = segment_max(values, ids, len(sizes))
+    found = POOLINGS[pooling](values, ids, len(sizes))
     for i, own in enumerate(values.split(sizes)):
-        assert torch.equal(found[i], own.amax(0) if len(own) else torch.zeros(3, dtype=torch.float64))
+        pooled = {"max": lambda rows: rows.amax(0), "mean": lambda rows: rows.mean(0)}[pooling]
+        torch.testing.assert_close(found[i], pooled(own) if len(own) else torch.zeros(3, dtype=torch.float64))
 
 
 @given(segments)
@@ -74,9 +76,10 @@ def test_cross_attention_makes_no_mask_of_tokens_by_patches():
     assert 0 < largest.elements <= tokens * 32
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-def test_encoder_is_the_literal_one(float64, layers):
-    encoder, starts = randomised(PatchEncoder(32, 2, layers)), torch.stack([patches(1, 3, 1, 3), patches(1, 1, 2, 4)])
+@pytest.mark.parametrize(("layers", "pooling"), [(1, "max"), (2, "max"), (1, "mean"), (2, "mean")])
+def test_encoder_is_the_literal_one(float64, layers, pooling):
+    encoder = randomised(PatchEncoder(32, 2, layers, pooling))
+    starts = torch.stack([patches(1, 3, 1, 3), patches(1, 1, 2, 4)])
     tokens, rope = torch.randn(2, 7, 32), grid_rope(2, 4, 16, dtype=torch.float64)[:-1]
     layout = PatchLayout.from_starts(starts)
     states, found = encoder(tokens, rope, causal_attention, layout.rows[:, :-1], layout.packed.total)
@@ -84,7 +87,7 @@ def test_encoder_is_the_literal_one(float64, layers):
     angles = [oracle.token_angles(t // 4, t % 4, 16) for t in range(7)]
     for image in range(2):
         spans = oracle.patch_spans(starts[image].tolist())
-        expected_states, expected = oracle.encode(weights, list(tokens[image]), angles, spans, heads=2)
+        expected_states, expected = oracle.encode(weights, list(tokens[image]), angles, spans, 2, pooling)
         torch.testing.assert_close(states[image], torch.stack(expected_states))
         torch.testing.assert_close(found[4 * image : 4 * image + 3], torch.stack(expected))
 
@@ -99,8 +102,9 @@ def test_a_patch_state_depends_on_its_own_tokens_and_earlier_ones_only(float64):
     assert not gradient[0, 4:].any()
 
 
-def test_a_last_patch_without_a_visible_token_is_finite_and_harms_no_gradient():
-    encoder, layout = randomised(PatchEncoder(32, 2, 2)), PatchLayout.from_starts(patches(1, 2, 1)[None])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_last_patch_without_a_visible_token_is_finite_and_harms_no_gradient(pooling):
+    encoder, layout = randomised(PatchEncoder(32, 2, 2, pooling)), PatchLayout.from_starts(patches(1, 2, 1)[None])
     tokens = torch.randn(1, 3, 32, requires_grad=True)
     _, found = encoder(tokens, grid_rope(1, 3, 16), causal_attention, layout.rows[:, :-1], 3)
     assert found.isfinite().all()

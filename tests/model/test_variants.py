@@ -62,6 +62,7 @@ def test_sizes_beside_a_variant_replace_its_own():
 def test_settings_reach_the_model():
     sizes = {"architecture": "dpar", "width": 64, "heads": 2, "encoder_layers": 1, "layers": 3, "decoder_layers": 2}
     settings = {"dropout": 0.2, "class_dropout": 0.3, "position": "dynamic_no_redundancy", "attention": "sdpa"}
+    settings |= {"query_pooling": "mean"}
     model = build_model(Transformer(**sizes, **settings), vocab_size=9, grid=(2, 5), num_classes=4)
     expected = sizes | settings | {"vocab_size": 9, "grid": (2, 5), "num_classes": 4}
     expected.pop("architecture")

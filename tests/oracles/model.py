@@ -131,7 +131,12 @@ def cross_attention(query: Tensor, states: list[Tensor], weights: Weights, name:
 
 
 def encode(
-    weights: Weights, x: list[Tensor], angles: list[Angles], spans: list[tuple[int, int]], heads: int
+    weights: Weights,
+    x: list[Tensor],
+    angles: list[Angles],
+    spans: list[tuple[int, int]],
+    heads: int,
+    pooling: str = "max",
 ) -> tuple[list[Tensor], list[Tensor]]:
     """States of x_0 .. x_{T-2} and of all patches but the last (Eqs. 4-5)."""
     patches: list[Tensor] = []
@@ -140,21 +145,29 @@ def encode(
         gathered = []
         for m, (first, last) in enumerate(spans[:-1]):
             own = x[first : last + 1]
-            query = patches[m] if i else torch.stack(own).amax(0)
+            pooled = torch.stack(own).amax(0) if pooling == "max" else sum(own) / len(own)
+            query = patches[m] if i else pooled
             gathered.append(cross_attention(query, own, weights, f"encoder.layers.{i}.cross_attention", heads))
         patches = gathered
     return x, patches
 
 
 def dpar_logits(
-    weights: Weights, tokens: list[int], label: int, starts: list[bool], columns: int, heads: int, scheme: str
+    weights: Weights,
+    tokens: list[int],
+    label: int,
+    starts: list[bool],
+    columns: int,
+    heads: int,
+    scheme: str,
+    pooling: str = "max",
 ) -> Tensor:
     """Algorithm 1, lines 4-6, for one image: [T, V]."""
     d = weights["tok_embeddings.weight"].shape[1] // heads
     spans = patch_spans(starts)
     cells: list[Angles] = [token_angles(t // columns, t % columns, d) for t in range(len(tokens) - 1)]
     embedded = [weights["tok_embeddings.weight"][token] for token in tokens[:-1]]
-    states, patches = encode(weights, embedded, cells, spans, heads)
+    states, patches = encode(weights, embedded, cells, spans, heads, pooling)
 
     x = [weights["cls_embedding.embedding_table.weight"][label], *patches]
     places: list[Angles] = [None, *(patch_angles(first, last, columns, d, scheme) for first, last in spans[:-1])]

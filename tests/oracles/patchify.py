@@ -1,6 +1,7 @@
 """Algorithm 3 and its ablations as the paper writes them: one image, one token after another."""
 
 import math
+from decimal import Decimal
 
 
 def patches(
@@ -23,10 +24,10 @@ def patches(
 
 
 def static_patches(tokens: int, patch_length: float) -> list[list[int]]:
-    """The patches of one image when token t belongs to patch floor(t / P)."""
+    """The patches of one image when token t belongs to patch floor(t / P), P being the decimal number as written."""
     members: dict[int, list[int]] = {}
     for t in range(tokens):
-        members.setdefault(math.floor(t / patch_length), []).append(t)
+        members.setdefault(int(Decimal(t) // Decimal(str(patch_length))), []).append(t)
     return [members[m] for m in sorted(members)]
 
 

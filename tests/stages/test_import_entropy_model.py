@@ -23,9 +23,9 @@ def results(tmp_path):
     return results
 
 
-def published(results, **changes):
+def published(results, num_classes=CLASSES, **changes):
     torch.manual_seed(5)
-    model = build_model(transformer("llamagen"), vocab_size=VOCAB, grid=GRID, num_classes=CLASSES)
+    model = build_model(transformer("llamagen"), vocab_size=VOCAB, grid=GRID, num_classes=num_classes)
     state = {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
     torch.save({"model": state | {"freqs_cis": torch.zeros(3)} | changes}, results.folder.parent / "c2i.pt")
     return state
@@ -43,6 +43,23 @@ def test_every_tensor_arrives_and_the_source_is_named(results):
     source = results.folder.parent / "c2i.pt"
     origin = model_config(results.folder / "entropy_model")["provenance"]
     assert origin["weights"] == {"file": "c2i.pt", "sha256": hashlib.sha256(source.read_bytes()).hexdigest()}
+
+
+def test_it_may_know_other_classes_than_the_images_have(results):
+    """Only its null class is read: LlamaGen's 1000 classes place boundaries in anybody's images."""
+    published(results, num_classes=10)
+    import_entropy_model.main(flags(results))
+    assert load_model(results.folder / "entropy_model", "llamagen").null_label == 10
+
+
+def test_the_digest_of_the_settings_is_checked(results):
+    published(results)
+    values = experiment_values()
+    weights = {"weights": str(results.folder.parent / "c2i.pt"), "weights_sha256": "0" * 64}
+    values["entropy_model"] |= {"kind": "null_class", "training": None, **weights}
+    results.set(values)
+    with pytest.raises(InputError, match="but the settings say 0000"):
+        import_entropy_model.main(flags(results))
 
 
 def test_a_file_with_more_than_the_model_is_refused_and_nothing_is_written(results):

@@ -44,7 +44,7 @@ def test_every_tensor_of_the_file_is_in_the_folder_and_its_digest_is_kept(tmp_pa
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.unlink(), "is not there; download vq_ds16_c2i.pt"),
+        (lambda path: path.unlink(), "does not exist; download"),
         (lambda path: path.write_bytes(b"<html>"), "web page"),
         (lambda path: path.write_bytes(path.read_bytes()[:1000]), "cut off"),
     ],
@@ -55,6 +55,12 @@ def test_a_file_that_is_none_is_refused(tmp_path, weights, damage, message):
     with pytest.raises(InputError, match=message):
         main(["--experiment", str(path), "--output", str(tmp_path / "tokenizer")])
     assert not (tmp_path / "tokenizer").exists()
+
+
+def test_the_digest_of_the_settings_is_checked(tmp_path, weights):
+    path = experiment(tmp_path, weights, weights_sha256="0" * 64)
+    with pytest.raises(InputError, match=f"has SHA-256 {sha256_file(weights)}, but the settings say 0000"):
+        main(["--experiment", str(path), "--output", str(tmp_path / "tokenizer")])
 
 
 def test_other_sizes_are_refused_by_name(tmp_path, weights):

@@ -35,6 +35,17 @@ def test_the_first_of_equal_rows_is_chosen():
     assert nearest_codes(latents.numpy(), row.numpy()) == [1, 0, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [25, 32, 500])
+def test_equal_rows_are_equal_wherever_they_stand(size, dtype):
+    """A matrix product rounds columns by their place: a row's double further on can seem nearer by the last bit."""
+    torch.manual_seed(0)
+    rows = F.normalize(torch.randn(size, 8, dtype=dtype), dim=1)
+    codes = nearest(F.normalize(torch.randn(256, 8, dtype=dtype), dim=1), torch.cat((rows, rows, rows[:7])))
+    assert codes.max() < size
+    assert nearest(rows, torch.cat((rows, rows))).tolist() == list(range(size))
+
+
 def test_lengths_of_latents_and_rows_do_not_matter():
     torch.manual_seed(0)
     book, latents = torch.randn(32, 8), torch.randn(2, 8, 3, 5)

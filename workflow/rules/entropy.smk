@@ -22,7 +22,7 @@ if EXPERIMENT.entropy_model.weights is None:
             recipe=recipe(
                 "train_entropy_model",
                 EXPERIMENT.seed,
-                without(EXPERIMENT.entropy_model, "training"),
+                without(EXPERIMENT.entropy_model, "training", "weights_sha256"),
                 without(EXPERIMENT.entropy_model.training, *(TRAINING_PACE - {"steps", "epochs"})),
             ),
             folder=RESULTS + "/entropy_model",
