@@ -18,6 +18,7 @@ import io
 import itertools
 import json
 import math
+import mmap
 import os
 import shutil
 import socket
@@ -27,6 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -173,7 +175,12 @@ def read_shard(path: str | Path) -> CodeRows:
 
 
 _Block = dict[str, np.ndarray]  # some consecutive rows: the arrays of `CodeRows` by name, as far as there are any
-_UNUSABLE = (ValueError, OSError, KeyError, IndexError, TypeError, tarfile.TarError, pa.ArrowException)
+
+# what pyarrow, tarfile and numpy raise for files that are cut off, damaged or no shards
+_UNUSABLE = (
+    ValueError, OSError, KeyError, IndexError, TypeError, OverflowError, SyntaxError, TokenError, tarfile.TarError,
+    pa.ArrowException,
+)  # fmt: skip
 
 
 @contextmanager
@@ -499,6 +506,12 @@ class CodeStore:
     def num_views(self) -> int:
         """Views an image (V)."""
         return self.tokens.shape[1]
+
+    def expect_random_order(self) -> None:
+        """Tells the system not to read ahead: from a cold disk it would read a hundred times what was asked for."""
+        for array in (self.tokens, self.entropy):
+            if isinstance(array, np.memmap):
+                array._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore
 
 
 def open_codes(

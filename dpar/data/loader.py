@@ -85,6 +85,7 @@ def batches(
             "change `training.batch_size`, `training.accumulate` or the number of processes"
         )
     steps_per_epoch(store, batch_size)
+    store.expect_random_order()
 
     def batch(number: int) -> Batch:
         step, micro = divmod(number, accumulate)

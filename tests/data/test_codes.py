@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from jaxtyping import TypeCheckError
 
 from dpar.data import codes
 from dpar.data.codes import CodeRows, Manifest, cache_folder, open_codes, read_shard, write_shard
+from dpar.data.loader import batches, sequential
 from dpar.errors import InputError
 from tests.data.samples import METADATA, code_rows, code_store
 from tests.oracles.data import parquet_rows, webdataset_rows
@@ -63,9 +65,10 @@ class TestShard:
         path, rows = tmp_path / f"x.{suffix}", code_rows(2, scored=scored)
         write_shard(path, rows)
         whole = path.read_bytes()
+        header_of_an_array = max(0, whole.find(b"{'descr'"))
         refused = []
-        for place in range(0, len(whole), max(1, len(whole) // 150)):
-            path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        for place in [header_of_an_array, *range(0, len(whole), max(1, len(whole) // 150))]:
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
             try:
                 found = read_shard(path)
             except InputError as error:
@@ -297,6 +300,25 @@ class TestStore:
                     assert np.array_equal(store.entropy[image, view], part.entropy[i])
         assert (store.entropy is None) == (not scored)
         assert isinstance(store.tokens, np.memmap)  # pages, not memory
+
+    def test_the_system_reads_ahead_unless_the_order_is_random(self, tmp_path):
+        manifest, _ = code_store(tmp_path, scored=True)
+        store = open_codes(manifest.path, cache=tmp_path / "cache")
+
+        def without_reading_ahead():
+            found, name = {}, None
+            for line in Path("/proc/self/smaps").read_text().splitlines():
+                if f"{tmp_path}/cache" in line:
+                    name = Path(line).name
+                elif name and line.startswith("VmFlags:"):
+                    found[name], name = "rr" in line.split(), None
+            return found
+
+        assert without_reading_ahead() == {"tokens": False, "entropy": False}
+        next(sequential(store, 4))
+        assert without_reading_ahead() == {"tokens": False, "entropy": False}
+        next(batches(store, batch_size=4, seed=0))
+        assert without_reading_ahead() == {"tokens": True, "entropy": True}
 
     def test_is_decoded_once(self, tmp_path):
         manifest, parts = code_store(tmp_path)
