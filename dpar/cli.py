@@ -15,6 +15,7 @@ COMMANDS = {
     "sample": "draw images from a trained model",
     "patchify": "patch boundaries of stored entropies",
     "info": "parameters and cost of a model (Tables 1 and 8)",
+    "bench": "how fast training is on this machine",
     "metrics": "Frechet distance, KID, precision, recall and Inception Score of stored features",
 }
 

@@ -5,15 +5,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from jaxtyping import Shaped
+from torch import Tensor
 
 PEAK_BF16 = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L40S": 362e12, "RTX 4090": 165e12}
 
 
-def default_device() -> torch.device:
-    """This rank's GPU where there is one, else the CPU."""
+def default_device(turn: int = 0) -> torch.device:
+    """This rank's GPU where there is one, else the CPU.
+
+    Args:
+        turn: of a job among others of its kind, which take the GPUs in turn where all see all of them.
+    """
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", turn % torch.cuda.device_count())))
     return torch.device("cpu")
+
+
+def filled_up(batch: Shaped[Tensor, "B *rest"], size: int) -> Shaped[Tensor, "{size} *rest"]:
+    """`batch` with copies of its first row up to `size` rows.
+
+    In a batch of another shape a row's sums are rounded differently; beside other rows, or in another place, they are
+    not. So what is computed of a row does not depend on how the rows were divided into shards.
+    """
+    return torch.cat([batch, batch[:1].expand(size - len(batch), *batch.shape[1:])])
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -5,24 +5,31 @@ scored, `label`, `image` and `view`, with what they were made from in its header
 (`.parquet`) and WebDataset (`.tar`, one record an image, its views stacked). Both carry a digest of their contents, so
 that a damaged shard is refused wherever it is read, and both have the same bytes whenever their rows are the same.
 
-Training reads neither: `open_codes` decodes all shards once into flat files on the local disk, named by the manifest's
-digest, and maps them. The process itself then holds four bytes an image (labels); the pages of the maps belong to the
-system, which drops them when memory is short.
+Training reads neither: `open_codes` decodes all shards once, some thousand rows at a time, into flat files on the local
+disk, named by the manifest's digest, and maps them. The process itself then holds four bytes an image (labels); the
+pages of the maps belong to the system, which drops them when memory is short.
 """
 
+import contextlib
 import fcntl
+import glob
 import hashlib
 import io
+import itertools
 import json
+import math
+import mmap
 import os
 import shutil
+import socket
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tokenize import TokenError
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -149,13 +156,12 @@ def write_shard(path: str | Path, rows: CodeRows) -> None:
 
     Equal rows give equal bytes.
     """
-    writers = {".parquet": _write_parquet, ".tar": _write_tar}
     path = Path(path)
-    if path.suffix not in writers:
-        raise InputError(f"{path} is no name for a shard; it must end in {' or '.join(writers)}")
+    if path.suffix not in _FORMATS:
+        raise InputError(f"{path} is no name for a shard; it must end in {' or '.join(_FORMATS)}")
     header = json.dumps(rows.metadata.model_dump(mode="json") | {"content": _content(rows)}, sort_keys=True)
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        writers[path.suffix](file, rows, header)
+        _FORMATS[path.suffix].write(file, rows, header)
 
 
 def read_shard(path: str | Path) -> CodeRows:
@@ -164,31 +170,70 @@ def read_shard(path: str | Path) -> CodeRows:
     Raises:
         InputError: the shard is missing, truncated, damaged, or not one of ours.
     """
-    return _load(Path(path))[0]
+    with _opened(Path(path)) as file:
+        return _rows(Path(path), file)
 
 
-def _load(path: Path) -> tuple[CodeRows, str, int]:
-    """The rows, the SHA-256 and the bytes of a shard, read from disk once."""
-    readers = {".parquet": _read_parquet, ".tar": _read_tar}
-    if path.suffix not in readers:
-        raise InputError(f"{path} is no shard of codes; shards end in {' or '.join(readers)}")
+_Block = dict[str, np.ndarray]  # some consecutive rows: the arrays of `CodeRows` by name, as far as there are any
+
+# what pyarrow, tarfile and numpy raise for files that are cut off, damaged or no shards
+_UNUSABLE = (
+    ValueError, OSError, KeyError, IndexError, TypeError, OverflowError, SyntaxError, TokenError, tarfile.TarError,
+    pa.ArrowException,
+)  # fmt: skip
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
+    if path.suffix not in _FORMATS:
+        raise InputError(f"{path} is no shard of codes; shards end in {' or '.join(_FORMATS)}")
+    if not path.exists():
+        raise InputError(f"the shard {path} is missing; run the stage that makes it again")
+    with open(path, "rb") as file:
+        yield file
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Says of any error in its block that the shard cannot be used."""
     try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"the shard {path} is missing; run the stage that makes it again") from None
-    try:
-        arrays, header = readers[path.suffix](data)
-        values = json.loads(header)
-        content = values.pop("content")
-        rows = CodeRows(**arrays, metadata=CodeMetadata.model_validate(values))
-        if content != _content(rows):
-            raise ValueError("its contents do not have the digest that it carries")
-    except (ValueError, OSError, KeyError, IndexError, TypeError, tarfile.TarError, pa.ArrowException) as error:
+        yield
+    except _UNUSABLE as error:
         raise InputError(
             f"the shard {path} is damaged or not a shard of codes ({type(error).__name__}: {error}); "
             "delete it and run the same command again"
         ) from error
-    return rows, hashlib.sha256(data).hexdigest(), len(data)
+
+
+def _blocks(path: Path, file: io.BufferedReader) -> tuple[str, Iterator[_Block]]:
+    """The header of an open shard, and its rows a few at a time: memory does not grow with the shard."""
+    file.seek(0)
+    with _naming(path):
+        header, blocks = _FORMATS[path.suffix].read(file)
+
+    def named() -> Iterator[_Block]:
+        with _naming(path):
+            yield from blocks
+
+    return header, named()
+
+
+def _rows(path: Path, file: io.BufferedReader) -> CodeRows:
+    """All rows of an open shard, checked."""
+    header, blocks = _blocks(path, file)
+    parts = list(blocks)
+    with _naming(path):
+        arrays = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
+        values = json.loads(header)
+        content = values.pop("content")
+        rows = CodeRows(**{"entropy": None, **arrays}, metadata=CodeMetadata.model_validate(values))
+        if content != _content(rows):
+            raise ValueError("its contents do not have the digest that it carries")
+        return rows
+
+
+def _sha256(file: io.BufferedReader) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _content(rows: CodeRows) -> str:
@@ -217,25 +262,26 @@ def _write_parquet(file: io.BufferedWriter, rows: CodeRows, header: str) -> None
     )
 
 
-def _read_parquet(data: bytes) -> tuple[dict[str, Any], str]:
-    table = pq.read_table(pa.BufferReader(data))
-    header = (table.schema.metadata or {})[_HEADER.encode()].decode()
+def _read_parquet(file: io.BufferedReader) -> tuple[str, Iterator[_Block]]:
+    parquet = pq.ParquetFile(file)
+    header = (parquet.schema_arrow.metadata or {})[_HEADER.encode()].decode()
 
-    def matrix(name: str, dtype: str) -> np.ndarray:
-        column = table.column(name).combine_chunks()
-        width = column.type.byte_width
-        start = column.offset * width
-        flat = np.frombuffer(column.buffers()[1], np.uint8)[start : start + len(column) * width]
-        return flat.view(dtype).reshape(len(column), width // np.dtype(dtype).itemsize)
+    def matrix(column: pa.ChunkedArray, dtype: str) -> np.ndarray:
+        array = column.combine_chunks()
+        width = array.type.byte_width
+        start = array.offset * width
+        flat = np.frombuffer(array.buffers()[1], np.uint8)[start : start + len(array) * width]
+        return flat.view(dtype).reshape(len(array), width // np.dtype(dtype).itemsize)
 
-    arrays = {
-        "images": table.column("image").to_numpy(),
-        "views": table.column("view").to_numpy(),
-        "labels": table.column("label").to_numpy(),
-        "tokens": matrix("tokens", "<u2"),
-        "entropy": matrix("entropy", "<f4") if "entropy" in table.column_names else None,
-    }
-    return arrays, header
+    def block(group: int) -> _Block:
+        table = parquet.read_row_group(group)
+        rows = {name: table.column(name[:-1]).to_numpy() for name in ("images", "views", "labels")}
+        rows["tokens"] = matrix(table.column("tokens"), "<u2")
+        if "entropy" in table.column_names:
+            rows["entropy"] = matrix(table.column("entropy"), "<f4")
+        return rows
+
+    return header, map(block, range(parquet.num_row_groups))
 
 
 def _write_tar(file: io.BufferedWriter, rows: CodeRows, header: str) -> None:
@@ -257,28 +303,33 @@ def _npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _read_tar(data: bytes) -> tuple[dict[str, Any], str]:
-    parts: dict[str, list[Any]] = {"cls": [], "tokens.npy": [], "entropy.npy": []}
-    images = []
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        for member in tar:
-            key, suffix = member.name.split(".", 1)
-            payload = data[member.offset_data : member.offset_data + member.size]
-            if suffix == "cls":
-                images.append(int(key))
-                parts[suffix].append(int(payload))
-            else:
-                parts[suffix].append(np.lib.format.read_array(io.BytesIO(payload), allow_pickle=False))
-        header = tar.pax_headers[_HEADER]
-    views = [len(block) for block in parts["tokens.npy"]]
-    arrays = {
-        "images": np.repeat(np.array(images, np.int32), views),
-        "views": np.concatenate([np.arange(n, dtype=np.int16) for n in views]),
-        "labels": np.repeat(np.array(parts["cls"], np.int32), views),
-        "tokens": np.concatenate(parts["tokens.npy"]),
-        "entropy": np.concatenate(parts["entropy.npy"]) if parts["entropy.npy"] else None,
-    }
-    return arrays, header
+def _read_tar(file: io.BufferedReader) -> tuple[str, Iterator[_Block]]:
+    tar = tarfile.TarFile(fileobj=file)
+    header = tar.pax_headers[_HEADER]
+
+    def block(key: str, members: Iterable[tarfile.TarInfo]) -> _Block:
+        tar.members = []  # type: ignore  # every header would be kept
+        record = {member.name.split(".", 1)[1]: tar.extractfile(member).read() for member in members}  # type: ignore
+        rows = {name: _array(record[f"{name}.npy"]) for name in ("tokens", "entropy") if f"{name}.npy" in record}
+        views = len(rows["tokens"])
+        rows["images"] = np.full(views, int(key), np.int32)
+        rows["views"] = np.arange(views, dtype=np.int16)
+        rows["labels"] = np.full(views, int(record["cls"]), np.int32)
+        return rows
+
+    return header, itertools.starmap(block, itertools.groupby(tar, lambda member: member.name.split(".", 1)[0]))
+
+
+def _array(data: bytes) -> np.ndarray:
+    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+
+
+class _Format(NamedTuple):
+    write: Callable[[io.BufferedWriter, CodeRows, str], None]
+    read: Callable[[io.BufferedReader], tuple[str, Iterator[_Block]]]
+
+
+_FORMATS = {".parquet": _Format(_write_parquet, _read_parquet), ".tar": _Format(_write_tar, _read_tar)}
 
 
 class Shard(Settings):
@@ -298,6 +349,12 @@ class _ManifestFile(Settings):
     images: int
     rows: int
     digest: str
+    checksum: str = Field(default="", description="of all the rest of the file")
+
+    def summed(self) -> "_ManifestFile":
+        """The same with the checksum that it should have."""
+        checksum = digest(self.model_dump(mode="json", exclude={"checksum"}))
+        return self.model_copy(update={"checksum": checksum})
 
 
 @dataclass(frozen=True)
@@ -350,17 +407,16 @@ class Manifest:
             raise InputError(
                 f"{path} is no manifest of codes ({error.errors()[0]['msg']}); index the shards again"
             ) from None
-        manifest = cls(path, file.metadata, file.shards)
-        if file.digest != manifest.digest:
-            raise InputError(f"{path} was changed after it was written (digest differs); index the shards again")
-        return manifest
+        if file != file.summed():
+            raise InputError(f"{path} was changed after it was written (its checksum differs); index the shards again")
+        return cls(path, file.metadata, file.shards)
 
     def save(self) -> None:
         """Writes the manifest to its path."""
         file = _ManifestFile(
             metadata=self.metadata, shards=self.shards, images=self.num_images, rows=self.num_rows, digest=self.digest
         )
-        write_json(self.path, file.model_dump(mode="json"))
+        write_json(self.path, file.summed().model_dump(mode="json"))
 
     @property
     def digest(self) -> str:
@@ -381,25 +437,34 @@ class Manifest:
         """Reads every shard and compares it with the manifest.
 
         Raises:
-            InputError: naming each shard that is missing, truncated, or differs in so much as one byte.
+            InputError: naming each shard that is missing, truncated, exchanged, not listed, or differs in so much as
+                one byte.
         """
         problems = [p for p in mapped(self._problem, self.shards, threads=_THREADS, ahead=_THREADS) if p]
+        listed = {self.path_of(shard) for shard in self.shards}
+        folders = [folder for folder in {path.parent for path in listed} if folder.is_dir()]
+        beside = {path for folder in folders for path in folder.iterdir() if path.suffix in _FORMATS}
+        problems += [f"the shard {path} is not listed; delete it" for path in sorted(beside - listed)]
         if problems:
-            raise InputError(f"{self.path}: " + "; ".join(problems) + "; delete these and run the same command again")
+            raise InputError(f"{self.path} and its shards do not agree:\n" + "\n".join(f"  {p}" for p in problems))
+
+    def path_of(self, shard: Shard) -> Path:
+        """Where the shard lies."""
+        return self.path.parent / shard.path
 
     def _problem(self, shard: Shard) -> str | None:
-        path = self.path.parent / shard.path
+        path = self.path_of(shard)
         try:
-            size = path.stat().st_size
-            with open(path, "rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        except FileNotFoundError:
-            return f"{path} is missing"
-        if size != shard.bytes:
-            return f"{path} has {size} bytes, expected {shard.bytes}"
-        if sha256 != shard.sha256:
-            return f"{path} is damaged: SHA-256 {sha256}, expected {shard.sha256}"
-        return None
+            with _opened(path) as file:
+                if (found := _sha256(file)) == shard.sha256:
+                    return None
+                _rows(path, file).metadata.expect(path, **dict(self.metadata))
+        except InputError as error:
+            return str(error)
+        return (
+            f"the shard {path} is not the one that was listed: SHA-256 {found}, expected {shard.sha256}; "
+            "delete it and run the same command again"
+        )
 
 
 @dataclass(frozen=True)
@@ -413,7 +478,9 @@ class _Described:
 
 
 def _describe(path: Path) -> _Described:
-    rows, sha256, size = _load(path)
+    with _opened(path) as file:
+        sha256, size = _sha256(file), file.tell()
+        rows = _rows(path, file)
     return _Described(path, rows.metadata, sha256, size, rows.num_images, int(rows.images[0]))
 
 
@@ -439,6 +506,12 @@ class CodeStore:
     def num_views(self) -> int:
         """Views an image (V)."""
         return self.tokens.shape[1]
+
+    def expect_random_order(self) -> None:
+        """Tells the system not to read ahead: from a cold disk it would read a hundred times what was asked for."""
+        for array in (self.tokens, self.entropy):
+            if isinstance(array, np.memmap):
+                array._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore
 
 
 def open_codes(
@@ -470,10 +543,17 @@ def open_codes(
     )
     folder = Path(cache) if cache else cache_folder()
     home = folder / manifest.digest
-    if not home.is_dir():
-        with _lock(folder / f"{manifest.digest}.lock"):
-            if not home.is_dir():
-                _decode(manifest, home)
+    if not _is_whole(manifest, home):
+        try:
+            with _lock(folder / f"{manifest.digest}.lock"):
+                if not _is_whole(manifest, home):
+                    _decode(manifest, home)
+        except OSError as error:
+            need = sum(size for _, size in _sizes(manifest)) / 2**30
+            raise InputError(
+                f"cannot decode {manifest.path} into {folder} ({error.strerror or error}): it needs {need:.2f} GiB; "
+                "delete what is old there, or set DPAR_CACHE to a folder of yours with room on the node's own disk"
+            ) from error
     maps = {name: np.memmap(home / name, dtype, "r", shape=shape) for name, dtype, shape in _layout(manifest)}
     return CodeStore(
         metadata=manifest.metadata,
@@ -496,7 +576,7 @@ def cache_folder() -> Path:
         return Path(named)
     folder = Path(tempfile.gettempdir()) / f"dpar-codes-{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
+    if folder.lstat().st_uid != os.getuid():
         raise InputError(f"{folder} belongs to another user; set DPAR_CACHE to a folder on the node's own disk")
     return folder
 
@@ -518,45 +598,64 @@ def _layout(manifest: Manifest) -> Iterable[tuple[str, str, tuple[int, ...]]]:
         yield "entropy", "<f4", shape
 
 
+def _sizes(manifest: Manifest) -> Iterator[tuple[str, int]]:
+    """The flat files and their bytes."""
+    for name, dtype, shape in _layout(manifest):
+        yield name, math.prod(shape) * np.dtype(dtype).itemsize
+
+
+def _is_whole(manifest: Manifest, home: Path) -> bool:
+    """Whether `home` holds every file: those who tidy temporary folders may have taken some."""
+    return all((home / name).is_file() and (home / name).stat().st_size == size for name, size in _sizes(manifest))
+
+
 def _decode(manifest: Manifest, home: Path) -> None:
-    """Decodes all shards into the flat files of `home`, which appears when it is complete; run by the lock's holder."""
-    partial = home.with_name(f"{home.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    """Decodes all shards into the flat files of `home`, which appears when it is complete.
+
+    The caller holds the lock. Nodes whose file system locks within a node only write under names of their own; the
+    first that is ready wins.
+    """
+    ours = f"{home.name}.{socket.gethostname()}."
+    for left in home.parent.glob(f"{glob.escape(ours)}*.partial"):  # of processes of this node that were killed
+        shutil.rmtree(left, ignore_errors=True)
+    partial = home.with_name(f"{ours}{os.getpid()}.partial")
     partial.mkdir()
     try:
-        maps = {}
-        for name, dtype, shape in _layout(manifest):
-            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        for name, size in _sizes(manifest):
             with open(partial / name, "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a crash in the map
-            maps[name] = np.memmap(partial / name, dtype, "r+", shape=shape)
-        ends = np.cumsum([shard.images for shard in manifest.shards]).tolist()
-
-        def fill(place: tuple[Shard, int]) -> None:
-            shard, end = place
-            path = manifest.path.parent / shard.path
-            rows, sha256, _ = _load(path)
-            if sha256 != shard.sha256:
-                raise InputError(
-                    f"{path} is not the shard of {manifest.path}: SHA-256 {sha256}, expected {shard.sha256}; "
-                    "index the shards again"
-                )
-            images = slice(end - shard.images, end)
-            maps["tokens"][images] = rows.tokens.reshape(shard.images, *maps["tokens"].shape[1:])
-            maps["labels"][images] = rows.labels[:: manifest.metadata.views]
-            if rows.entropy is not None:
-                maps["entropy"][images] = rows.entropy.reshape(shard.images, *maps["entropy"].shape[1:])
-
-        for _ in mapped(fill, zip(manifest.shards, ends, strict=True), threads=_THREADS, ahead=_THREADS):
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk shows at once
+        ends = itertools.accumulate(shard.images for shard in manifest.shards)
+        places = [(shard, end - shard.images) for shard, end in zip(manifest.shards, ends, strict=True)]
+        for _ in mapped(lambda at: _fill(manifest, partial, *at), places, threads=_THREADS, ahead=_THREADS):
             pass
-        for array in maps.values():
-            array.flush()
-        partial.rename(home)
-    except OSError as error:
-        need = manifest.num_rows * manifest.metadata.length * (6 if manifest.metadata.entropy_model else 2)
-        raise InputError(
-            f"cannot decode {manifest.path} into {home.parent} ({error.strerror}): it needs {need / 2**30:.2f} GiB; "
-            "delete what is old there, or set DPAR_CACHE to a folder with room on the node's own disk"
-        ) from error
+        for name, _ in _sizes(manifest):
+            with open(partial / name, "rb") as file:
+                os.fsync(file.fileno())
+        try:
+            partial.rename(home)
+        except OSError:  # something is there
+            if not _is_whole(manifest, home):
+                shutil.rmtree(home)
+                partial.rename(home)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fill(manifest: Manifest, folder: Path, shard: Shard, first_image: int) -> None:
+    """Writes the rows of one shard to their place in the flat files, a block at a time."""
+    path = manifest.path_of(shard)
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(_opened(path))
+        if (found := _sha256(source)) != shard.sha256:
+            raise InputError(
+                f"{path} is not the shard of {manifest.path}: SHA-256 {found}, expected {shard.sha256}; "
+                "index the shards again"
+            )
+        files = {}
+        for name, size in _sizes(manifest):
+            files[name] = stack.enter_context(open(folder / name, "r+b"))
+            files[name].seek(size // manifest.num_images * first_image)
+        for block in _blocks(path, source)[1]:
+            block["labels"] = block["labels"][block["views"] == 0]
+            for name, file in files.items():
+                file.write(np.ascontiguousarray(block[name]).data)

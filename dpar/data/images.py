@@ -37,6 +37,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", 
 _ROW_GROUP_CACHE = 2**30  # bytes of encoded images that a Parquet source keeps at hand
 _CHUNK = 256  # images a task when all are read
 _NAMED = 10  # images that an error names
+_CHECK = 16  # hexadecimal digits of an image's SHA-256 that the index keeps
 
 # what Pillow raises for files that are cut off, damaged or no images
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -99,14 +100,21 @@ class ImageSource(ABC):
     def data(self, i: int) -> bytes:
         """The file of image `i`."""
 
-    def read(self, i: int) -> Image.Image:
+    def read(self, i: int, check: str = "") -> Image.Image:
         """Image `i` as 8-bit RGB.
 
+        Args:
+            i: its number.
+            check: how the SHA-256 of its file must begin.
+
         Raises:
-            InputError: it cannot be read.
+            InputError: it cannot be read, or is another one.
         """
         try:
-            return decode(self.data(i))
+            data = self.data(i)
+            if not hashlib.sha256(data).hexdigest().startswith(check):
+                raise ValueError("its file has changed since it was indexed")
+            return decode(data)
         except _UNREADABLE as error:
             raise InputError(
                 f"image {self.keys[i]} of {self.path} cannot be read ({error}); repair or remove it, and index again"
@@ -341,16 +349,25 @@ class ImageIndex:
         num_classes: labels lie below it.
         skipped: `{key, reason}` of each image that could not be read.
         digest: of the order, keys, labels and bytes of the images.
+        checks: how the SHA-256 of each image begins, 16 digits an image, one after the other.
     """
 
     def __init__(
-        self, images: ImageSource, *, resolution: int, num_classes: int, skipped: list[dict[str, str]], digest: str
+        self,
+        images: ImageSource,
+        *,
+        resolution: int,
+        num_classes: int,
+        skipped: list[dict[str, str]],
+        digest: str,
+        checks: str,
     ):
         self.images = images
         self.resolution = resolution
         self.num_classes = num_classes
         self.skipped = skipped
         self.digest = digest
+        self.checks = checks
 
     @classmethod
     def build(
@@ -386,7 +403,7 @@ class ImageIndex:
                 f"{images.labels[outside[0]]} of image {images.keys[outside[0]]}; "
                 "correct `images.num_classes` or the labels"
             )
-        good, skipped, sha = [], [], hashlib.sha256()
+        good, skipped, checks, sha = [], [], [], hashlib.sha256()
         chunks = [range(i, min(i + _CHUNK, len(images))) for i in range(0, len(images), _CHUNK)]
         threads = len(os.sched_getaffinity(0))
         checked = mapped(lambda chunk: [_check(images, i) for i in chunk], chunks, threads=threads, ahead=2 * threads)
@@ -394,6 +411,7 @@ class ImageIndex:
             for i, (sha256, reason) in zip(chunk, results, strict=True):
                 if reason is None:
                     good.append(i)
+                    checks.append(sha256[:_CHECK])
                     sha.update(f"{images.keys[i]}\0{images.labels[i]}\0{sha256}\0".encode())
                 else:
                     skipped.append({"key": images.keys[i], "reason": reason})
@@ -410,6 +428,7 @@ class ImageIndex:
             num_classes=num_classes,
             skipped=skipped,
             digest=sha.hexdigest(),
+            checks="".join(checks),
         )
         empty = np.flatnonzero(index.class_counts == 0)
         if every_class and len(empty):
@@ -433,7 +452,7 @@ class ImageIndex:
             images = _SOURCES[values["source"]](
                 values["path"], values["files"], values["keys"], np.array(values["labels"]), locations
             )
-            fields = {name: values[name] for name in ("resolution", "num_classes", "skipped", "digest")}
+            fields = {name: values[name] for name in ("resolution", "num_classes", "skipped", "digest", "checks")}
         except (KeyError, TypeError, AttributeError):
             raise InputError(f"{path} is no index of images; make it again with the stage index_images") from None
         return cls(images, **fields)
@@ -452,6 +471,7 @@ class ImageIndex:
             "files": self.images.files,
             "labels": self.labels.tolist(),
             "keys": self.keys,
+            "checks": self.checks,
             "locations": {name: column.tolist() for name, column in self.images.locations.items()},
         }
         lines = (f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}" for name, value in values.items())
@@ -479,9 +499,9 @@ class ImageIndex:
         """Image `i` as 8-bit RGB, in the size it is stored in.
 
         Raises:
-            InputError: it cannot be read any more.
+            InputError: it cannot be read any more, or is no longer the image that was indexed.
         """
-        return self.images.read(i)
+        return self.images.read(i, self.checks[_CHECK * i : _CHECK * (i + 1)])
 
 
 def _check(images: ImageSource, i: int) -> tuple[str, str | None]:

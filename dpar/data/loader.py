@@ -9,6 +9,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -58,6 +59,7 @@ def batches(
     rank: int = 0,
     world_size: int = 1,
     accumulate: int = 1,
+    workers: int = 0,
 ) -> Iterator[Batch]:
     """Endless micro-batches of one rank from `start_step` on, `accumulate` of them a step.
 
@@ -72,6 +74,7 @@ def batches(
         rank: this process among `world_size`.
         world_size: processes that share a step.
         accumulate: micro-batches a step on each rank.
+        workers: threads that read ahead; 0 reads when asked. They change nothing else.
 
     Raises:
         InputError: the images do not fill a batch, or the batch cannot be divided.
@@ -81,24 +84,24 @@ def batches(
             f"batch size {batch_size} cannot be divided by {world_size} ranks x {accumulate} micro-batches; "
             "change `training.batch_size`, `training.accumulate` or the number of processes"
         )
-    steps = steps_per_epoch(store, batch_size)
-    return _batches(store, steps, batch_size, seed, start_step, rank, world_size, accumulate)
+    steps_per_epoch(store, batch_size)
+    store.expect_random_order()
+
+    def batch(number: int) -> Batch:
+        step, micro = divmod(number, accumulate)
+        return batch_at(store, step, micro * world_size + rank, world_size * accumulate, batch_size, seed)
+
+    numbers = itertools.count(start_step * accumulate)
+    return mapped(batch, numbers, threads=workers, ahead=2 * workers) if workers else map(batch, numbers)
 
 
-def _batches(
-    store: CodeStore, steps: int, batch_size: int, seed: int, step: int, rank: int, world_size: int, accumulate: int
-) -> Iterator[Batch]:
-    share = batch_size // (world_size * accumulate)
-    while True:
-        epoch = step // steps
-        order = epoch_order(store.num_images, seed, epoch)
-        while step // steps == epoch:
-            start = step % steps * batch_size
-            for micro in range(accumulate):
-                begin = start + (micro * world_size + rank) * share
-                images = order[begin : begin + share]
-                yield _gather(store, images, epoch_views(images, store.num_views, seed, epoch), step, epoch)
-            step += 1
+def batch_at(store: CodeStore, step: int, part: int, parts: int, batch_size: int, seed: int) -> Batch:
+    """Part `part` of `parts` of the global batch of a step: nothing but these arguments decides what is in it."""
+    epoch, place = divmod(step, steps_per_epoch(store, batch_size))
+    share = batch_size // parts
+    begin = place * batch_size + part * share
+    images = epoch_order(store.num_images, seed, epoch)[begin : begin + share].copy()
+    return _gather(store, images, epoch_views(images, store.num_views, seed, epoch), step, epoch)
 
 
 def sequential(
@@ -115,10 +118,15 @@ def sequential(
 
 
 def _gather(store: CodeStore, images: np.ndarray, views: np.ndarray, step: int, epoch: int) -> Batch:
+    rows = images * store.num_views + views
+
+    def taken(stored: np.ndarray) -> np.ndarray:  # faster than indexing by two arrays
+        return np.asarray(stored.reshape(-1, stored.shape[-1]).take(rows, axis=0))
+
     return Batch(
-        tokens=torch.from_numpy(store.tokens[images, views].astype(np.int64)),
+        tokens=torch.from_numpy(taken(store.tokens).astype(np.int64)),
         labels=torch.from_numpy(store.labels[images].astype(np.int64)),
-        entropy=None if store.entropy is None else torch.from_numpy(np.asarray(store.entropy[images, views])),
+        entropy=None if store.entropy is None else torch.from_numpy(taken(store.entropy)),
         images=torch.from_numpy(images),
         views=torch.from_numpy(views),
         step=step,
@@ -126,9 +134,12 @@ def _gather(store: CodeStore, images: np.ndarray, views: np.ndarray, step: int, 
     )
 
 
+@lru_cache(maxsize=2)  # what was read ahead may belong to the next epoch
 def epoch_order(num_images: int, seed: int, epoch: int) -> Int[np.ndarray, "I"]:
     """All image numbers in the order of an epoch."""
-    return np.argsort(random_bits(seed, "order", epoch, np.arange(num_images)), kind="stable")
+    order = np.argsort(random_bits(seed, "order", epoch, np.arange(num_images)), kind="stable")
+    order.flags.writeable = False
+    return order
 
 
 def epoch_views(images: Int[np.ndarray, "B"], num_views: int, seed: int, epoch: int) -> Int[np.ndarray, "B"]:

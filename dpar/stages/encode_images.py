@@ -20,7 +20,7 @@ from dpar.data.codes import CodeMetadata, rows_of_images, write_shard
 from dpar.data.crops import center_crop, to_model_input, to_uint8, views
 from dpar.data.images import ImageIndex
 from dpar.data.workers import mapped, reported
-from dpar.device import default_device
+from dpar.device import default_device, filled_up
 from dpar.errors import InputError, run_command
 from dpar.weights import load_model, model_config
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ) as job:
         index = ImageIndex.load(args.index)
         numbers = images_of_shard(len(index), args.shard, shards, f"codes.{args.split}_shards")
-        device = default_device()
+        device = default_device(args.shard)
         tokenizer = load_model(args.tokenizer, "tokenizer", device)
         digest = model_config(args.tokenizer)["sha256"]
         check_fit(experiment, args.index, index, args.tokenizer, tokenizer)
@@ -136,15 +136,19 @@ def encode(
     size: int,
     device: torch.device,
 ) -> Iterator[UInt16[np.ndarray, "N T"]]:
-    """Tokens of all views of `size` images at a time, in order; threads read and cut the next images meanwhile."""
+    """Tokens of all views of `size` images at a time, in order; threads read and cut the next images meanwhile.
+
+    An image has the same tokens in a shard of any size: the last images are encoded in a batch as large as the others.
+    """
 
     def load(chunk: range) -> UInt8[Tensor, "N 3 R R"]:
         return torch.cat([cut(index.read(i)) for i in chunk])
 
     chunks = [numbers[i : i + size] for i in range(0, len(numbers), size)]
     threads = len(os.sched_getaffinity(0))
-    for pixels in mapped(load, chunks, threads=threads, ahead=2 * threads):
-        yield encoder(to_model_input(pixels.to(device))).flatten(1).cpu().numpy().astype(np.uint16)
+    for chunk, pixels in zip(chunks, mapped(load, chunks, threads=threads, ahead=2 * threads), strict=True):
+        whole = filled_up(pixels, len(pixels) // len(chunk) * size).to(device)
+        yield encoder(to_model_input(whole)).flatten(1)[: len(pixels)].cpu().numpy().astype(np.uint16)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from dpar import tracking
 from dpar.config import load_experiment
 from dpar.data.codes import CodeRows, read_shard, write_shard
 from dpar.data.workers import reported
-from dpar.device import default_device, full_float32
+from dpar.device import default_device, filled_up, full_float32
 from dpar.entropy import token_entropies
 from dpar.errors import InputError, run_command
 from dpar.model.llamagen import LlamaGen
@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ) as job:
         rows = read_shard(args.shard)
         described = model_config(args.entropy_model)
-        model = load_model(args.entropy_model, "llamagen", default_device())
+        turn = int(rows.images[0]) // rows.num_images  # shards are equally large
+        model = load_model(args.entropy_model, "llamagen", default_device(turn))
         rows.metadata.expect(
             args.shard,
             grid=model.config.grid,
@@ -78,16 +79,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 def score(
     model: LlamaGen, tokens: UInt16[np.ndarray, "N T"], kind: Literal["unconditional", "null_class"]
 ) -> Float32[np.ndarray, "N T"]:
-    """Entropies of all rows in float32: half precision, or TF32, would move decisions near the threshold."""
+    """Entropies of all rows in float32: half precision, or TF32, would move decisions near the threshold.
+
+    A row has the same entropies in a shard of any size, to the bit.
+    """
     device = model.output.weight.device
     size = images_at_once(model.config, device)
 
     def scored() -> Iterator[Float32[np.ndarray, "B T"]]:
         for first in range(0, len(tokens), size):
-            batch = torch.from_numpy(tokens[first : first + size].astype(np.int64)).to(device)
+            batch = torch.from_numpy(tokens[first : first + size].astype(np.int64))
             with torch.inference_mode():
-                entropy = token_entropies(model, batch, kind).float().cpu()
-            yield entropy.numpy()
+                entropy = token_entropies(model, filled_up(batch, size).to(device), kind).float().cpu()
+            yield entropy[: len(batch)].numpy()
 
     with full_float32():
         return np.concatenate(list(reported(scored(), len(tokens), "scored", size=size)))

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from jaxtyping import TypeCheckError
 
 from dpar.data import codes
 from dpar.data.codes import CodeRows, Manifest, cache_folder, open_codes, read_shard, write_shard
+from dpar.data.loader import batches, sequential
 from dpar.errors import InputError
 from tests.data.samples import METADATA, code_rows, code_store
 from tests.oracles.data import parquet_rows, webdataset_rows
@@ -63,9 +65,10 @@ class TestShard:
         path, rows = tmp_path / f"x.{suffix}", code_rows(2, scored=scored)
         write_shard(path, rows)
         whole = path.read_bytes()
+        header_of_an_array = max(0, whole.find(b"{'descr'"))
         refused = []
-        for place in range(0, len(whole), max(1, len(whole) // 150)):
-            path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        for place in [header_of_an_array, *range(0, len(whole), max(1, len(whole) // 150))]:
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
             try:
                 found = read_shard(path)
             except InputError as error:
@@ -228,16 +231,44 @@ class TestManifest:
         whole = path.read_bytes()
         for place in range(0, len(whole), max(1, len(whole) // 40)):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-            with pytest.raises(InputError, match=f"00001.{suffix} is damaged") as caught:
+            with pytest.raises(InputError, match=rf"00001.{suffix} is (damaged|not the one that was listed)") as caught:
                 manifest.verify()
             assert f"00000.{suffix}" not in str(caught.value)
 
-    def test_verify_names_all_that_is_wrong(self, tmp_path):
-        manifest, _ = code_store(tmp_path)
-        (tmp_path / "00000.parquet").unlink()
-        (tmp_path / "00002.parquet").write_bytes((tmp_path / "00002.parquet").read_bytes()[:-1])
-        with pytest.raises(InputError, match=r"00000.parquet is missing.*00002.parquet has \d+ bytes, expected"):
+    @pytest.mark.parametrize("suffix", FORMATS)
+    def test_verify_names_all_that_is_wrong(self, tmp_path, suffix):
+        manifest, _ = code_store(tmp_path, sizes=(3, 5, 2, 1, 1, 4), suffix=suffix)
+        shards = [manifest.path_of(shard) for shard in manifest.shards]
+        shards[0].unlink()
+        os.truncate(shards[1], shards[1].stat().st_size // 3)
+        write_shard(shards[2], code_rows(2, 8, metadata=METADATA.model_copy(update={"tokenizer": "c" * 64})))
+        swapped = shards[3].read_bytes(), shards[4].read_bytes()
+        shards[4].write_bytes(swapped[0])
+        shards[3].write_bytes(swapped[1])
+        write_shard(tmp_path / f"00077.{suffix}", code_rows(2, 16))
+        with pytest.raises(InputError) as caught:
             manifest.verify()
+        found = str(caught.value).splitlines()[1:]
+        expected = [
+            (0, "is missing"),
+            (1, "is damaged"),
+            (2, "was made for something else: tokenizer is 'ccc"),
+            (3, "is not the one that was listed"),
+            (4, "is not the one that was listed"),
+            (77, "is not listed"),
+        ]
+        assert len(found) == len(expected)
+        for line, (number, problem) in zip(found, expected, strict=True):
+            assert f"{number:05d}.{suffix} {problem}" in line
+
+    def test_no_byte_of_a_manifest_changes_unnoticed(self, tmp_path):
+        manifest, _ = code_store(tmp_path, scored=True)
+        whole = manifest.path.read_bytes()
+        assert len(whole) > 900
+        for place in range(len(whole)):
+            manifest.path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            with pytest.raises(InputError, match=str(manifest.path)):
+                Manifest.load(manifest.path)
 
     def test_a_changed_manifest_is_refused(self, tmp_path):
         code_store(tmp_path)
@@ -245,7 +276,7 @@ class TestManifest:
         values = json.loads(path.read_text())
         for change in ({"metadata": values["metadata"] | {"tokenizer": "x"}}, {"shards": values["shards"][:1]}):
             path.write_text(json.dumps(values | change))
-            with pytest.raises(InputError, match="digest differs"):
+            with pytest.raises(InputError, match="checksum differs"):
                 Manifest.load(path)
         path.write_text(json.dumps({"shards": []}))
         with pytest.raises(InputError, match="no manifest"):
@@ -269,6 +300,25 @@ class TestStore:
                     assert np.array_equal(store.entropy[image, view], part.entropy[i])
         assert (store.entropy is None) == (not scored)
         assert isinstance(store.tokens, np.memmap)  # pages, not memory
+
+    def test_the_system_reads_ahead_unless_the_order_is_random(self, tmp_path):
+        manifest, _ = code_store(tmp_path, scored=True)
+        store = open_codes(manifest.path, cache=tmp_path / "cache")
+
+        def without_reading_ahead():
+            found, name = {}, None
+            for line in Path("/proc/self/smaps").read_text().splitlines():
+                if f"{tmp_path}/cache" in line:
+                    name = Path(line).name
+                elif name and line.startswith("VmFlags:"):
+                    found[name], name = "rr" in line.split(), None
+            return found
+
+        assert without_reading_ahead() == {"tokens": False, "entropy": False}
+        next(sequential(store, 4))
+        assert without_reading_ahead() == {"tokens": False, "entropy": False}
+        next(batches(store, batch_size=4, seed=0))
+        assert without_reading_ahead() == {"tokens": True, "entropy": True}
 
     def test_is_decoded_once(self, tmp_path):
         manifest, parts = code_store(tmp_path)
@@ -308,11 +358,53 @@ class TestStore:
             open_codes(manifest.path, cache=tmp_path / "cache")
         assert [p.name for p in (tmp_path / "cache").iterdir()] == [f"{manifest.digest}.lock"]
 
+    def test_a_folder_that_cannot_be_written_is_said(self, tmp_path):
+        manifest, _ = code_store(tmp_path)
+        (tmp_path / "file").write_text("")
+        with pytest.raises(InputError, match=r"Not a directory.*DPAR_CACHE"):
+            open_codes(manifest.path, cache=tmp_path / "file" / "cache")
+
+    def test_a_cache_that_is_there_needs_no_writing(self, tmp_path, monkeypatch):
+        manifest, parts = code_store(tmp_path)
+        open_codes(manifest.path, cache=tmp_path / "cache")
+        monkeypatch.setattr(codes, "_lock", lambda path: pytest.fail("a folder that is read only has no new lock"))
+        assert np.array_equal(open_codes(manifest.path, cache=tmp_path / "cache").labels[:3], parts[0].labels[::4])
+
+    @pytest.mark.parametrize("name", ["tokens", "labels", "entropy"])
+    def test_a_cache_with_a_file_missing_or_cut_off_is_made_again(self, tmp_path, name):
+        manifest, _ = code_store(tmp_path, scored=True)
+        expected = open_codes(manifest.path, cache=tmp_path / "cache")
+        path = tmp_path / "cache" / manifest.digest / name
+        for break_it in (path.unlink, lambda: os.truncate(path, 5)):
+            break_it()
+            store = open_codes(manifest.path, cache=tmp_path / "cache")
+            assert np.array_equal(getattr(store, name), getattr(expected, name))  # what is mapped stays readable
+
+    def test_nodes_that_do_not_share_locks_do_not_disturb_one_another(self, tmp_path, monkeypatch):
+        manifest, parts = code_store(tmp_path, sizes=(10,))
+        cache = tmp_path / "cache"
+        for node in ("here", "third"):
+            (cache / f"{manifest.digest}.{node}.7.partial").mkdir(parents=True)
+        fill = codes._fill
+
+        def slower_than_the_other_node(*arguments):
+            monkeypatch.setattr(codes, "_fill", fill)
+            monkeypatch.setattr(codes.socket, "gethostname", lambda: "other")
+            codes._decode(manifest, cache / manifest.digest)  # holding no lock that is seen here
+            fill(*arguments)
+
+        monkeypatch.setattr(codes, "_fill", slower_than_the_other_node)
+        monkeypatch.setattr(codes.socket, "gethostname", lambda: "here")
+        store = open_codes(manifest.path, cache=cache)
+        assert np.array_equal(store.tokens.reshape(-1, 6), parts[0].tokens)
+        left = [manifest.digest, f"{manifest.digest}.lock", f"{manifest.digest}.third.7.partial"]
+        assert sorted(path.name for path in cache.iterdir()) == left
+
     def test_a_killed_decoding_is_begun_anew(self, tmp_path):
         manifest, parts = code_store(tmp_path)
         killed = (
-            "import os, signal, sys; import numpy as np; from dpar.data.codes import open_codes;"
-            "np.memmap.flush = lambda self: os.kill(os.getpid(), signal.SIGKILL);"
+            "import os, signal, sys; from dpar.data.codes import open_codes;"
+            "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL);"
             "open_codes(sys.argv[1], cache=sys.argv[2])"
         )
         command = [sys.executable, "-c", killed, manifest.path, tmp_path / "cache"]

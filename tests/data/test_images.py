@@ -145,6 +145,23 @@ def test_an_image_that_changed_after_indexing_is_named(tmp_path):
         index.read(4)
 
 
+def test_another_image_in_an_images_place_is_refused(tmp_path):
+    labels, pictures = [0, 1, 1, 0], [picture(i) for i in range(4)]
+    list(sources(tmp_path / "changed", [image_bytes(pictures[i]) for i in (0, 2, 1, 3)], labels))
+    for kind, path, order in sources(tmp_path / "known", [image_bytes(p) for p in pictures], labels):
+        ImageIndex.build(open_images(kind, path), resolution=8, num_classes=2).save(tmp_path / "index.json")
+        text = (tmp_path / "index.json").read_text()
+        (tmp_path / "index.json").write_text(text.replace(str(tmp_path / "known"), str(tmp_path / "changed")))
+        index = ImageIndex.load(tmp_path / "index.json")
+        for place, number in enumerate(order):
+            if number in (0, 3):
+                assert same(index.read(place), pictures[number])
+                continue
+            with pytest.raises(InputError, match="changed since it was indexed") as caught:
+                index.read(place)
+            assert f"image {index.keys[place]} of {tmp_path / 'changed'}" in str(caught.value)
+
+
 def test_the_digest_is_that_of_the_images(tmp_path):
     def digest():
         return ImageIndex.build(open_images("folder", str(tmp_path / "x")), resolution=8, num_classes=3).digest

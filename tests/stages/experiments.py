@@ -16,8 +16,8 @@ TOKENIZER = {
 }
 
 
-def write_experiment(folder: Path, *, seed=0, **images) -> Path:
-    """A resolved experiment of 64 px pictures and 8 x 8 tokens in `folder`; `images` replaces its image settings."""
+def write_experiment(folder: Path, *, seed=0, codes=None, **images) -> Path:
+    """A resolved experiment of 64 px pictures and 8 x 8 tokens in `folder`; `images` and `codes` replace settings."""
     images = {"source": "generated", "resolution": 64, "num_classes": 8} | images
     if images["source"] == "generated":
         images["generated"] = {"train": 16, "val": 8}
@@ -28,7 +28,7 @@ def write_experiment(folder: Path, *, seed=0, **images) -> Path:
         "seed": seed,
         "images": images,
         "tokenizer": TOKENIZER | {"training": {"steps": 1, "perceptual_weight": 0}},
-        "codes": {"crop_ranges": [1.1], "train_shards": 3, "val_shards": 1},
+        "codes": {"crop_ranges": [1.1], "train_shards": 3, "val_shards": 1} | (codes or {}),
         "entropy_model": {"model": transformer, "training": training},
         "patchify": {"threshold": 1.0},
         "models": {"llamagen": transformer},

@@ -8,7 +8,7 @@ from dpar.data.codes import read_shard
 from dpar.data.crops import to_model_input, to_uint8, views
 from dpar.data.images import ImageIndex, open_images
 from dpar.errors import InputError
-from dpar.stages.encode_images import images_of_shard, main
+from dpar.stages.encode_images import encode, images_of_shard, main
 from dpar.tokenizer.autoencoder import VQAutoencoder
 from dpar.weights import load_model, model_config, save_model
 from tests.data.samples import image_bytes, parquet_of_images, picture
@@ -61,6 +61,33 @@ def test_encodes_every_view_of_a_shard_of_training_images(tmp_path, inputs, suff
     assert len(np.unique(shards[1].tokens)) > 5
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_image_has_the_same_tokens_in_shards_of_any_size(tmp_path, inputs, split, monkeypatch):
+    whole = {}
+    for count in (1, 3):
+        write_experiment(tmp_path, codes={f"{split}_shards": count})
+        parts = [run(inputs, split, shard, tmp_path / f"{count}-{shard}.parquet") for shard in range(count)]
+        whole[count] = [np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "tokens")]
+    for one, three in zip(whole[1], whole[3], strict=True):
+        assert np.array_equal(one, three)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_every_batch_has_the_same_shape(tmp_path, inputs, size):
+    index, shapes = ImageIndex.load(tmp_path / "index.json"), []
+
+    def encoder(pixels):
+        shapes.append(pixels.shape)
+        return pixels.mean((1, 2)).round().long()
+
+    def cut(image):
+        return torch.stack([to_uint8(image.resize((8, 8)))] * 2)
+
+    blocks = list(encode(index, range(2, 9), cut, encoder, size, torch.device("cpu")))
+    assert set(shapes) == {(2 * size, 3, 8, 8)}
+    assert [len(block) for block in blocks] == [2 * min(size, 7 - first) for first in range(0, 7, size)]
+
+
 def test_encodes_the_centre_of_held_out_images(tmp_path, inputs):
     rows = run(inputs, "val", 0, tmp_path / "0.parquet")
     assert rows.metadata.views == 1
@@ -102,6 +129,15 @@ def test_names_an_image_that_has_gone_bad(tmp_path, inputs):
     with pytest.raises(InputError, match="image key0 of"):
         run(inputs, "train", 0, tmp_path / "0.parquet")
     assert not (tmp_path / "0.parquet").exists()
+
+
+def test_refuses_an_image_that_has_changed(tmp_path, inputs):
+    files = [image_bytes(picture(i, 70 + 9 * i, 150 - 8 * i)) for i in (0, 1, 2, 3, 5, 4, 6, 7, 8, 9)]
+    parquet_of_images(tmp_path / "x.parquet", files, [i % 8 for i in range(10)])
+    run(inputs, "train", 0, tmp_path / "0.parquet")
+    with pytest.raises(InputError, match=r"image key[45] of .*changed since it was indexed"):
+        run(inputs, "train", 1, tmp_path / "1.parquet")
+    assert not (tmp_path / "1.parquet").exists()
 
 
 def test_shards_divide_the_images():

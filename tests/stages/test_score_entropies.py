@@ -70,7 +70,17 @@ def test_a_class_conditional_model_is_asked_through_its_null_class(results):
     assert rows.entropy[:, 1:] == pytest.approx(next_token_entropy(logits)[:, 1:].numpy(), rel=1e-5)
 
 
-def test_batches_of_any_size_give_the_same_decisions(results, monkeypatch):
+def test_a_row_has_the_same_entropies_to_the_bit_in_a_shard_of_any_size(results):
+    model, tokens = entropy_model(results), code_rows(scored=False).tokens
+    whole = score_entropies.score(model, tokens, "unconditional")
+    for sizes in ([1, len(tokens) - 1], [5, 3, len(tokens) - 8]):
+        parts = np.split(tokens, np.cumsum(sizes)[:-1])
+        assert all(map(len, parts))
+        scored = [score_entropies.score(model, part, "unconditional") for part in parts]
+        assert np.array_equal(np.concatenate(scored), whole)
+
+
+def test_batches_of_any_size_give_the_same_entropies_but_for_rounding(results, monkeypatch):
     model, tokens = entropy_model(results), code_rows(scored=False).tokens
     whole = score_entropies.score(model, tokens, "unconditional")
     monkeypatch.setattr(score_entropies, "images_at_once", lambda *_: 3)

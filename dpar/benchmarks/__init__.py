@@ -1,0 +1,1 @@
+"""What is timed: a module a benchmark, with the interleaving and the conditions that they share."""

@@ -1,0 +1,30 @@
+"""Under which conditions a number was measured: without them it is not a result."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dpar.tracking.environment import git_commit, versions
+
+
+def conditions(device: torch.device) -> dict[str, Any]:
+    """The code, the packages and the machine; a benchmark adds its shapes and precision."""
+    commit, changed = git_commit()
+    return {
+        "commit": commit and commit + (" with changes" if changed else ""),
+        "versions": versions(),
+        "card": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def _processor() -> str:
+    """The processor's name as the system gives it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor() or platform.machine()

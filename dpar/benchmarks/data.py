@@ -1,0 +1,292 @@
+"""Codes on their way from shards to the trainer: writing, decoding and reading, beside what training consumes.
+
+A store of random codes goes through the writer, the cache and the loader of a real training. Each stage runs in
+processes of its own, so that its memory is its own.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from dpar.benchmarks.conditions import conditions
+from dpar.commands.info import NUM_CLASSES, PAPER_PATCHES, VOCAB_SIZE
+from dpar.config import Patchify, Transformer
+from dpar.data.codes import CodeMetadata, CodeRows, CodeStore, Manifest, open_codes, rows_of_images, write_shard
+from dpar.data.loader import Batch, batches, sequential
+from dpar.device import PEAK_BF16
+from dpar.evaluation.flops import training_gmacs
+from dpar.model.variants import model_config
+from dpar.patchify import calibrate
+from dpar.train.objective import Patching
+
+SUFFIX = {"parquet": ".parquet", "webdataset": ".tar"}
+SHARD_IMAGES = 1000
+BATCH = 32
+"""Images a process and step: 8 GPUs share a batch of 256."""
+
+MFU = 0.45
+"""Share of a GPU's promised operations that training is held to; a faster training consumes more."""
+
+GPUS = 8
+EVERY_CORE = "in random order, a process a core"
+CARDS = ("A100", "H100")
+MODELS = ("DPAR-B", "DPAR-L", "DPAR-XL")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this benchmark."""
+    flags = argparse.ArgumentParser(prog="dpar bench data", description=__doc__)
+    flags.add_argument("--images", type=int, default=20_000, help="images in the store")
+    flags.add_argument("--views", type=int, default=20, help="rows an image")
+    flags.add_argument("--resolution", type=int, choices=PAPER_PATCHES, default=256, help="pixels: 256 or 576 tokens")
+    flags.add_argument("--format", choices=SUFFIX, default="parquet", help="of the shards")
+    flags.add_argument("--seconds", type=float, default=3.0, help="how long each way of reading is timed")
+    flags.add_argument("--folder", type=Path, help="where it is all written and deleted (default: a temporary folder)")
+    flags.add_argument("--json", action="store_true", help="print JSON")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Times everything and prints what was found."""
+    args = parser().parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="dpar-bench-", dir=args.folder) as folder:
+        found = measure(
+            Path(folder),
+            images=args.images,
+            views=args.views,
+            resolution=args.resolution,
+            suffix=SUFFIX[args.format],
+            seconds=args.seconds,
+        )
+    print(json.dumps(found, indent=2) if args.json else table(found))
+
+
+def measure(folder: Path, *, images: int, views: int, resolution: int, suffix: str, seconds: float) -> dict[str, Any]:
+    """Rates in rows (samples) a second and memory in MiB, for JSON.
+
+    Args:
+        folder: empty; shards, manifest and cache stay in it.
+        images: in the store; at least 32 a core.
+        views: rows an image.
+        resolution: pixels, a key of `PAPER_PATCHES`.
+        suffix: of the shards.
+        seconds: how long each way of reading is timed.
+    """
+    manifest, cores = folder / "manifest.json", len(os.sched_getaffinity(0))
+    found: dict[str, Any] = {
+        "write": alone(write, [(folder, images, views, resolution, suffix)]),
+        "index": alone(index, [(folder, suffix)]),
+        "verify": alone(verify, [(manifest,)]),
+        "decode": alone(decode, [(manifest,)]),
+    }
+    stored = Manifest.load(manifest)
+    cache = folder / "cache" / stored.digest
+
+    def reading(processes: int = 1, order: str = "random", patches: float | None = None) -> dict[str, float]:
+        how = {"order": order, "patches": patches}
+        jobs = [(manifest, seconds, rank, processes, how) for rank in range(processes)]
+        return alone(read, jobs)
+
+    found["read"] = {
+        "in random order": reading(),
+        "in the order stored": reading(order="sequential"),
+        "in random order, with patches": reading(patches=PAPER_PATCHES[resolution]),
+        EVERY_CORE: reading(cores),
+        f"{EVERY_CORE}, with patches": reading(cores, patches=PAPER_PATCHES[resolution]),
+    }
+    forget(cache)
+    found["read"]["in random order, from the disk"] = reading()
+    consumed = {
+        card: {model: images_consumed(model, resolution, PEAK_BF16[card]) for model in MODELS} for card in CARDS
+    }
+    rate = found["read"][EVERY_CORE]["per_s"]
+    return {
+        **found,
+        "consumed_per_s": consumed,
+        "read_over_consumed": {card: {m: rate / c for m, c in of.items()} for card, of in consumed.items()},
+        "store": {
+            "images": images,
+            "views": views,
+            "tokens": stored.metadata.length,
+            "suffix": suffix,
+            "shards": len(stored.shards),
+            "shard_bytes_per_row": sum(shard.bytes for shard in stored.shards) / stored.num_rows,
+            "cache_bytes_per_row": sum(file.stat().st_size for file in cache.iterdir()) / stored.num_rows,
+        },
+        "conditions": {"cores": cores, **conditions(torch.device("cpu"))},
+    }
+
+
+def images_consumed(model: str, resolution: int, peak: float) -> float:
+    """Images a second that 8 GPUs train on at an MFU of 45 %.
+
+    Args:
+        model: a variant of DPAR, at the paper's mean number of patches.
+        resolution: pixels.
+        peak: operations a second of one GPU.
+    """
+    side = resolution // 16
+    transformer = Transformer.model_validate({"variant": model})
+    config = model_config(transformer, vocab_size=VOCAB_SIZE, grid=(side, side), num_classes=NUM_CLASSES)
+    return GPUS * peak * MFU / (2e9 * float(training_gmacs(config, PAPER_PATCHES[resolution])))
+
+
+Stage = Callable[..., tuple[int, float]]  # rows that were handled, and seconds
+
+
+def alone(stage: Stage, jobs: list[tuple]) -> dict[str, float]:
+    """`stage` of each job in a process of its own, all begun together: rows a second in all, most memory of one."""
+    with (
+        tempfile.TemporaryDirectory() as gate,
+        ProcessPoolExecutor(len(jobs), mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        running = [pool.submit(_watched, stage, job, Path(gate), len(jobs)) for job in jobs]
+        parts = [future.result() for future in running]
+    return {
+        "per_s": sum(part["per_s"] for part in parts),
+        **{peak: max(part[peak] for part in parts) for peak in ("peak_rss_mib", "peak_anonymous_mib")},
+    }
+
+
+def _watched(stage: Stage, job: tuple, gate: Path, processes: int) -> dict[str, float]:
+    (gate / str(os.getpid())).touch()
+    while len(os.listdir(gate)) < processes:
+        time.sleep(0.001)
+    process, done, peaks = psutil.Process(), threading.Event(), {"peak_rss_mib": 0.0, "peak_anonymous_mib": 0.0}
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            memory = process.memory_info()
+            for peak, size in zip(peaks, (memory.rss, memory.rss - memory.shared), strict=True):
+                peaks[peak] = max(peaks[peak], size / 2**20)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        rows, seconds = stage(*job)
+    finally:
+        done.set()
+        watcher.join()
+    return {"per_s": rows / seconds, **peaks}
+
+
+def write(folder: Path, images: int, views: int, resolution: int, suffix: str) -> tuple[int, float]:
+    """Shards of random codes and entropies; the time is that of writing alone."""
+    side = resolution // 16
+    metadata = CodeMetadata(
+        grid=(side, side), vocab_size=VOCAB_SIZE, resolution=resolution, views=views, tokenizer="0" * 64
+    )
+    scored = metadata.model_copy(update={"entropy_model": "0" * 64})
+    rng, seconds = np.random.default_rng(0), 0.0
+    for first in range(0, images, SHARD_IMAGES):
+        size = min(SHARD_IMAGES, images - first)
+        tokens = rng.integers(0, VOCAB_SIZE, (size, views, metadata.length), np.uint16)
+        rows = rows_of_images(tokens, np.arange(size, dtype=np.int32) % NUM_CLASSES, first, metadata)
+        entropy = rng.standard_normal(rows.tokens.shape, np.float32) + 7
+        entropy[:, 0] = np.inf
+        rows = CodeRows(**{**vars(rows), "entropy": entropy, "metadata": scored})
+        start = time.perf_counter()
+        write_shard(folder / f"{first:09d}{suffix}", rows)
+        seconds += time.perf_counter() - start
+    return images * views, seconds
+
+
+def index(folder: Path, suffix: str) -> tuple[int, float]:
+    """The manifest over the shards."""
+    start = time.perf_counter()
+    manifest = Manifest.build(sorted(folder.glob(f"*{suffix}")), folder / "manifest.json")
+    manifest.save()
+    return manifest.num_rows, time.perf_counter() - start
+
+
+def verify(manifest: Path) -> tuple[int, float]:
+    """Every shard compared with the manifest."""
+    start = time.perf_counter()
+    Manifest.load(manifest).verify()
+    return Manifest.load(manifest).num_rows, time.perf_counter() - start
+
+
+def decode(manifest: Path) -> tuple[int, float]:
+    """The shards decoded into the local cache."""
+    start = time.perf_counter()
+    store = open_codes(manifest, cache=manifest.parent / "cache")
+    return store.num_images * store.num_views, time.perf_counter() - start
+
+
+def read(manifest: Path, seconds: float, rank: int, processes: int, how: dict[str, Any]) -> tuple[int, float]:
+    """Batches of one of several ranks, for so many seconds.
+
+    Args:
+        manifest: of a store whose cache is there.
+        seconds: how long.
+        rank: this process.
+        processes: all that read.
+        how: `order`, random or sequential, and `patches`, how many an image has in the mean if they are to be found.
+    """
+    store = open_codes(manifest, cache=manifest.parent / "cache")
+    stream = _stream(store, rank, processes, how["order"])
+    patching = _patching(store, how["patches"]) if how["patches"] else None
+    rows, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < seconds:
+        batch = next(stream)
+        if patching:
+            patching.layout(batch)
+        rows += len(batch.tokens)
+    return rows, spent
+
+
+def _stream(store: CodeStore, rank: int, processes: int, order: str) -> Iterator[Batch]:
+    if order == "random":
+        return batches(store, batch_size=BATCH * processes, seed=0, rank=rank, world_size=processes)
+    passes = (sequential(store, BATCH, view=n % store.num_views, rank=rank, world_size=processes) for n in count())
+    return chain.from_iterable(passes)
+
+
+def _patching(store: CodeStore, patches: float) -> Patching:
+    """Dynamic patches with the paper's limits, of which an image has about as many as in the paper."""
+    assert store.entropy is not None
+    grid_width, length = store.metadata.grid[1], store.metadata.length
+    some = np.array(store.entropy[:200, 0])
+    threshold = calibrate(some, length / patches, max_length=4, grid_width=grid_width)
+    return Patching(Patchify.model_validate({"threshold": threshold}), threshold, grid_width)
+
+
+def forget(cache: Path) -> None:
+    """Asks the system to drop the pages of the decoded files, so that they are read from the disk again."""
+    for path in cache.iterdir():
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def table(found: dict[str, Any]) -> str:
+    """What `measure` found, as a table for people."""
+    store = found["store"]
+    stages = {name: found[name] for name in ("write", "index", "verify", "decode")} | {
+        f"read {name}": row for name, row in found["read"].items()
+    }
+    lines = [
+        f"{store['images']} images x {store['views']} views x {store['tokens']} tokens, {store['suffix']}: "
+        f"{store['shard_bytes_per_row']:.0f} bytes a row in shards, {store['cache_bytes_per_row']:.0f} decoded",
+        f"{'':<48}{'rows/s':>12}{'peak MiB':>10}{'of its own':>12}",
+    ]
+    for name, row in stages.items():
+        lines.append(f"{name:<48}{row['per_s']:>12.0f}{row['peak_rss_mib']:>10.0f}{row['peak_anonymous_mib']:>12.0f}")
+    lines += ["", f"{'8 GPUs at 45 % MFU consume':<48}{'images/s':>12}{'read / it':>10}"]
+    for card, consumed in found["consumed_per_s"].items():
+        for model, rate in consumed.items():
+            ratio = found["read_over_consumed"][card][model]
+            lines.append(f"  {model + ', ' + card:<46}{rate:>12.0f}{ratio:>9.0f}x")
+    return "\n".join(lines)

@@ -1,0 +1,31 @@
+"""How fast training and sampling are on this machine; docs/benchmarks.md says what was measured and how to read it."""
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+
+BENCHMARKS = {
+    "train": "one optimizer step of DPAR beside one of LlamaGen of the same size",
+    "data": "codes from shards to batches, beside what training consumes",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this command; those of a benchmark are its own module's."""
+    flags = argparse.ArgumentParser(
+        prog="dpar bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="benchmarks:\n"
+        + "\n".join(f"  {name:8}{text}" for name, text in BENCHMARKS.items())
+        + "\n\n`dpar bench BENCHMARK --help` says more.",
+    )
+    flags.add_argument("benchmark", metavar="BENCHMARK", choices=BENCHMARKS)
+    flags.add_argument("options", nargs=argparse.REMAINDER, help="of the benchmark")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the benchmark that the first argument names, on the other arguments."""
+    args = parser().parse_args(argv)
+    import_module(f"dpar.benchmarks.{args.benchmark}").main(args.options)

@@ -1,0 +1,26 @@
+"""Which device a process takes, and batches of one shape."""
+
+import pytest
+import torch
+
+from dpar.device import default_device, filled_up
+
+
+def test_jobs_take_the_gpus_of_a_machine_in_turn(monkeypatch):
+    assert default_device(3) == torch.device("cpu") or torch.cuda.is_available()
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert [default_device(turn).index for turn in (0, 1, 4, 7)] == [0, 1, 0, 3]
+    assert default_device().index == 0
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert default_device(1).index == 2
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5])
+def test_a_batch_is_filled_up_with_copies(rows):
+    batch = torch.arange(rows * 6).reshape(rows, 2, 3)
+    found = filled_up(batch, 5)
+    assert found.shape == (5, 2, 3)
+    assert torch.equal(found[:rows], batch)
+    assert (found[rows:] == batch[0]).all()
