@@ -26,7 +26,7 @@ from tests.oracles import patchify as oracle
 
 hypothesis = settings(deadline=None, derandomize=True)
 finite = st.floats(0, 10, width=32)
-lengths = st.none() | st.integers(1, 12)
+lengths = st.none() | st.integers(1, 16)
 
 
 @st.composite

@@ -175,6 +175,7 @@ def _summary(counts: PatchCounts, costs: Any) -> dict[str, Any]:
         "tokens": counts.tokens,
         "P_avg": counts.mean_patch_length,
         "M_mean": counts.mean,
+        "M_histogram": counts.histogram.tolist(),
         "M_percentiles": {str(q): counts.percentile(q) for q in (0, 5, 25, 50, 75, 95, 100)},
     }
     if costs is not None:

@@ -102,7 +102,7 @@ def read_official(path: str | Path, sha256: str | None = None) -> dict[str, Tens
     if isinstance(content, dict):
         content = next((content[key] for key in LAYOUTS if isinstance(content.get(key), dict)), content)
     tensors = content if isinstance(content, dict) else {}
-    wrong = [str(name) for name, tensor in tensors.items() if not isinstance(tensor, Tensor)]
+    wrong = [str(n) for n, tensor in tensors.items() if not (isinstance(n, str) and isinstance(tensor, Tensor))]
     if not tensors or wrong:
         found = f"entries that are none ({', '.join(wrong[:5])})" if wrong else f"a {type(content).__name__}"
         expected = f"tensors by name, flat or under one of {', '.join(LAYOUTS)}"
@@ -144,6 +144,11 @@ def fill(network: nn.Module, given: Mapping[str, Tensor], path: str | Path) -> N
             if name in given and given[name].shape != own[name].shape
         ],
     }
+    problems["not floating-point"] = [
+        f"{name} {str(given[name].dtype).removeprefix('torch.')}"
+        for name in own
+        if name in given and not given[name].is_floating_point()
+    ]
     lines = [
         f"  {len(names)} {problem}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
         for problem, names in problems.items()

@@ -46,6 +46,7 @@ def test_starts_counts_and_mean_length(entropies, capsys, flags, max_length, row
     assert told["M"] == [len(image) for image in patches]
     assert told["P_avg"] == pytest.approx(np.mean([64 / len(image) for image in patches]))
     assert told["M_mean"] == pytest.approx(np.mean(told["M"]))
+    assert told["M_histogram"] == [told["M"].count(m) for m in range(65)]
     assert told["threshold"] == 7.8
 
 

@@ -107,8 +107,12 @@ def saved(tmp_path, content) -> str:
             r"1 of another shape: norm\.weight \[3\] instead of \[32\]",
         ),
         (lambda t: [t.pop(name) for name in list(t) if name.startswith("layers.1")], r"7 missing: .* \.\.\."),
+        (
+            lambda t: t.update({"norm.weight": torch.ones(32, dtype=torch.int8)}),
+            r"1 not floating-point: norm\.weight int8",
+        ),
     ],
-    ids=["missing", "extra", "shape", "depth"],
+    ids=["missing", "extra", "shape", "depth", "quantised"],
 )
 def test_loading_is_strict_and_says_what_differs(tmp_path, change, message):
     tensors = published_tensors()
@@ -197,7 +201,8 @@ def test_code_in_a_file_is_not_run(tmp_path, zipped):
 
 
 @pytest.mark.parametrize(
-    "content", [torch.zeros(3), [torch.zeros(3)], {}, {"model": {}}, {"epoch": 3}, {"model": {"a": 1}}]
+    "content",
+    [torch.zeros(3), [torch.zeros(3)], {}, {"model": {}}, {"epoch": 3}, {"model": {"a": 1}}, {0: torch.ones(1)}],
 )
 def test_files_without_tensors_by_name_are_refused(tmp_path, content):
     with pytest.raises(InputError, match="tensors by name"):
