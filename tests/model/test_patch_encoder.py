@@ -18,10 +18,15 @@ segments = st.lists(st.integers(0, 5), min_size=1, max_size=8).filter(any)
 @settings(deadline=None, derandomize=True)
 def test_segment_max_is_that_of_each_segment(sizes):
     ids = torch.tensor([i for i, size in enumerate(sizes) for _ in range(size)])
-    values = torch.randn(len(ids), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)  # small whole numbers: some are equal, and share the gradient
+    values = torch.randint(-9, -5, (len(ids), 3), generator=generator).double().requires_grad_()
     found = segment_max(values, ids, len(sizes))
-    for i, own in enumerate(values.split(sizes)):
-        assert torch.equal(found[i], own.amax(0) if len(own) else torch.zeros(3, dtype=torch.float64))
+    zeros = torch.zeros(3, dtype=torch.float64)
+    expected = torch.stack([own.amax(0) if len(own) else zeros for own in values.split(sizes)])
+    assert torch.equal(found, expected)
+    direction = torch.randn(len(sizes), 3, dtype=torch.float64, generator=generator)
+    gradients = [torch.autograd.grad(largest, values, direction)[0] for largest in (found, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 @given(segments)
