@@ -342,13 +342,13 @@ class Trainer:
         training = self.task.training
         self.network.train()
         with (
-            contextlib.closing(cast(Generator, prefetched(self._stream()))) as stream,
+            contextlib.closing(cast(Generator, prefetched(self.stream()))) as stream,
             Interruption() as interruption,
             Progress(self.step, until, silent=not self.ranks.main) as progress,
         ):
             clock = Clock()
             while self.step < until:
-                self._advance(stream)
+                self.advance(stream)
                 progress.advance()
                 clock.steps += 1
                 at_end = self.step == until
@@ -398,7 +398,7 @@ class Trainer:
             self.average.load_state_dict(part("average."))
         self.window = Window(**checkpoint.record["window"])
 
-    def _stream(self) -> Iterator[tuple[list[int], Inputs]]:
+    def stream(self) -> Iterator[tuple[list[int], Inputs]]:
         """This rank's micro-batches from the present step on: which images, and what the network reads."""
         task, config = self.task, self.model.config
         for batch in batches(
@@ -414,7 +414,7 @@ class Trainer:
                 batch = drop_classes(batch, rate=config.class_dropout, null=config.num_classes, seed=task.seed)
             yield batch.images.tolist(), inputs(batch, labelled=task.labelled, patching=task.patching)
 
-    def _advance(self, stream: Iterator[tuple[list[int], Inputs]]) -> None:
+    def advance(self, stream: Iterator[tuple[list[int], Inputs]]) -> None:
         """One optimizer step on the mean cross-entropy over all tokens of the global batch."""
         training, config, ranks = self.task.training, self.model.config, self.ranks
         predicted = training.batch_size * (config.tokens if self.task.labelled else config.tokens - 1)
