@@ -12,8 +12,11 @@ from dpar.files import read_json
 # Settings that decide when a training stops, saves or says something, and not what it computes on the way.
 TOKENIZER_PACE = frozenset({"steps", "epochs", "checkpoint_every"})
 TRAINING_PACE = frozenset(
-    {"steps", "epochs", "milestones", "accumulate", "compile", "checkpoint_every", "validate_every", "log_every"}
-)
+    {
+        "steps", "epochs", "milestones", "accumulate", "compile", "activation_checkpointing_above", "fsdp_above",
+        "checkpoint_every", "validate_every", "log_every",
+    }
+)  # fmt: skip
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
 Seed = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -256,7 +259,13 @@ class Training(Settings):
     grad_clip: float = Field(1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     ema: float | None = Field(None, gt=0, lt=1)
-    compile: bool = False
+    compile: bool = Field(False, description="the layers, with PyTorch's compiler")
+    activation_checkpointing_above: int | None = Field(
+        None, ge=0, description="parameters; larger models keep no activations inside layers but compute them again"
+    )
+    fsdp_above: int | None = Field(
+        None, ge=0, description="parameters; larger models are divided over the processes, not copied to each"
+    )
     checkpoint_every: int = Field(5000, gt=0, description="steps")
     validate_every: int = Field(5000, gt=0, description="steps")
     log_every: int = Field(100, gt=0, description="steps")

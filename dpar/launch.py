@@ -26,8 +26,7 @@ def command(module: str, arguments: Sequence[str], *, gpus: int, nodes: int, env
         return [sys.executable, "-m", module, *arguments]
     if gpus == 0 or gpus % nodes:
         raise InputError(f"{gpus} GPUs cannot be divided over {nodes} nodes; ask for a multiple of {nodes}")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={gpus // nodes}"]
-    torchrun.append("--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")  # so that every rank saves its state
+    torchrun = [sys.executable, "-m", "dpar.train.torchrun", f"--nproc-per-node={gpus // nodes}"]
     if nodes == 1:
         return [*torchrun, "--standalone", "-m", module, *arguments]
     job = environment.get("SLURM_JOB_ID")

@@ -1,7 +1,7 @@
 """Trains the network whose uncertainty about the next token places the boundaries (Section 3.2.1, Eq. 3).
 
 The same command goes on from the last checkpoint in the state folder; SIGTERM, SIGINT and SIGUSR1 save the state and
-end the process with status 75, "start me again" (torchrun turns any failure into status 1).
+end the process with status 75, "start me again", which is also the launcher's.
 """
 
 import argparse

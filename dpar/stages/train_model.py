@@ -2,7 +2,7 @@
 
 The state folder makes it one long job in pieces: run again, after a milestone or after any kind of death, the same
 command goes on from the last checkpoint. SIGTERM, SIGINT and SIGUSR1 save the state and end the process with status 75,
-"start me again" (torchrun turns any failure into status 1).
+"start me again", which is also the launcher's.
 """
 
 import argparse

@@ -351,14 +351,12 @@ class TokenizerTrainer:
                 tensors |= {f"{name}_optimizer.{key}": tensor for key, tensor in moments.items()}
             save_checkpoint(self.state, Checkpoint(self.step, tensors, {}))
             self.job.commit(self.step)
+        self.ranks.wait_for_main()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {n.removeprefix(prefix): tensor for n, tensor in checkpoint.tensors.items() if n.startswith(prefix)}
-
         for name, (network, optimizer) in self.trained.items():
-            network.load_state_dict(part(f"{name}."))
-            restore_optimizer(network, optimizer, part(f"{name}_optimizer."))
+            network.load_state_dict(checkpoint.part(f"{name}."))
+            restore_optimizer(network, optimizer, checkpoint.part(f"{name}_optimizer."))
         for name in ("sums", "counts", "idle"):
             getattr(self, name).copy_(checkpoint.tensors[name])
 

@@ -2,7 +2,7 @@
 
 A checkpoint is `step00000400.safetensors` (weights, moments, averages) and then `step00000400.json`, which holds the
 digest of the former: a checkpoint without its JSON, or whose bytes have another digest, does not count. Nothing in it
-is executable.
+is executable. The digest adds a fifth to the time of writing.
 """
 
 import json
@@ -31,6 +31,10 @@ class Checkpoint:
     step: int
     tensors: dict[str, Tensor]
     record: dict[str, Any]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with `prefix`, named without it."""
+        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
 
 def claim_state(folder: Path, made_from: Mapping[str, Any], *, restart: bool = False) -> None:

@@ -1,17 +1,21 @@
-"""One process or many: data-parallel training as torchrun starts it."""
+"""One process or many: data-parallel training as torchrun starts it, with weights copied (DDP) or divided (FSDP2)."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from dpar.device import default_device
+
+if TYPE_CHECKING:  # takes most of a second
+    from torch.distributed.tensor import DTensor
 
 V = TypeVar("V")
 
@@ -48,6 +52,10 @@ class Ranks:
             dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
         return values[0]
 
+    def wait_for_main(self) -> None:
+        """Comes back when the main rank has called it: before that, a rank that ends would have it stopped too."""
+        self.from_main(None)
+
     def gather(self, value: V) -> list[V]:
         """The `value` of every rank, in rank order."""
         values: list[Any] = [value] * self.size
@@ -61,6 +69,47 @@ class Ranks:
             return model
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+
+    def divide(self, model: nn.Module, layers: Iterable[nn.Module]) -> None:
+        """Leaves to each rank its part of every weight of `model`, in place, and of gradients and moments to come.
+
+        A layer's weights are whole on a rank only while the layer is computed; gradients are averaged over the ranks.
+        Every rank must call the model equally often. Weights travel in their own precision, so that dividing them
+        changes the order of sums and nothing else.
+
+        Args:
+            model: whole, and the same on all ranks.
+            layers: modules of `model` that are gathered one at a time; what lies outside of them is gathered at once.
+        """
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        for module in (*layers, model):
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+    def collected(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors in full on the main rank's host, nothing on the other ranks."""
+        collected = {}
+        for name, tensor in tensors.items():
+            full = whole(tensor)
+            if self.main:
+                collected[name] = full.detach().cpu()
+        return collected
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """`tensor` with all its parts; of a divided one, every rank must ask."""
+    return cast("DTensor", tensor).full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def divided_as(other: Tensor, tensor: Tensor) -> Tensor:
+    """This rank's part of `tensor`, which every rank has in full, if `other` is divided over them; else `tensor`."""
+    if not hasattr(other, "device_mesh"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    like = cast("DTensor", other)
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 @contextmanager

@@ -31,9 +31,8 @@ from dpar.device import peak_flops
 from dpar.errors import InputError
 from dpar.evaluation.flops import training_gmacs
 from dpar.files import read_json, replacing, sha256_file, write_json, write_text
-from dpar.model.dpar import DPAR
-from dpar.model.layers import Block
 from dpar.tracking import Job
+from dpar.train.blocks import blocks, checkpoint_activations, compile_blocks
 from dpar.train.checkpoint import (
     Checkpoint,
     claim_state,
@@ -42,7 +41,7 @@ from dpar.train.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from dpar.train.distributed import Ranks
+from dpar.train.distributed import Ranks, whole
 from dpar.train.interruption import REQUEUE, Interruption
 from dpar.train.objective import Inputs, Patching, autocast, drop_classes, inputs, likelihood, logits_and_targets, nats
 from dpar.train.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
@@ -51,7 +50,6 @@ from dpar.weights import CONFIG, WEIGHTS, save_model
 
 HISTORY = "history.jsonl"
 SHOWN = ("train/loss", "val/nll", "perf/images_per_s")  # beside the bar or in the log; the rest is in the history
-# Settings that say how long, how often, or how the work is divided, but not what the weights after a step are.
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class Task:
 
     @property
     def made_from(self) -> dict[str, Any]:
-        """All that decides the weights after a given step, but for rounding and the dropout of several ranks."""
+        """All that decides the weights after a given step, but for rounding and which dropout several ranks draw."""
         return {
             "model": {"kind": type(self.model).__name__, **self.model.config.model_dump(mode="json")},
             "training": self.training.model_dump(mode="json", exclude=set(TRAINING_PACE)),
@@ -141,9 +139,7 @@ def train_to(
     if done != until or not ranks.from_main(ranks.main and _is_whole(kept)):
         trainer = Trainer(task, state, ranks, job, done)
         trainer.run(until)
-        if ranks.main:
-            write_text(kept / HISTORY, trainer.history.text())
-            save_model(kept, trainer.averaged, {})
+        trainer.keep(kept)
     if ranks.main:
         write_text(history, (kept / HISTORY).read_text())
         _link(kept / WEIGHTS, output / WEIGHTS)
@@ -199,10 +195,20 @@ class History:
         return False
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends the values of a step."""
+        """Appends the values of a step.
+
+        Raises:
+            InputError: the disk is full or the file cannot be written.
+        """
         self._lines.append(json.dumps({"step": step, **values}))
-        with open(self.path, "a") as file:
-            file.write(self._lines[-1] + "\n")
+        try:
+            with open(self.path, "a") as file:
+                file.write(self._lines[-1] + "\n")
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.path}: {error.strerror}; the last good checkpoint: {last_step(self.path.parent)}; "
+                "free some space, or mend the folder, and run the same command again"
+            ) from error
 
     def text(self) -> str:
         """All lines."""
@@ -217,18 +223,22 @@ class Window:
     loss: float = 0.0
     grad_norm: float = 0.0
     patch_length: float = 0.0
+    patches: float = 0.0
 
-    def add(self, loss: float, grad_norm: float, patch_length: float) -> None:
+    def add(self, loss: float, patch_length: float, patches: float, grad_norm: float) -> None:
         """One more step."""
         self.steps += 1
         self.loss += loss
         self.grad_norm += grad_norm
         self.patch_length += patch_length
+        self.patches += patches
 
     def means(self, *, with_patches: bool) -> dict[str, float]:
         """The point of the curves."""
         means = {"train/loss": self.loss / self.steps, "train/grad_norm": self.grad_norm / self.steps}
-        return means | ({"patch/mean_length": self.patch_length / self.steps} if with_patches else {})
+        if with_patches:
+            means |= {"patch/mean_length": self.patch_length / self.steps, "patch/per_image": self.patches / self.steps}
+        return means
 
 
 @dataclass(frozen=True)
@@ -236,12 +246,12 @@ class Outcome:
     """What a step gave, on its way from the device to the host, and the images it saw on this rank."""
 
     step: int
-    values: Float[Tensor, " 3"]  # loss, mean patch length, gradient norm
+    values: Float[Tensor, " 4"]  # loss, mean patch length, patches an image, gradient norm
     images: list[int]
     arrived: torch.cuda.Event | None
 
     @classmethod
-    def of(cls, step: int, values: Float[Tensor, " 3"], images: list[int]) -> "Outcome":
+    def of(cls, step: int, values: Float[Tensor, " 4"], images: list[int]) -> "Outcome":
         """The outcome of `step`, whose `values` may still be under way on the device."""
         copy, arrived = values.to("cpu", non_blocking=True), None
         if values.is_cuda:
@@ -286,18 +296,6 @@ def memory_gib(device: torch.device) -> float:
     return psutil.Process().memory_info().rss / 2**30
 
 
-def compile_blocks(model: nn.Module, device: torch.device) -> None:
-    """Compiles the layers of `model` in place, for tensors of any length, so that packed batches compile once.
-
-    On a CPU, packed attention is a loop over images that a compiler would unroll: of those layers only the feed-forward
-    network is compiled.
-    """
-    packed = model.patch_transformer if isinstance(model, DPAR) else nn.Module()
-    looping = set(packed.modules()) if device.type == "cpu" else set()
-    for block in [module for module in model.modules() if isinstance(module, Block)]:
-        (block.feed_forward if block in looping else block).compile(dynamic=True)
-
-
 class Trainer:
     """A training that stands after `step` steps.
 
@@ -311,26 +309,53 @@ class Trainer:
 
     def __init__(self, task: Task, state: Path, ranks: Ranks, job: Job, step: int = 0):
         self.task, self.state, self.ranks, self.job, self.step = task, state, ranks, job, step
-        self.model = task.model
+        self.model, training = task.model, task.training
+        self.kind, self.parameters = type(self.model), sum(p.numel() for p in self.model.parameters())
         self.average = None
-        if task.training.ema is not None:
-            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(task.training.ema))
-        self.optimizer = build_optimizer(self.model, task.training)
+        if training.ema is not None:
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(training.ema))
         self.window = Window()
         self._pending: Outcome | None = None
-        if step > 0:
-            self._restore(load_checkpoint(state, step))
-        if task.training.compile:
-            compile_blocks(self.model, ranks.device)
-        self.network = ranks.parallel(self.model)
+        checkpoint = load_checkpoint(state, step) if step > 0 else None
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        if training.compile:
+            compile_blocks(self.model, ranks.device, getattr(torch, training.precision))
+        if self._exceeds(training.activation_checkpointing_above):
+            checkpoint_activations(self.model)
+        self.network = self._parallel()
+        self.optimizer = build_optimizer(self.model, training)
+        if checkpoint is not None:
+            restore_optimizer(self.model, self.optimizer, checkpoint.part("optimizer."))
         if ranks.main:
             self.history = History(state / HISTORY, step)
             job.commit(step)
+
+    def _exceeds(self, parameters: int | None) -> bool:
+        return parameters is not None and self.parameters > parameters
+
+    def _parallel(self) -> nn.Module:
+        """The network whose gradients are averaged over the ranks."""
+        if self.ranks.size == 1 or not self._exceeds(self.task.training.fsdp_above):
+            return self.ranks.parallel(self.model)
+        for network in dict.fromkeys((self.model, self.averaged)):
+            self.ranks.divide(network, blocks(network))
+        return self.model
 
     @property
     def averaged(self) -> Any:
         """The network to keep: the moving average where there is one."""
         return self.model if self.average is None else self.average.module
+
+    def keep(self, folder: Path) -> None:
+        """Writes the network to keep and the curves so far."""
+        tensors = self.ranks.collected(self.averaged.state_dict())
+        if self.ranks.main:
+            with torch.device("meta"):
+                network = self.kind(self.model.config)
+            network.load_state_dict(tensors, assign=True)
+            write_text(folder / HISTORY, self.history.text())
+            save_model(folder, network, {})
 
     def run(self, until: int) -> None:
         """Takes steps until `until` are done, and saves the last state.
@@ -379,23 +404,20 @@ class Trainer:
             InputError: the last loss is not finite, or the state cannot be written.
         """
         self._settle()
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"optimizer.{name}": t for name, t in optimizer_tensors(self.model, self.optimizer).items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        tensors = self.ranks.collected(tensors)
         if self.ranks.main:
-            tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-            tensors |= {f"optimizer.{name}": t for name, t in optimizer_tensors(self.model, self.optimizer).items()}
-            if self.average is not None:
-                tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
             save_checkpoint(self.state, Checkpoint(self.step, tensors, {"window": asdict(self.window)}))
             self.job.commit(self.step)
+        self.ranks.wait_for_main()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            names = [name for name in checkpoint.tensors if name.startswith(prefix)]
-            return {name.removeprefix(prefix): checkpoint.tensors[name] for name in names}
-
-        self.model.load_state_dict(part("model."))
-        restore_optimizer(self.model, self.optimizer, part("optimizer."))
+        self.model.load_state_dict(checkpoint.part("model."))
         if self.average is not None:
-            self.average.load_state_dict(part("average."))
+            self.average.load_state_dict(checkpoint.part("average."))
         self.window = Window(**checkpoint.record["window"])
 
     def stream(self) -> Iterator[tuple[list[int], Inputs]]:
@@ -419,7 +441,7 @@ class Trainer:
         training, config, ranks = self.task.training, self.model.config, self.ranks
         predicted = training.batch_size * (config.tokens if self.task.labelled else config.tokens - 1)
         torch.manual_seed(step_seed(self.task.seed, self.step, ranks.rank))
-        loss, lengths, images = torch.zeros((), device=ranks.device), 0.0, []
+        loss, lengths, patches, images = torch.zeros((), device=ranks.device), 0.0, 0.0, []
         for micro in range(training.accumulate):
             ids, given = next(stream)
             with self._gradients_shared(micro == training.accumulate - 1):
@@ -429,14 +451,15 @@ class Trainer:
                 (share * ranks.size).backward()  # the wrapper divides by the number of ranks
             loss += share.detach()
             lengths += given.patch_lengths / training.batch_size
+            patches += given.patches / training.batch_size
             images += ids
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.grad_clip)
+        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), training.grad_clip))
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.step += 1
-        sums = ranks.total(torch.stack((loss, torch.full_like(loss, lengths))))
+        sums = ranks.total(torch.stack((loss, torch.full_like(loss, lengths), torch.full_like(loss, patches))))
         self._settle()
         self._pending = Outcome.of(self.step, torch.cat((sums, norm[None])), images)
 
@@ -454,7 +477,7 @@ class Trainer:
         if self._pending is None:
             return
         outcome, self._pending = self._pending, None
-        loss, patch_length, norm = outcome.read()
+        loss, patch_length, patches, norm = outcome.read()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             images = sorted(i for ids in self.ranks.gather(outcome.images) for i in ids)
             raise InputError(
@@ -462,7 +485,7 @@ class Trainer:
                 f"{images}; the last good checkpoint: {last_step(self.state)}. From there the same settings break in "
                 "the same way: lower the learning rate, or set `precision: float32`, or look at these images"
             )
-        self.window.add(loss, norm, patch_length)
+        self.window.add(loss, patch_length, patches, norm)
 
     def _measured(self, clock: "Clock") -> dict[str, float]:
         """Means over the steps since the last point of the curves, and the speed."""
@@ -478,8 +501,7 @@ class Trainer:
             "perf/memory_gib": memory_gib(self.ranks.device),
         }
         if self.task.training.precision == "bfloat16" and (peak := peak_flops(self.ranks.device)):
-            patches = config.tokens / row["patch/mean_length"] if self.task.patching else None
-            operations = 2e9 * float(training_gmacs(config, patches))  # a multiply-accumulate is two
+            operations = 2e9 * float(training_gmacs(config, row.get("patch/per_image")))  # a multiply-accumulate is two
             row["perf/mfu"] = images * operations / (peak * self.ranks.size)
         return row
 

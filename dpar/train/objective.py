@@ -62,6 +62,11 @@ class Inputs:
         """The sum over images of the mean patch length T / M, in tokens; 0 without patches."""
         return sum(self.tokens.shape[1] / m for m in self.layout.packed.lengths) if self.layout else 0.0
 
+    @property
+    def patches(self) -> int:
+        """Patches of all images; 0 without patches."""
+        return self.layout.packed.total if self.layout else 0
+
 
 def inputs(batch: Batch, *, labelled: bool, patching: Patching | None) -> Inputs:
     """What a network reads of `batch`."""
@@ -133,12 +138,19 @@ def likelihood(
     was_training = model.training
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64)  # nats, tokens, images, T / M
-    for batch in sequential(codes, images_at_once(model.config, ranks.device), rank=ranks.rank, world_size=ranks.size):
-        given = inputs(batch, labelled=model.config.num_classes is not None, patching=patching)
+    share = images_at_once(model.config, ranks.device)
+    mine = sequential(codes, share, rank=ranks.rank, world_size=ranks.size)
+    for _ in range(0, codes.num_images, share * ranks.size):
+        batch = next(mine, None)
+        # all ranks or none call a model that is divided over them: one whose share is done computes a spare image
+        given = inputs(
+            batch or next(sequential(codes, 1)), labelled=model.config.num_classes is not None, patching=patching
+        )
         with autocast(ranks.device, precision):
             logits, targets = logits_and_targets(model, given.to(ranks.device))
-        here = [nats(logits, targets).item(), targets.numel(), len(targets), given.patch_lengths]
-        sums += torch.tensor(here, dtype=torch.float64)
+        if batch is not None:
+            here = [nats(logits, targets).item(), targets.numel(), len(targets), given.patch_lengths]
+            sums += torch.tensor(here, dtype=torch.float64)
     model.train(was_training)
     total, tokens, images, lengths = ranks.total(sums).tolist()
     return Likelihood(total / tokens, lengths / images if patching else None, int(tokens), int(images))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 
 from dpar.config import Training
+from dpar.train.distributed import divided_as
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -38,12 +39,14 @@ def optimizer_tensors(model: nn.Module, optimizer: Adam) -> dict[str, Tensor]:
 
 
 def restore_optimizer(model: nn.Module, optimizer: Adam, tensors: Mapping[str, Tensor]) -> None:
-    """Puts back what `optimizer_tensors` gave; a parameter without moments there has none yet."""
+    """Puts back what `optimizer_tensors` gave, in full; a parameter without moments there has none yet."""
     for name, parameter in model.named_parameters():
         if f"{MOMENTS[0]}.{name}" in tensors:
             given = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
             optimizer.state[parameter] = {
                 # fused optimizers want the moments laid out in memory as the parameter is (channels last)
-                moment: torch.empty_like(parameter if tensor.shape else tensor, device=parameter.device).copy_(tensor)
+                moment: torch.empty_like(parameter).copy_(divided_as(parameter, tensor))
+                if tensor.shape
+                else tensor.to(parameter.device, copy=True)
                 for moment, tensor in given.items()
             }

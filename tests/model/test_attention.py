@@ -9,10 +9,7 @@ import torch.nn.functional as F
 from dpar.errors import InputError
 from dpar.model import attention
 from dpar.model.attention import attention_dtype, causal_attention, fastest_backend, packed_attention
-from dpar.model.layers import Block
-from dpar.model.rope import grid_rope
 from dpar.packing import PackedLengths
-from tests.model.tiny import randomised
 from tests.oracles import model as oracle
 
 LENGTHS = {
@@ -206,32 +203,3 @@ def test_padding_is_nowhere(monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     packed_attention(PackedLengths.from_lengths([3, 9, 1]), "sdpa")(*random_qkv(13))
     assert seen == [3, 9, 1]
-
-
-@pytest.mark.slow
-def test_a_compiled_block_takes_packed_batches_of_any_lengths_and_gives_the_same(float64, monkeypatch):
-    """Compiled once, whatever the lengths; logits and gradients as without the compiler."""
-    from torch._dynamo.testing import CompileCounterWithBackend
-    from torch.nn.attention import varlen
-
-    def traceable(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1)):
-        at = torch.arange(len(q))
-        image = torch.bucketize(at, cu_seq_q, right=True)
-        seen = (image[:, None] == image) & (at[:, None] >= at)
-        scores = torch.einsum("qhd,khd->hqk", q, k) * q.shape[-1] ** -0.5
-        return torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
-
-    monkeypatch.setattr(varlen, "varlen_attn", traceable)
-    block, compiled = randomised(Block(32, 2)), randomised(Block(32, 2))
-    counter, compilations = CompileCounterWithBackend("aot_eager"), []
-    compiled.compile(backend=counter, dynamic=True, fullgraph=True)
-    for lengths in ([3, 7], [9, 1, 4], [2, 2, 2, 2, 11]):  # totals that are no width of the block
-        packed = PackedLengths.from_lengths(lengths)
-        x, rope = torch.randn(packed.total, 32), grid_rope(1, packed.total, 16, dtype=torch.float64)
-        found, expected = (
-            with_gradients(network(x, rope, packed_attention(packed, backend)), list(network.parameters()))
-            for network, backend in ((compiled, "varlen"), (block, "sdpa"))
-        )
-        torch.testing.assert_close(found, expected)
-        compilations.append(counter.frame_count)
-    assert compilations[0] == compilations[-1], "each batch was compiled anew"

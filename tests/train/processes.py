@@ -17,15 +17,16 @@ CONTEXT.set_forkserver_preload(["tests.train.tiny", "torch._dynamo"])
 
 
 def _run(
-    environment: dict[str, str], die_at: int | None, folder: Path, kind: tiny.Kind, settings: dict[str, Any]
+    environment: dict[str, str], die_at: int | None, said: Path, work: Callable[..., Any], arguments: dict[str, Any]
 ) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)  # the bits of a sum depend on how it is divided
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    said.parent.mkdir(parents=True, exist_ok=True)
+    with open(said, "w") as file:
+        os.dup2(file.fileno(), 2)
     if die_at is not None:
         _die_at_file_operation(die_at)
-    tiny.train(folder, kind, **settings)
+    work(**arguments)
 
 
 def _die_at_file_operation(number: int) -> None:
@@ -46,30 +47,41 @@ def _die_at_file_operation(number: int) -> None:
         setattr(os, name, deadly(getattr(os, name)))
 
 
-def start(
-    folder: Path,
-    kind: tiny.Kind,
-    *,
-    environment: dict[str, str] | None = None,
-    die_at: int | None = None,
-    **settings: Any,
-) -> Any:
+def start(folder: Path, kind: tiny.Kind, *, die_at: int | None = None, **settings: Any) -> Any:
     """A process that runs `tiny.train`."""
-    process = CONTEXT.Process(target=_run, args=(environment or {}, die_at, folder, kind, settings), daemon=True)
+    return _start(tiny.train, {}, folder / "said", {"folder": folder, "kind": kind, **settings}, die_at)
+
+
+def _start(
+    work: Callable[..., Any],
+    environment: dict[str, str],
+    said: Path,
+    arguments: dict[str, Any],
+    die_at: int | None = None,
+) -> Any:
+    process = CONTEXT.Process(target=_run, args=(environment, die_at, said, work, arguments), daemon=True)
     process.start()
     return process
 
 
-def train_on_ranks(folder: Path, kind: tiny.Kind, size: int, **settings: Any) -> None:
-    """Runs `tiny.train` on `size` ranks that talk over gloo, and asserts that all end well."""
+def run_on_ranks(work: Callable[..., Any], size: int, folder: Path, **arguments: Any) -> list[tuple[int, str]]:
+    """Calls `work(folder=folder, **arguments)` on ranks that talk over gloo; how each ended, and what it said."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+    said = [folder / f"said{rank}" for rank in range(size)]
     processes = [
-        start(folder, kind, environment=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, **settings)
-        for rank in range(size)
+        _start(work, common | {"RANK": str(r), "LOCAL_RANK": str(r)}, said[r], {"folder": folder, **arguments})
+        for r in range(size)
     ]
     for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0] * size
+        process.join(900)
+    return [(process.exitcode, path.read_text()) for process, path in zip(processes, said, strict=True)]
+
+
+def train_on_ranks(folder: Path, kind: tiny.Kind, size: int, **settings: Any) -> Path:
+    """The model folder of `tiny.train` on `size` ranks, which all end well."""
+    ends = run_on_ranks(tiny.train, size, folder, kind=kind, **settings)
+    assert [code for code, _ in ends] == [0] * size, ends
+    return folder / f"model{settings['until']}"

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 
 import pytest
 import torch
@@ -119,25 +118,23 @@ def test_a_disk_that_fills_between_the_two_files_keeps_what_was_there(tmp_path, 
     assert files(tmp_path) == ["step00000003.json", "step00000003.safetensors"]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("only root can mount a small file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+def test_a_really_full_disk_keeps_what_was_there(disk):
+    save(disk.folder, 3)
+    disk.fill()
+    with pytest.raises(InputError, match=r"step 6 was not saved \(last good one: step 3 .*no space left"):
+        save(disk.folder, 6)
+    assert newest_checkpoint(disk.folder) == 3
+    disk.clear()
+    assert files(disk.folder) == ["step00000003.json", "step00000003.safetensors"]
 
 
-def test_a_really_full_disk_keeps_what_was_there(small_disk):
-    save(small_disk, 3)
-    (small_disk / "something else").write_bytes(bytes(48 * 1024))
-    with pytest.raises(InputError, match="no space left"):
-        save_checkpoint(small_disk, Checkpoint(6, {"w": torch.zeros(4096)}, {}))
-    assert newest_checkpoint(small_disk) == 3
-    assert files(small_disk) == ["something else", "step00000003.json", "step00000003.safetensors"]
+def test_a_folder_that_cannot_be_written_keeps_what_was_there(disk):
+    save(disk.folder, 3)
+    disk.remount("ro")
+    with pytest.raises(InputError, match=r"step 6 was not saved \(last good one: step 3 .*Read-only file system"):
+        save(disk.folder, 6)
+    assert newest_checkpoint(disk.folder) == 3
+    assert files(disk.folder) == ["step00000003.json", "step00000003.safetensors"]
 
 
 def test_another_origin_is_refused_by_name(tmp_path):

@@ -59,15 +59,15 @@ def write_codes(folder: Path, rows: CodeRows) -> Path:
     return manifest.path
 
 
-def transformer(kind: Kind, dropout: float = 0.1) -> Transformer:
+def transformer(kind: Kind, dropout: float = 0.1, attention: str = "auto") -> Transformer:
     """The sizes."""
     sizes: dict[str, Any] = {"width": 32, "heads": 2, "layers": 2, "dropout": dropout, "class_dropout": 0.3}
     if kind == "dpar":
-        return Transformer(architecture="dpar", encoder_layers=1, decoder_layers=1, **sizes)
+        return Transformer(architecture="dpar", encoder_layers=1, decoder_layers=1, attention=attention, **sizes)
     return Transformer(architecture="llamagen", **sizes)
 
 
-def tiny_task(kind: Kind, *, dropout: float = 0.1, seed: int = 0, **training: Any) -> Task:
+def tiny_task(kind: Kind, *, dropout: float = 0.1, attention: str = "auto", seed: int = 0, **training: Any) -> Task:
     """A task of that kind; `training` overrides its settings."""
     settings = {
         "steps": 20, "batch_size": 8, "learning_rate": 3e-3, "precision": "float32", "checkpoint_every": 4,
@@ -76,7 +76,7 @@ def tiny_task(kind: Kind, *, dropout: float = 0.1, seed: int = 0, **training: An
     patchify = Patchify(threshold=2.0, max_length=3)
     torch.manual_seed(seed)
     model = build_model(
-        transformer(kind, dropout),
+        transformer(kind, dropout, attention),
         vocab_size=VOCAB,
         grid=GRID,
         num_classes=None if kind == "unconditional" else CLASSES,

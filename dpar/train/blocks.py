@@ -1,0 +1,73 @@
+"""How the layers of a network are computed in training: compiled, and without keeping what can be computed again.
+
+Both replace the `forward` of a layer, not the layer: hooks (as of divided weights) run around it, and a compiled
+layer is what is computed again, so that the two and both ways of data parallelism go together.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.compiler import config as compiler_config
+from torch.utils.checkpoint import checkpoint
+
+from dpar.errors import InputError
+from dpar.model.attention import fastest_backend
+from dpar.model.dpar import DPAR
+from dpar.model.layers import Block
+
+
+def blocks(model: nn.Module) -> list[Block]:
+    """The transformer layers of a network, in the order in which they are computed."""
+    return [module for module in model.modules() if isinstance(module, Block)]
+
+
+def compile_blocks(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Compiles the layers of `model` in place, for tensors of any length, so that packed batches compile once.
+
+    Lengths are not padded to a bucket: sizes are symbols in the compiled code, which a new length does not change.
+    Only PyTorch's own packed attention can be traced. The others are loops over images, which a compiler would unroll
+    for each batch anew, or calls that would break the graph; of those layers only the feed-forward network is compiled.
+
+    Args:
+        model: on `device`.
+        device: of the tensors to come.
+        dtype: of the products to come.
+
+    Raises:
+        InputError: nothing can be compiled here.
+    """
+    _try_compiler(device)
+    opaque: set[nn.Module] = set()
+    if isinstance(model, DPAR):
+        backend = model.config.attention
+        if backend == "auto":
+            backend = fastest_backend(device, dtype)
+        if backend != "varlen":
+            opaque = set(model.patch_transformer.modules())
+    for block in blocks(model):
+        traced: Any = block.feed_forward if block in opaque else block
+        traced.forward = torch.compile(traced.forward, dynamic=True)
+
+
+def _try_compiler(device: torch.device) -> None:
+    try:
+        with compiler_config.patch(force_disable_caches=True):  # pyright: ignore[reportAttributeAccessIssue]
+            torch.compile(torch.cos)(torch.ones(2, device=device))
+    except RuntimeError as error:
+        reason = next(line for line in str(error).splitlines() if line.strip())
+        raise InputError(
+            f"`compile: true`, but PyTorch cannot compile here ({reason.strip():.200}); "
+            "install a C++ compiler such as g++, or set `compile: false`, which changes the speed and nothing else"
+        ) from None
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Lets each layer of `model`, in place, keep its input alone and compute the rest again in the backward pass.
+
+    Random numbers are drawn again as they were: outputs and gradients keep their bits.
+    """
+    layer: Any
+    for layer in blocks(model):
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

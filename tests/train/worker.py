@@ -1,0 +1,43 @@
+"""A small training as torchrun starts it: `python -m tests.train.worker FOLDER UNTIL [raise|kill|linger]`.
+
+What the last word says happens on rank 1 in its fifth step, or on rank 0 whenever it saves.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from dpar.train import loop
+from tests.train.tiny import train
+
+STEP, LINGER_S = 5, 4
+
+
+def main(folder: str, until: str, what: str = "") -> None:
+    """Trains on this rank."""
+    rank, calls, nats, save = os.environ["RANK"], [], loop.nats, loop.save_checkpoint
+
+    def failing(logits, targets):
+        calls.append(1)
+        if len(calls) == STEP and what == "raise":
+            raise RuntimeError("rank 1 fails on purpose")
+        if len(calls) == STEP and what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return nats(logits, targets)
+
+    def lingering(*arguments):
+        time.sleep(LINGER_S)
+        save(*arguments)
+
+    if rank == "1":
+        loop.nats = failing
+    if what == "linger":
+        loop.save_checkpoint = lingering
+    every = 10_000 if what == "linger" else 2
+    train(Path(folder), "dpar", int(until), log_every=2, validate_every=10_000, checkpoint_every=every)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
