@@ -14,7 +14,7 @@ if EXPERIMENT.entropy_model.weights is None:
         conda:
             "../../envs/dpar.yaml"
         threads: 2
-        priority: 1  # every DPAR waits for it
+        priority: 2  # every DPAR waits for it
         resources:
             gpu=0,
             nodes=1,

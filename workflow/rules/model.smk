@@ -40,6 +40,7 @@ rule train_model:
     conda:
         "../../envs/dpar.yaml"
     threads: TRAINING_THREADS
+    priority: 1  # samples of one model can wait for the training of another
     resources:
         gpu=0,
         nodes=1,
