@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dpar.config import Transformer
 from dpar.evaluation.flops import (
+    BACKWARD,
     count_linear_macs,
     forward_gmacs,
     forward_parts,
@@ -145,6 +146,19 @@ def test_an_independent_counter_agrees(name):
     assert linear == sum(part.linear for parts in per_image for part in parts.values())
     assert attention == dense
     assert sum(part.attention for parts in per_image for part in parts.values()) == causal + gathering
+
+
+@pytest.mark.parametrize("name", ["DPAR-B", "LlamaGen-B"])
+def test_a_backward_pass_costs_two_forward_passes(name):
+    """Each product, be it of weights or of attention, has two gradients; counted by PyTorch while both passes run."""
+    model = on_meta(name)
+    starts = patch_starts(entropies(2, 256), threshold=7.8, max_length=4, grid_width=16)
+    inputs = (*meta_inputs(2, 256), *([starts] if name.startswith("DPAR") else []))
+    with FlopCounterMode(display=False) as forward:
+        loss = model(*inputs).sum()
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    assert backward.get_total_flops() == BACKWARD * forward.get_total_flops() > 0
 
 
 def test_counting_leaves_the_model_as_it_was():
