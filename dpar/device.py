@@ -37,7 +37,7 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in PEAK_BF16.items() if part in name), None)
 
 
-def sent(tensor: Tensor, device: torch.device | str | None) -> Tensor:
+def sent(tensor: Shaped[Tensor, "*any"], device: torch.device | str | None) -> Shaped[Tensor, "*any"]:
     """`tensor` on `device`, or under way to that GPU from memory that stays where it is, so that nobody waits.
 
     A copy from ordinary memory would hold the process until the GPU has done all that it was asked before.

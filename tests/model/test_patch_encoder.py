@@ -21,10 +21,10 @@ def test_pooling_is_that_of_each_segment(pooling, sizes):
     ids = torch.tensor([i for i, size in enumerate(sizes) for _ in range(size)])
     generator = torch.Generator().manual_seed(0)  # small whole numbers: some are equal, and share the gradient
     values = torch.randint(-9, -5, (len(ids), 3), generator=generator).double().requires_grad_()
-    found = POOLINGS[pooling](values, ids, len(sizes))
     pooled = {"max": lambda rows: rows.amax(0), "mean": lambda rows: rows.mean(0)}[pooling]
     zeros = torch.zeros(3, dtype=torch.float64)
     expected = torch.stack([pooled(own) if len(own) else zeros for own in values.split(sizes)])
+    found = POOLINGS[pooling](values, ids, len(sizes))
     torch.testing.assert_close(found, expected)
     direction = torch.randn(len(sizes), 3, dtype=torch.float64, generator=generator)
     gradients = [torch.autograd.grad(result, values, direction)[0] for result in (found, expected)]
