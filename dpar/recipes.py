@@ -9,7 +9,7 @@ RECIPES = {
     "index_images": 1,
     "train_tokenizer": 1,
     "import_tokenizer": 1,
-    "evaluate_tokenizer": 1,
+    "evaluate_tokenizer": 2,
     "encode_images": 1,
     "index_codes": 1,
     "verify_codes": 1,
