@@ -58,16 +58,19 @@ def claim_state(folder: Path, made_from: Mapping[str, Any], *, restart: bool = F
                     f"{folder} holds a training that was made from something else: {changes}. Bring these back to go "
                     "on with it, or add --restart to set it aside and begin anew"
                 )
-            aside = next(path for i in count(1) if not (path := folder.with_name(f"{folder.name}.{i}")).exists())
-            folder.rename(aside)
-            print(
-                f"{', '.join(differing)} changed: training begins anew; the old state is now {aside}", file=sys.stderr
-            )
+            set_aside(folder, f"{', '.join(differing)} changed")
     write_json(folder / ORIGIN, expected)
     notes = {note.stem for note in folder.glob("step*.json")}
     for path in [*folder.glob(".*.partial"), *folder.glob(".tmp*"), *folder.glob("step*.safetensors")]:
         if path.stem not in notes:
             path.unlink()
+
+
+def set_aside(folder: Path, reason: str) -> None:
+    """Renames a state of no use for the training to come, and says so."""
+    aside = next(path for i in count(1) if not (path := folder.with_name(f"{folder.name}.{i}")).exists())
+    folder.rename(aside)
+    print(f"{reason}: training begins anew; the old state is now {aside}", file=sys.stderr)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:

@@ -40,6 +40,7 @@ from dpar.train.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
+    set_aside,
 )
 from dpar.train.distributed import Ranks, whole
 from dpar.train.interruption import REQUEUE, Interruption
@@ -152,12 +153,14 @@ def _begin(task: Task, until: int, state: Path, kept: Path, restart: bool) -> in
     if _is_whole(kept):
         return until
     done = newest_checkpoint(state) or 0
-    if done > until:
-        raise InputError(
-            f"{state} stands at step {done}, past step {until}, and kept no copy of it; "
-            f"move the folder away to train to step {until} from the beginning"
-        )
-    return done
+    if done <= until:
+        return done
+    problem = f"{state} stands at step {done}, past step {until}, and kept no copy of it"
+    if not restart:
+        raise InputError(f"{problem}; add --restart to set it aside and train to step {until} from the beginning")
+    set_aside(state, problem)
+    claim_state(state, task.made_from)
+    return 0
 
 
 def _is_whole(folder: Path) -> bool:

@@ -146,6 +146,14 @@ def test_a_milestone_that_was_passed_is_written_again_from_what_was_kept(tmp_pat
         train(tmp_path, "dpar", 9)
 
 
+def test_a_training_that_was_shortened_begins_anew_if_asked_to(tmp_path, capsys):
+    train(tmp_path / "long", "llamagen", 20)
+    short = train(tmp_path / "long", "llamagen", 9, restart=True)
+    assert "past step 9" in capsys.readouterr().err
+    assert same_weights(short, train(tmp_path / "short", "llamagen", 9))
+    assert (tmp_path / "long" / "state.1").is_dir(), "the longer training's state is kept"
+
+
 def test_a_kept_milestone_that_was_damaged_is_not_given_out(tmp_path):
     train(tmp_path, "dpar", 8)
     whole = (tmp_path / "model8" / "model.safetensors").read_bytes()
