@@ -152,7 +152,8 @@ def test_two_ranks_with_divided_layers_that_are_compiled_and_computed_again_give
 
 
 def test_without_a_compiler_a_training_that_wants_one_is_refused_in_a_line(tmp_path):
-    script = "import sys, pathlib; from tests.train.tiny import train; train(pathlib.Path(sys.argv[1]), 'llamagen', 1, compile=True)"
+    script = "import pathlib, sys; from tests.train.tiny import train; "
+    script += "train(pathlib.Path(sys.argv[1]), 'llamagen', 1, compile=True)"
     environment = os.environ | {"PATH": str(tmp_path), "CXX": "no-such-compiler", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=900
