@@ -8,6 +8,7 @@ is executable. The digest adds a fifth to the time of writing.
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -84,7 +85,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         write_tensors(weights, checkpoint.tensors)
         write_json(note, {**checkpoint.record, "step": checkpoint.step, "sha256": sha256_file(weights)})
     except InputError as error:
-        weights.unlink(missing_ok=True)
+        with suppress(OSError):
+            weights.unlink(missing_ok=True)
         raise InputError(
             f"the checkpoint of step {checkpoint.step} was not saved (last good one: {last_step(folder)}): {error}"
         ) from error

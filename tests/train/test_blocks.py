@@ -101,7 +101,7 @@ def traceable(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1)
 @pytest.mark.parametrize(("kind", "attention"), [("dpar", "sdpa"), ("dpar", "varlen"), ("llamagen", "auto")])
 def test_the_first_step_compiles_for_all_packed_lengths(float64, monkeypatch, kind, attention):
     """Without a break in any graph, and with what eager layers give; validation ends the compiling."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
     monkeypatch.setattr("dpar.train.blocks._try_compiler", lambda device: None)
     monkeypatch.setattr(varlen, "varlen_attn", traceable)
     torch._dynamo.reset()
@@ -116,7 +116,7 @@ def test_the_first_step_compiles_for_all_packed_lengths(float64, monkeypatch, ki
         found, expected = (logits_and_gradients(task, read) for task in (compiled, eager))
         torch.testing.assert_close(found, expected)
         counts.append(counted["unique_graphs"])
-    assert len(lengths) > 10 or kind == "llamagen"
+    assert len(lengths) > 5 or kind == "llamagen"
     assert 1 <= counts[0] == counts[-1] <= 3  # packed layers, and dense ones of tokens with and without the start
     compiled.model.eval()
     with torch.no_grad():
@@ -128,15 +128,17 @@ def test_the_first_step_compiles_for_all_packed_lengths(float64, monkeypatch, ki
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dpar", "llamagen"])
 def test_compiled_layers_give_the_logits_and_gradients_of_eager_ones(float64, kind):
-    """With the compiler that trainings use, in full precision; whole layers where attention can be traced."""
+    """With the compiler that trainings use, in full precision."""
     torch._dynamo.reset()
     eager, compiled = (randomised(kind, dropout=0.0) for _ in range(2))
     compile_blocks(compiled.model, CPU, torch.float64)
-    stream = batches(eager.train, batch_size=8, seed=0)
-    for _ in range(3):
+    stream, graphs = batches(eager.train, batch_size=8, seed=0), set()
+    for _ in range(6):
         read = given(eager, next(stream))
         found, expected = (logits_and_gradients(task, read) for task in (compiled, eager))
         torch.testing.assert_close(found, expected)
+        graphs.add(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert len(graphs) == 1, "batches of other packed lengths were compiled again"
 
 
 @pytest.mark.slow
@@ -150,7 +152,8 @@ def test_two_ranks_with_divided_layers_that_are_compiled_and_computed_again_give
 
 
 def test_without_a_compiler_a_training_that_wants_one_is_refused_in_a_line(tmp_path):
-    script = "import sys; from tests.train.tiny import train; train(sys.argv[1], 'llamagen', 1, compile=True)"
+    script = "import pathlib, sys; from tests.train.tiny import train; "
+    script += "train(pathlib.Path(sys.argv[1]), 'llamagen', 1, compile=True)"
     environment = os.environ | {"PATH": str(tmp_path), "CXX": "no-such-compiler", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=900

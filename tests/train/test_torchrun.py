@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 
+from dpar.train import torchrun
 from tests.train.processes import train_on_ranks
 from tests.train.test_loop import same_weights
 from tests.train.worker import LINGER_S
 
-pytestmark = pytest.mark.slow
 # torchrun kills what does not end in this time once it ends ranks itself
 IMPATIENT = {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(LINGER_S // 4)}
 
@@ -31,6 +32,14 @@ def finished(folder, until):
     return folder / f"model{until}", said
 
 
+def test_a_signal_before_there_are_ranks_ends_the_launcher_with_75(monkeypatch):
+    monkeypatch.setattr(psutil.Process, "children", lambda self: [])
+    with pytest.raises(SystemExit) as stop:
+        torchrun._pass_on(signal.SIGTERM, None)
+    assert stop.value.code == 75
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "reason"), [("raise", "RuntimeError: rank 1 fails on purpose"), ("kill", "SIGKILL")])
 def test_a_rank_that_ends_stops_the_job_with_the_reason_and_costs_no_bit(tmp_path, what, reason):
     process = launch(tmp_path, 8, what)
@@ -42,6 +51,7 @@ def test_a_rank_that_ends_stops_the_job_with_the_reason_and_costs_no_bit(tmp_pat
     assert same_weights(again, train_on_ranks(tmp_path / "whole", "dpar", 2, until=8))
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_launcher_lets_ranks_save_in_their_own_time_and_exit_with_75(tmp_path):
     process = launch(tmp_path, 400, "linger")
     assert process.stderr is not None
