@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
             raise InputError(f"cannot write {path}: {error.strerror}; choose a folder that you may write to") from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that has become read-only says nothing new
+            temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,15 @@ def test_a_disk_that_refuses_keeps_the_old_file_and_says_so(tmp_path, number, sa
         raise OSError(number, "refused")
     assert read_json(path) == {"old": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_became_read_only_is_said(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(InputError, match=r"cannot write .*a\.json: Read-only"), replacing(tmp_path / "a.json"):
+        refuse()
 
 
 def test_what_is_not_json_is_named(tmp_path):
