@@ -41,7 +41,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             raise InputError(f"cannot write {path}: {error.strerror}; choose a folder that you may write to") from error
         raise
     finally:
-        with suppress(OSError):  # a folder that has become read-only says nothing new
+        with suppress(OSError):  # a file system that has become read-only refuses this too, and would hide the reason
             temporary.unlink(missing_ok=True)
 
 

@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--views", type=int, default=20, help="rows an image")
     flags.add_argument("--resolution", type=int, choices=PAPER_PATCHES, default=256, help="pixels: 256 or 576 tokens")
     flags.add_argument("--format", choices=SUFFIX, default="parquet", help="of the shards")
-    flags.add_argument("--seconds", type=float, default=3.0, help="how long each way of reading is timed")
+    flags.add_argument("--seconds", type=float, default=3.0, help="of CPU time for each way of reading")
     flags.add_argument("--folder", type=Path, help="where it is all written and deleted (default: a temporary folder)")
     flags.add_argument("--json", action="store_true", help="print JSON")
     return flags
@@ -89,7 +89,7 @@ def measure(folder: Path, *, images: int, views: int, resolution: int, suffix: s
         views: rows an image.
         resolution: pixels, a key of `PAPER_PATCHES`.
         suffix: of the shards.
-        seconds: how long each way of reading is timed.
+        seconds: of CPU time that each way of reading is given.
     """
     manifest, cores = folder / "manifest.json", len(os.sched_getaffinity(0))
     found: dict[str, Any] = {
@@ -246,11 +246,11 @@ def decode(manifest: Path) -> tuple[int, Spent]:
 
 
 def read(manifest: Path, seconds: float, rank: int, processes: int, how: dict[str, Any]) -> tuple[int, Spent]:
-    """Batches of one of several ranks, for so many seconds.
+    """Batches of one of several ranks.
 
     Args:
         manifest: of a store whose cache is there.
-        seconds: how long.
+        seconds: of CPU time; on a busy machine as many rows are read as on an idle one.
         rank: this process.
         processes: all that read.
         how: `order`, random or sequential, and `patches`, how many an image has in the mean if they are to be found.
@@ -264,7 +264,7 @@ def read(manifest: Path, seconds: float, rank: int, processes: int, how: dict[st
         if patching:
             patching.layout(batch)
         rows += len(batch.tokens)
-        if (spent := _now() - start)[0] >= seconds:
+        if (spent := _now() - start)[1] >= seconds:
             return rows, spent
 
 
