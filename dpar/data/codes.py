@@ -38,7 +38,7 @@ from jaxtyping import Float32, Int16, Int32, UInt16
 from pydantic import Field, ValidationError
 
 from dpar.config import Settings
-from dpar.data.workers import mapped
+from dpar.data.workers import mapped, reported
 from dpar.errors import InputError
 from dpar.files import digest, read_json, replacing, write_json
 
@@ -626,7 +626,8 @@ def _decode(manifest: Manifest, home: Path) -> None:
                 os.posix_fallocate(file.fileno(), 0, size)  # a full disk shows at once
         ends = itertools.accumulate(shard.images for shard in manifest.shards)
         places = [(shard, end - shard.images) for shard, end in zip(manifest.shards, ends, strict=True)]
-        for _ in mapped(lambda at: _fill(manifest, partial, *at), places, threads=_THREADS, ahead=_THREADS):
+        filled = mapped(lambda at: _fill(manifest, partial, *at), places, threads=_THREADS, ahead=_THREADS)
+        for _ in reported(filled, manifest.num_images, "decoded", size=-(-manifest.num_images // len(places))):
             pass
         for name, _ in _sizes(manifest):
             with open(partial / name, "rb") as file:

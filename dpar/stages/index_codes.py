@@ -45,9 +45,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             vocab_size=experiment.tokenizer.vocab_size,
         )
         manifest.save()
-        for shard in args.shards:  # all are written: what is still aside is of writers that were killed
-            for left in shard.parent.glob(f".{shard.name}.*.partial"):
-                left.unlink()
         print(f"{args.output}: {manifest.num_images} images, {manifest.num_rows} rows in {len(manifest.shards)} shards")
         job.summary({"images": manifest.num_images, "rows": manifest.num_rows, "shards": len(manifest.shards)})
 

@@ -30,19 +30,6 @@ def test_lists_the_shards(tmp_path, store, capsys):
     assert "6 images, 24 rows in 3 shards" in capsys.readouterr().out
 
 
-def test_removes_what_killed_writers_left(tmp_path):
-    folder = tmp_path / "codes" / "train"
-    shards = write_shards(folder)
-    left = folder / ".00001.parquet.0a1b2c3d.partial"
-    other = folder / ".other.parquet.0a1b2c3d.partial"
-    for path in (left, other):
-        path.write_bytes(b"half a shard")
-    output = folder / "manifest.json"
-    main(["--experiment", str(write_experiment(tmp_path)), "--shards", *shards, "--output", str(output)])
-    assert other.exists()
-    assert not left.exists()
-
-
 @pytest.mark.parametrize("change", [{"vocab_size": 33}, {"grid": (4, 16)}, {"resolution": 32}])
 def test_refuses_codes_of_another_experiment(tmp_path, change):
     shards = write_shards(tmp_path / "codes/val", FITTING.model_copy(update=change))
