@@ -15,6 +15,7 @@ TRAINING_PACE = frozenset(
     {"steps", "epochs", "milestones", "accumulate", "compile", "checkpoint_every", "validate_every", "log_every"}
 )
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
+Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$")]
@@ -333,6 +334,9 @@ class Sampling(Settings):
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     labels: Literal["balanced", "uniform"] = "balanced"
     cfg_scale: float = Field(2.0, ge=0)
+    cfg_interval: tuple[Share, Share] = Field(
+        (0.0, 1.0), description="shares of the sequence between which it is guided; the class alone decides outside"
+    )
     temperature: float = Field(1.0, gt=0)
     top_k: int = Field(0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -341,10 +345,17 @@ class Sampling(Settings):
     shards: int = Field(1, gt=0, description="jobs a set of samples is divided into")
 
     @model_validator(mode="after")
-    def _distinct(self) -> "Sampling":
+    def _ordered(self) -> "Sampling":
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"`seeds` repeats one: {list(self.seeds)}")
+        if self.cfg_interval[0] >= self.cfg_interval[1]:
+            raise ValueError(f"`cfg_interval` must rise: {list(self.cfg_interval)}")
         return self
+
+    @property
+    def draw(self) -> dict[str, Any]:
+        """What of this `dpar.sampling.sampler.sample` is told."""
+        return {name: getattr(self, name) for name in ("cfg_scale", "cfg_interval", "temperature", "top_k", "top_p")}
 
 
 class Classifier(Settings):

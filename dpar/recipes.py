@@ -21,6 +21,7 @@ RECIPES = {
     "train_model": 1,
     "evaluate_likelihood": 1,
     "sample_images": 1,
+    "complete_images": 1,
     "train_classifier": 1,
     "extract_features": 1,
     "compute_metrics": 1,

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
 
 from dpar.config import Patchify
+from dpar.data.crops import center_crop
 from dpar.device import default_device
 from dpar.errors import InputError
 from dpar.files import write_bytes
+from dpar.sampling.memory import in_pieces
 from dpar.sampling.networks import load_networks
 from dpar.sampling.noise import image_seed
 from dpar.sampling.picture import contact_sheet
@@ -26,7 +30,13 @@ def _labels(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def _shares(text: str) -> tuple[float, float]:
+    first, last = map(float, text.split(","))
+    return first, last
+
+
 _labels.__name__ = "list of classes"  # as argparse calls it
+_shares.__name__ = "pair of shares"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,7 +46,18 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--labels", type=_labels, required=True, metavar="C[,C...]", help="classes to draw")
     flags.add_argument("--n", type=int, default=16, help="images in all, shared evenly by the labels (default: 16)")
     flags.add_argument("--out", type=Path, required=True, metavar="PNG", help="the picture, a line a label")
+    flags.add_argument("--image", type=Path, metavar="FILE", help="a picture to begin with; the model draws the rest")
+    flags.add_argument(
+        "--keep-rows", type=int, metavar="R", help="rows of tokens of --image that are kept, from the top"
+    )
     flags.add_argument("--cfg", type=float, default=2.0, metavar="S", help="guidance scale; 1 = none (default: 2)")
+    flags.add_argument(
+        "--cfg-interval",
+        type=_shares,
+        default=(0.0, 1.0),
+        metavar="A,B",
+        help="guide from share A of the sequence to share B alone (default: 0,1)",
+    )
     flags.add_argument("--temperature", type=float, default=1.0, help="divides the logits (default: 1)")
     flags.add_argument("--top-k", type=int, default=0, help="draw from the K likeliest codes (default: 0, all)")
     flags.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest codes of this probability")
@@ -72,20 +93,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.monotonic()
     labels = np.array(args.labels)[np.sort(np.arange(args.n) % len(args.labels))]
     seeds = np.array([image_seed(args.seed, image) for image in range(args.n)])
-    parts = [
-        networks.draw(
-            labels[first : first + BATCH],
-            seeds[first : first + BATCH],
-            networks.model.config.grid[0] * networks.tokenizer.config.downsample,
+    rows, columns = networks.model.config.grid
+    side = rows * networks.tokenizer.config.downsample
+    prefix = None
+    if args.image is not None:
+        if not 1 <= args.keep_rows < rows:
+            raise InputError(f"--keep-rows {args.keep_rows}: an image has {rows} rows of tokens; keep 1 to {rows - 1}")
+        prefix = networks.tokens(_picture(args.image, side)[None])[:, : args.keep_rows * columns]
+
+    def draw(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        result = networks.draw(
+            labels[first:last],
+            seeds[first:last],
+            prefix=None if prefix is None else prefix.expand(last - first, -1),
             patchify=patchify,
             threshold=threshold,
             cfg_scale=args.cfg,
+            cfg_interval=args.cfg_interval,
             temperature=args.temperature,
             top_k=args.top_k,
             top_p=args.top_p,
         )
-        for first in range(0, args.n, BATCH)
-    ]
+        return networks.pixels(result.tokens, side), result.starts.sum(1).cpu().numpy()
+
+    parts = in_pieces(draw, 0, args.n, BATCH)
     images, patches = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     seconds = time.monotonic() - start
     lines = [
@@ -102,6 +133,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "images_per_s": args.n / seconds,
         "seed": args.seed,
         "cfg_scale": args.cfg,
+        "cfg_interval": args.cfg_interval,
+        "image": args.image and str(args.image),
+        "keep_rows": args.keep_rows,
         "threshold": threshold,
         "step": provenance.get("step"),
         "networks": networks.digests,
@@ -123,6 +157,10 @@ def _check(args: argparse.Namespace) -> None:
         "top_p": (0 < args.top_p <= 1, "more than 0, at most 1 (all)"),
         "max_length": (args.max_length is None or args.max_length > 0, "at least one token"),
     }
+    if (args.image is None) != (args.keep_rows is None):
+        raise InputError(
+            "--image and --keep-rows go together: the picture, and how many of its rows of tokens are kept"
+        )
     for name, (fits, expected) in allowed.items():
         if not fits:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {expected}")
@@ -141,6 +179,19 @@ def _patches(args: argparse.Namespace, provenance: dict[str, Any]) -> tuple[Patc
     if "max_length" in given:
         patchify = patchify.model_copy(update={"max_length": args.max_length})
     return patchify, given.get("threshold", provenance["threshold"])
+
+
+def _picture(path: Path, side: int) -> UInt8[np.ndarray, "side side 3"]:
+    """The central square of the picture in a file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(center_crop(image.convert("RGB"), side))
+    except (OSError, SyntaxError) as error:
+        raise InputError(f"--image {path} cannot be read as a picture ({error}); give a PNG or JPEG file") from None
 
 
 def _beside(checkpoint: Path, name: str) -> Path:

@@ -25,6 +25,10 @@ class _Storage:
         self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.values = torch.zeros_like(self.keys)
 
+    def keep(self, rows: int) -> None:
+        """Goes on with the first `rows` rows alone."""
+        self.keys, self.values = self.keys[:, :rows], self.values[:, :rows]
+
 
 class TokenCache(_Storage):
     """The cache of a stack in which all rows stand at the same position."""
@@ -51,6 +55,10 @@ class RaggedCache(_Storage):
     def __init__(self, layers: int, rows: int, length: int, heads: int, like: Float[Tensor, "..."]):
         super().__init__(layers, rows, length, heads, like)
         self.lengths = np.zeros(rows, dtype=np.int64)
+
+    def keep(self, rows: int) -> None:
+        super().keep(rows)
+        self.lengths = self.lengths[:rows]
 
     def append(self, rows: Int[np.ndarray, " n"]) -> Callable[[int], Attend]:
         """A new entry for each of `rows` (rising): layer -> attention of that entry to its own row, itself included."""

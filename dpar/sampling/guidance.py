@@ -1,24 +1,36 @@
 """From logits to a token: classifier-free guidance, temperature, top-k, top-p, the draw (Section 4.1)."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def branch_labels(labels: Int[Tensor, " B"], null: int, cfg_scale: float) -> Int[Tensor, " R"]:
-    """The labels that must be run to guide by `cfg_scale`: the class, the null class, or the one after the other."""
+def guidance_scales(tokens: int, cfg_scale: float, cfg_interval: tuple[float, float]) -> list[float]:
+    """The s of each token: `cfg_scale` from one share of the sequence to the other, 1 (the class alone) outside."""
+    first, last = cfg_interval
+    return [cfg_scale if first <= t / tokens < last else 1.0 for t in range(tokens)]
+
+
+def branch_labels(labels: Int[Tensor, " B"], null: int, scales: Sequence[float]) -> Int[Tensor, " R"]:
+    """The labels that must be run to guide by `scales`: the class, the null class, or the one after the other."""
     nothing = torch.full_like(labels, null)
-    if cfg_scale == 1:
+    if all(scale == 1 for scale in scales):
         return labels
-    return nothing if cfg_scale == 0 else torch.cat([labels, nothing])
+    return nothing if all(scale == 0 for scale in scales) else torch.cat([labels, nothing])
 
 
-def guided(logits: Float[Tensor, "R V"], cfg_scale: float) -> Float[Tensor, "B V"]:
-    """u + s (c - u) of the branches that `branch_labels` asked for."""
-    if cfg_scale in (0, 1):
+def guided(logits: Float[Tensor, "R V"], batch: int, scale: float) -> Float[Tensor, "B V"]:
+    """u + s (c - u) of two branches, or the logits of the only one.
+
+    Args:
+        batch: images (B); R is B or twice that.
+    """
+    if len(logits) == batch:
         return logits
-    conditional, unconditional = logits.chunk(2)
-    return unconditional + cfg_scale * (conditional - unconditional)
+    conditional, unconditional = logits.split(batch)
+    return conditional if scale == 1 else unconditional + scale * (conditional - unconditional)
 
 
 def truncated(logits: Float[Tensor, "B V"], *, temperature: float, top_k: int, top_p: float) -> Float[Tensor, "B V"]:

@@ -10,13 +10,18 @@ import torch.nn.functional as F
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from dpar.data.crops import to_model_input
 from dpar.device import full_float32
 from dpar.errors import InputError
 from dpar.model.dpar import DPAR
 from dpar.model.llamagen import LlamaGen
-from dpar.sampling.sampler import sample
+from dpar.sampling.memory import in_pieces
+from dpar.sampling.sampler import SampleResult, sample
 from dpar.tokenizer.autoencoder import VQAutoencoder, to_bytes
 from dpar.weights import CONFIG, load_model, model_config
+
+PIXELS_AT_ONCE = 2**21
+"""Pixels that are encoded or decoded together: 32 images of 256 x 256."""
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -45,27 +50,51 @@ class Networks:
         """Where the networks are."""
         return self.model.tok_embeddings.weight.device
 
-    def pixels(self, tokens: Int[Tensor, "B T"], side: int) -> UInt8[Tensor, "B side side 3"]:
-        """Pictures of tokens as bytes; those of another size are first resized, bicubic without antialias."""
-        with torch.inference_mode(), full_float32():
-            images = self.tokenizer.decode(tokens.unflatten(1, self.model.config.grid))
-            if images.shape[-1] != side:
-                images = F.interpolate(images, size=(side, side), mode="bicubic", align_corners=False)
-            return to_bytes(images).permute(0, 2, 3, 1).contiguous()
+    def tokens(self, pictures: UInt8[np.ndarray, "B side side 3"]) -> Int[Tensor, "B T"]:
+        """The tokens of pictures.
 
-    def draw(
-        self, labels: Int[np.ndarray, " N"], seeds: Int[np.ndarray, " N"], side: int, **how: Any
-    ) -> tuple[UInt8[np.ndarray, "N side side 3"], Int[np.ndarray, " N"]]:
-        """Pictures of these labels and seeds, and the patches that each took (M).
+        Raises:
+            InputError: pictures of this size are not what the model draws.
+        """
+        rows, columns = self.model.config.grid
+        expected = rows * self.tokenizer.config.downsample, columns * self.tokenizer.config.downsample
+        if pictures.shape[1:3] != expected:
+            found, wanted = (" x ".join(map(str, size)) for size in (pictures.shape[1:3], expected))
+            raise InputError(f"the pictures have {found} pixels, the model draws {wanted}; resize them")
+        pixels = torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2)
+
+        def encoded(first: int, last: int) -> Int[Tensor, "n T"]:
+            return self.tokenizer.encode(to_model_input(pixels[first:last])).flatten(1)
+
+        with torch.inference_mode(), full_float32():
+            codes = torch.cat(list(in_pieces(encoded, 0, len(pixels), self._at_once(pictures.shape[1]))))
+        return codes.clone()  # made in inference mode, usable outside
+
+    @staticmethod
+    def _at_once(side: int) -> int:
+        return max(1, PIXELS_AT_ONCE // side**2)
+
+    def draw(self, labels: Int[np.ndarray, " N"], seeds: Int[np.ndarray, " N"], **how: Any) -> SampleResult:
+        """Tokens of images of these labels and seeds; `how` are the settings of `sample`."""
+        classes, words = (torch.from_numpy(array).to(self.device) for array in (labels, seeds))
+        with full_float32():
+            return sample(self.model, self.entropy_model, labels=classes, seeds=words, **how)
+
+    def pixels(self, tokens: Int[Tensor, "B T"], side: int) -> UInt8[np.ndarray, "B side side 3"]:
+        """Pictures of tokens as bytes; those of another size are first resized, bicubic without antialias.
 
         Args:
             side: pixels.
-            how: the settings of `sample`.
         """
-        classes, words = (torch.from_numpy(array).to(self.device) for array in (labels, seeds))
-        with full_float32():
-            result = sample(self.model, self.entropy_model, labels=classes, seeds=words, **how)
-        return self.pixels(result.tokens, side).cpu().numpy(), result.starts.sum(1).cpu().numpy()
+
+        def decoded(first: int, last: int) -> UInt8[np.ndarray, "n side side 3"]:
+            images = self.tokenizer.decode(tokens[first:last].unflatten(1, self.model.config.grid))
+            if images.shape[-1] != side:
+                images = F.interpolate(images, size=(side, side), mode="bicubic", align_corners=False)
+            return to_bytes(images).permute(0, 2, 3, 1).cpu().numpy()
+
+        with torch.inference_mode(), full_float32():
+            return np.concatenate(list(in_pieces(decoded, 0, len(tokens), self._at_once(side))))
 
 
 def load_networks(

@@ -24,7 +24,7 @@ from dpar.model.patch_encoder import PatchEncoderLayer
 from dpar.model.rope import zero_rope
 from dpar.patchify import opens_patch, static_starts
 from dpar.sampling.cache import RaggedCache, TokenCache
-from dpar.sampling.guidance import branch_labels, drawn, guided, truncated
+from dpar.sampling.guidance import branch_labels, drawn, guidance_scales, guided, truncated
 from dpar.sampling.noise import gumbel
 
 # Numbers of noise that are made together: enough to make the calls cheap, 8 MiB an array.
@@ -51,25 +51,31 @@ class SampleResult(NamedTuple):
 class TokenStream:
     """A LlamaGen that reads one position a step: the baseline's logits, or the entropy model's."""
 
-    def __init__(self, model: LlamaGen, rows: int, labels: Int[Tensor, " R"] | None):
+    def __init__(self, model: LlamaGen, labels: Int[Tensor, " R"]):
         """Args:
-        labels: of the class token, one a row; None for an unconditional model.
+        labels: of the class token, one a row; only their number counts for an unconditional model.
         """
         self.model = model
         self.labels = labels
+        self.first = 0 if model.config.num_classes is not None else 1  # the token that can be predicted first
         self.rope = model.rope()
-        self.cache = TokenCache(len(model.layers), rows, len(self.rope), model.config.heads, model.output.weight)
+        self.cache = TokenCache(len(model.layers), len(labels), len(self.rope), model.config.heads, model.output.weight)
 
-    def logits(self, position: int, previous: Int[Tensor, " R"] | None) -> Float[Tensor, "R V"] | None:
-        """Logits of x_t from the class and x_<t, of which x_{t-1} is `previous`; None for x_0 of no class."""
-        if self.labels is None:
-            position -= 1
-        if position < 0:
-            return None
-        x = self.model.cls_embedding(self.labels) if previous is None else self.model.tok_embeddings(previous)
-        x, rope = x[:, None], self.rope[position : position + 1]
+    def keep(self, rows: int) -> None:
+        """Goes on with the first `rows` rows alone."""
+        self.labels = self.labels[:rows]
+        self.cache.keep(rows)
+
+    def logits(self, position: int, previous: Int[Tensor, " B"] | None, opens: object = None) -> Float[Tensor, "R V"]:
+        """Logits of x_t in every branch from the class and x_<t, of which x_{t-1} is `previous`; t >= `first`."""
+        if previous is None:
+            x = self.model.cls_embedding(self.labels)
+        else:
+            x = self.model.tok_embeddings(previous).repeat(len(self.labels) // len(previous), 1)
+        place = position - self.first
+        x, rope = x[:, None], self.rope[place : place + 1]
         for i, layer in enumerate(self.model.layers):
-            x = layer(x, rope, self.cache.attend(i, position))
+            x = layer(x, rope, self.cache.attend(i, place))
         return self.model.output(self.model.norm(x))[:, 0]
 
 
@@ -89,8 +95,7 @@ class EntropyClock:
 
     def __init__(self, model: LlamaGen, patchify: Patchify, threshold: float, labels: Int[Tensor, " B"]):
         conditional = model.config.num_classes is not None
-        null = torch.full_like(labels, model.null_label) if conditional else None
-        self.stream = TokenStream(model, len(labels), null)
+        self.stream = TokenStream(model, torch.full_like(labels, model.null_label) if conditional else labels)
         self.rule = {
             "threshold": threshold,
             "max_length": patchify.max_length,
@@ -101,7 +106,7 @@ class EntropyClock:
 
     def tick(self, position: int, previous: Int[Tensor, " B"] | None) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
         """e_t in nats, and whether x_t opens a patch, given x_{t-1}."""
-        logits = self.stream.logits(position, previous)
+        logits = self.stream.logits(position, previous) if position >= self.stream.first else None
         if position == 0 or logits is None:
             dtype = at_least_float32(self.stream.model.output.weight.dtype)
             entropy = torch.full(self.length.shape, torch.inf, dtype=dtype, device=self.length.device)
@@ -134,6 +139,13 @@ class PatchStream:
         self.copied = like.new_zeros(len(self.decoder), rows, 1, config.width)
         self.first = np.zeros(batch, dtype=np.int64)
         self.offsets = np.arange(0, rows, batch)[:, None]  # of the branches
+
+    def keep(self, rows: int) -> None:
+        """Goes on with the first `rows` rows alone."""
+        self.labels, self.offsets = self.labels[:rows], self.offsets[self.offsets[:, 0] < rows]
+        self.copied = self.copied[:, :rows]
+        self.patch_cache.keep(rows)
+        self.decoder_cache.keep(rows)
 
     def logits(
         self, position: int, previous: Int[Tensor, " B"] | None, opens: Bool[Tensor, " B"]
@@ -199,6 +211,7 @@ def sample(
     patchify: Patchify | None,
     threshold: float | None,
     cfg_scale: float,
+    cfg_interval: tuple[float, float] = (0.0, 1.0),
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -216,6 +229,8 @@ def sample(
         patchify: where patches begin; may differ from the rule of training.
         threshold: E_Th in nats; None for static patches.
         cfg_scale: s in u + s (c - u); 1 runs the class alone, 0 the null class alone, else both are run.
+        cfg_interval: the shares of the sequence between which `cfg_scale` holds: x_t is guided iff t / T lies from the
+            first to below the second. Outside, the class alone decides; after it the null class is no longer run.
         temperature: divides the logits.
         top_k: largest logits to draw from; 0 = all.
         top_p: least probability to draw from, largest codes first; 1 = all.
@@ -226,20 +241,24 @@ def sample(
     Raises:
         InputError: a label, prefix or guidance scale is out of range, or the two models do not fit each other.
     """
-    _check(model, entropy_model, labels, patchify, cfg_scale, prefix)
+    _check(model, entropy_model, labels, patchify, cfg_scale, cfg_interval, prefix)
     tokens: list[Tensor] = []
     starts: list[Tensor] = []
     entropies: list[Tensor] = []
     with torch.inference_mode():
-        branches = branch_labels(labels, model.null_label, cfg_scale)
+        batch, scales = len(labels), guidance_scales(model.config.tokens, cfg_scale, cfg_interval)
+        branches = branch_labels(labels, model.null_label, scales)
         clock = _clock(model, entropy_model, labels, patchify, threshold)
-        read = _reader(model, len(labels), branches)
+        guided_until = max((t + 1 for t, scale in enumerate(scales) if scale != 1), default=0)
+        stream = _stream(model, batch, branches)
         given = 0 if prefix is None else prefix.shape[1]
         noise = _noise(seeds, given, model.config.tokens, model.config.vocab_size)
         for position in range(model.config.tokens):
             previous = tokens[-1] if tokens else None
             entropy, opens = clock.tick(position, previous)
-            logits = guided(read(position, previous, opens), cfg_scale)
+            if position == guided_until and len(branches) > batch:
+                stream.keep(batch)
+            logits = guided(stream.logits(position, previous, opens), batch, scales[position])
             if prefix is not None and position < given:
                 tokens.append(prefix[:, position])
             else:
@@ -254,6 +273,10 @@ def sample(
     return SampleResult(
         torch.stack(tokens, 1), torch.stack(starts, 1), torch.stack(entropies, 1) if entropies else None
     )
+
+
+def _stream(model: DPAR | LlamaGen, batch: int, branches: Int[Tensor, " R"]) -> PatchStream | TokenStream:
+    return PatchStream(model, batch, branches) if isinstance(model, DPAR) else TokenStream(model, branches)
 
 
 def _noise(seeds: Int[Tensor, " B"], start: int, stop: int, vocab_size: int) -> Iterator[Float[Tensor, "B V"]]:
@@ -282,30 +305,13 @@ def _clock(
     return EntropyClock(entropy_model, patchify, threshold, labels)
 
 
-def _reader(
-    model: DPAR | LlamaGen, batch: int, branches: Int[Tensor, " R"]
-) -> Callable[[int, Tensor | None, Tensor], Float[Tensor, "R V"]]:
-    """The model as a function of the position, the token before it and whether a patch opens there."""
-    if isinstance(model, DPAR):
-        return PatchStream(model, batch, branches).logits
-    stream = TokenStream(model, len(branches), branches)
-
-    def read(position: int, previous: Tensor | None, opens: Tensor) -> Tensor:
-        if previous is not None:
-            previous = previous.repeat(len(branches) // batch)
-        logits = stream.logits(position, previous)
-        assert logits is not None, "the stream has a class token"
-        return logits
-
-    return read
-
-
 def _check(
     model: DPAR | LlamaGen,
     entropy_model: LlamaGen | None,
     labels: Int[Tensor, " B"],
     patchify: Patchify | None,
     cfg_scale: float,
+    cfg_interval: tuple[float, float],
     prefix: Int[Tensor, "B N"] | None,
 ) -> None:
     config = model.config
@@ -313,6 +319,11 @@ def _check(
         raise InputError("the model has no classes: it can place patches, but not draw images; give another model")
     if not 0 <= cfg_scale < float("inf"):
         raise InputError(f"the guidance scale is {cfg_scale}; expected 0 (no class), 1 (no guidance) or more")
+    if not 0 <= cfg_interval[0] < cfg_interval[1] <= 1:
+        raise InputError(
+            f"guidance from {cfg_interval[0]} to {cfg_interval[1]} is no part of the sequence; expected two rising "
+            "shares between 0 (its beginning) and 1 (its end)"
+        )
     outside = labels[(labels < 0) | (labels >= config.num_classes)]
     if len(outside):
         raise InputError(

@@ -7,25 +7,27 @@ Batches are kept as they are finished: the same command goes on after the last o
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 
 from dpar import tracking
-from dpar.config import Patchify, Sampling, load_experiment
-from dpar.device import default_device
+from dpar.config import load_experiment
+from dpar.device import default_device, full_float32
 from dpar.errors import InputError, run_command
 from dpar.files import digest, read_json, write_bytes
 from dpar.grid import merged_thresholds, sample_cells, threshold_of
 from dpar.recipes import RECIPES
 from dpar.sampling.archive import Part, Parts, write_samples
+from dpar.sampling.memory import in_pieces
 from dpar.sampling.networks import Networks, load_networks
 from dpar.sampling.picture import class_rows, contact_sheet
 from dpar.sampling.request import Request, request
+from dpar.sampling.sampler import SampleResult
 from dpar.weights import model_config
 
 COLUMNS, ROWS = 8, 10  # of the picture
@@ -114,14 +116,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             "recipe": RECIPES["sample_images"],
         }
         parts = Parts(args.output, digest(conditions))
+        how = {"patchify": cell.patchify, "threshold": threshold, **sampling.draw}
         start, before = time.monotonic(), parts.done
-        for part in drawn(networks, wanted, parts.done, sampling, cell.patchify, threshold, side):
-            parts.add(part)
-            pace = (part.stop - before) / (time.monotonic() - start)
-            left = (len(wanted) - part.stop) / pace
-            print(f"drew {part.stop} of {len(wanted)} images, {pace:.2f} a second, {left:.0f} s left", file=sys.stderr)
-            job.metrics({"sample/images_per_s": pace}, step=part.stop)
-            job.commit(part.stop)
+        for stop in drawn(networks, wanted, parts, sampling.batch_size, side, how):
+            pace = (stop - before) / (time.monotonic() - start)
+            left = (len(wanted) - stop) / pace
+            print(f"drew {stop} of {len(wanted)} images, {pace:.2f} a second, {left:.0f} s left", file=sys.stderr)
+            job.metrics({"sample/images_per_s": pace}, step=stop)
+            job.commit(stop)
         patches = np.concatenate([part.patches for part in parts])
         write_samples(
             args.output,
@@ -138,44 +140,35 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def drawn(
-    networks: Networks,
-    wanted: Request,
-    done: int,
-    sampling: Sampling,
-    patchify: Patchify,
-    threshold: float | None,
-    side: int,
-) -> Iterator[Part]:
-    """The images from number `done` on, a batch at a time; batches that do not fit the memory are halved.
+    networks: Networks, wanted: Request, parts: Parts, size: int, side: int, how: Mapping[str, Any]
+) -> Iterator[int]:
+    """Draws what `parts` does not have yet, `size` images at a time, and says how many are finished.
+
+    While a batch is drawn, the batch before it becomes pixels and is kept. That hides the decoder and the disk where a
+    GPU waits for Python between kernels; two CPU cores are busy anyway.
 
     Raises:
-        InputError: one image does not fit.
+        InputError: one image does not fit the memory.
     """
-    size = sampling.batch_size
-    while done < len(wanted):
-        batch = wanted[done : done + size]
-        try:
-            images, patches = networks.draw(
-                batch.labels,
-                batch.seeds,
-                side,
-                patchify=patchify,
-                threshold=threshold,
-                cfg_scale=sampling.cfg_scale,
-                temperature=sampling.temperature,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-            )
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise InputError(
-                    "not even one image fits the memory of the device; use a larger one, or sampling.precision bfloat16"
-                ) from None
-            size = -(-size // 2)
-            print(f"the device's memory is too small for the batch; going on with {size} images", file=sys.stderr)
-            continue
-        yield Part(done, images, patches)
-        done += len(batch)
+
+    def draw(first: int, last: int) -> tuple[int, SampleResult]:
+        batch = wanted[first:last]
+        return first, networks.draw(batch.labels, batch.seeds, **how)
+
+    def finish(first: int, result: SampleResult) -> int:
+        part = Part(first, networks.pixels(result.tokens, side), result.starts.sum(1).cpu().numpy())
+        parts.add(part)
+        return part.stop
+
+    # precision is a setting of the process: set around both threads, neither takes it from the other
+    with full_float32(), ThreadPoolExecutor(1) as finisher:
+        pending: list[Future[int]] = []
+        for first, result in in_pieces(draw, parts.done, len(wanted), size):
+            pending.append(finisher.submit(finish, first, result))
+            if len(pending) > 1:
+                yield pending.pop(0).result()
+        for last in pending:
+            yield last.result()
 
 
 def chosen(parts: Parts, wanted: Request) -> list[UInt8[np.ndarray, "_ H W 3"]]:

@@ -22,6 +22,9 @@ from dpar.tracking.environment import git_commit, versions
 
 CAPTIONS = {
     "samples": "Uncurated samples, a row a class; the first block is real, held-out images.",
+    "completions": "Held-out images, the upper half that was kept of each, and continuations of it, for its own class "
+    "and for others. Exact for rows from the top, since the model draws in raster order: the rest is a draw given what "
+    "was kept. Holes cannot be filled in this way. The kept rows are shown as the tokenizer gives them back.",
     "entropy_maps": "Held-out images from few patches to many; below, the entropy of each token given those before it, "
     "with the outlines of the patches (Figure 2 of the paper).",
     "compute": "The metric against the cost of training (Figure 1b of the paper). Lower and further left is better.",
@@ -34,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--experiment", type=Path, required=True)
     flags.add_argument("--tables", type=Path, nargs="+", required=True, help="tables/TABLE.csv ...")
     flags.add_argument("--ablations", type=Path, nargs="+", required=True, help="figures/TABLE.png ...")
-    flags.add_argument("--figures", type=Path, nargs="+", required=True, help="samples, entropy maps, compute")
+    flags.add_argument(
+        "--figures", type=Path, nargs="+", required=True, help="samples, completions, entropy maps, compute"
+    )
     flags.add_argument("--tokenizer", type=Path, required=True, help="tokenizer/report.json")
     flags.add_argument("--reconstructions", type=Path, required=True)
     flags.add_argument("--noise-floor", type=Path, required=True)
@@ -80,6 +85,7 @@ def sections(experiment: Experiment, args: argparse.Namespace, floor: dict[str, 
     """The page's sections in reading order."""
     figures = {path.stem: path for path in args.figures}
     found = [Section("Samples", "samples").picture(figures["samples"], CAPTIONS["samples"])]
+    found.append(Section("Completions", "completions").picture(figures["completions"], CAPTIONS["completions"]))
     ablations = {path.stem: path for path in args.ablations}
     for path in args.tables:
         table = experiment.tables[path.stem]

@@ -5,12 +5,16 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dpar import cli
 from dpar.commands.sample import main
+from dpar.config import Patchify
 from dpar.errors import InputError
 from dpar.files import read_json, write_json
+from dpar.sampling.networks import load_networks
+from dpar.sampling.noise import image_seed
 from tests.stages.sampled import THRESHOLD, write_results
 
 
@@ -56,10 +60,41 @@ def test_settings_reach_the_sampler(results, tmp_path, capsys):
     assert sum(draw(capsys, results, tmp_path / "b.png", "--threshold", "1.0")["patches"]) > sum(usual["patches"])
     single = draw(capsys, results, tmp_path / "c.png", "--max-length", "1")
     assert single["patches"] == [16] * 6
+    guided = np.asarray(Image.open(tmp_path / "a.png"))
+    draw(capsys, results, tmp_path / "a.png", "--cfg-interval", "0,0.25")
+    assert not np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), guided)
     greedy = draw(capsys, results, tmp_path / "d.png", "--labels", "1", "--top-k", "1")
     assert len(set(greedy["patches"])) == 1
     pictures = np.asarray(Image.open(tmp_path / "d.png"))
     assert np.array_equal(pictures[:, :8], pictures[:, 10:18])
+
+
+def test_a_picture_is_continued(results, tmp_path, capsys):
+    draw(capsys, results, tmp_path / "begun.png")
+    begun = np.asarray(Image.open(tmp_path / "begun.png"))[:8, :8]
+    Image.fromarray(begun).save(tmp_path / "image.png")
+    flags = "--image", str(tmp_path / "image.png"), "--keep-rows"
+    found = draw(capsys, results, tmp_path / "more.png", *flags, "3", "--n", "2")
+    assert found["keep_rows"] == 3
+    networks = load_networks(
+        results / "models/dpar/step1", results / "entropy_model", results / "tokenizer",
+        precision="float32", device=torch.device("cpu"),
+    )  # fmt: skip
+    kept = networks.tokens(begun[None])[:, :12]
+    patchify = Patchify.model_validate(read_json(results / "models/dpar/step1/config.json")["provenance"]["patchify"])
+    seeds = np.array([image_seed(0, i) for i in range(2)])
+    how = {"patchify": patchify, "threshold": THRESHOLD, "cfg_scale": 2.0, "prefix": kept.expand(2, -1)}
+    expected = networks.pixels(networks.draw(np.array([2, 0]), seeds, **how).tokens, 8)
+    picture = np.asarray(Image.open(tmp_path / "more.png"))
+    assert np.array_equal(picture[:8], expected[0])
+    assert np.array_equal(picture[10:], expected[1])
+    for wrong, message in (("4", "an image has 4 rows of tokens; keep 1 to 3"), ("0", "keep 1 to 3")):
+        with pytest.raises(InputError, match=message):
+            draw(capsys, results, tmp_path / "x.png", *flags, wrong)
+    with pytest.raises(InputError, match="--image and --keep-rows go together"):
+        draw(capsys, results, tmp_path / "x.png", "--keep-rows", "2")
+    with pytest.raises(InputError, match=r"experiment\.json cannot be read as a picture"):
+        draw(capsys, results, tmp_path / "x.png", "--image", str(results / "experiment.json"), "--keep-rows", "2")
 
 
 def test_the_baseline_needs_no_entropy_model(results, tmp_path, capsys):
@@ -91,6 +126,7 @@ def test_networks_that_are_not_there_or_are_others(results, tmp_path, capsys):
     [
         (["--labels", "3"], "label 3 is out of range; the model knows the classes 0 to 2"),
         (["--cfg", "-1"], "guidance scale is -1"),
+        (["--cfg-interval", "0.6,0.2"], "guidance from 0.6 to 0.2 is no part of the sequence"),
         (["--n", "1"], "--n 1: expected at least one image for each of the 2 labels"),
         (["--temperature", "0"], "--temperature 0"),
         (["--top-p", "1.5"], "--top-p 1.5"),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpar.sampling.guidance import branch_labels, drawn, guided, truncated
+from dpar.sampling.guidance import branch_labels, drawn, guidance_scales, guided, truncated
 from dpar.sampling.noise import gumbel
 
 
@@ -50,12 +50,20 @@ def test_ties_with_the_last_of_the_top_k_stay():
 
 def test_guidance_runs_the_branches_it_needs():
     labels = torch.tensor([4, 2])
-    assert branch_labels(labels, 9, 1.0).tolist() == [4, 2]
-    assert branch_labels(labels, 9, 0.0).tolist() == [9, 9]
-    assert branch_labels(labels, 9, 2.5).tolist() == [4, 2, 9, 9]
+    assert branch_labels(labels, 9, [1.0, 1.0]).tolist() == [4, 2]
+    assert branch_labels(labels, 9, [0.0, 0.0]).tolist() == [9, 9]
+    assert branch_labels(labels, 9, [2.5, 2.5]).tolist() == [4, 2, 9, 9]
+    assert branch_labels(labels, 9, [0.0, 1.0]).tolist() == [4, 2, 9, 9]
     c, u = torch.randn(2, 5), torch.randn(2, 5)
-    assert torch.equal(guided(torch.cat([c, u]), 2.5), u + 2.5 * (c - u))
-    assert guided(c, 1.0) is c
+    assert torch.equal(guided(torch.cat([c, u]), 2, 2.5), u + 2.5 * (c - u))
+    assert torch.equal(guided(torch.cat([c, u]), 2, 1.0), c)
+    assert guided(c, 2, 1.0) is c
+
+
+def test_guidance_holds_from_one_share_of_the_sequence_to_the_other():
+    assert guidance_scales(4, 2.0, (0.0, 1.0)) == [2.0] * 4
+    assert guidance_scales(4, 2.0, (0.25, 0.75)) == [1.0, 2.0, 2.0, 1.0]
+    assert guidance_scales(4, 0.0, (0.3, 1.0)) == [1.0, 1.0, 0.0, 0.0]
 
 
 def test_draws_follow_the_softmax():

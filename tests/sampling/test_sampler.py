@@ -10,9 +10,9 @@ from dpar.model.dpar import DPAR
 from dpar.model.llamagen import LlamaGen
 from dpar.patchify import starts_for
 from dpar.sampling import sampler
+from dpar.sampling.literal import literal
 from dpar.sampling.noise import image_seed
 from dpar.sampling.sampler import sample
-from tests.oracles.sampling import literal
 
 SIZES = {"vocab_size": 40, "grid": (3, 4), "width": 32, "heads": 2}
 CLASSES = 3
@@ -118,6 +118,25 @@ def test_llamagen(llamagen):
     assert result.starts.all()
 
 
+@pytest.mark.parametrize("cfg_interval", [(0.0, 0.5), (0.3, 0.7), (0.5, 1.0)])
+@pytest.mark.parametrize("cfg_scale", [3.0, 0.0])
+def test_guidance_of_a_part_of_the_sequence(dpar, entropy_model, llamagen, cfg_scale, cfg_interval):
+    how = {"cfg_scale": cfg_scale, "cfg_interval": cfg_interval}
+    assert_literal(dpar, entropy_model, request(4), patchify=PATCHIFY, threshold=2.75, **how)
+    assert_literal(llamagen, None, request(2), patchify=None, threshold=None, **how)
+
+
+def test_after_the_interval_the_null_class_is_not_run(dpar, entropy_model):
+    rows = []
+    handle = dpar.decoder.output.register_forward_hook(lambda _, args, out: rows.append(len(args[0])))
+    try:
+        how = {"patchify": PATCHIFY, "threshold": 2.75, "cfg_scale": 2.0}
+        sample(dpar, entropy_model, **request(3), **how, cfg_interval=(0.25, 0.75))
+    finally:
+        handle.remove()
+    assert rows == [6] * 9 + [3] * 3
+
+
 def test_temperature_and_truncation(dpar, entropy_model):
     how = {"temperature": 0.8, "top_k": 12, "top_p": 0.9}
     assert_literal(dpar, entropy_model, request(3), patchify=PATCHIFY, threshold=2.75, cfg_scale=2.0, **how)
@@ -210,6 +229,8 @@ def test_bad_requests(dpar, entropy_model, llamagen):
     how = {"patchify": PATCHIFY, "threshold": 2.75, "cfg_scale": 2.0}
     with pytest.raises(InputError, match="guidance scale is -1"):
         sample(dpar, entropy_model, **request(2), **{**how, "cfg_scale": -1.0})
+    with pytest.raises(InputError, match=r"guidance from 0\.5 to 0\.5 is no part"):
+        sample(dpar, entropy_model, **request(2), **how, cfg_interval=(0.5, 0.5))
     with pytest.raises(InputError, match=r"label 3 is out of range.* 0 to 2"):
         sample(dpar, entropy_model, labels=torch.tensor([3]), seeds=torch.tensor([0]), **how)
     with pytest.raises(InputError, match="label -1"):

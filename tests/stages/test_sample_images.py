@@ -2,6 +2,7 @@
 
 import json
 from io import BytesIO
+from threading import Event
 
 import numpy as np
 import pytest
@@ -126,6 +127,35 @@ def test_a_killed_job_goes_on_after_its_last_batch(tmp_path, whole, monkeypatch)
     assert not list(folder.glob(".*"))
 
 
+def test_a_batch_becomes_pixels_while_the_next_is_drawn(tmp_path, whole, monkeypatch):
+    results = write_results(tmp_path)
+    second = Event()
+    draw_tokens, make_pixels = Networks.draw, Networks.pixels
+
+    def draw_and_tell(self, labels, seeds, **how):
+        if begun:
+            second.set()
+        begun.append(len(labels))
+        return draw_tokens(self, labels, seeds, **how)
+
+    def wait_for_the_second(self, tokens, side):
+        assert second.wait(30), "nothing was drawn meanwhile"
+        return make_pixels(self, tokens, side)
+
+    begun = []
+    monkeypatch.setattr(Networks, "draw", draw_and_tell)
+    monkeypatch.setattr(Networks, "pixels", wait_for_the_second)
+    assert np.array_equal(draw(results)["arr_0"], whole["arr_0"])
+    assert begun == [4, 4, 2]
+
+
+def test_guidance_of_a_part_of_the_sequence_reaches_the_sampler(tmp_path, whole):
+    results = write_results(tmp_path, cfg_interval=[0.0, 0.25])
+    found = draw(results)
+    assert json.loads(str(found["conditions"]))["sampling"]["cfg_interval"] == [0.0, 0.25]
+    assert (found["arr_0"] != whole["arr_0"]).any()
+
+
 def test_parts_of_other_settings_are_not_used(tmp_path, monkeypatch):
     results = write_results(tmp_path)
     original, calls = Networks.draw, []
@@ -176,7 +206,7 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path, whole, monkeypatch, capsy
     limit = 2
     found = draw(results)
     assert sizes == [4, 2, 2, 2, 2, 2]
-    assert "going on with 2 images" in capsys.readouterr().err
+    assert "going on with 2\n" in capsys.readouterr().err
     assert np.array_equal(found["patches"], whole["patches"])
     limit = 0
     with pytest.raises(InputError, match="not even one image"):

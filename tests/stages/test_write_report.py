@@ -13,6 +13,8 @@ from tests.report import made_up
 from tests.stages.test_make_table import arguments
 from tests.test_config import demo
 
+FIGURES = ("samples", "completions", "entropy_maps", "compute")
+
 
 @pytest.fixture
 def page(tmp_path):
@@ -21,7 +23,7 @@ def page(tmp_path):
     files = made_up.write(tmp_path, experiment)
     for table in experiment.tables:
         make_table.main(list(map(str, arguments(tmp_path, files, table))))
-    pictures = [tmp_path / "figures" / f"{n}.png" for n in (*experiment.tables, "samples", "entropy_maps", "compute")]
+    pictures = [tmp_path / "figures" / f"{n}.png" for n in (*experiment.tables, *FIGURES)]
     pictures.append(tmp_path / "tokenizer" / "reconstructions.png")
     for path in pictures:
         save(new_figure(1, 1), path)
@@ -35,7 +37,7 @@ def page(tmp_path):
         *("--experiment", tmp_path / "experiment.json"),
         *("--tables", *(tmp_path / "tables" / f"{t}.csv" for t in tables)),
         *("--ablations", *(tmp_path / "figures" / f"{t}.png" for t in tables)),
-        *("--figures", *(tmp_path / "figures" / f"{n}.png" for n in ("samples", "entropy_maps", "compute"))),
+        *("--figures", *(tmp_path / "figures" / f"{n}.png" for n in FIGURES)),
         *("--tokenizer", tmp_path / "tokenizer" / "report.json"),
         *("--reconstructions", tmp_path / "tokenizer" / "reconstructions.png"),
         *(part for name, path in files.items() if name != "patch-counts" for part in (f"--{name}", path)),
@@ -55,7 +57,7 @@ def test_the_page_holds_every_table_figure_and_condition(page, monkeypatch):
     assert "0123abc with uncommitted changes" in text
     assert "Entropy threshold and maximum patch length. A frame marks the smallest value." in text
     assert "DPAR beside LlamaGen. Bars are standard deviations" in text
-    assert text.count("data:image/png;base64,") == 2 + 3 + 1 + 1  # tables, figures, curves, reconstructions
+    assert text.count("data:image/png;base64,") == 2 + 4 + 1 + 1  # tables, figures, curves, reconstructions
     assert "DPAR beside LlamaGen" in text
     assert "Entropy threshold and maximum patch length" in text
     assert "Not comparable to published numbers" in text

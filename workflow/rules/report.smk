@@ -144,6 +144,7 @@ rule write_report:
         ablations=expand(RESULTS + "/figures/{table}.png", table=EXPERIMENT.tables),
         figures=[
             RESULTS + "/figures/samples.png",
+            RESULTS + "/figures/completions.png",
             RESULTS + "/figures/entropy_maps.png",
             RESULTS + "/figures/compute.png",
         ],

@@ -20,6 +20,14 @@ def sampling_recipe(wildcards):
     )
 
 
+def completed_cell():
+    """Whose completions are shown: the first DPAR of the samples, or what there is."""
+    return min(SAMPLES.values(), key=lambda cell: not MODELS[cell.model].transformer.is_dpar)
+
+
+COMPLETED = completed_cell()
+
+
 rule sample_images:
     """Draw one shard of images with classifier-free guidance."""
     input:
@@ -49,3 +57,36 @@ rule sample_images:
         " --shard {wildcards.shard} --model-folder {params.model} --entropy-model {params.results}/entropy_model"
         " --tokenizer {params.results}/tokenizer --thresholds {input.thresholds} --output {output.images}"
         " --picture {output.picture}" + LOGGED
+
+
+rule complete_images:
+    """Continue the upper halves of held-out images, for their own class and for others."""
+    input:
+        index=RESULTS + "/index/val.json",
+        model=folder(f"models/{COMPLETED.model}/{COMPLETED.milestone}"),
+        entropy_model=(
+            folder("entropy_model")
+            if is_gated(MODELS[COMPLETED.model].patchify, MODELS[COMPLETED.model].transformer)
+            else []
+        ),
+        tokenizer=folder("tokenizer"),
+    output:
+        report(
+            RESULTS + "/figures/completions.png",
+            caption="../report/completions.rst",
+            category="Figures",
+        ),
+    log:
+        RESULTS + "/logs/complete_images.log",
+    conda:
+        "../../envs/dpar.yaml"
+    resources:
+        gpu=0,
+    params:
+        recipe=recipe("complete_images", EXPERIMENT.seed, EXPERIMENT.sampling.draw),
+        model=f"{RESULTS}/models/{COMPLETED.model}/{COMPLETED.milestone}",
+        results=RESULTS,
+    shell:
+        STAGE + " --index {input.index} --model-folder {params.model}"
+        " --entropy-model {params.results}/entropy_model --tokenizer {params.results}/tokenizer"
+        " --output {output}" + LOGGED

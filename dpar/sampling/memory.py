@@ -1,0 +1,43 @@
+"""Work on many images in pieces that fit the memory."""
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+
+from dpar.errors import InputError
+
+T = TypeVar("T")
+ON_A_CPU = ("not enough memory", "can't allocate memory")  # torch says so in a plain RuntimeError
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the device, or the machine itself, had no room for a tensor or an array."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in ON_A_CPU)
+
+
+def in_pieces(work: Callable[[int, int], T], start: int, stop: int, size: int) -> Iterator[T]:
+    """`work(first, last)` of consecutive images from `start` to `stop`, `size` at a time.
+
+    A piece that does not fit the memory is halved, and so are those after it. That must not change the images.
+
+    Raises:
+        InputError: not even one image fits.
+    """
+    while start < stop:
+        end = min(start + size, stop)
+        try:
+            found = work(start, end)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if end - start == 1:
+                raise InputError(
+                    "not even one image fits the memory of the device; use a larger one, or sampling.precision bfloat16"
+                ) from None
+            size = -(-(end - start) // 2)
+            print(f"the memory is too small for {end - start} images at a time; going on with {size}", file=sys.stderr)
+            continue
+        yield found
+        start = end

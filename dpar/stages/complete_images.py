@@ -1,0 +1,104 @@
+"""Continues the upper halves of held-out images: for their own class several times, and for other classes.
+
+Exact for a raster prefix, since the model draws in raster order: the rest is a draw from what the model thinks of
+images of that class that begin so. A hole, or a lower half, cannot be filled in this way.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from dpar import tracking
+from dpar.config import Patchify, load_experiment
+from dpar.data.crops import center_crop
+from dpar.data.images import ImageIndex
+from dpar.device import default_device
+from dpar.errors import run_command
+from dpar.report.figures import sample_columns, save
+from dpar.sampling.memory import in_pieces
+from dpar.sampling.networks import load_networks
+from dpar.sampling.noise import image_seed
+from dpar.sampling.picture import class_rows
+from dpar.weights import model_config
+
+IMAGES, DRAWS, OTHERS = 8, 4, 3  # held-out images; continuations of each for its own class; other classes
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="complete_images", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--index", type=Path, required=True, help="index/val.json")
+    flags.add_argument("--model-folder", type=Path, required=True)
+    flags.add_argument("--entropy-model", type=Path, required=True, help="folder; read where patches are dynamic")
+    flags.add_argument("--tokenizer", type=Path, required=True, help="folder")
+    flags.add_argument("--output", type=Path, required=True, help="PNG, a row an image")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage: the patches are those of training.
+
+    Raises:
+        InputError: networks of something else, or not even one image fits the memory.
+    """
+    args = parser().parse_args(argv)
+    experiment = load_experiment(args.experiment)
+    sampling, side = experiment.sampling, experiment.images.resolution
+    origin = model_config(args.model_folder)["provenance"]
+    patchify = origin["patchify"] and Patchify.model_validate(origin["patchify"])
+    gated = patchify is not None and patchify.strategy == "dynamic"
+    with tracking.job(
+        rule="complete_images",
+        experiment=args.experiment,
+        name="complete_images",
+        inputs=[args.index, args.model_folder, args.tokenizer, *([args.entropy_model] if gated else [])],
+        outputs=[args.output],
+        params={f"sample.{name}": value for name, value in sampling.draw.items()},
+    ) as job:
+        networks = load_networks(
+            args.model_folder,
+            args.entropy_model if gated else None,
+            args.tokenizer,
+            precision=sampling.precision,
+            device=default_device(),
+        )
+        index = ImageIndex.load(args.index)
+        chosen = np.concatenate(class_rows(index.labels, 1, IMAGES))
+        originals = np.stack([np.asarray(center_crop(index.read(int(i)), side)) for i in chosen])
+        classes = (index.labels[chosen][:, None] + continuations(index.num_classes)) % index.num_classes
+        labels = classes.ravel()
+        seeds = np.array([image_seed(experiment.seed, i) for i in range(len(labels))])
+        rows, columns = experiment.grid
+        prefix = networks.tokens(originals)[:, : rows // 2 * columns].repeat_interleave(classes.shape[1], 0)
+
+        def complete(first: int, last: int) -> UInt8[np.ndarray, "n side side 3"]:
+            how = {"prefix": prefix[first:last], "patchify": patchify, "threshold": origin["threshold"]}
+            result = networks.draw(labels[first:last], seeds[first:last], **how, **sampling.draw)
+            return networks.pixels(result.tokens, side)
+
+        pictures = np.concatenate(list(in_pieces(complete, 0, len(labels), sampling.batch_size)))
+        pictures = pictures.reshape(*classes.shape, side, side, 3)
+        kept = originals.copy()
+        kept[:, rows // 2 * side // rows :] = 255
+        shown = {
+            "held out": originals[:, None],
+            "kept": kept[:, None],
+            "continued": pictures[:, :DRAWS],
+            "as another class": pictures[:, DRAWS:],
+        }
+        save(sample_columns(shown, [f"class {c}" for c in index.labels[chosen]]), args.output)
+        job.image(args.output, key="completions", step=0)
+
+
+def continuations(num_classes: int) -> list[int]:
+    """How far the class of each continuation of an image is from its own: 0 for DRAWS of them, then other classes."""
+    return [0] * DRAWS + list(range(1, min(OTHERS + 1, num_classes)))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
