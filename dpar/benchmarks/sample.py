@@ -37,12 +37,15 @@ from dpar.tokenizer.autoencoder import VQAutoencoder
 P_AVG, MAX_LENGTH, CFG_SCALE = 1.81, 4, 2.0
 LITERAL_BATCH = 16  # images
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-PIECES = 8  # of a sequence, one position of each being timed
+PIECES = 4  # of a sequence, one position of each being timed
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is timed together: DPAR, its entropy model, LlamaGen, the tokenizer; and in which batches of images."""
+    """What is timed together: DPAR, its entropy model, LlamaGen, the tokenizer; in which batches of images, how often.
+
+    Without `repeats` everything is timed once, DPAR while its parts are watched, and Algorithm 2 as written in pieces.
+    """
 
     dpar: DPARConfig
     entropy_model: LlamaGenConfig
@@ -75,8 +78,8 @@ SIZES = {
         LlamaGenConfig(**_BASE, **_table1("LlamaGen-B")),
         LlamaGenConfig(**_BASE, **_table1("LlamaGen-B"), num_classes=1000),
         Autoencoder.model_validate({}),
-        batches=(16, 64),
-        repeats=1,
+        batches=(16, 48),
+        repeats=0,
     ),
 }  # fmt: skip
 
@@ -112,16 +115,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         "models": models,
         "schedules": schedules(entropy, costs | gpu_costs()),
         "seconds": time.monotonic() - start,
-        "conditions": conditions(device) | {"weights": "random", "precision": "float32", "cfg_scale": CFG_SCALE},
+        "conditions": conditions(device)
+        | {"weights": "random", "precision": "float32", "cfg_scale": CFG_SCALE}
+        | {"seconds_of": clock(device)},
     }
     print(json.dumps(found, indent=2) if args.json else table(found))
 
 
 def measure(sizes: Sizes, device: torch.device) -> dict[str, Any]:
-    """What one set of sizes gives; a value of `costs` is no JSON."""
+    """What one set of sizes gives; its value `costs` is no JSON."""
     networks, threshold = untrained(sizes, device)
     gate, baseline = networks.entropy_model, _random(LlamaGen(sizes.llamagen)).to(device)
-    assert gate is not None
     patchify = Patchify.model_validate({"threshold": threshold, "max_length": MAX_LENGTH})
     how = {"patchify": patchify, "threshold": threshold}
 
@@ -134,48 +138,50 @@ def measure(sizes: Sizes, device: torch.device) -> dict[str, Any]:
     timings: list[Timings] = []
     for batch in sizes.batches:
         say(f"{batch} images at a time")
-        ours, theirs = [], []
-        for _ in range(sizes.repeats):
-            ours.append(seconds_of(lambda batch=batch: draw(networks.model, batch), device))
-            theirs.append(seconds_of(lambda batch=batch: draw(baseline, batch), device))
+        ours = [timed(lambda batch=batch: draw(networks.model, batch), device)[0] for _ in range(sizes.repeats)]
+        theirs = [timed(lambda batch=batch: draw(baseline, batch), device)[0] for _ in range(max(1, sizes.repeats))]
         with watched(networks) as timing:
             timing.total, result = timed(lambda batch=batch: draw(networks.model, batch), device)
         timings.append(timing)
-        patches = result.starts.sum(1).cpu().numpy()
-        macs = sampling_gmacs(sizes.dpar, patches, entropy_model=sizes.entropy_model)
-        ratio = float(np.mean(macs)) / float(sampling_gmacs(sizes.llamagen))
-        engine.append(
-            {
-                "batch": batch,
-                "images_per_s": batch / min(ours),
-                "llamagen_images_per_s": batch / min(theirs),
-                "patch_transformer_calls": timing.calls["patch_transformer"],
-                "patch_transformer_rows_per_call": 2
-                * timing.rows["patch_transformer"]
-                / timing.calls["patch_transformer"],
-                "mean_patches": float(patches.mean()),
-                "gmacs_per_image": float(np.mean(macs)),
-                "llamagen_gmacs_per_image": float(sampling_gmacs(sizes.llamagen)),
-                "over_llamagen": min(theirs) / min(ours),
-                "inverse_gmacs_ratio": 1 / ratio,
-                "shares": timing.shares(),
-            }
-        )
-    tokens = draw(networks.model, sizes.batches[-1])
-    plain = measure_literal(sizes, networks, tokens, how, device)
+        engine.append(compared(sizes, result, min([*ours, timing.total]), min(theirs), timing))
+    plain = measure_literal(sizes, networks, result, how, device)
+    few = result.tokens[: 4 if not sizes.repeats else LITERAL_BATCH]
     side = sizes.tokenizer.downsample * sizes.dpar.grid[0]
-    few = tokens.tokens[: 4 if sizes.repeats == 1 else LITERAL_BATCH]
-    pixels = seconds_of(lambda: networks.pixels(few, side), device) / len(few)
+    large = [e for e in engine if e["batch"] >= LITERAL_BATCH]
     return {
-        "speedup_over_literal": max(e["images_per_s"] for e in engine if e["batch"] >= LITERAL_BATCH)
-        / plain["images_per_s"],
-        "speedup_over_literal_at_equal_batch": next(e["images_per_s"] for e in engine if e["batch"] == LITERAL_BATCH)
-        / plain["images_per_s"],
+        "speedup_over_literal": max(e["images_per_s"] for e in large) / plain["images_per_s"],
+        "speedup_over_literal_at_equal_batch": large[0]["images_per_s"] / plain["images_per_s"],
         "literal": plain,
         "engine": engine,
-        "pixels_seconds_per_image": pixels,
-        "images_that_differ": differing(networks, how, sizes, device),
+        "pixels_seconds_per_image": timed(lambda: networks.pixels(few, side), device)[0] / len(few),
+        "images_that_differ": differing(sizes, networks, how) if sizes.repeats else {},
         "costs": fitted(timings),
+    }
+
+
+def compared(sizes: Sizes, drawn: SampleResult, ours: float, theirs: float, timing: "Timings") -> dict[str, Any]:
+    """One batch size: images a second, calls of the patch transformer, and multiply-adds, beside LlamaGen's.
+
+    Args:
+        ours: seconds that the batch took.
+        theirs: seconds that LlamaGen took for as many images.
+    """
+    patches = drawn.starts.sum(1).cpu().numpy()
+    gmacs = float(np.mean(sampling_gmacs(sizes.dpar, patches, entropy_model=sizes.entropy_model)))
+    llamagen_gmacs = float(sampling_gmacs(sizes.llamagen))
+    calls = timing.calls["patch_transformer"]
+    return {
+        "batch": len(patches),
+        "images_per_s": len(patches) / ours,
+        "llamagen_images_per_s": len(patches) / theirs,
+        "over_llamagen": theirs / ours,
+        "inverse_gmacs_ratio": llamagen_gmacs / gmacs,
+        "gmacs_per_image": gmacs,
+        "llamagen_gmacs_per_image": llamagen_gmacs,
+        "mean_patches": float(patches.mean()),
+        "patch_transformer_calls": calls,
+        "patch_transformer_rows_per_call": 2 * timing.rows["patch_transformer"] / calls,
+        "shares": timing.shares(),
     }
 
 
@@ -208,21 +214,21 @@ def _request(batch: int, sizes: Sizes, device: torch.device) -> dict[str, Tensor
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
     """Seconds that `work` takes, and what it gives."""
-    _finish(device)
-    start = time.perf_counter()
+    start = seconds(device)
     result = work()
-    _finish(device)
-    return time.perf_counter() - start, result
+    return seconds(device) - start, result
 
 
-def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds that `work` takes."""
-    return timed(work, device)[0]
-
-
-def _finish(device: torch.device) -> None:
+def seconds(device: torch.device) -> float:
+    """A clock: of the wall, or of the processor where one thread computes, so that other jobs disturb it little."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.process_time() if clock(device) == "processor" else time.perf_counter()
+
+
+def clock(device: torch.device) -> str:
+    """Whose seconds are counted."""
+    return "processor" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
 
 
 @dataclass
@@ -264,13 +270,11 @@ def watched(networks: Networks) -> Iterator[Timings]:
 
     def before(module: nn.Module, inputs: Any) -> None:
         nonlocal began
-        _finish(networks.device)
-        began = time.perf_counter()
+        began = seconds(networks.device)
 
     def after(part: str) -> Callable[..., None]:
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-            _finish(networks.device)
-            timing.seconds[part] += time.perf_counter() - began
+            timing.seconds[part] += seconds(networks.device) - began
             if module is counted[part][0]:
                 timing.calls[part] += 1
                 timing.rows[part] += len(inputs[0]) // counted[part][1]
@@ -319,35 +323,31 @@ def measure_literal(
         middle = int(piece[len(piece) // 2])
         say(f"literal, token {middle}")
         with torch.inference_mode():
-            estimate += len(piece) * seconds_of(lambda t=middle: step(t), device)
+            estimate += len(piece) * timed(lambda t=middle: step(t), device)[0]
     found |= {"estimated_images_per_s": LITERAL_BATCH / estimate, "images_per_s": LITERAL_BATCH / estimate}
-    if sizes.repeats > 1:
+    if sizes.repeats:
         say("literal, whole")
-        draw = lambda: list(literal(model, gate, **request, **how, cfg_scale=CFG_SCALE))  # noqa: E731
-        found["images_per_s"] = LITERAL_BATCH / min(seconds_of(draw, device) for _ in range(sizes.repeats))
+        whole, _ = timed(lambda: list(literal(model, gate, **request, **how, cfg_scale=CFG_SCALE)), device)
+        found["images_per_s"] = LITERAL_BATCH / whole
     return found
 
 
-def differing(networks: Networks, how: dict[str, Any], sizes: Sizes, device: torch.device) -> dict[str, float]:
+def differing(sizes: Sizes, networks: Networks, how: dict[str, Any]) -> dict[str, float]:
     """The share of images that are not the same in a batch of another size and order, by precision."""
-    count, model = 64, networks.model
-    if sizes.repeats == 1:
-        return {}
+    count, device, model, gate = 64, networks.device, networks.model, networks.entropy_model
+    assert gate is not None
     images, shares = _request(count, sizes, device), {}
+
+    def draw(chosen: Tensor) -> Tensor:
+        some = {name: value[chosen] for name, value in images.items()}
+        return sample(model, gate, **some, **how, cfg_scale=CFG_SCALE).tokens
+
     for precision in (torch.float64, torch.float32, torch.bfloat16):
-        gate = networks.entropy_model
-        assert gate is not None
         model.to(precision)
         gate.to(torch.promote_types(precision, torch.float32))
-        whole = sample(model, gate, **images, **how, cfg_scale=CFG_SCALE).tokens
-        same = torch.zeros(count, dtype=torch.bool, device=device)
-        for chosen in torch.randperm(count, generator=torch.Generator().manual_seed(0)).to(device).split(5):
-            part = sample(
-                model, gate, **{name: value[chosen] for name, value in images.items()}, **how, cfg_scale=CFG_SCALE
-            )
-            same[chosen] = (part.tokens == whole[chosen]).all(1)
-        shares[str(precision).removeprefix("torch.")] = 1 - same.double().mean().item()
-    model.to(torch.float32)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).to(device)
+        pieces = torch.cat([draw(chosen) for chosen in order.split(5)])
+        shares[str(precision).removeprefix("torch.")] = (pieces != draw(order)).any(1).double().mean().item()
     return shares
 
 
@@ -427,7 +427,7 @@ def schedules(entropy: np.ndarray, costs: dict[str, dict[str, CallCost]]) -> dic
     for name, parts in costs.items():
         say(f"schedules, {name}")
         rows = {}
-        for slots in (16, 64, 256):
+        for slots in [slots for slots in (16, 64, 256) if slots <= len(starts)]:
             some = starts[: min(len(starts) // slots, 6) * slots]
             seconds = {share: scheduled(some, slots, share, parts).seconds for share in SHARES}
             rows[slots] = {share: seconds[0.0] / seconds[share] for share in SHARES[1:]}

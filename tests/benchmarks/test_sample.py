@@ -1,0 +1,126 @@
+"""The sampling benchmark says what is true of tiny networks; no time is expected of it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dpar.benchmarks import sample as benchmark
+from dpar.benchmarks.sample import CallCost, Sizes, Timings, fitted, gpu_costs, made_up_entropies, main, schedules
+from dpar.config import Autoencoder, Patchify
+from dpar.errors import InputError
+from dpar.evaluation.flops import sampling_gmacs
+from dpar.model.dpar import DPARConfig
+from dpar.model.llamagen import LlamaGen, LlamaGenConfig
+from dpar.sampling.sampler import sample
+from dpar.sampling.schedule import PARTS
+
+_SIZES = {"vocab_size": 40, "grid": (4, 4), "width": 32, "heads": 2}
+TINY = Sizes(
+    DPARConfig(**_SIZES, num_classes=3, layers=1, decoder_layers=1),
+    LlamaGenConfig(**_SIZES, layers=1),
+    LlamaGenConfig(**_SIZES, num_classes=3, layers=2),
+    Autoencoder(vocab_size=40, channels=8, multipliers=(1, 1), residual_blocks=1, z_channels=8, groups=1,
+                code_dim=4, attention=False, pixel_shuffle=1),
+    batches=(2, 16),
+    repeats=1,
+)  # fmt: skip
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(benchmark, "SIZES", {"base": TINY})
+    monkeypatch.setattr(benchmark, "PIECES", 2)
+    monkeypatch.setattr(benchmark, "gpu_costs", dict)
+    monkeypatch.setattr(benchmark, "made_up_entropies", lambda: made_up_entropies(512, 4))
+
+
+def test_what_it_says_of_tiny_networks(tiny, capsys):
+    main(["--json", "--sizes", "base"])
+    found = json.loads(capsys.readouterr().out)
+    model = found["models"]["base"]
+    assert found["speedup_over_literal"] == model["speedup_over_literal"] > 0
+    for e, batch in zip(model["engine"], TINY.batches, strict=True):
+        assert e["batch"] == batch
+        assert e["over_llamagen"] == pytest.approx(e["images_per_s"] / e["llamagen_images_per_s"])
+        assert e["patch_transformer_calls"] * e["patch_transformer_rows_per_call"] == pytest.approx(
+            2 * batch * e["mean_patches"]
+        )
+        assert 1 <= 16 / e["mean_patches"] <= 4
+        assert sum(e["shares"].values()) == pytest.approx(1)
+        assert e["llamagen_gmacs_per_image"] == pytest.approx(sampling_gmacs(TINY.llamagen))
+        assert e["inverse_gmacs_ratio"] == pytest.approx(e["llamagen_gmacs_per_image"] / e["gmacs_per_image"])
+    assert model["literal"]["patch_transformer_calls"] == model["engine"][1]["patch_transformer_calls"]
+    assert model["images_that_differ"]["float64"] == 0
+    assert set(found["schedules"]["speed_over_lock_step"]) == {"cpu, base"}
+    assert found["conditions"]["seconds_of"] in ("wall", "processor")
+    text = benchmark.table(found)
+    assert "Algorithm 2 as written" in text
+    assert "speed over lock-step" in text
+
+
+def test_watching_counts_what_the_sampler_computes():
+    device = torch.device("cpu")
+    networks, threshold = benchmark.untrained(TINY, device)
+    patchify = Patchify(threshold=threshold, max_length=4)
+    request = benchmark._request(5, TINY, device)
+    with benchmark.watched(networks) as timing:
+        timing.total, result = benchmark.timed(
+            lambda: sample(
+                networks.model, networks.entropy_model, **request, patchify=patchify, threshold=threshold, cfg_scale=2.0
+            ),
+            device,
+        )
+    assert timing.rows["patch_transformer"] == result.starts.sum()
+    assert timing.calls["patch_transformer"] == result.starts.any(0).sum()
+    assert timing.calls["decoder"] == 16
+    assert timing.calls["encoder"] == timing.calls["entropy_model"] == 15
+    assert timing.rows["decoder"] == 5 * 16
+    assert min(timing.seconds.values()) > 0
+    assert sum(timing.seconds.values()) < timing.total
+    assert not networks.model.decoder.output._forward_hooks
+
+
+def test_the_cost_of_a_call_and_of_an_image_is_found_again():
+    cost = {part: CallCost(0.01 * (i + 1), 0.002 * (i + 1)) for i, part in enumerate(PARTS)}
+    timings = []
+    for calls, rows in ((64, 64), (64, 900), (60, 9000)):
+        timing = Timings(calls=dict.fromkeys(PARTS, calls), rows=dict.fromkeys(PARTS, rows))
+        timing.seconds = {p: calls * cost[p].fixed + rows * cost[p].per_image for p in PARTS}
+        timings.append(timing)
+    for part, found in fitted(timings).items():
+        assert found.fixed == pytest.approx(cost[part].fixed)
+        assert found.per_image == pytest.approx(cost[part].per_image)
+
+
+def test_the_assumed_gpu_reads_every_weight_once_a_call():
+    costs = gpu_costs()["GPU (assumed), DPAR-B, in a graph"]
+    with torch.device("meta"):
+        gate = LlamaGen(benchmark.SIZES["base"].entropy_model)
+    weights = sum(p.numel() for name, p in gate.named_parameters() if p.ndim == 2 and "embeddings" not in name)
+    assert costs["entropy_model"].fixed == pytest.approx(2 * weights / benchmark.BANDWIDTH)
+    launched = gpu_costs()["GPU (assumed), DPAR-B, launched one by one"]
+    assert launched["entropy_model"].fixed - costs["entropy_model"].fixed == pytest.approx(
+        gate.config.layers * benchmark.KERNELS * benchmark.LAUNCH
+    )
+
+
+def test_made_up_entropies_have_the_papers_patches_and_a_spread():
+    found = schedules(made_up_entropies(), {})
+    assert found["mean_patch_length"] == pytest.approx(1.81, abs=0.005)
+    few, median, many = found["patches_percentiles"].values()
+    assert few < 0.6 * median
+    assert many > 1.4 * median
+
+
+def test_a_file_of_entropies_takes_their_place(tiny, tmp_path, capsys, monkeypatch):
+    costs = {part: CallCost(1.0, 0.1) for part in PARTS}
+    monkeypatch.setattr(benchmark, "measure", lambda *_: {"speedup_over_literal": 1.0, "costs": costs})
+    np.save(tmp_path / "entropy.npy", made_up_entropies(128, 4))
+    main(["--json", "--sizes", "base", "--entropies", str(tmp_path / "entropy.npy")])
+    found = json.loads(capsys.readouterr().out)["schedules"]
+    assert found["images"] == 128
+    assert list(found["speed_over_lock_step"]["cpu, base"]) == ["16", "64"]
+    with pytest.raises(InputError, match="does not exist"):
+        main(["--entropies", str(tmp_path / "missing.npy")])
