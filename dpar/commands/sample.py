@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -155,6 +156,7 @@ def _check(args: argparse.Namespace) -> None:
         "temperature": (args.temperature > 0, "more than 0"),
         "top_k": (args.top_k >= 0, "0 (all) or more"),
         "top_p": (0 < args.top_p <= 1, "more than 0, at most 1 (all)"),
+        "threshold": (args.threshold is None or not math.isnan(args.threshold), "a number of nats"),
         "max_length": (args.max_length is None or args.max_length > 0, "at least one token"),
     }
     if (args.image is None) != (args.keep_rows is None):

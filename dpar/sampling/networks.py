@@ -107,7 +107,8 @@ def load_networks(
         precision: `float32` or `bfloat16`, of the model.
 
     Raises:
-        InputError: a folder holds something else, or networks that were not made for one another.
+        InputError: a folder holds something else, networks that were not made for one another, or weights that are
+            not finite.
     """
     described = _described(model, "dpar", "llamagen")
     digests: dict[str, str | None] = {"model": described["sha256"], "entropy_model": None}
@@ -130,6 +131,9 @@ def load_networks(
                 f"{folder} knows {found.config.vocab_size} codes, {model} {network.config.vocab_size}: they were "
                 "made for different tokenizers; give the folders of one experiment"
             )
+    for folder, found in ((model, network), (entropy_model, gate), (tokenizer, decoder)):
+        if found is not None and not all(bool(p.isfinite().all()) for p in found.parameters()):
+            raise InputError(f"{folder} has weights that are not finite: its training diverged; train it again")
     if gate is not None and gate.config.grid != network.config.grid:
         raise InputError(
             f"{entropy_model} reads images of {_grid(gate)} tokens, {model} those of {_grid(network)}: they were "

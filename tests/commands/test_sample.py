@@ -132,6 +132,8 @@ def test_networks_that_are_not_there_or_are_others(results, tmp_path, capsys):
         (["--top-p", "1.5"], "--top-p 1.5"),
         (["--top-k", "-3"], "--top-k -3"),
         (["--max-length", "0"], "--max-length 0"),
+        (["--threshold", "nan"], "--threshold nan: expected a number of nats"),
+        (["--cfg", "nan"], "guidance scale is nan"),
     ],
 )
 def test_bad_flags(results, tmp_path, capsys, flags, message):

@@ -9,7 +9,7 @@ from dpar.errors import InputError
 from dpar.model.llamagen import LlamaGen
 from dpar.sampling.networks import load_networks
 from dpar.tokenizer.autoencoder import VQAutoencoder
-from dpar.weights import save_model
+from dpar.weights import load_model, save_model
 from tests.stages.sampled import SIZES, TOKENIZER, write_results
 
 CPU = torch.device("cpu")
@@ -65,3 +65,11 @@ def test_published_networks_do_not_know_their_tokenizer_but_must_fit_it(results,
     save_model(tmp_path / "larger", larger, {})
     with pytest.raises(InputError, match=r"reads images of 8 x 8 tokens, .* those of 4 x 4"):
         load(results, model=tmp_path / "llamagen", entropy_model=tmp_path / "larger")
+
+
+def test_a_training_that_diverged_is_refused(results, tmp_path):
+    model = load_model(results / "models" / "llamagen" / "step1", "llamagen")
+    model.layers[0].attention.wo.weight.data[3, 2] = torch.nan
+    save_model(tmp_path / "llamagen", model, {})
+    with pytest.raises(InputError, match="has weights that are not finite: its training diverged"):
+        load(results, model=tmp_path / "llamagen", entropy_model=None)

@@ -161,12 +161,16 @@ def test_completing_an_images_own_beginning_gives_the_image(dpar, entropy_model)
 def test_an_image_does_not_depend_on_its_company(dpar, entropy_model, batch, monkeypatch):
     """The same image in any batch, at any place, beside any others; with noise made in other pieces."""
     how = {"patchify": PATCHIFY, "threshold": 2.75, "cfg_scale": 2.0, "top_k": 20}
-    images = request(7)
-    whole = sample(dpar, entropy_model, **images, **how)
+    images, steps = request(7), []
+    whole = sample(dpar, entropy_model, **images, **how, observe=steps.append)
     assert len(set(map(tuple, whole.tokens.tolist()))) == 7
     monkeypatch.setattr(sampler, "NOISE_AT_ONCE", 300)
     for chosen in torch.randperm(7, generator=torch.Generator().manual_seed(batch)).split(batch):
-        part = sample(dpar, entropy_model, **{name: value[chosen] for name, value in images.items()}, **how)
+        alone = []
+        some = {name: value[chosen] for name, value in images.items()}
+        part = sample(dpar, entropy_model, **some, **how, observe=alone.append)
+        for step, other in zip(steps, alone, strict=True):
+            torch.testing.assert_close(other.logits, step.logits[chosen])
         assert torch.equal(part.tokens, whole.tokens[chosen])
         assert torch.equal(part.starts, whole.starts[chosen])
 
