@@ -343,8 +343,10 @@ class Sampling(Settings):
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     labels: Literal["balanced", "uniform"] = "balanced"
     cfg_scale: float = Field(2.0, ge=0)
-    cfg_interval: tuple[Share, Share] = Field(
-        (0.0, 1.0), description="shares of the sequence between which it is guided; the class alone decides outside"
+    cfg_interval: tuple[Share, Share] = Field(  # as `query_pooling`: not written where it is the default
+        (0.0, 1.0),
+        exclude_if=lambda interval: interval == (0.0, 1.0),
+        description="shares of the sequence between which it is guided; the class alone decides outside",
     )
     temperature: float = Field(1.0, gt=0)
     top_k: int = Field(0, ge=0)

@@ -191,7 +191,7 @@ def _picture(path: Path, side: int) -> UInt8[np.ndarray, "side side 3"]:
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(center_crop(image.convert("RGB"), side))
+            return np.array(center_crop(image.convert("RGB"), side))
     except (OSError, SyntaxError) as error:
         raise InputError(f"--image {path} cannot be read as a picture ({error}); give a PNG or JPEG file") from None
 

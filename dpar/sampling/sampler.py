@@ -141,6 +141,10 @@ class PatchStream:
         self.encoder = cast(Sequence[PatchEncoderLayer], model.encoder.layers)
         self.decoder = cast(Sequence[PatchDecoderLayer], model.decoder.layers)
         self.rope = model.rope()
+        # rotations of patches of one token each; those of longer patches take from the last token what depends on it
+        cells = torch.arange(length, device=like.device)
+        self.patch_rope = model.patch_rope(cells, cells)
+        self.by_last = (model.patch_rope(cells[:1], cells[1:2]) != self.patch_rope[:1]).any(-1).view(-1, 1)
         self.encoder_cache = TokenCache(len(self.encoder), batch, length - 1, heads, like)
         self.patch_cache = RaggedCache(len(model.patch_transformer.layers), rows, length, heads, like)
         self.decoder_cache = TokenCache(len(self.decoder), rows, length, heads, like)
@@ -186,7 +190,8 @@ class PatchStream:
         else:
             x = self._closed(position, images).repeat(len(self.offsets), 1)
             first = torch.from_numpy(self.first[images]).to(x.device, non_blocking=True)
-            rope = model.patch_rope(first, torch.full_like(first, position - 1)).repeat(len(self.offsets), 1, 1)
+            rope = torch.where(self.by_last, self.patch_rope[position - 1], self.patch_rope.index_select(0, first))
+            rope = rope.repeat(len(self.offsets), 1, 1)
         self.first[images] = position
         rows = (self.offsets + images).ravel()
         attend = self.patch_cache.append(rows)

@@ -32,7 +32,12 @@ def write_results(results: Path, **sampling: Any) -> Path:
         tables={
             "main": {
                 "title": "all models",
-                "rows": [{"model": "dpar"}, {"model": "llamagen"}, {"model": "dpar", "inference.threshold": 2.5}],
+                "rows": [
+                    {"model": "dpar"},
+                    {"model": "llamagen"},
+                    {"model": "dpar", "inference.threshold": 2.5},
+                    {"model": "dpar", "inference.strategy": "static", "inference.p_avg": 2},
+                ],
             }
         },
     )

@@ -1,6 +1,7 @@
 """The stage that draws a shard of images: the same images whatever the batches, the shards and the interruptions."""
 
 import json
+import re
 from io import BytesIO
 from threading import Event
 
@@ -192,6 +193,12 @@ def test_the_baseline_and_another_threshold(results, whole):
     assert json.loads(str(finer["conditions"]))["threshold"] == 2.5
 
 
+def test_static_patches_ask_no_entropy_model(results, tmp_path):
+    found = draw(results, cell="dpar-strategystatic-pavg2", **{"entropy-model": tmp_path / "absent"})
+    assert found["patches"].tolist() == [8] * 10
+    assert json.loads(str(found["conditions"]))["threshold"] is None
+
+
 def test_a_batch_that_does_not_fit_is_halved(tmp_path, whole, monkeypatch, capsys):
     results = write_results(tmp_path)
     original, sizes = Networks.draw, []
@@ -206,7 +213,9 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path, whole, monkeypatch, capsy
     limit = 2
     found = draw(results)
     assert sizes == [4, 2, 2, 2, 2, 2]
-    assert "going on with 2\n" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "going on with 2\n" in said
+    assert re.search(r"drew 8 of 10 images, \d+\.\d\d a second, \d+ s left", said)
     assert np.array_equal(found["patches"], whole["patches"])
     limit = 0
     with pytest.raises(InputError, match="not even one image"):
