@@ -16,6 +16,8 @@ COMMANDS = {
     "patchify": "patch boundaries of stored entropies",
     "info": "parameters and cost of a model (Tables 1 and 8)",
     "bench": "how fast training is on this machine",
+    "evaluate": "every metric of a set of samples against a reference, with all conditions",
+    "make-reference": "statistics and images of a data set, in the format of ADM's reference files",
     "metrics": "Frechet distance, KID, precision, recall and Inception Score of stored features",
 }
 
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] not in COMMANDS:
         print(f"error: there is no command {arguments[0]!r}\n\n{usage()}", file=sys.stderr)
         return 2
-    return run_command(import_module(f"dpar.commands.{arguments[0]}").main, arguments[1:])
+    return run_command(import_module(f"dpar.commands.{arguments[0].replace('-', '_')}").main, arguments[1:])
 
 
 if __name__ == "__main__":

@@ -360,7 +360,11 @@ class Classifier(Settings):
 class Evaluation(Settings):
     """What the samples are compared with, and by which network."""
 
-    extractor: Literal["classifier", "inception"] = "classifier"
+    extractor: str = Field(
+        "classifier",
+        pattern=r"^(classifier|inception|.+\.(pt|ts))$",
+        description="`classifier` (trained by the pipeline), `inception`, or a TorchScript file of the user's own",
+    )
     inception_weights: str | None = None
     classifier: Classifier = Classifier()
     reference: Literal["train", "val"] | str = Field("train", description="a split, or an ADM npz file")
@@ -372,7 +376,7 @@ class Evaluation(Settings):
     @model_validator(mode="after")
     def _extractor(self) -> "Evaluation":
         if (self.extractor == "inception") != (self.inception_weights is not None):
-            raise ValueError("extractor `inception` needs `inception_weights`, and `classifier` must not have it")
+            raise ValueError("extractor `inception` needs `inception_weights`, and no other may have it")
         return self
 
 

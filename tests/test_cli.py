@@ -11,7 +11,7 @@ from dpar.errors import InputError, run_command
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_subcommand_is_there_and_explains_itself(name, capsys):
-    assert callable(import_module(f"dpar.commands.{name}").main)
+    assert callable(import_module(f"dpar.commands.{name.replace('-', '_')}").main)
     with pytest.raises(SystemExit) as stop:
         main([name, "--help"])
     assert stop.value.code == 0

@@ -68,6 +68,7 @@ def test_a_tokenizer_has_the_sizes_of_its_variant_but_for_those_given(variant, d
         ({"tokenizer__weights": "vq.pt"}, "exactly one of `weights`"),
         ({"tokenizer__training__perceptual_weight": 1.0}, "perceptual_network"),
         ({"evaluation__extractor": "inception"}, "inception_weights"),
+        ({"evaluation__extractor": "clasifier"}, "evaluation.extractor"),
         ({"entropy_model__model": {"variant": "DPAR-B"}}, "LlamaGen"),
         ({"sampling__cfg_scale": -1}, "cfg_scale"),
         ({"sampling__seeds": [1, 1]}, "seeds"),

@@ -1,7 +1,7 @@
 """Every metric of a set of samples against a reference, with the conditions that belong to the numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import Any
@@ -60,7 +60,7 @@ def compare(
             warnings.append(
                 f"{len(features)} {name} are few for features of {dims} dimensions: 10 times as many are advised"
             )
-    distance = frechet_distance(_gaussian(samples), _gaussian(reference))
+    distance = frechet_distance(gaussian_of(samples), gaussian_of(reference))
     ours, theirs = torch.from_numpy(samples.features), torch.from_numpy(reference.features)
     kernel, kernel_condition = _kernel_distance(ours, theirs, seed)
     nearest = precision_recall(ours, theirs, k)
@@ -76,7 +76,7 @@ def compare(
     }
     if samples.spatial is not None and (reference.spatial is not None or "spatial" in reference.statistics):
         values["spatial_frechet_distance"] = frechet_distance(
-            _gaussian(samples, "spatial"), _gaussian(reference, "spatial")
+            gaussian_of(samples, "spatial"), gaussian_of(reference, "spatial")
         )
     conditions = {
         "samples": count,
@@ -151,17 +151,29 @@ def class_agreement(samples: Features) -> float | None:
     return float((samples.logits.argmax(1) == samples.labels).mean())
 
 
-def comparable(samples: Features, reference: Features) -> tuple[bool, str]:
-    """Whether the numbers stand beside those of the ADM protocol (the paper's tables), and why not."""
+def comparable(samples: Features, reference: Features, conditions: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether the numbers stand beside those of the ADM protocol (the paper's tables), and why not.
+
+    Args:
+        conditions: of the comparison.
+    """
     against = []
     if (extractor := samples.conditions.get("extractor")) != "inception":
         against.append(f"the feature network is {extractor or 'unknown'}, not Inception v3 of 2015-12-05")
+    elif samples.conditions.get("profile", "adm") != "adm":
+        against.append(f"images were resized by {samples.conditions['resize']}, not as ADM does")
     if not reference.statistics:
         against.append("the reference is a set of images, not ADM's file of training-set statistics")
+    elif made_from := (reference.conditions.get("drawn") or {}).get("made_from"):
+        against.append(f"the reference was made from {made_from}, not by ADM")
     if len(samples) != 50_000:
-        against.append(f"{len(samples)} samples, not 50,000")
+        against.append(f"{len(samples):,} samples, not 50,000")
     if (resolution := samples.conditions.get("resolution")) != 256:
         against.append(f"images of {resolution} pixels, not 256")
+    if (split_size := conditions.get("split_size", 5000)) != 5000:
+        against.append(f"an Inception Score of splits of {split_size:,}, not 5,000")
+    if conditions["k"] != 3:
+        against.append(f"precision and recall with k = {conditions['k']}, not 3")
     return not against, "; ".join(
         against
     ) or "ADM's protocol: Inception, stored training-set statistics, 50,000 samples"
@@ -173,16 +185,18 @@ def _check_same_network(samples: Features, reference: Features) -> None:
             f"samples have features of {samples.features.shape[1]} dimensions and the reference of "
             f"{reference.features.shape[1]}; extract both with one network"
         )
-    for name in ("extractor_sha256", "resolution"):
+    for name in ("extractor_sha256", "resize", "resolution"):
         a, b = samples.conditions.get(name), reference.conditions.get(name)
         if a is not None and b is not None and a != b:
             raise InputError(
                 f"the {name} of the samples ({samples.conditions.get('source')}) is {a}, that of the reference "
-                f"({reference.conditions.get('source')}) is {b}; extract both with one network at one resolution"
+                f"({reference.conditions.get('source')}) is {b}; "
+                "extract both with one network, in one way, at one resolution"
             )
 
 
-def _gaussian(features: Features, which: str = "features") -> Gaussian:
+def gaussian_of(features: Features, which: str = "features") -> Gaussian:
+    """The stored statistics that these features stand for, else their own; `which` = `features` or `spatial`."""
     if which in features.statistics:
         return features.statistics[which]
     return fit_gaussian(torch.from_numpy(getattr(features, which)))

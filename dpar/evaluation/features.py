@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ from dpar.data.workers import mapped
 from dpar.device import full_float32
 from dpar.errors import InputError
 from dpar.evaluation.frechet import Gaussian
-from dpar.evaluation.inception import load_inception
+from dpar.evaluation.inception import KNOWN_FILES, load_inception
 from dpar.files import replacing, sha256_file
 from dpar.weights import WEIGHTS, load_model, model_config
 
@@ -146,9 +147,10 @@ def _table(array: np.ndarray, path: str | Path, what: str) -> Float[np.ndarray, 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A frozen network: bytes (B, 3, H, W) -> pooled features, logits and, of Inception, spatial features.
+    """A frozen network: pixels of 0 to 255 -> pooled features, logits and, of Inception, spatial features.
 
     Args:
+        name: `classifier`, `inception`, or the name of the user's file.
         sha256: of the file of its weights.
         resolution: the side in pixels that images must have; null = any.
         provenance: what the network was made from, as its folder says.
@@ -157,38 +159,76 @@ class Extractor:
     name: str
     sha256: str
     resolution: int | None
-    forward: Callable[[UInt8[Tensor, "B 3 H W"]], Sequence[Tensor]]
+    forward: Callable[[UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]], Sequence[Tensor]]
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
 def open_extractor(path: str | Path, device: torch.device) -> Extractor:
-    """The classifier in a folder, or the Inception network in a file.
+    """The classifier in a folder, the Inception network in a file, or a TorchScript file of the user's own.
+
+    The user's network takes float32 (B, 3, H, W) from 0 to 255 and gives features (B, D), or a tuple that begins with
+    features and class scores.
 
     Raises:
-        InputError: neither is there.
+        InputError: none of them is there.
     """
-    if Path(path).is_dir():
+    path = Path(path)
+    if path.is_dir():
         network = load_model(path, "classifier", device).to(memory_format=torch.channels_last)
         return Extractor(
             "classifier",
-            sha256_file(Path(path) / WEIGHTS),
+            sha256_file(path / WEIGHTS),
             network.config.resolution,
             lambda images: network(to_model_input(images.to(device))),
             model_config(path)["provenance"],
         )
+    if is_script(path) and (sha256 := sha256_file(path)) not in KNOWN_FILES:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit: a network without its code
+            script = torch.jit.load(path, map_location=device).eval()
+        return Extractor(path.stem, sha256, None, lambda images: _outputs(path, script(images.to(device).float())))
     inception, sha256 = load_inception(path)
     inception.to(device)
     return Extractor("inception", sha256, None, lambda images: inception(images.to(device).float()))
 
 
+def is_script(path: Path) -> bool:
+    """Whether a file is TorchScript, which is a zip archive with code in it."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _outputs(path: Path, found: Any) -> Sequence[Tensor]:
+    """What a user's network gives, if it is features, or features and logits."""
+    outputs = tuple(found) if isinstance(found, tuple | list) else (found,)
+    if not outputs or any(not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point() for x in outputs[:2]):
+        shapes = ", ".join(
+            f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__ for x in outputs
+        )
+        raise InputError(
+            f"{path} gives {shapes or 'nothing'}; expected features (B, D), or those and class scores (B, C)"
+        )
+    return outputs[:2]
+
+
 @torch.inference_mode()
-def extract(extractor: Extractor, batches: Iterable[UInt8[Tensor, "B 3 H W"]]) -> list[Float[np.ndarray, "N _"]]:
-    """Each output of the network (features, logits, ...) for all images, float32, computed without TF32."""
-    outputs: list[list[np.ndarray]] = []
-    with full_float32():
-        for batch in batches:
+def outputs_of(
+    extractor: Extractor, batches: Iterable[UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]]
+) -> Iterator[Sequence[Tensor]]:
+    """The outputs of the network (features, logits, ...) for each batch, computed without TF32."""
+    for batch in batches:
+        with full_float32():
             found = extractor.forward(batch.contiguous(memory_format=torch.channels_last))
-            outputs.append([output.float().cpu().numpy() for output in found])
+        yield found
+
+
+def extract(
+    extractor: Extractor, batches: Iterable[UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]]
+) -> list[Float[np.ndarray, "N _"]]:
+    """Each output of the network for all images, float32."""
+    outputs = [[output.float().cpu().numpy() for output in found] for found in outputs_of(extractor, batches)]
     return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
 
 
@@ -249,6 +289,11 @@ class ImageArray:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    @property
+    def conditions(self) -> dict[str, Any] | None:
+        """How the images were made, where the file says it."""
+        return json.loads(str(self.arrays["conditions"])) if "conditions" in self.arrays else None
 
     def batches(self, size: int = BATCH) -> Iterator[UInt8[Tensor, "B 3 H W"]]:
         """The images in the file's order.

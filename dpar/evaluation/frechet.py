@@ -27,20 +27,61 @@ def fit_gaussian(features: Float[Tensor, "N D"]) -> Gaussian:
         InputError: a feature is not finite, or N <= D, where the covariance is singular and the distance means nothing.
     """
     count, dims = features.shape
-    if count <= dims:
-        raise InputError(
-            f"{count} samples are too few for features of {dims} dimensions: their covariance is singular; "
-            f"give more than {dims}, and at least {10 * dims} for a number that means something"
-        )
+    _check_enough(count, dims)
     mean = sum((block.double().sum(0) for block in features.split(BLOCK)), torch.zeros(())) / count
-    if not mean.isfinite().all():
-        raise InputError("the features contain NaN or infinity; look at the images or the network that made them")
+    _check_finite(mean)
     covariance = mean.new_zeros(dims, dims)
     for block in features.split(BLOCK):
         centred = block.double() - mean
         covariance.addmm_(centred.T, centred)
     covariance /= count - 1
     return Gaussian(mean, (covariance + covariance.T) / 2, count)
+
+
+class Moments:
+    """Mean and covariance of features that pass by once and are not kept, in float64.
+
+    Sums are taken about the first features' mean, so that large means cost no digits.
+    """
+
+    def __init__(self):
+        self.count = 0
+
+    def add(self, features: Float[Tensor, "N D"]) -> None:
+        """Counts these features in."""
+        block = features.double()
+        if not self.count:
+            self._centre = block.mean(0)
+            self._sum, self._products = block.new_zeros(block.shape[1]), block.new_zeros(block.shape[1], block.shape[1])
+        block = block - self._centre
+        self._sum += block.sum(0)
+        self._products.addmm_(block.T, block)
+        self.count += len(block)
+
+    def gaussian(self) -> Gaussian:
+        """What `fit_gaussian` finds of all features together.
+
+        Raises:
+            InputError: as `fit_gaussian`.
+        """
+        _check_enough(self.count, len(self._sum) if self.count else 0)
+        shift = self._sum / self.count
+        _check_finite(shift)
+        covariance = (self._products - self.count * shift.outer(shift)) / (self.count - 1)
+        return Gaussian((self._centre + shift).cpu(), ((covariance + covariance.T) / 2).cpu(), self.count)
+
+
+def _check_enough(count: int, dims: int) -> None:
+    if count <= dims:
+        raise InputError(
+            f"{count} samples are too few for features of {dims} dimensions: their covariance is singular; "
+            f"give more than {dims}, and at least {10 * dims} for a number that means something"
+        )
+
+
+def _check_finite(mean: Float[Tensor, "D"]) -> None:
+    if not mean.isfinite().all():
+        raise InputError("the features contain NaN or infinity; look at the images or the network that made them")
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         for warning in found.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        published, reason = comparable(samples, reference)
+        published, reason = comparable(samples, reference, found.conditions)
         name = metric_name(samples)
         values = found.values | {"steps": samples.conditions.get("steps")}
         write_json(

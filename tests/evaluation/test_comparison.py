@@ -102,7 +102,11 @@ def test_few_images_are_warned_of_and_too_few_refused():
 
 @pytest.mark.parametrize(
     ("conditions", "said"),
-    [({"extractor_sha256": "cd" * 32}, "extractor_sha256 of the samples"), ({"resolution": 32}, "resolution of the")],
+    [
+        ({"extractor_sha256": "cd" * 32}, "extractor_sha256 of the samples"),
+        ({"resolution": 32}, "resolution of the"),
+        ({"resize": "Pillow's bicubic"}, "resize of the samples .* is none, that of the reference .* is Pillow"),
+    ],
 )
 def test_other_networks_and_resolutions_are_not_compared(conditions, said):
     with pytest.raises(InputError, match=said):
@@ -169,7 +173,8 @@ def test_class_agreement_is_the_classifiers_alone():
 
 
 def test_only_adms_protocol_is_comparable_to_published_numbers():
-    yes, reason = comparable(gaussian_features(60), gaussian_features(60))
+    usual = {"split_size": 5000, "k": 3}
+    yes, reason = comparable(gaussian_features(60), gaussian_features(60), usual)
     assert not yes
     assert reason == (
         "the feature network is classifier, not Inception v3 of 2015-12-05; the reference is a set of images, "
@@ -177,4 +182,15 @@ def test_only_adms_protocol_is_comparable_to_published_numbers():
     )
     samples = gaussian_features(50_000, extractor="inception", resolution=256)
     reference = replace(samples.take(np.arange(100)), statistics={"features": fit_gaussian(torch.randn(9, 4))})
-    assert comparable(samples, reference)[0]
+    assert comparable(samples, reference, usual)[0]
+    for other, said in (
+        ({"k": 5}, "with k = 5, not 3"),
+        ({"split_size": 500}, "splits of 500, not 5,000"),
+    ):
+        yes, reason = comparable(samples, reference, usual | other)
+        assert not yes
+        assert reason.endswith(said)
+    clean = replace(samples, conditions=samples.conditions | {"profile": "clean", "resize": "Pillow"})
+    assert comparable(clean, reference, usual) == (False, "images were resized by Pillow, not as ADM does")
+    own = replace(reference, conditions={"drawn": {"made_from": "my/photos"}})
+    assert comparable(samples, own, usual) == (False, "the reference was made from my/photos, not by ADM")

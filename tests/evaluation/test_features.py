@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from dpar.data.crops import center_crop, to_model_input, to_uint8
 from dpar.data.images import ImageIndex
@@ -117,6 +118,36 @@ def test_the_classifier_describes_images_as_its_forward_pass_does(tmp_path):
     np.testing.assert_allclose(features, expected[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(logits, expected[1], rtol=1e-5, atol=1e-6)
     assert (features.shape, logits.shape, features.dtype) == ((5, DIMS), (5, CLASSES), np.float32)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # a form that users have
+def test_a_torchscript_file_is_an_extractor_named_after_it(tmp_path):
+    class Means(nn.Module):
+        def forward(self, images):
+            return images.mean((2, 3)), images.amax((2, 3)), images
+
+    torch.jit.script(Means()).save(tmp_path / "means.pt")
+    extractor = open_extractor(tmp_path / "means.pt", CPU)
+    assert (extractor.name, extractor.resolution) == ("means", None)
+    assert extractor.sha256 == sha256_file(tmp_path / "means.pt")
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    features, scores = extract(extractor, [images[:3], images[3:]])
+    np.testing.assert_allclose(features, images.float().mean((2, 3)), rtol=1e-6)
+    np.testing.assert_array_equal(scores, images.amax((2, 3)))
+
+    class Maps(nn.Module):
+        def forward(self, images):
+            return images
+
+    torch.jit.script(Maps()).save(tmp_path / "maps.pt")
+    with pytest.raises(InputError, match=r"maps\.pt gives \(5, 3, 8, 8\) torch.float32; expected features \(B, D\)"):
+        extract(open_extractor(tmp_path / "maps.pt", CPU), [images])
+
+
+def test_a_state_dict_that_is_not_inceptions_is_no_extractor(tmp_path):
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "mine.pt")
+    with pytest.raises(InputError, match=r"a zip archive of .* bytes, perhaps other weights"):
+        open_extractor(tmp_path / "mine.pt", CPU)
 
 
 def test_images_of_an_npz_are_read_in_batches_with_everything_else_beside_them(tmp_path):

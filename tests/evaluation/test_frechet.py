@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpar.errors import InputError
-from dpar.evaluation.frechet import Gaussian, fit_gaussian, frechet_distance
+from dpar.evaluation.frechet import Gaussian, Moments, fit_gaussian, frechet_distance
 from tests.oracles import metrics as oracle
 
 
@@ -40,6 +40,29 @@ def test_the_fit_is_numpys_unbiased_covariance_whatever_the_block(monkeypatch):
 def test_float32_features_are_summed_in_float64():
     x = draw(5000, 4, dtype=torch.float32) + 1000
     torch.testing.assert_close(fit_gaussian(x).covariance, x.double().T.cov(), rtol=1e-9, atol=1e-9)
+
+
+def test_moments_of_passing_batches_are_those_of_all_together():
+    x = draw(1000, 7) + 1e6  # a large mean, which would cost a plain sum of squares its digits
+    moments = Moments()
+    for batch in x.split([1, 499, 500]):
+        moments.add(batch)
+    found, expected = moments.gaussian(), fit_gaussian(x)
+    torch.testing.assert_close(found.mean, expected.mean)
+    torch.testing.assert_close(found.covariance, expected.covariance)
+    assert found.count == 1000
+
+
+def test_moments_of_too_few_and_of_broken_features_are_refused():
+    moments = Moments()
+    with pytest.raises(InputError, match="0 samples are too few"):
+        moments.gaussian()
+    moments.add(draw(4, 4))
+    with pytest.raises(InputError, match="4 samples are too few for features of 4 dimensions"):
+        moments.gaussian()
+    moments.add(torch.full((1, 4), torch.nan))
+    with pytest.raises(InputError, match="NaN or infinity"):
+        moments.gaussian()
 
 
 def test_a_set_is_at_no_distance_from_itself_nor_from_its_rows_in_another_order():

@@ -80,6 +80,7 @@ def gaussian_features(count, seed=0, dims=DIMS, shift=0.0, **conditions):
     labels = (np.arange(count) % CLASSES).astype(np.int32)
     assigned = np.where(np.arange(count) // CLASSES % 3 == 0, (labels + 1) % CLASSES, labels)
     stated = {"extractor": "classifier", "extractor_sha256": "ab" * 32, "resolution": SIDE, "source": f"seed {seed}"}
+    stated["resize"] = "none"
     return Features(
         (random.normal(size=(count, dims)) + shift).astype(np.float32),
         (4 * np.eye(CLASSES)[assigned] + random.normal(size=(count, CLASSES)) / 4).astype(np.float32),

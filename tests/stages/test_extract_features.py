@@ -95,6 +95,23 @@ def test_inception_keeps_spatial_features_and_the_references_own_statistics(tmp_
     assert found.statistics["spatial"].covariance.shape == (2023, 2023)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # a form that users have
+def test_a_network_of_the_users_own_is_one_line_of_the_experiment(tmp_path):
+    class Means(torch.nn.Module):
+        def forward(self, images):
+            return images.mean((2, 3))
+
+    weights = tmp_path / "means.pt"
+    torch.jit.script(Means()).save(weights)
+    path = write_samples(tmp_path / "s.npz", 4)
+    found = run(tmp_path, path, extractor=weights, evaluation={"extractor": str(weights)})
+    np.testing.assert_allclose(found.features, np.load(path)["arr_0"].mean((1, 2)), rtol=1e-5)
+    assert (found.logits, found.conditions["extractor"]) == (None, "means")
+    settings = {"extractor": "inception", "inception_weights": str(weights)}
+    with pytest.raises(InputError, match=r"means\.pt holds means, the experiment's extractor is inception"):
+        run(tmp_path, path, extractor=weights, evaluation=settings)
+
+
 def test_a_classifiers_features_have_no_use_for_inceptions_statistics(tmp_path):
     write_classifier(tmp_path / "classifier")
     found = run(tmp_path, write_samples(tmp_path / "r.npz", 4, mu=np.zeros(2048), sigma=np.eye(2048)))
@@ -113,9 +130,9 @@ def test_unlabelled_images_have_no_labels(tmp_path):
 def test_other_sizes_other_networks_and_mixtures_are_refused(tmp_path):
     write_classifier(tmp_path / "classifier")
     index, samples = write_index(tmp_path, "train", 2), write_samples(tmp_path / "s.npz", 4)
-    with pytest.raises(InputError, match="holds images of 24 pixels, the experiment is evaluated at 16"):
+    with pytest.raises(InputError, match="holds images of 24 pixels, 16 are wanted"):
         run(tmp_path, write_samples(tmp_path / "large.npz", 4, side=24))
-    with pytest.raises(InputError, match="trained on images of 16 pixels, the experiment's are evaluated at 32"):
+    with pytest.raises(InputError, match="trained on images of 16 pixels, these are to be measured at 32"):
         run(tmp_path, index, images__resolution=32)
     with pytest.raises(InputError, match="give one index"):
         run(tmp_path, index, samples)

@@ -4,7 +4,7 @@ if EXPERIMENT.evaluation.extractor == "classifier":
     EXTRACTOR = RESULTS + "/classifier"
     EXTRACTOR_FILES = folder("classifier")
 else:
-    EXTRACTOR = EXPERIMENT.evaluation.inception_weights
+    EXTRACTOR = EXPERIMENT.evaluation.inception_weights or EXPERIMENT.evaluation.extractor
     EXTRACTOR_FILES = []  # the user's file: a path in the experiment, checked by the stage
 
 

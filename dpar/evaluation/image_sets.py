@@ -1,0 +1,381 @@
+"""Sets of images to be measured, wherever they lie, and what a network says of them.
+
+`open_set` takes ADM's npz (one, or the shards of one set of samples, or their folder), a folder of image files with or
+without a sub-folder a class, Parquet files, WebDataset tars, or an index of the pipeline. `describe` sends a set
+through a network by one of two profiles, which differ in how pictures become Inception's 299 x 299 pixels and whose
+numbers do not mix: `adm` as TensorFlow 1 resized, inside the network; `clean` as clean-fid does, antialiased.
+"""
+
+import glob
+import hashlib
+import io
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from dpar import __version__
+from dpar.data.crops import center_crop, to_uint8
+from dpar.data.images import FolderImages, ImageIndex, ImageSource, decode, open_images
+from dpar.data.workers import mapped, reported
+from dpar.errors import InputError
+from dpar.evaluation.classifier import training_half
+from dpar.evaluation.features import BATCH, Extractor, Features, ImageArray, extract
+from dpar.evaluation.frechet import Gaussian
+from dpar.evaluation.inception import SIDE
+from dpar.files import sha256_file
+
+Profile = Literal["adm", "clean"]
+RESIZE = {"adm": "TensorFlow 1's bilinear, inside the network", "clean": "Pillow's bicubic, antialiased, on floats"}
+CROP = "centre square, halved by averages, then bicubic (ADM)"
+SUFFIXES = {".parquet": "parquet", ".tar": "webdataset"}
+
+
+class ImageSet(ABC):
+    """Images in a fixed order.
+
+    Args:
+        source: as the user named it.
+        labels: a class an image, where the set says it.
+        side: pixels of square images, where all are known to have the same; null = to be seen.
+        moments: `mu`, `sigma`, `mu_s`, `sigma_s` of the larger set that these images stand for, where stored.
+    """
+
+    source: str
+    labels: Int[np.ndarray, "N"] | None = None
+    side: int | None = None
+    moments: dict[str, np.ndarray]
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def pictures(self, rows: Int[np.ndarray, "n"], side: int | None) -> Iterator[UInt8[Tensor, "3 H W"]]:
+        """These images, in rising order; with `side` the centre square at that size (ADM's crop)."""
+
+    @abstractmethod
+    def conditions(self) -> dict[str, Any]:
+        """What is known of the set once its images have been read."""
+
+
+@dataclass
+class Arrays(ImageSet):
+    """The images of npz files, one after the other, each `arr_0` (N, H, W, 3) bytes; taken as they are."""
+
+    files: Sequence[ImageArray]
+    moments: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self):
+        first = self.files[0]
+        self.source, self.side = str(first.path), first.shape[1]
+        for file in self.files:
+            if file.shape[1] != self.side:
+                raise InputError(
+                    f"{file.path} holds images of {file.shape[1]} pixels and {first.path} of {self.side}; "
+                    "give the shards of one set of samples"
+                )
+        labelled = [file.arrays["labels"] for file in self.files if "labels" in file.arrays]
+        if len(labelled) == len(self.files):
+            self.labels = np.concatenate(labelled).astype(np.int32)
+            if self.labels.shape != (len(self),):
+                raise InputError(
+                    f"{self.source} and its fellow shards hold {len(self)} images but labels of shape "
+                    f"{self.labels.shape}"
+                )
+        if len(self.files) == 1:
+            self.moments = {
+                name: first.arrays[name] for name in ("mu", "sigma", "mu_s", "sigma_s") if name in first.arrays
+            }
+
+    def __len__(self) -> int:
+        return sum(map(len, self.files))
+
+    def pictures(self, rows: Int[np.ndarray, "n"], side: int | None) -> Iterator[UInt8[Tensor, "3 H W"]]:
+        """These images as they are stored.
+
+        Raises:
+            InputError: they have another size than `side`, or a file ends too early.
+        """
+        if side not in (None, self.side):
+            raise InputError(
+                f"{self.source} holds images of {self.side} pixels, {side} are wanted: draw the samples at that size "
+                "(they are resized before they become bytes), or choose another size"
+            )
+        wanted = np.zeros(len(self), bool)
+        wanted[rows] = True
+        stored = (image for file in self.files for batch in file.batches() for image in batch)
+        return (image for image, chosen in zip(stored, wanted, strict=True) if chosen)
+
+    def conditions(self) -> dict[str, Any]:
+        """How the images were drawn and whence a reference was made, as the files say themselves."""
+        steps = [file.arrays["patches"] for file in self.files if "patches" in file.arrays]
+        return {
+            "source_digest": _digest_of(file.path for file in self.files),
+            "shards": len(self.files),
+            "crop": "none",
+            "drawn": self._drawn(),
+            "steps": float(np.concatenate(steps).mean()) if len(steps) == len(self.files) else None,
+        }
+
+    def _drawn(self) -> dict[str, Any] | None:
+        stated = [file.conditions for file in self.files if file.conditions is not None]
+        for conditions in stated:
+            conditions.pop("shard", None)
+        if stated and (len(stated) < len(self.files) or any(conditions != stated[0] for conditions in stated)):
+            raise InputError(
+                f"{self.source} and its fellow shards were not drawn alike (other model, settings or seed); "
+                "give the shards of one set of samples"
+            )
+        return stated[0] if stated else None
+
+
+class Indexed(ImageSet):
+    """The images of an index of the pipeline."""
+
+    def __init__(self, path: Path):
+        self.index = ImageIndex.load(path)
+        self.source, self.labels, self.side, self.moments = str(path), self.index.labels, self.index.resolution, {}
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def pictures(self, rows: Int[np.ndarray, "n"], side: int | None) -> Iterator[UInt8[Tensor, "3 H W"]]:
+        """The centre squares of these images."""
+        return _ahead(lambda i: to_uint8(center_crop(self.index.read(i), side or self.index.resolution)), rows)
+
+    def conditions(self) -> dict[str, Any]:
+        """The index's digest."""
+        return {"source_digest": self.index.digest, "crop": CROP}
+
+
+class Files(ImageSet):
+    """Image files that no index has checked: all of one square size, or cropped; grey ones are counted."""
+
+    def __init__(self, source: str, images: ImageSource):
+        self.source, self.images, self.moments = source, images, {}
+        self.labels = images.labels if (images.labels >= 0).all() else None
+        self.cropped: int | None = None
+        self._read: dict[int, tuple[str, bool]] = {}  # number -> SHA-256, whether it is grey
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def pictures(self, rows: Int[np.ndarray, "n"], side: int | None) -> Iterator[UInt8[Tensor, "3 H W"]]:
+        """These images; their digests and how many are grey is known afterwards.
+
+        Raises:
+            InputError: an image cannot be read, or has an alpha channel.
+        """
+        self.cropped = side
+
+        def load(i: int) -> UInt8[Tensor, "3 H W"]:
+            data = self.images.data(i)
+            try:
+                image = decode(data)
+                mode, alpha = _channels(data)
+            except (ValueError, OSError) as error:
+                raise InputError(
+                    f"image {self.images.keys[i]} of {self.source} cannot be read ({error}); repair or remove it"
+                ) from None
+            if alpha:
+                raise InputError(
+                    f"image {self.images.keys[i]} of {self.source} has an alpha channel (mode {mode}), whose "
+                    "background nobody has stated; save it as RGB first"
+                )
+            self._read[i] = hashlib.sha256(data).hexdigest(), mode in ("1", "L")
+            return to_uint8(image if side is None else center_crop(image, side))
+
+        return _ahead(load, rows)
+
+    def conditions(self) -> dict[str, Any]:
+        """The digest of names and bytes of what was read, and how many of the images are grey."""
+        digest = hashlib.sha256()
+        for i, (sha256, _) in sorted(self._read.items()):
+            digest.update(f"{self.images.keys[i]}\0{sha256}\0".encode())
+        return {
+            "source_digest": digest.hexdigest(),
+            "crop": CROP if self.cropped else "none",
+            "grey_images": sum(grey for _, grey in self._read.values()),
+        }
+
+
+def open_set(paths: Sequence[str | Path]) -> ImageSet:
+    """The images under a path, or those of several npz files, the shards of one set.
+
+    Raises:
+        InputError: nothing that can be read is there.
+    """
+    first = Path(paths[0])
+    kinds = {Path(path).suffix for path in paths}
+    if kinds == {".npz"}:
+        return Arrays([ImageArray.open(path) for path in paths])
+    if len(paths) > 1:
+        raise InputError(f"{' '.join(map(str, paths))}: give one index (.json), or only npz files")
+    if kinds == {".json"}:
+        return Indexed(first)
+    if first.is_dir():
+        return _folder(first)
+    found = [SUFFIXES.get(Path(path).suffix) for path in glob.glob(os.path.expanduser(paths[0]))]
+    if found and found[0] is not None and len(set(found)) == 1:
+        return Files(str(first), open_images(found[0], str(first)))
+    raise InputError(
+        f"{first} is no set of images; expected an npz with `arr_0`, a folder of images or of npz shards, "
+        "Parquet files, tars (a pattern in quotes such as 'DIR/*.parquet'), or an index/SPLIT.json of the pipeline"
+    )
+
+
+def _folder(path: Path) -> ImageSet:
+    names = sorted(entry.name for entry in os.scandir(path) if entry.name[0] != "." and entry.is_file())
+    if shards := [path / name for name in names if name.endswith(".npz")]:
+        return Arrays([ImageArray.open(shard) for shard in shards])
+    for suffix, kind in SUFFIXES.items():
+        if any(name.endswith(suffix) for name in names):
+            return Files(str(path), open_images(kind, str(path / f"*{suffix}")))
+    if any(entry.is_dir() for entry in os.scandir(path) if entry.name[0] != "."):
+        return Files(str(path), open_images("folder", str(path)))
+    images = [name for name in names if Path(name).suffix.lower() in Image.registered_extensions()]
+    if not images:
+        raise InputError(f"the folder {path} holds no images, npz, Parquet files or tars; check the path")
+    return Files(str(path), FolderImages(str(path), [str(path)], images, np.full(len(images), -1), {}))
+
+
+def _channels(data: bytes) -> tuple[str, bool]:
+    """Pillow's mode of an image file, and whether it has transparency."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.mode, image.mode.endswith(("A", "a")) or "transparency" in image.info
+
+
+def _ahead(load: Any, rows: Int[np.ndarray, "n"]) -> Iterator[UInt8[Tensor, "3 H W"]]:
+    return mapped(load, map(int, rows), threads=len(os.sched_getaffinity(0)), ahead=2 * BATCH)
+
+
+def _digest_of(paths: Iterator[Path]) -> str:
+    digests = [sha256_file(path) for path in paths]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def resize_clean(pixels: UInt8[Tensor, "3 H W"], side: int = SIDE) -> Float[Tensor, "3 side side"]:
+    """clean-fid's resize (Parmar et al. 2022): Pillow's bicubic, antialiased, each channel as floats, in [0, 255]."""
+    channels = [Image.fromarray(channel.numpy().astype(np.float32)) for channel in pixels]
+    resized = [np.asarray(channel.resize((side, side), Image.Resampling.BICUBIC)) for channel in channels]
+    return torch.from_numpy(np.stack(resized).clip(0, 255))
+
+
+def batches(
+    images: ImageSet, rows: Int[np.ndarray, "n"], *, side: int | None, profile: Profile = "adm"
+) -> Iterator[Tensor]:
+    """These images as the network takes them, `BATCH` at a time: bytes, or for `clean` floats of 299 pixels.
+
+    Raises:
+        InputError: an image is not square or not of the others' size, which `clean` alone allows.
+    """
+    pictures = images.pictures(rows, side)
+    if profile == "clean":
+        pictures = mapped(resize_clean, pictures, threads=len(os.sched_getaffinity(0)), ahead=2 * BATCH)
+    batch: list[Tensor] = []
+    expected = None
+    for number, picture in enumerate(pictures):
+        expected = expected or (picture.shape[-1],) * 2
+        if picture.shape[1:] != expected:
+            height, width = picture.shape[1:]
+            raise InputError(
+                f"image {number} of {images.source} has {width} x {height} pixels, expected squares of one size "
+                f"(here {expected[0]}); give --resolution N to cut them so, or --profile clean"
+            )
+        batch.append(picture)
+        if len(batch) == BATCH:
+            yield torch.stack(batch)
+            batch.clear()
+    if batch:
+        yield torch.stack(batch)
+
+
+def describe(
+    images: ImageSet,
+    extractor: Extractor,
+    *,
+    side: int | None = None,
+    profile: Profile = "adm",
+    rows: Int[np.ndarray, "n"] | None = None,
+) -> Features:
+    """What the network says of the images, with the statistics that their file may hold.
+
+    Args:
+        side: pixels of the centre square that is cut first; null = images as they are (of an index, its own).
+        rows: which images, in rising order; null = all.
+
+    Raises:
+        InputError: the images cannot be read, do not fit the network, or hold statistics of the other profile.
+    """
+    if profile == "clean" and extractor.name != "inception":
+        raise InputError(f"--profile clean is a way to feed Inception; {extractor.name} takes images as they are")
+    if profile == "clean" and "mu" in images.moments:
+        raise InputError(
+            f"{images.source} holds statistics by ADM's resize, which --profile clean must not be compared with; "
+            "give the images of the reference instead"
+        )
+    rows = np.arange(len(images)) if rows is None else rows
+    side = side or extractor.resolution or (images.side if isinstance(images, Indexed) else None)
+    if extractor.resolution not in (None, side):
+        raise InputError(
+            f"the {extractor.name} was trained on images of {extractor.resolution} pixels, these are to be measured "
+            f"at {side}; run train_classifier again, or measure at its own size"
+        )
+    seen: list[int] = []
+
+    def passed() -> Iterator[Tensor]:
+        for batch in batches(images, rows, side=side, profile=profile):
+            seen[:] = [batch.shape[-1]]
+            yield batch
+
+    outputs = extract(extractor, reported(passed(), len(rows), "described", size=BATCH))
+    features, logits, spatial = (*outputs, None, None)[:3]
+    assert features is not None
+    found = images.conditions()
+    return Features(
+        features,
+        logits,
+        None if images.labels is None else images.labels[rows],
+        spatial,
+        _statistics(images, extractor),
+        {
+            "extractor": extractor.name,
+            "extractor_sha256": extractor.sha256,
+            "extractor_accuracy": extractor.provenance.get("accuracy"),
+            "profile": profile,
+            "resize": RESIZE[profile] if extractor.name == "inception" else "none",
+            "resolution": side or images.side or (seen[0] if profile == "adm" else None),
+            "dtype": "float32",
+            "versions": {"dpar": __version__, "torch": torch.__version__, "numpy": np.__version__},
+            "source": images.source,
+            **found,
+            "count": len(features),
+        },
+    )
+
+
+def _statistics(images: ImageSet, extractor: Extractor) -> dict[str, Gaussian]:
+    if extractor.name != "inception":  # such statistics are Inception's by definition
+        return {}
+    statistics = {}
+    for name, mean, covariance in (("features", "mu", "sigma"), ("spatial", "mu_s", "sigma_s")):
+        if mean in images.moments and covariance in images.moments:
+            moments = (torch.from_numpy(images.moments[key].astype(np.float64)) for key in (mean, covariance))
+            statistics[name] = Gaussian(*moments, count=0)
+    return statistics
+
+
+def unseen(images: ImageSet, extractor: Extractor) -> Int[np.ndarray, "n"]:
+    """The images that the network has not learnt from: all, unless this index trained the classifier."""
+    if isinstance(images, Indexed) and extractor.provenance.get("train_digest") == images.index.digest:
+        half = training_half(torch.from_numpy(images.index.labels), extractor.provenance["seed"])
+        return (~half).nonzero()[:, 0].numpy()
+    return np.arange(len(images))

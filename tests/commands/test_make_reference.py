@@ -1,0 +1,96 @@
+"""`dpar make-reference`: a file as ADM's, whose statistics are those of all images."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dpar.cli import main
+from dpar.commands import evaluate, make_reference
+from dpar.evaluation.features import Extractor
+from dpar.evaluation.frechet import fit_gaussian
+from dpar.files import sha256_file
+from tests.commands.test_evaluate import small_inception
+from tests.evaluation.tiny import SIDE, write_index, write_samples
+
+
+def run(folder, data, *flags, out="ref.npz"):
+    command = ["make-reference", folder / data, folder / out, "--extractor", folder / "weights.pth", *flags]
+    return main(list(map(str, command)))
+
+
+@pytest.fixture
+def inception(monkeypatch):
+    monkeypatch.setattr(make_reference, "open_extractor", small_inception)
+    monkeypatch.setattr(evaluate, "open_extractor", small_inception)
+
+
+def expected(images):
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    return [fit_gaussian(part.double() / 9) for part in (pixels.mean((2, 3)), pixels.mean((2, 3))[:, :2])]
+
+
+def test_it_holds_statistics_of_all_images_and_some_of_them(tmp_path, inception, capsys):
+    images = np.load(write_samples(tmp_path / "data.npz", 150))["arr_0"]
+    assert run(tmp_path, "data.npz", "--images", 12, "--seed", 3) == 0
+    assert "ref.npz: statistics of 150 images of 16 pixels, 12 of them as arr_0" in capsys.readouterr().out
+    found = np.load(tmp_path / "ref.npz")
+    pool, spatial = expected(images)
+    np.testing.assert_allclose(found["mu"], pool.mean, rtol=1e-6)
+    np.testing.assert_allclose(found["sigma"], pool.covariance, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["mu_s"], spatial.mean, rtol=1e-6)
+    np.testing.assert_allclose(found["sigma_s"], spatial.covariance, rtol=1e-4, atol=1e-6)
+    assert {found[name].dtype for name in ("mu", "sigma", "mu_s", "sigma_s")} == {np.dtype(np.float64)}
+    assert (found["arr_0"].shape, found["arr_0"].dtype) == ((12, SIDE, SIDE, 3), np.uint8)
+    places = [next(i for i in range(150) if np.array_equal(images[i], image)) for image in found["arr_0"]]
+    assert places == sorted(set(places)) != list(range(12))
+    assert found["labels"].tolist() == [place % 3 for place in places]
+    stated = json.loads(str(found["conditions"]))
+    assert (stated["made_from"], stated["statistics_of"], stated["images"]) == (str(tmp_path / "data.npz"), 150, 12)
+    assert stated["source_digest"] == sha256_file(tmp_path / "data.npz")
+    run(tmp_path, "data.npz", "--images", 12, "--seed", 3, out="again.npz")
+    assert sha256_file(tmp_path / "again.npz") == sha256_file(tmp_path / "ref.npz")
+
+
+def test_dpar_evaluate_compares_with_its_statistics_and_says_whose_it_is(tmp_path, inception, capsys):
+    write_samples(tmp_path / "data.npz", 150)
+    write_samples(tmp_path / "samples.npz", 60, first=500)
+    assert run(tmp_path, "data.npz", "--images", 20) == 0
+    capsys.readouterr()
+    flags = ["--extractor", str(tmp_path / "weights.pth"), "--json"]
+    found = {}
+    for reference in ("ref.npz", "data.npz"):
+        assert main(["evaluate", str(tmp_path / "samples.npz"), str(tmp_path / reference), *flags]) == 0
+        found[reference] = json.loads(capsys.readouterr().out)
+    for name in ("frechet_distance", "spatial_frechet_distance"):
+        of_all = found["data.npz"]["values"][name]
+        assert found["ref.npz"]["values"][name] == pytest.approx(of_all, rel=1e-4)
+    assert found["ref.npz"]["conditions"]["reference_samples"] == 20
+    assert f"the reference was made from {tmp_path / 'data.npz'}" in found["ref.npz"]["comparable_reason"]
+
+
+def test_image_files_are_cut_to_squares(tmp_path, inception, capsys):
+    write_index(tmp_path, "train", 4)
+    assert run(tmp_path, "train") == 2
+    assert "expected squares of one size" in capsys.readouterr().err
+    assert run(tmp_path, "train", "--resolution", 8) == 0
+    assert np.load(tmp_path / "ref.npz")["arr_0"].shape == (12, 8, 8, 3)
+
+
+def test_what_makes_no_reference_leaves_nothing_behind(tmp_path, inception, monkeypatch, capsys):
+    write_samples(tmp_path / "few.npz", 3)
+    write_samples(tmp_path / "data.npz", 30)
+    for data, flags, said in (
+        ("few.npz", [], "3 samples are too few for features of 3 dimensions"),
+        ("data.npz", ["--images", 0], "--images 0: expected at least 1"),
+        ("missing", [], "is no set of images"),
+    ):
+        assert run(tmp_path, data, *flags) == 2
+        assert said in capsys.readouterr().err
+    assert run(tmp_path, "data.npz", out="ref.npy") == 2
+    assert "name it OUT.npz" in capsys.readouterr().err
+    monkeypatch.setattr(make_reference, "open_extractor", lambda path, device: Extractor("classifier", "", 16, len))
+    assert run(tmp_path, "data.npz") == 2
+    assert "are Inception's by definition" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npz", "few.npz"]

@@ -1,0 +1,202 @@
+"""Sets of images: each form gives the same pictures, and what cannot be compared is named."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from dpar.data.crops import center_crop, to_uint8
+from dpar.errors import InputError
+from dpar.evaluation.features import Extractor
+from dpar.evaluation.image_sets import batches, describe, open_set, resize_clean, unseen
+from tests.data.samples import image_bytes
+from tests.evaluation.tiny import CLASSES, SIDE, picture, write_index, write_samples
+
+COUNT = 7
+
+
+def mean_colours(images):
+    """Three features, and two that stand for the spatial ones."""
+    means = images.float().mean((2, 3))
+    return means, 2 * means, means[:, :2]
+
+
+def fake(name="inception", resolution=None, **provenance):
+    """An extractor that needs no weights."""
+    return Extractor(name, "ab" * 32, resolution, mean_colours, provenance)
+
+
+@pytest.fixture
+def pictures():
+    return [picture(n % CLASSES, n) for n in range(COUNT)]
+
+
+def folder_of(path, pictures, name="{:03d}.png"):
+    for number, pixels in enumerate(pictures):
+        file = path / name.format(number)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file)
+    return path
+
+
+def test_every_form_gives_the_same_pictures(tmp_path, pictures):
+    labels = np.arange(COUNT) % CLASSES
+    (tmp_path / "array").mkdir()
+    np.savez(tmp_path / "array" / "all.npz", arr_0=np.stack(pictures), labels=labels)
+    (tmp_path / "shards").mkdir()
+    for shard, rows in enumerate((range(4), range(4, COUNT))):
+        np.savez(tmp_path / "shards" / f"{shard:05d}.npz", arr_0=np.stack([pictures[i] for i in rows]))
+    Image.fromarray(pictures[0]).save(tmp_path / "shards" / "00000.png")  # the contact sheet beside the samples
+    columns = {"key": [str(i) for i in range(COUNT)], "image": list(map(image_bytes, map(Image.fromarray, pictures)))}
+    pq.write_table(pa.table(columns | {"label": labels}), tmp_path / "set.parquet")
+    forms = {
+        "npz": [tmp_path / "array" / "all.npz"],
+        "shards": sorted((tmp_path / "shards").glob("*.npz")),
+        "folder of shards": [tmp_path / "shards"],
+        "flat folder": [folder_of(tmp_path / "flat", pictures)],
+        "parquet": [tmp_path / "set.parquet"],
+        "pattern": [tmp_path / "s*.parquet"],
+        "folder with parquet": [tmp_path],
+    }
+    found = {}
+    for form, paths in forms.items():
+        images = found[form] = open_set(paths)
+        assert len(images) == COUNT, form
+        (batch,) = batches(images, np.arange(COUNT), side=None)
+        np.testing.assert_array_equal(batch.permute(0, 2, 3, 1), np.stack(pictures), form)
+    assert found["flat folder"].labels is None
+    assert found["shards"].labels is None
+    for form in ("npz", "parquet", "folder with parquet"):
+        np.testing.assert_array_equal(found[form].labels, labels)
+
+
+def test_a_folder_a_class_has_labels_and_an_index_its_crop(tmp_path):
+    path = write_index(tmp_path, "train", 2)
+    with pytest.raises(InputError, match=r"20 x 16 pixels, expected squares.*--resolution N.*--profile clean"):
+        describe(open_set([tmp_path / "train"]), fake())
+    folder, index = open_set([tmp_path / "train"]), open_set([path])
+    np.testing.assert_array_equal(folder.labels, [0, 0, 1, 1, 2, 2])
+    np.testing.assert_array_equal(index.labels, folder.labels)
+    a, b = describe(folder, fake(), side=SIDE), describe(index, fake())
+    np.testing.assert_array_equal(a.features, b.features)
+    assert (a.conditions["resolution"], b.conditions["resolution"]) == (SIDE, SIDE)
+    assert a.conditions["crop"] == b.conditions["crop"] == "centre square, halved by averages, then bicubic (ADM)"
+    assert b.conditions["source_digest"] == index.index.digest
+    smaller = describe(folder, fake(), side=8)
+    square = to_uint8(center_crop(index.index.read(3), 8)).float().mean((1, 2))
+    torch.testing.assert_close(torch.from_numpy(smaller.features[3]), square)
+
+
+def test_some_rows_of_every_form(tmp_path, pictures):
+    np.savez(tmp_path / "all.npz", arr_0=np.stack(pictures), labels=np.arange(COUNT))
+    rows = np.array([1, 4, 6])
+    whole = describe(open_set([tmp_path / "all.npz"]), fake())
+    for path in (tmp_path / "all.npz", folder_of(tmp_path / "flat", pictures)):
+        some = describe(open_set([path]), fake(), rows=rows)
+        np.testing.assert_array_equal(some.features, whole.features[rows])
+    assert describe(open_set([tmp_path / "all.npz"]), fake(), rows=rows).labels.tolist() == [1, 4, 6]
+
+
+def test_the_clean_profile_feeds_299_pixels_from_any_size(tmp_path, pictures):
+    sizes = [pictures[0], pictures[1][:, :10], pictures[2][:12]]
+    images = open_set([folder_of(tmp_path / "flat", sizes)])
+    seen = []
+    extractor = Extractor("inception", "ab" * 32, None, lambda x: seen.append(x) or mean_colours(x))
+    found = describe(images, extractor, profile="clean")
+    assert seen[0].shape == (3, 3, 299, 299)
+    assert seen[0].dtype == torch.float32
+    torch.testing.assert_close(seen[0][1], resize_clean(torch.from_numpy(sizes[1].copy()).permute(2, 0, 1)))
+    assert (found.conditions["profile"], found.conditions["resolution"]) == ("clean", None)
+    assert "antialiased" in found.conditions["resize"]
+    with pytest.raises(InputError, match="--profile clean is a way to feed Inception; classifier takes"):
+        describe(images, fake("classifier"), profile="clean")
+
+
+def test_the_clean_resize_keeps_constants_and_averages_when_it_shrinks():
+    flat = resize_clean(torch.full((3, 20, 30), 77, dtype=torch.uint8))
+    torch.testing.assert_close(flat, torch.full((3, 299, 299), 77.0))
+    stripes = torch.zeros(3, 1196, 1196, dtype=torch.uint8)
+    stripes[:, :, ::2] = 200  # every second column: an antialiased resize by four sees their mean
+    inner = resize_clean(stripes)[:, 5:-5, 5:-5]
+    torch.testing.assert_close(inner, torch.full_like(inner, 100.0), atol=2.0, rtol=0)
+
+
+def test_statistics_belong_to_the_profile_that_made_them(tmp_path):
+    moments = {"mu": np.arange(3.0), "sigma": np.eye(3), "mu_s": np.zeros(2), "sigma_s": np.eye(2)}
+    images = open_set([write_samples(tmp_path / "r.npz", 4, **moments)])
+    found = describe(images, fake())
+    assert found.statistics["features"].mean.tolist() == [0, 1, 2]
+    assert found.statistics["spatial"].covariance.shape == (2, 2)
+    assert describe(images, fake("classifier")).statistics == {}
+    with pytest.raises(InputError, match="holds statistics by ADM's resize"):
+        describe(images, fake(), profile="clean")
+
+
+def test_a_networks_logits_and_spatial_features_are_kept_where_there_are_any(tmp_path):
+    images = open_set([write_samples(tmp_path / "s.npz", 4)])
+    found = describe(images, fake())
+    assert (found.logits.shape, found.spatial.shape) == ((4, 3), (4, 2))
+    alone = describe(images, Extractor("mine", "cd" * 32, None, lambda x: (mean_colours(x)[0],)))
+    assert (alone.logits, alone.spatial, alone.features.shape) == (None, None, (4, 3))
+
+
+def test_grey_images_are_counted_and_alpha_refused(tmp_path, pictures):
+    folder = folder_of(tmp_path / "flat", pictures)
+    Image.fromarray(pictures[0]).convert("L").save(folder / "grey.png")
+    found = describe(open_set([folder]), fake())
+    assert (len(found), found.conditions["grey_images"]) == (COUNT + 1, 1)
+    Image.fromarray(pictures[0]).convert("RGBA").save(folder / "alpha.png")
+    with pytest.raises(InputError, match=r"image alpha\.png of .* has an alpha channel \(mode RGBA\)"):
+        describe(open_set([folder]), fake())
+
+
+def test_the_digest_of_a_folder_is_of_its_names_and_bytes(tmp_path, pictures):
+    def digest(folder):
+        return describe(open_set([folder]), fake()).conditions["source_digest"]
+
+    first = digest(folder_of(tmp_path / "a", pictures))
+    assert digest(folder_of(tmp_path / "b", pictures)) == first
+    assert digest(folder_of(tmp_path / "c", pictures[::-1])) != first
+    assert digest(folder_of(tmp_path / "d", pictures, "x{}.png")) != first
+
+
+def test_what_the_classifier_has_learnt_from_is_left_out(tmp_path):
+    images = open_set([write_index(tmp_path, "train", 4)])
+    assert len(unseen(images, fake())) == 12
+    rows = unseen(images, fake("classifier", train_digest=images.index.digest, seed=1))
+    assert np.bincount(images.labels[rows]).tolist() == [2, 2, 2]
+    assert len(unseen(images, fake("classifier", train_digest="other", seed=1))) == 12
+
+
+def test_what_is_no_set_of_images_is_named(tmp_path, pictures):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "note.txt").write_text("no image")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"<html>Sign in</html>")
+    large = write_samples(tmp_path / "large.npz", 2, side=24)
+    small = write_samples(tmp_path / "small.npz", 2)
+    for paths, said in (
+        ([tmp_path / "nothing"], "is no set of images; expected an npz"),
+        ([tmp_path / "note.txt"], "is no set of images; expected an npz"),
+        ([tmp_path / "empty"], "holds no images, npz, Parquet files or tars"),
+        ([small, tmp_path / "note.txt"], "give one index"),
+        ([small, large], "holds images of 24 pixels and .*small.npz of 16"),
+    ):
+        with pytest.raises(InputError, match=said):
+            open_set(paths)
+    with pytest.raises(InputError, match=r"image a\.png of .* cannot be read"):
+        describe(open_set([tmp_path / "broken"]), fake())
+    with pytest.raises(InputError, match="holds images of 24 pixels, 16 are wanted"):
+        describe(open_set([large]), fake("classifier", 16))
+    with pytest.raises(InputError, match="was trained on images of 32 pixels, these are to be measured at 16"):
+        describe(open_set([small]), fake("classifier", 32), side=16)
+
+
+def test_a_truncated_file_is_named_while_it_is_read(tmp_path):
+    path = write_samples(tmp_path / "s.npz", 50)
+    whole, images = path.read_bytes(), open_set([path])
+    path.write_bytes(whole[:5000] + b"\0" * 50 + whole[5050:])
+    with pytest.raises(InputError, match="ends too early or is damaged"):
+        describe(images, fake())
