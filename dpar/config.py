@@ -357,6 +357,13 @@ class Classifier(Settings):
     learning_rate: float = Field(3e-3, gt=0)
 
 
+class LinearProbe(Settings):
+    """The linear classifier of Table 7, on standardised features."""
+
+    penalty: float = Field(1e-4, gt=0, description="of half the squared weights, beside the mean cross-entropy in nats")
+    iterations: int = Field(200, gt=0, description="of L-BFGS, at most")
+
+
 class Evaluation(Settings):
     """What the samples are compared with, and by which network."""
 
@@ -367,6 +374,7 @@ class Evaluation(Settings):
     )
     inception_weights: str | None = None
     classifier: Classifier = Classifier()
+    linear_probe: LinearProbe = LinearProbe()
     reference: Literal["train", "val"] | str = Field("train", description="a split, or an ADM npz file")
     reference_images: int | None = Field(None, gt=0, description="null = all")
     resolution: int | None = Field(None, gt=0, description="samples are resized to this side first (384 -> 256)")
@@ -392,6 +400,7 @@ class Table(Settings):
     paper: str | None = Field(None, description="the table of the paper that this one stands beside")
     rows: tuple[dict[str, Any], ...] = Field(min_length=1)
     vary: dict[str, tuple[Any, ...]] = {}
+    linear_probe: bool = Field(False, description="also the accuracy of a linear classifier on the models' states")
 
     @property
     def is_grid(self) -> bool:

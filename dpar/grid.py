@@ -14,7 +14,7 @@ from dpar.errors import InputError
 SHORT = {"threshold": "eth", "p_avg": "pavg", "max_length": "pmax", "row_boundary": "rows", "cfg_scale": "cfg"}
 
 # What of the paper's can stand beside ours, in rows as `paper.NAME`.
-PAPER = ("fid", "inception_score", "precision", "recall", "steps")
+PAPER = ("fid", "inception_score", "precision", "recall", "steps", "top1", "top5")
 
 S = TypeVar("S", bound=Settings)
 

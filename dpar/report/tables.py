@@ -13,8 +13,11 @@ from dpar.grid import Row, table_rows, threshold_of
 HIDDEN = {"cell", "training", "patchify.max_length", "patchify.threshold", "inference.threshold", "sampling.cfg_scale"}
 # What compute_metrics measures, as tables call it; the first one's name depends on the feature network.
 METRICS = ("frechet_distance", "inception_score", "precision", "recall", "class_agreement", "steps")
+# What linear_probe measures, in per cent; the paper does not print the protocol, so that no difference is shown.
+PROBED = ("top1", "top5")
 # The paper's name of each of ours.
-PAPER = {"fid": "frechet_distance"} | {name: name for name in ("inception_score", "precision", "recall", "steps")}
+PAPER = {"fid": "frechet_distance"}
+PAPER |= {name: name for name in ("inception_score", "precision", "recall", "steps", *PROBED)}
 TITLES = {
     "model": "Model",
     "patchify.p_avg": "Wanted P_avg",
@@ -29,6 +32,8 @@ TITLES = {
     "recall": "Recall",
     "class_agreement": "Class agreement",
     "steps": "Steps",
+    "top1": "Top-1 (%)",
+    "top5": "Top-5 (%)",
     "parameters": "Parameters",
     "training_gmacs": "Training GMACs/image",
     "cfg_scale": "CFG",
@@ -45,6 +50,7 @@ def build(
     likelihoods: Mapping[tuple[str, str], Mapping[str, Any]],
     thresholds: Mapping[str, Any],
     costs: Mapping[str, Mapping[str, Any]],
+    probes: Mapping[tuple[str, str], Mapping[str, Any]],
 ) -> pd.DataFrame:
     """The table `name` with plain column names; a quantity that was not measured is missing, never zero.
 
@@ -53,8 +59,12 @@ def build(
         likelihoods: (model cell, milestone) -> what evaluate_likelihood wrote.
         thresholds: what calibrate_threshold wrote.
         costs: model cell -> its entry of what count_patches wrote.
+        probes: (model cell, milestone) -> what linear_probe wrote.
     """
-    rows = [_row(row, metrics, likelihoods, thresholds, costs[row.model.slug]) for row in table_rows(experiment, name)]
+    rows = [
+        _row(row, metrics, likelihoods, thresholds, costs[row.model.slug], probes)
+        for row in table_rows(experiment, name)
+    ]
     frame = pd.DataFrame(rows).astype({"max_length": "Int64"})  # integers, of which some may be missing
     return frame.dropna(axis="columns", how="all")
 
@@ -65,6 +75,7 @@ def _row(
     likelihoods: Mapping[tuple[str, str], Mapping[str, Any]],
     thresholds: Mapping[str, Any],
     cost: Mapping[str, Any],
+    probes: Mapping[tuple[str, str], Mapping[str, Any]],
 ) -> dict[str, Any]:
     sample, is_dpar = row.sample, row.model.transformer.is_dpar
     measured = [metrics[sample.slug, seed] for seed in sample.sampling.seeds if (sample.slug, seed) in metrics]
@@ -78,6 +89,7 @@ def _row(
         "patch_length": likelihood.get("mean_patch_length") if is_dpar else None,
         "nll": likelihood.get("nll"),
         **_over_seeds(measured),
+        **{name: probes.get((sample.model, sample.milestone), {}).get(name) for name in PROBED},
         "parameters": cost.get("parameters"),
         "training_gmacs": cost.get("training_gmacs"),
         "cfg_scale": sample.sampling.cfg_scale,
@@ -89,7 +101,7 @@ def _row(
     for theirs, number in row.paper.items():
         ours = PAPER[theirs]
         found[f"paper_{theirs}"] = number
-        comparable = bool(measured) and all(m["comparable_to_published"] for m in measured)
+        comparable = theirs not in PROBED and bool(measured) and all(m["comparable_to_published"] for m in measured)
         found[f"difference_{theirs}"] = found[ours] - number if comparable else None
     return found
 
@@ -131,7 +143,8 @@ def _title(name: str, titles: Mapping[str, str]) -> str:
     for prefix, word in (("paper_", "Paper "), ("difference_", "Δ ")):
         if name.startswith(prefix):
             theirs = name.removeprefix(prefix)
-            return word + {"fid": "FID", "inception_score": "IS"}.get(theirs, theirs.capitalize())
+            short = {"fid": "FID", "inception_score": "IS", "top1": "top-1 (%)", "top5": "top-5 (%)"}
+            return word + short.get(theirs, theirs.capitalize())
     return name.rpartition(".")[2] if "." in name else name
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from dpar.report import tables
 
 # where the dashboard shows a measured quantity, if not among the evaluations; and those that stand beside the paper's
 GROUPS = {"nll": "val", "patch_length": "patch", "training_gmacs": "cost", "parameters": "cost"}
+GROUPS |= dict.fromkeys(tables.PROBED, "probe")
 BESIDE = ("paper_", "difference_")
 
 
@@ -30,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--noise-floor", type=Path, required=True)
     flags.add_argument("--patch-counts", type=Path, required=True)
     flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
+    flags.add_argument("--linear-probes", type=Path, nargs="*", default=[], help="linear_probe/MODEL/STATE.json ...")
     flags.add_argument("--pictures", type=Path, nargs="+", required=True, help="samples/CELL/seedN/00000.png ...")
     flags.add_argument("--csv", type=Path, required=True)
     flags.add_argument("--markdown", type=Path, required=True)
@@ -42,10 +44,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     experiment = load_experiment(args.experiment)
     metrics = {(p.parent.name, int(p.stem.removeprefix("seed"))): read_json(p) for p in args.metrics}
-    likelihoods = {(p.parent.name, p.stem): read_json(p) for p in args.likelihoods}
+    likelihoods, probes = (
+        {(p.parent.name, p.stem): read_json(p) for p in paths} for paths in (args.likelihoods, args.linear_probes)
+    )
     thresholds = merged_thresholds(map(read_json, args.thresholds))
     counts, floor = read_json(args.patch_counts), read_json(args.noise_floor)
-    inputs = [*args.metrics, *args.likelihoods, args.noise_floor, args.patch_counts, *args.thresholds, *args.pictures]
+    inputs = [*args.metrics, *args.likelihoods, args.noise_floor, args.patch_counts, *args.thresholds]
+    inputs += [*args.linear_probes, *args.pictures]
     title = experiment.tables[args.table].title
     with tracking.job(
         rule="make_table",
@@ -62,10 +67,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             likelihoods=likelihoods,
             thresholds=thresholds,
             costs=counts["cells"],
+            probes=probes,
         )
         first = next(iter(metrics.values()))
         shown = tables.readable(frame, first["metric"])
-        notes = conditions(first, floor)
+        notes = conditions(first, floor) + probe_conditions(probes)
         write_text(args.csv, frame.to_csv(index=False))
         write_text(args.latex, tables.to_latex(shown, title))
         write_text(args.markdown, tables.to_markdown(shown, title, notes))
@@ -79,7 +85,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 cell=record["cell"],
                 params=_params(record),
                 metrics=_metrics(record),
-                sources=[*sources, *(p for p in args.likelihoods if (p.parent.name, p.stem) == state)],
+                sources=[
+                    *sources,
+                    *(p for p in (*args.likelihoods, *args.linear_probes) if (p.parent.name, p.stem) == state),
+                ],
                 image=pictures.get(record["cell"]),
             )
 
@@ -98,6 +107,18 @@ def conditions(measured: dict[str, Any], floor: dict[str, Any]) -> list[str]:
     if not measured["comparable_to_published"]:
         lines.append(f"Not comparable to published numbers: {measured['comparable_reason']}")
     return lines
+
+
+def probe_conditions(probes: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
+    """What the accuracies of linear classifiers rest on, where the table has them."""
+    if not probes:
+        return []
+    stated = next(iter(probes.values()))["conditions"]
+    return [
+        f"Top-1, top-5: a linear classifier on states {stated['states']}; fitted on {stated['training_images']} "
+        f"training images ({stated['training_views']}; penalty {stated['penalty']:g}), measured on "
+        f"{stated['val_images']} held-out images. The paper does not say how its own was fitted."
+    ]
 
 
 def _params(record: dict[str, Any]) -> dict[str, Any]:

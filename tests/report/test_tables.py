@@ -20,6 +20,7 @@ def built(*rows, measured=None, **replaced):
         "likelihoods": {("dpar", "step400"): {"nll": 4.5, "mean_patch_length": 1.79}},
         "thresholds": {"p_avg": {"1.8": {"threshold": 3.21}}},
         "costs": COSTS,
+        "probes": {},
     }
     return tables.build(experiment, "t", **{**given, **replaced})
 
@@ -30,6 +31,18 @@ def test_a_cell_is_the_mean_over_its_seeds_with_the_sample_standard_deviation():
     assert row["frechet_distance_sd"] == pytest.approx(math.sqrt(((1 - 3) ** 2 + (2 - 3) ** 2 + (6 - 3) ** 2) / 2))
     assert (row["seeds"], row["images"], row["cfg_scale"]) == (3, 320, 2.0)
     assert (row["threshold"], row["max_length"], row["patch_length"], row["nll"]) == (3.21, 4, 1.79, 4.5)
+
+
+def test_a_linear_probe_stands_beside_the_papers_without_a_difference():
+    row = {"model": "dpar", "paper.top1": 37.82, "paper.top5": 61.15}
+    probes = {("dpar", "step400"): {"top1": 31.25, "top5": 55.5, "top1_training": 40.0}}
+    published = {("dpar", 0): metrics(3.0, published=True)}
+    frame = built(row, measured=published, probes=probes)
+    assert frame[["top1", "paper_top1", "top5", "paper_top5"]].values.tolist() == [[31.25, 37.82, 55.5, 61.15]]
+    assert not {"difference_top1", "difference_top5"} & set(frame)
+    shown = tables.readable(frame, "FID")
+    assert shown.iloc[0][["Top-1 (%)", "Paper top-1 (%)", "Paper top-5 (%)"]].tolist() == ["31.25", "37.82", "61.15"]
+    assert not {"top1", "top5"} & set(built({"model": "dpar"}))
 
 
 def test_the_paper_stands_beside_ours_and_the_difference_only_where_comparable():

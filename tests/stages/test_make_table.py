@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from dpar.config import parse_experiment
-from dpar.files import read_json
+from dpar.files import read_json, write_json
 from dpar.stages import make_table
 from tests.report import made_up
 from tests.test_config import demo
@@ -41,6 +41,25 @@ def test_the_table_comes_out_in_three_forms_with_its_conditions(tmp_path, experi
     assert "Warning: few images" in markdown
     assert "Not comparable to published numbers: the feature network is not Inception" in markdown
     assert r"\toprule" in (tmp_path / "tables" / "threshold_by_length.tex").read_text()
+
+
+def test_linear_probes_come_with_their_protocol(tmp_path, experiment):
+    files = made_up.write(tmp_path, experiment)
+    stated = {"states": "after the last block", "training_images": 90, "training_views": "one an image"}
+    stated |= {"val_images": 30, "penalty": 1e-4}
+    probes = {}
+    for number, model in enumerate(("llamagen", "dpar")):
+        probes[model] = tmp_path / "linear_probe" / model / "step400.json"
+        write_json(probes[model], {"top1": 30.5 + number, "top5": 60.5, "conditions": stated})
+    flags = [*arguments(tmp_path, files, "comparison"), "--linear-probes", *probes.values()]
+    make_table.main(list(map(str, flags)))
+    markdown = (tmp_path / "tables" / "comparison.md").read_text()
+    assert "states after the last block; fitted on 90 training images (one an image; penalty 0.0001)" in markdown
+    assert pd.read_csv(tmp_path / "tables" / "comparison.csv")["top1"].tolist() == [30.5, 31.5]
+    (events,) = (tmp_path / "tracking" / "spool" / "make_table").glob("*/events.jsonl")
+    results = [json.loads(line) for line in events.read_text().splitlines() if '"event": "result"' in line]
+    assert [result["metrics"]["probe/top1"] for result in results] == [30.5, 31.5]
+    assert "linear_probe/dpar/step400.json" in events.read_text()
 
 
 def test_every_row_becomes_a_result_of_the_job_with_its_sources(tmp_path, experiment):

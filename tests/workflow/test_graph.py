@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from dpar.config import load_experiment
-from dpar.grid import model_cells, sample_cells
+from dpar.grid import model_cells, sample_cells, table_rows
 from dpar.recipes import RECIPES
 from tests.test_config import CONFIG, SHIPPED, demo
 from tests.workflow.conftest import ROOT, job_counts
@@ -33,6 +33,11 @@ def test_an_experiment_resolves_to_its_full_list_of_jobs_without_any_data(snakem
     assert jobs["compute_metrics"] == sum(len(c.sampling.seeds) for c in cells)
     assert jobs["encode_images"] == experiment.codes.train_shards + experiment.codes.val_shards
     assert jobs["make_table"] == len(experiment.tables)
+    probed = [
+        row.sample for t, table in experiment.tables.items() if table.linear_probe for row in table_rows(experiment, t)
+    ]
+    assert jobs.get("linear_probe", 0) == len({(cell.model, cell.milestone) for cell in probed})
+    assert (name == "imagenet256") == bool(probed)
 
 
 def test_a_bare_snakemake_at_the_root_runs_the_demo(snakemake):

@@ -88,6 +88,27 @@ rule compute_metrics:
         STAGE + " --samples {input.samples}" " --reference {input.reference} --output {output}" + LOGGED
 
 
+rule linear_probe:
+    """Measure how well a linear classifier tells classes from a model's states (Table 7)."""
+    input:
+        model=folder("models/{model}/{milestone}"),
+        train=codes_for("train"),
+        val=codes_for("val"),
+    output:
+        RESULTS + "/linear_probe/{model}/{milestone}.json",
+    log:
+        RESULTS + "/logs/linear_probe/{model}-{milestone}.log",
+    conda:
+        "../../envs/dpar.yaml"
+    resources:
+        gpu=0,
+    params:
+        recipe=recipe("linear_probe", EXPERIMENT.seed, EXPERIMENT.evaluation.linear_probe),
+        folder=RESULTS + "/models/{model}/{milestone}",
+    shell:
+        STAGE + " --model-folder {params.folder}" " --train {input.train} --val {input.val} --output {output}" + LOGGED
+
+
 rule measure_noise_floor:
     """Measure the metrics of real images against other real images, at the samples' number."""
     input:

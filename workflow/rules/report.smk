@@ -9,6 +9,11 @@ def likelihood_files(cells):
     return sorted({f"{RESULTS}/likelihood/{cell.model}/{cell.milestone}.json" for cell in cells})
 
 
+def probe_files(name):
+    cells = table_cells(name) if EXPERIMENT.tables[name].linear_probe else []
+    return sorted({f"{RESULTS}/linear_probe/{cell.model}/{cell.milestone}.json" for cell in cells})
+
+
 def first_pictures(cells):
     return [f"{RESULTS}/samples/{cell.slug}/seed{cell.sampling.seeds[0]}/00000.png" for cell in cells]
 
@@ -22,6 +27,7 @@ rule make_table:
     input:
         metrics=lambda wildcards: metric_files(table_cells(wildcards.table)),
         likelihoods=lambda wildcards: likelihood_files(table_cells(wildcards.table)),
+        linear_probes=lambda wildcards: probe_files(wildcards.table),
         noise_floor=RESULTS + "/metrics/noise_floor.json",
         patch_counts=RESULTS + "/patch_counts.json",
         thresholds=lambda wildcards: sorted(
@@ -41,7 +47,7 @@ rule make_table:
     shell:
         STAGE + " --table {wildcards.table} --metrics {input.metrics}"
         " --likelihoods {input.likelihoods} --noise-floor {input.noise_floor} --patch-counts {input.patch_counts}"
-        " --thresholds {input.thresholds} --pictures {input.pictures}"
+        " --thresholds {input.thresholds} --linear-probes {input.linear_probes} --pictures {input.pictures}"
         " --csv {output.csv} --markdown {output.markdown} --latex {output.latex}" + LOGGED
 
 

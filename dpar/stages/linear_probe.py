@@ -1,0 +1,104 @@
+"""Fits a linear classifier on a trained model's pooled states and measures it on held-out images (Table 7)."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from dpar import tracking
+from dpar.config import Patchify, load_experiment
+from dpar.data.codes import open_codes
+from dpar.data.loader import batches, sequential, steps_per_epoch
+from dpar.device import default_device, full_float32
+from dpar.errors import InputError, run_command
+from dpar.evaluation.linear_probe import describe_codes, fit_probe, top_k_accuracy
+from dpar.files import write_json
+from dpar.train.objective import Patching, images_at_once
+from dpar.weights import load_model, model_config
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="linear_probe", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--model-folder", type=Path, required=True)
+    flags.add_argument("--train", type=Path, required=True, help="manifest of training codes, scored for DPAR")
+    flags.add_argument("--val", type=Path, required=True, help="manifest of held-out codes, scored for DPAR")
+    flags.add_argument("--output", type=Path, required=True, help="the accuracies as JSON")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage.
+
+    Raises:
+        InputError: the model or the codes are damaged, were not made for one another, or have no classes.
+    """
+    args = parser().parse_args(argv)
+    experiment = load_experiment(args.experiment)
+    settings = experiment.evaluation.linear_probe
+    name = f"{args.model_folder.parent.name}/{args.model_folder.name}"
+    with tracking.job(
+        rule="linear_probe",
+        experiment=args.experiment,
+        name=f"linear_probe[{name}]",
+        inputs=[args.model_folder, args.train, args.val],
+        outputs=[args.output],
+        params={"model": name, "seed": experiment.seed, **settings.model_dump()},
+    ) as job:
+        described, device = model_config(args.model_folder), default_device()
+        made = described["provenance"]
+        model = load_model(args.model_folder, described["kind"], device)
+        if model.config.num_classes is None:
+            raise InputError(f"{args.model_folder} is a model without classes; Table 7 probes class-conditional ones")
+        rule = made["patchify"] and Patchify.model_validate(made["patchify"])
+        patching = rule and Patching(rule, made["threshold"], model.config.grid[1])
+        train, val = (
+            open_codes(manifest, tokenizer=made["tokenizer"], entropy_model=made["entropy_model"])
+            for manifest in (args.train, args.val)
+        )
+        size = min(images_at_once(model.config, device), train.num_images)
+        epoch = islice(batches(train, batch_size=size, seed=experiment.seed), steps_per_epoch(train, size))
+        how = {"patching": patching, "precision": made["precision"], "device": device}
+        with full_float32():
+            seen, unseen = (
+                [part.to(device) for part in describe_codes(model, images, **how)]
+                for images in (epoch, sequential(val, size))
+            )
+            probe = fit_probe(
+                *seen,
+                num_classes=model.config.num_classes,
+                penalty=settings.penalty,
+                iterations=settings.iterations,
+            )
+            found = {f"top{k}": top_k_accuracy(probe, *unseen, k) for k in (1, 5) if k < model.config.num_classes}
+            on_training = top_k_accuracy(probe, *seen, 1)
+        write_json(
+            args.output,
+            found
+            | {
+                "top1_training": on_training,
+                "conditions": {
+                    "training_images": len(seen[0]),
+                    "training_views": "one an image, drawn at random" if train.num_views > 1 else "the one stored",
+                    "val_images": len(unseen[0]),
+                    "train_codes": train.digest,
+                    "val_codes": val.digest,
+                    "states": "after the last block, averaged over the image's patches or tokens; null class",
+                    "dims": seen[0].shape[1],
+                    "seed": experiment.seed,
+                    **settings.model_dump(),
+                    "model": described["sha256"],
+                    "step": made["step"],
+                    "threshold": made["threshold"],
+                    "precision": made["precision"],
+                },
+            },
+        )
+        job.summary({f"probe/{key}": value for key, value in found.items()})
+        print(", ".join(f"{key} {value:.2f} %" for key, value in found.items()), f"on {len(unseen[0])} held-out images")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
