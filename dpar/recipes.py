@@ -9,7 +9,7 @@ RECIPES = {
     "index_images": 2,
     "train_tokenizer": 1,
     "import_tokenizer": 1,
-    "evaluate_tokenizer": 1,
+    "evaluate_tokenizer": 2,
     "encode_images": 2,
     "index_codes": 2,
     "verify_codes": 1,

@@ -45,14 +45,14 @@ class Moments:
     """
 
     def __init__(self):
-        self.count = 0
+        self.count = self.dims = 0
 
     def add(self, features: Float[Tensor, "N D"]) -> None:
         """Counts these features in."""
         block = features.double()
         if not self.count:
-            self._centre = block.mean(0)
-            self._sum, self._products = block.new_zeros(block.shape[1]), block.new_zeros(block.shape[1], block.shape[1])
+            self._centre, self.dims = block.mean(0), block.shape[1]
+            self._sum, self._products = block.new_zeros(self.dims), block.new_zeros(self.dims, self.dims)
         block = block - self._centre
         self._sum += block.sum(0)
         self._products.addmm_(block.T, block)
@@ -64,7 +64,7 @@ class Moments:
         Raises:
             InputError: as `fit_gaussian`.
         """
-        _check_enough(self.count, len(self._sum) if self.count else 0)
+        _check_enough(self.count, self.dims)
         shift = self._sum / self.count
         _check_finite(shift)
         covariance = (self._products - self.count * shift.outer(shift)) / (self.count - 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from dpar.data.images import ImageIndex
 from dpar.data.workers import mapped, reported
 from dpar.device import default_device, full_float32
 from dpar.errors import run_command
+from dpar.evaluation.features import Extractor, open_extractor
+from dpar.evaluation.frechet import Moments, frechet_distance
 from dpar.files import write_bytes, write_json
 from dpar.sampling.picture import class_rows
 from dpar.stages.encode_images import check_fit
@@ -36,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--experiment", type=Path, required=True)
     flags.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
     flags.add_argument("--index", type=Path, required=True, help="of the held-out images")
+    flags.add_argument("--extractor", type=Path, required=True, help="classifier's folder, or a file")
     flags.add_argument("--report", type=Path, required=True, help="the numbers, JSON")
     flags.add_argument("--picture", type=Path, required=True, help="originals over reconstructions, PNG")
     return flags
@@ -53,13 +57,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tracking.job(
         rule="evaluate_tokenizer",
         experiment=args.experiment,
-        inputs=[args.tokenizer / WEIGHTS, args.tokenizer / CONFIG, args.index],
+        inputs=[args.tokenizer / WEIGHTS, args.tokenizer / CONFIG, args.index, args.extractor],
         outputs=[args.report, args.picture],
     ) as job:
         index = ImageIndex.load(args.index)
         device = default_device()
         tokenizer = load_model(args.tokenizer, "tokenizer", device)
         check_fit(experiment, args.index, index, args.tokenizer, tokenizer)
+        extractor = open_extractor(args.extractor, device)
+        moments = Moments(), Moments()  # of originals and reconstructions
         counts = torch.zeros(tokenizer.config.vocab_size, dtype=torch.long)
         decibels, similarities = [], []
         chosen = np.concatenate(class_rows(index.labels, SHOWN_EACH, SHOWN_CLASSES))
@@ -72,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 counts += torch.bincount(codes.flatten().cpu(), minlength=len(counts))
                 decibels.append(psnr(originals, others).cpu())
                 similarities.append(ssim(originals, others).cpu())
+                for which, images in zip(moments, (originals, others), strict=True):
+                    which.add(extractor.forward(resized(images, extractor.resolution or side))[0])
                 for i in set(chosen) & set(numbers):
                     pairs[i] = [x[i - numbers[0]].permute(1, 2, 0).cpu().numpy() for x in (originals, others)]
         all_decibels, all_similarities = torch.cat(decibels).double(), torch.cat(similarities)
@@ -84,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "codebook_perplexity": perplexity(counts),
             "bits_per_pixel": tokens * np.log2(tokenizer.config.vocab_size) / side**2,
         }
+        metric, results["reconstruction_distance"] = reconstruction_distance(extractor, *moments)
         conditions = {
             "images": len(index),
             "index": index.digest,
@@ -92,13 +101,37 @@ def main(argv: Sequence[str] | None = None) -> None:
             "tokens": tokens,
             "vocab_size": tokenizer.config.vocab_size,
             "tokenizer": model_config(args.tokenizer)["sha256"],
+            "extractor_sha256": extractor.sha256,
         }
-        write_json(args.report, {**results, "conditions": conditions})
+        write_json(args.report, {**results, "metric": metric, "conditions": conditions})
         captions = [f"class {index.labels[i]}" for i in chosen]
         write_bytes(args.picture, side_by_side([pairs[i] for i in chosen], captions, COLUMNS))
-        job.summary({f"eval/{name}": value for name, value in results.items()})
+        job.summary({f"eval/{name}": value for name, value in results.items() if value is not None})
         job.image(args.picture, key="reconstructions", step=0)
         print(f"PSNR {results['psnr']:.2f} dB, SSIM {results['ssim']:.3f} on {len(index)} images", file=sys.stderr)
+
+
+def reconstruction_distance(
+    extractor: Extractor, originals: Moments, reconstructions: Moments
+) -> tuple[str, float | None]:
+    """The name and value of the distance between images and what the tokenizer gives back; rFID with Inception.
+
+    Null where the images are no more than the features' dimensions.
+    """
+    dims = originals.dims
+    name = "rFID" if extractor.name == "inception" else f"rFD[{extractor.name},{dims}]"
+    if originals.count <= dims:
+        print(f"warning: {originals.count} images are too few for a {name}; not measured", file=sys.stderr)
+        return name, None
+    return name, frechet_distance(originals.gaussian(), reconstructions.gaussian())
+
+
+def resized(images: UInt8[Tensor, "B 3 H W"], side: int) -> UInt8[Tensor, "B 3 side side"]:
+    """Images as a network of another size sees them."""
+    if images.shape[-1] == side:
+        return images
+    floats = F.interpolate(images.float(), size=(side, side), mode="bicubic", align_corners=False, antialias=True)
+    return floats.round().clamp(0, 255).to(torch.uint8)
 
 
 def _batches(index: ImageIndex, side: int, size: int) -> Iterator[tuple[range, UInt8[Tensor, "B 3 R R"]]]:

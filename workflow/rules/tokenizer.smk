@@ -52,6 +52,7 @@ rule evaluate_tokenizer:
     input:
         tokenizer=folder("tokenizer"),
         index=RESULTS + "/index/val.json",
+        extractor=lambda wildcards: EXTRACTOR_FILES,
     output:
         report=RESULTS + "/tokenizer/report.json",
         picture=report(
@@ -66,8 +67,9 @@ rule evaluate_tokenizer:
     resources:
         gpu=0,
     params:
-        recipe=recipe("evaluate_tokenizer"),
+        recipe=recipe("evaluate_tokenizer", EXPERIMENT.evaluation.extractor, EXPERIMENT.evaluation.inception_weights),
         folder=RESULTS + "/tokenizer",
+        extractor=lambda wildcards: EXTRACTOR,
     shell:
-        STAGE + " --tokenizer {params.folder} --index {input.index}"
+        STAGE + " --tokenizer {params.folder} --index {input.index} --extractor {params.extractor:q}"
         " --report {output.report} --picture {output.picture}" + LOGGED
