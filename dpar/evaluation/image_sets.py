@@ -323,6 +323,8 @@ def describe(
             "give the images of the reference instead"
         )
     rows = np.arange(len(images)) if rows is None else rows
+    if not len(rows):
+        raise InputError(f"{images.source} holds no images to measure; check the path")
     side = side or extractor.resolution or (images.side if isinstance(images, Indexed) else None)
     if extractor.resolution not in (None, side):
         raise InputError(
@@ -337,8 +339,7 @@ def describe(
             yield batch
 
     outputs = extract(extractor, reported(passed(), len(rows), "described", size=BATCH))
-    features, logits, spatial = (*outputs, None, None)[:3]
-    assert features is not None
+    features, logits, spatial = outputs[0], *(*outputs[1:], None, None)[:2]
     found = images.conditions()
     return Features(
         features,

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from dpar import tracking
 from dpar.config import Patchify, load_experiment
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         size = min(images_at_once(model.config, device), train.num_images)
         epoch = islice(batches(train, batch_size=size, seed=experiment.seed), steps_per_epoch(train, size))
-        how = {"patching": patching, "precision": made["precision"], "device": device}
+        how: dict[str, Any] = {"patching": patching, "precision": made["precision"], "device": device}
         with full_float32():
             seen, unseen = (
                 [part.to(device) for part in describe_codes(model, images, **how)]

@@ -186,6 +186,8 @@ def test_what_is_no_set_of_images_is_named(tmp_path, pictures):
     ):
         with pytest.raises(InputError, match=said):
             open_set(paths)
+    with pytest.raises(InputError, match="holds no images to measure"):
+        describe(open_set([write_samples(tmp_path / "none.npz", 1)]), fake(), rows=np.arange(0))
     with pytest.raises(InputError, match=r"image a\.png of .* cannot be read"):
         describe(open_set([tmp_path / "broken"]), fake())
     with pytest.raises(InputError, match="holds images of 24 pixels, 16 are wanted"):

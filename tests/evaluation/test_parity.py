@@ -1,7 +1,7 @@
 """Our metrics beside independent ones (torch-fidelity, prdc, clean-fid), where these can be imported.
 
-They are not among the dependencies: each imports torchvision, whose registry wheel is built for CUDA. To run these
-tests: `pip install --no-deps torchvision torch-fidelity prdc clean-fid scikit-learn joblib threadpoolctl requests`.
+They are not among the dependencies: each imports torchvision, whose registry wheel is built for CUDA. `make test` puts
+them beside the environment; anywhere else: `pip install --no-deps torchvision torch-fidelity prdc clean-fid`.
 """
 
 from importlib.util import find_spec
@@ -9,8 +9,13 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from dpar.commands import evaluate
+from dpar.evaluation.comparison import gaussian_of
+from dpar.evaluation.features import Extractor
 from dpar.evaluation.frechet import fit_gaussian, frechet_distance
+from dpar.evaluation.image_sets import describe, open_set, resize_clean
 from dpar.evaluation.inception import Inception
 from dpar.evaluation.inception_score import inception_score
 from dpar.evaluation.kernel_distance import kernel_distance
@@ -93,6 +98,47 @@ def test_prdc_finds_the_same_precision_and_recall(features):
     assert (ours.precision, ours.recall) == (theirs["precision"], theirs["recall"])
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (256, 256), (299, 299), (500, 375), (31, 700)])
+def test_clean_fids_resize_is_the_same_to_the_bit(shape):
+    pytest.importorskip("cleanfid")
+    from cleanfid.resize import build_resizer
+
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    theirs = build_resizer("clean")(pixels)
+    np.testing.assert_array_equal(resize_clean(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0), theirs)
+
+
+@pytest.mark.filterwarnings("ignore:The `disp` argument:DeprecationWarning")
+def test_clean_fid_finds_the_same_between_two_folders(tmp_path):
+    pytest.importorskip("cleanfid")
+    from cleanfid import fid
+
+    def network(images):
+        """Six features that only the right resize, range and order of colours give."""
+        return torch.cat([images.mean((2, 3)), images[:, :, ::2, ::3].std((2, 3))], 1)
+
+    random = np.random.default_rng(0)
+    for folder, light in (("a", 30), ("b", 60)):
+        (tmp_path / folder).mkdir()
+        for number in range(20):
+            pixels = random.integers(0, 128, (40 + number, 50, 3)) + random.integers(0, light, 3)
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / folder / f"{number:02d}.png")
+    settings = {"mode": "clean", "num_workers": 0, "device": torch.device("cpu"), "verbose": False}
+    try:
+        theirs = fid.compute_fid(
+            str(tmp_path / "a"), str(tmp_path / "b"), custom_feat_extractor=network, use_dataparallel=False, **settings
+        )
+    except TypeError:
+        pytest.skip("clean-fid calls scipy's sqrtm in a form that SciPy 1.18 has dropped")
+    extractor = Extractor("inception", "ab" * 32, None, lambda images: (network(images),))
+    samples, reference = (describe(open_set([tmp_path / name]), extractor, profile="clean") for name in "ab")
+    ours = frechet_distance(gaussian_of(samples), gaussian_of(reference))
+    assert ours == pytest.approx(theirs, rel=1e-5)  # float32 features, whose batches differ
+    found = evaluate.clean_fid(samples, reference)
+    assert found["frechet_distance"] == pytest.approx(ours, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The `disp` argument:DeprecationWarning")
 def test_clean_fid_finds_the_same_distance(features):
     pytest.importorskip("cleanfid")
     from cleanfid import fid
