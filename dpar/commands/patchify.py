@@ -4,7 +4,9 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
+from tokenize import TokenError
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -88,7 +90,7 @@ def read_entropies(path: str) -> np.ndarray:
         entropy = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give a .npy file of entropies, (images, tokens)") from None
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, TokenError, BadZipFile, IsADirectoryError) as error:
         raise InputError(
             f"{path} is not a whole .npy file of numbers ({error}); save it again with numpy.save"
         ) from None

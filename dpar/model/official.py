@@ -5,6 +5,7 @@ import codecs
 import math
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -17,6 +18,12 @@ from dpar.files import sha256_file
 from dpar.model.llamagen import LlamaGen, LlamaGenConfig
 
 LAYOUTS = ("model", "module", "state_dict")
+
+# what torch's reader raises, beside UnpicklingError, where a file's bytes are not what it expects
+DAMAGED = (
+    RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, EOFError,
+    struct.error,
+)  # fmt: skip
 
 
 def _check_bytes(path: Path, sha256: str | None) -> None:
@@ -53,10 +60,10 @@ def _check_bytes(path: Path, sha256: str | None) -> None:
     beside = path.with_name(path.name + ".sha256")
     expected = {"the settings say": sha256} if sha256 else {}
     if beside.is_file():
-        expected[f"{beside.name} says"] = (beside.read_text().split() or [""])[0].lower()
+        expected[f"{beside.name} says"] = (beside.read_text().split() or [""])[0]
     actual = sha256_file(path) if expected else None
     for who, digest in expected.items():
-        if digest != actual:
+        if digest.lower() != actual:
             raise InputError(
                 f"{path} has SHA-256 {actual}, but {who} {digest}; download it again or correct the digest"
             )
@@ -96,7 +103,7 @@ def read_official(path: str | Path, sha256: str | None = None) -> dict[str, Tens
             f"{path} holds more than tensors, or is damaged: it asks for {what} and was not read; download it again "
             "from its publisher, or keep the tensors alone with `torch.save`"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except DAMAGED as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path} is damaged ({type(error).__name__}: {reason}); download it again") from None
     if isinstance(content, dict):

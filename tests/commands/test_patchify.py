@@ -149,6 +149,8 @@ def test_files_that_hold_no_entropies_are_refused(tmp_path, capsys):
         "page.npy": (b"<html>not found</html>", "is not a whole .npy file"),
         "empty.npy": (b"", "is not a whole .npy file"),
         "truncated.npy": (whole.read_bytes()[:-7], "is not a whole .npy file"),
+        "header.npy": (whole.read_bytes().replace(b"}", b" "), "is not a whole .npy file"),
+        "archive.npz": (b"PK\x03\x04 and no more", "is not a whole .npy file"),
     }
     arrays = {
         "flat.npy": (np.ones(16), r"has the shape (16,)"),
@@ -163,7 +165,11 @@ def test_files_that_hold_no_entropies_are_refused(tmp_path, capsys):
     for name, (array, _) in arrays.items():
         np.save(tmp_path / name, array, allow_pickle=True)
     np.savez(tmp_path / "several.npz", a=np.ones((2, 16)))
-    messages = {name: message for name, (_, message) in (files | arrays).items()} | {"several.npz": "an archive"}
+    (tmp_path / "folder.npy").mkdir()
+    messages = {name: message for name, (_, message) in (files | arrays).items()} | {
+        "several.npz": "an archive",
+        "folder.npy": "is not a whole .npy file",
+    }
     for name, message in messages.items():
         argv = ["patchify", str(tmp_path / name), "--threshold", "7.8", "--grid-width", "4"]
         assert cli.main(argv) == 2, name
