@@ -1,5 +1,6 @@
 """The error that is meant for the person at the keyboard, and how a command shows it."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
     Returns:
         0 on success, 2 for an `InputError`, 3 for an operating-system error (disk full, no permission).
     """
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("dpar").setLevel(logging.INFO)
     try:
         main(argv)
         sys.stdout.flush()

@@ -31,9 +31,9 @@ from dpar.data.loader import batches, prefetched
 from dpar.device import default_device, peak_flops
 from dpar.errors import InputError
 from dpar.evaluation.flops import forward_gmacs, training_gmacs
-from dpar.model.attention import Backend, fastest_backend, packed_attention
+from dpar.model.attention import Backend, fastest_backend, why_not
 from dpar.model.variants import build_model
-from dpar.packing import PackedLengths, PatchLayout
+from dpar.packing import PatchLayout
 from dpar.patchify import calibrate, starts_for
 from dpar.tracking.spool import EventFile, Job
 from dpar.train.distributed import Ranks
@@ -232,18 +232,6 @@ def drawn_codes(folder: Path, plan: Plan) -> CodeStore:
     return open_codes(manifest.path, cache=folder / "cache")
 
 
-def why_not(backend: Backend, device: torch.device, training: Training) -> str | None:
-    """Why packed attention by `backend` cannot train here; None if it can, which is tried."""
-    dtype = torch.bfloat16 if training.precision == "bfloat16" else torch.float32
-    packed = PackedLengths.from_lengths([3, 5], device)
-    q, k, v = (torch.randn(8, 2, 64, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
-    try:
-        packed_attention(packed, backend, dtype=dtype)(q, k, v).sum().backward()
-    except (InputError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
-        return str(error).strip().split(". ")[0].splitlines()[0]
-    return None
-
-
 def preparation(task: Task, device: torch.device, steps: int) -> dict[str, float]:
     """Seconds that one batch costs before the network sees it, by part, one after the other on one thread."""
     assert task.patching is not None
@@ -275,9 +263,8 @@ def measure(plan: Plan, device: torch.device, say: Callable[[str], None] = lambd
     Raises:
         InputError: no back end of packed attention that was asked for works here.
     """
-    refused: dict[Backend, str | None] = {
-        backend: why_not(backend, device, plan.training) for backend in plan.attention
-    }
+    dtype = torch.bfloat16 if plan.training.precision == "bfloat16" else torch.float32
+    refused: dict[Backend, str | None] = {backend: why_not(backend, device, dtype) for backend in plan.attention}
     working: list[Backend] = [backend for backend, reason in refused.items() if reason is None]
     if not working:
         raise InputError(

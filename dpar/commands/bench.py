@@ -6,7 +6,6 @@ from importlib import import_module
 
 BENCHMARKS = {
     "train": "one optimizer step of DPAR beside one of LlamaGen of the same size",
-    "sample": "images a second beside Algorithm 2 as written and beside LlamaGen",
     "data": "codes from shards to batches, beside what training consumes",
     "sample": "images a second beside Algorithm 2 as written and beside LlamaGen",
 }

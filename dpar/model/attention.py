@@ -7,7 +7,6 @@ import inspect
 import logging
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 from typing import Any, Literal, cast
 
 import torch
@@ -20,7 +19,6 @@ from dpar.model.layers import Attend
 from dpar.packing import PackedLengths
 
 Backend = Literal["sdpa", "varlen", "xformers", "flex"]
-HALF = (torch.float16, torch.bfloat16)
 
 logger = logging.getLogger(__name__)
 
@@ -111,19 +109,33 @@ BACKENDS: dict[Backend, Callable[[PackedLengths], Attend]] = {
 
 @cache
 def fastest_backend(device: torch.device, dtype: torch.dtype) -> Backend:
-    """The fastest back end that works for tensors of this kind here; the choice is logged once.
+    """The fastest back end that works for tensors of this kind here, which is tried; the choice is logged once.
 
     `flex` is never chosen by itself: it compiles at the first call and is not faster.
     """
-    backend: Backend = "sdpa"
-    if device.type == "cuda":
-        ampere = torch.cuda.get_device_capability(device) >= (8, 0)
-        if dtype in HALF and ampere and find_spec("torch.nn.attention.varlen"):
-            backend = "varlen"
-        elif dtype in (*HALF, torch.float32) and find_spec("xformers"):
-            backend = "xformers"
-    logger.info("packed attention: %s (%s, %s)", backend, device, dtype)
-    return backend
+    fastest: Backend = "sdpa"
+    faster: tuple[Backend, ...] = ("varlen", "xformers") if device.type == "cuda" else ()
+    for backend in faster:
+        reason = why_not(backend, device, dtype)
+        if reason is None:
+            fastest = backend
+            break
+        logger.info("packed attention cannot be %s: %s", backend, reason)
+    logger.info("packed attention: %s (%s, %s)", fastest, device, dtype)
+    return fastest
+
+
+def why_not(backend: Backend, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why packed attention by `backend` cannot train here; None if it can, which is tried."""
+    packed = PackedLengths.from_lengths([3, 5], device)
+    with torch.inference_mode(False), torch.enable_grad():
+        # not random: a training's numbers must not depend on what was tried
+        q, k, v = (torch.ones(8, 2, 64, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+        try:
+            packed_attention(packed, backend, dtype=dtype)(q, k, v).sum().backward()
+        except (InputError, RuntimeError) as error:  # NotImplementedError is a RuntimeError
+            return str(error).strip().split(". ")[0].splitlines()[0]
+    return None
 
 
 def attention_dtype(weight: Tensor) -> torch.dtype:

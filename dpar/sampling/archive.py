@@ -41,6 +41,9 @@ class Parts:
         for other in output.parent.glob(f".{output.stem}.*.parts"):
             if other != self.folder:
                 shutil.rmtree(other)
+        kept = set(self._paths())
+        for behind_a_gap in set(self.folder.glob("*.npz")) - kept:
+            behind_a_gap.unlink()
 
     def add(self, part: Part) -> None:
         """Keeps the next part."""
@@ -49,7 +52,16 @@ class Parts:
             np.savez(file, images=part.images, patches=part.patches)
 
     def _paths(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("*.npz") if re.fullmatch(r"\d+-\d+", path.stem))
+        """The parts from the first image on; one behind a part that could not be written does not count."""
+        paths: list[Path] = []
+        stop = 0
+        for path in sorted(path for path in self.folder.glob("*.npz") if re.fullmatch(r"\d+-\d+", path.stem)):
+            first, last = map(int, path.stem.split("-"))
+            if first != stop:
+                break
+            paths.append(path)
+            stop = last
+        return paths
 
     @property
     def done(self) -> int:

@@ -9,18 +9,26 @@ import torch
 from dpar.errors import InputError
 
 T = TypeVar("T")
-ON_A_CPU = ("not enough memory", "can't allocate memory")  # torch says so in a plain RuntimeError
+# What torch, or a library under it, says in a plain RuntimeError.
+SAID = (
+    "not enough memory",
+    "can't allocate memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether the device, or the machine itself, had no room for a tensor or an array."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in ON_A_CPU)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in SAID)
 
 
 def in_pieces(work: Callable[[int, int], T], start: int, stop: int, size: int) -> Iterator[T]:
     """`work(first, last)` of consecutive images from `start` to `stop`, `size` at a time.
 
-    A piece that does not fit the memory is halved, and so are those after it. That must not change the images.
+    A piece that does not fit the memory is halved, and so are those after it: what is computed of an image must not
+    depend on the others in its piece, but for rounding.
 
     Raises:
         InputError: not even one image fits.

@@ -1,7 +1,8 @@
 """Draws one shard of images with classifier-free guidance (Algorithm 2).
 
-Image i of a set of samples has a seed and a label of its own, so shards, batches and processes do not change it.
-Batches are kept as they are finished: the same command goes on after the last one.
+Image i of a set of samples has a seed and a label of its own, so shards, batches and processes do not change it, but
+for what the size of a batch does to rounding: the file says in which batches it was drawn. Batches are kept as they are
+finished: the same command goes on after the last one.
 """
 
 import argparse
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.entropy_model if gated else None,
             args.tokenizer,
             precision=sampling.precision,
-            device=default_device(),
+            device=default_device(args.shard),
         )
         if networks.model.config.grid != experiment.grid:
             found, expected = (" x ".join(map(str, grid)) for grid in (networks.model.config.grid, experiment.grid))
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "cell": args.cell,
             "seed": args.seed,
             "shard": args.shard,
-            "sampling": sampling.model_dump(mode="json", exclude={"seeds", "batch_size"}),
+            "sampling": sampling.model_dump(mode="json", exclude={"seeds"}),
             "patchify": cell.patchify.model_dump(mode="json") if patched else None,
             "threshold": threshold,
             "resolution": side,
@@ -125,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             job.metrics({"sample/images_per_s": pace}, step=stop)
             job.commit(stop)
         patches = np.concatenate([part.patches for part in parts])
+        conditions["batches"] = sorted({part.stop - part.start for part in parts})  # rounding depends on their sizes
         write_samples(
             args.output,
             (part.images for part in parts),

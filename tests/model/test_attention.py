@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from dpar.errors import InputError
 from dpar.model import attention
-from dpar.model.attention import attention_dtype, causal_attention, fastest_backend, packed_attention
+from dpar.model.attention import attention_dtype, causal_attention, fastest_backend, packed_attention, why_not
 from dpar.packing import PackedLengths
 from tests.oracles import model as oracle
 
@@ -120,10 +120,11 @@ def test_xformers_is_given_one_batch_row_and_the_host_lengths(monkeypatch, lengt
 
 def test_the_fastest_backend_that_works_is_chosen_and_logged(monkeypatch, caplog):
     caplog.set_level(logging.INFO, attention.__name__)
-    cuda, installed = torch.device("cuda", 0), {"torch.nn.attention.varlen", "xformers"}
-    capability = [(9, 0)]
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
-    monkeypatch.setattr(attention, "find_spec", lambda name: name in installed or None)
+    cuda, half = torch.device("cuda", 0), (torch.float16, torch.bfloat16)
+    works = {"varlen": half, "xformers": (*half, torch.float32)}
+    monkeypatch.setattr(
+        attention, "why_not", lambda name, device, dtype: None if dtype in works.get(name, ()) else "not here"
+    )
 
     def choice(device, dtype):
         fastest_backend.cache_clear()
@@ -133,15 +134,25 @@ def test_the_fastest_backend_that_works_is_chosen_and_logged(monkeypatch, caplog
     assert choice(cuda, torch.bfloat16) == "varlen"
     assert choice(cuda, torch.float32) == "xformers"
     assert choice(cuda, torch.float64) == "sdpa"
-    capability[0] = (7, 5)  # flash attention begins with 8.0
+    del works["varlen"]
     assert choice(cuda, torch.float16) == "xformers"
-    installed.clear()
+    del works["xformers"]
     assert choice(cuda, torch.float16) == "sdpa"
+    assert "packed attention cannot be xformers: not here" in caplog.messages
     assert "packed attention: varlen (cuda:0, torch.bfloat16)" in caplog.messages
     fastest_backend.cache_clear()
     for _ in range(3):
         packed_attention(PackedLengths.from_lengths([2]))
     assert caplog.messages.count("packed attention: sdpa (cpu, torch.float32)") == 1
+
+
+def test_a_backend_is_tried_without_touching_random_numbers():
+    state = torch.get_rng_state()
+    cpu = torch.device("cpu")
+    assert why_not("sdpa", cpu, torch.float32) is None
+    assert why_not("varlen", cpu, torch.bfloat16)
+    assert "backward" in str(why_not("flex", cpu, torch.float32))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_backend_that_is_absent_is_refused(monkeypatch):

@@ -33,6 +33,18 @@ def test_nothing_is_left_of_a_file_that_was_not_finished(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_part_behind_one_that_was_not_written_is_drawn_again(tmp_path):
+    output = tmp_path / "00000.npz"
+    parts = Parts(output, "one")
+    for start, stop in ((0, 2), (4, 6)):
+        parts.add(Part(start, IMAGES[start:stop], np.arange(start, stop)))
+    again = Parts(output, "one")
+    assert again.done == 2
+    for start, stop in ((2, 5), (5, 7)):  # in other pieces than before
+        again.add(Part(start, IMAGES[start:stop], np.arange(start, stop)))
+    assert np.array_equal(np.concatenate([part.images for part in Parts(output, "one")]), IMAGES)
+
+
 def test_parts_come_back_in_order_and_only_to_their_own_identity(tmp_path):
     output = tmp_path / "00000.npz"
     parts = Parts(output, "one")

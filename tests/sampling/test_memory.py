@@ -19,6 +19,7 @@ def test_what_a_full_memory_says():
     assert out_of_memory(raised(lambda: torch.empty(2**55)))
     assert out_of_memory(raised(lambda: np.empty(2**55)))
     assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not out_of_memory(raised(lambda: torch.ones(2, 3) @ torch.ones(2, 3)))
 
 
