@@ -146,12 +146,46 @@ def test_a_milestone_that_was_passed_is_written_again_from_what_was_kept(tmp_pat
         train(tmp_path, "dpar", 9)
 
 
-def test_a_training_that_was_shortened_begins_anew_if_asked_to(tmp_path, capsys):
-    train(tmp_path / "long", "llamagen", 20)
-    short = train(tmp_path / "long", "llamagen", 9, restart=True)
+def bits(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder` by its path in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_lost_milestone_is_trained_again_beside_the_state_that_has_passed_it(tmp_path, capsys):
+    settings = {"milestones": (9,), "restart": True}
+    first = train(tmp_path, "llamagen", 9, **settings)
+    weights = (first / "model.safetensors").read_bytes()
+    train(tmp_path, "llamagen", 20, **settings)
+    before = bits(tmp_path / "state")
+    shutil.rmtree(tmp_path / "state" / "milestones" / "step00000009")
+    shutil.rmtree(first)
+
+    def interrupt(step):
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        train(tmp_path, "llamagen", 9, job=Recorder(interrupt), **settings)
+    job = Recorder()
+    train(tmp_path, "llamagen", 9, job=job, **settings)
+    assert job.commits == [5, 8, 9]
     assert "past step 9" in capsys.readouterr().err
+    assert (first / "model.safetensors").read_bytes() == weights
+    after = bits(tmp_path / "state")
+    kept = "milestones/step00000009/history.jsonl"  # holds speeds too
+    assert {k: v for k, v in after.items() if k != kept} == {k: v for k, v in before.items() if k != kept}
+    assert [path.name for path in tmp_path.glob("state*")] == ["state"]
+
+
+def test_a_training_that_was_shortened_is_trained_to_its_new_end_if_asked_to(tmp_path):
+    train(tmp_path / "long", "llamagen", 20)
+    with pytest.raises(InputError, match="past step 9.*--restart"):
+        train(tmp_path / "long", "llamagen", 9, steps=9)
+    short = train(tmp_path / "long", "llamagen", 9, steps=9, restart=True)
     assert same_weights(short, train(tmp_path / "short", "llamagen", 9))
-    assert (tmp_path / "long" / "state.1").is_dir(), "the longer training's state is kept"
+    job = Recorder()
+    train(tmp_path / "long", "llamagen", 20, job=job)
+    assert not job.points, "the longer training's state is kept"
 
 
 def test_a_kept_milestone_that_was_damaged_is_not_given_out(tmp_path):
