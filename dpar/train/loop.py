@@ -172,7 +172,9 @@ def _begin(task: Task, until: int, state: Path, kept: Path, again: Path, restart
 
 def _is_whole(folder: Path) -> bool:
     """Whether a model folder is complete and undamaged."""
-    return (folder / CONFIG).exists() and read_json(folder / CONFIG)["sha256"] == sha256_file(folder / WEIGHTS)
+    if not ((folder / CONFIG).exists() and (folder / WEIGHTS).exists()):
+        return False
+    return read_json(folder / CONFIG)["sha256"] == sha256_file(folder / WEIGHTS)
 
 
 def _link(source: Path, target: Path) -> None:

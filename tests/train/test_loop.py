@@ -179,7 +179,7 @@ def test_a_lost_milestone_is_trained_again_beside_the_state_that_has_passed_it(t
 
 def test_a_training_that_was_shortened_is_trained_to_its_new_end_if_asked_to(tmp_path):
     train(tmp_path / "long", "llamagen", 20)
-    with pytest.raises(InputError, match="past step 9.*--restart"):
+    with pytest.raises(InputError, match=r"past step 9.*--restart"):
         train(tmp_path / "long", "llamagen", 9, steps=9)
     short = train(tmp_path / "long", "llamagen", 9, steps=9, restart=True)
     assert same_weights(short, train(tmp_path / "short", "llamagen", 9))
@@ -195,6 +195,16 @@ def test_a_kept_milestone_that_was_damaged_is_not_given_out(tmp_path):
     kept.unlink()
     kept.write_bytes(whole[:-1] + b"?")
     assert (train(tmp_path, "dpar", 8) / "model.safetensors").read_bytes() == whole
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "config.json"])
+def test_a_kept_milestone_without_one_of_its_files_does_not_count(tmp_path, lost):
+    folder = train(tmp_path, "llamagen", 8)
+    whole = (folder / "model.safetensors").read_bytes()
+    (tmp_path / "state" / "milestones" / "step00000008" / lost).unlink()
+    (folder / "model.safetensors").unlink()
+    train(tmp_path, "llamagen", 8)
+    assert (folder / "model.safetensors").read_bytes() == whole
 
 
 def test_the_kept_network_is_the_moving_average(tmp_path):
