@@ -210,9 +210,16 @@ class History:
         """Appends the values of a step.
 
         Raises:
-            InputError: the disk is full or the file cannot be written.
+            InputError: a value is not finite, the disk is full or the file cannot be written.
         """
-        self._lines.append(json.dumps({"step": step, **values}))
+        try:
+            line = json.dumps({"step": step, **values}, allow_nan=False)
+        except ValueError:
+            raise InputError(
+                f"training broke: not all of {values} at step {step} is finite; the last good checkpoint: "
+                f"{last_step(self.path.parent)}. Lower the learning rate or set `precision: float32`, and begin anew"
+            ) from None
+        self._lines.append(line)
         try:
             with open(self.path, "a") as file:
                 file.write(self._lines[-1] + "\n")
@@ -520,6 +527,7 @@ class Trainer:
         return row
 
     def _validated(self) -> dict[str, float]:
+        self._settle()  # a broken step is said with its images, not as a curve that ends in NaN
         task = self.task
         held_out = likelihood(
             self.averaged,

@@ -252,6 +252,29 @@ def test_a_loss_that_is_not_finite_stops_with_step_images_and_last_checkpoint(tm
     assert not (tmp_path / "state" / "step00000006.json").exists()
 
 
+@pytest.mark.parametrize("log_every", [4, 100])
+def test_what_is_not_finite_never_enters_the_curves(tmp_path, monkeypatch, log_every):
+    calls = []
+
+    def broken(logits, targets):
+        calls.append(1)
+        return nats(logits, targets) * (math.nan if len(calls) == 4 else 1)
+
+    monkeypatch.setattr(loop, "nats", broken)
+    with pytest.raises(InputError, match="broke at step 4"):
+        train(tmp_path, "llamagen", validate_every=4, log_every=log_every, checkpoint_every=2)
+    assert not (tmp_path / "state" / "history.jsonl").read_text()
+
+
+def test_a_validation_that_is_not_finite_stops_the_training_and_stays_out_of_the_curves(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.Trainer, "_validated", lambda self: {"val/nll": math.nan})
+    job = Recorder()
+    with pytest.raises(InputError, match=r"val/nll.*nan.*step 4.*last good checkpoint: step 2"):
+        train(tmp_path, "llamagen", validate_every=4, log_every=100, checkpoint_every=2, job=job)
+    assert not job.points
+    assert not (tmp_path / "state" / "history.jsonl").read_text()
+
+
 def test_a_full_disk_stops_the_training_and_more_space_lets_it_go_on(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         saved = []
