@@ -83,8 +83,11 @@ class Task:
     @property
     def made_from(self) -> dict[str, Any]:
         """All that decides the weights after a given step, but for rounding and which dropout several ranks draw."""
+        model = self.model.config.model_dump(mode="json")
+        if "attention" in model:  # the back end only rounds differently; `auto`, as most states have it
+            model["attention"] = "auto"
         return {
-            "model": {"kind": type(self.model).__name__, **self.model.config.model_dump(mode="json")},
+            "model": {"kind": type(self.model).__name__, **model},
             "training": self.training.model_dump(mode="json", exclude=set(TRAINING_PACE)),
             "patches": self.patching and [self.patching.rule.model_dump(mode="json"), self.patching.threshold],
             "codes": self.train.digest,

@@ -231,6 +231,15 @@ def test_other_settings_are_refused_and_those_that_do_not_matter_are_not(tmp_pat
     assert (tmp_path / "state.1").is_dir()
 
 
+def test_the_back_end_of_attention_is_no_reason_to_begin_anew(tmp_path):
+    train(tmp_path, "dpar", 4, attention="auto")
+    for until, attention in ((8, "sdpa"), (12, "auto")):
+        job = Recorder()
+        train(tmp_path, "dpar", until, attention=attention, job=job)
+        assert job.commits == [until - 4, until]
+    assert tiny_task("dpar").made_from["model"]["attention"] == "auto", "as states have it that were made before"
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_with_step_images_and_last_checkpoint(tmp_path, monkeypatch, bad):
     calls = []

@@ -76,6 +76,11 @@ def without(settings, *names):
     return settings and settings.model_dump(mode="json", exclude=set(names))
 
 
+def with_any_attention(transformer):
+    """`transformer` whatever back end attends, which only rounds differently; `auto`, as most recipes have had it."""
+    return transformer.model_copy(update={"attention": "auto"})
+
+
 def shards(store, split):
     return [f"{RESULTS}/{store}/{split}/{i:05d}.{SHARD_SUFFIX}" for i in range(SHARD_COUNT[split])]
 
