@@ -1,32 +1,59 @@
 """The error that is meant for the person at the keyboard, and how a command shows it."""
 
+import io
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used: what was found, what was expected, where, the next step."""
 
 
+class _Lasting(io.FileIO):
+    """Somebody else's descriptor to write to; what is said after its reader has gone is dropped."""
+
+    def write(self, data, /) -> int:  # type: ignore[override]  # a buffer of any kind
+        with suppress(BrokenPipeError):
+            return super().write(data)
+        return memoryview(data).nbytes
+
+
+def outlive_readers() -> None:
+    """Lets this process work on when nobody reads its standard output or error any more (`| head`, a killed `tee`)."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or stream is not getattr(sys, f"__{name}__"):
+            continue  # closed from the start, or in other hands
+        stream.flush()
+        lasting = io.TextIOWrapper(
+            io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False)),
+            encoding=stream.encoding,
+            errors=stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, lasting)
+
+
 def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
     """Exit status of `main(argv)`; an `InputError` or a full disk becomes one line on standard error.
+
+    A reader of its output that has gone changes nothing: the work is done to its end, and its status is told.
 
     Returns:
         0 on success, 2 for an `InputError`, 3 for an operating-system error (disk full, no permission).
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dpar").setLevel(logging.INFO)
+    outlive_readers()
     try:
         main(argv)
         sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader (`| head`) has gone: nothing is left to say, and nobody to say it to
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         if error.errno is None:
             raise

@@ -1,5 +1,7 @@
 """The program `dpar`: its subcommands exist, and errors are one line."""
 
+import subprocess
+import sys
 from importlib import import_module
 
 import pytest
@@ -56,3 +58,21 @@ def test_a_bug_keeps_its_traceback():
 
     with pytest.raises(KeyError):
         run_command(broken, [])
+
+
+def test_work_goes_on_when_the_reader_of_its_output_has_gone(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from dpar.errors import run_command\n"
+        "def main(argv):\n"
+        "    for _ in range(10_000):\n"
+        "        print('said'); print('said', file=sys.stderr)\n"
+        "    Path(sys.argv[1]).write_text('done')\n"
+        "sys.exit(run_command(main))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "product")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert (tmp_path / "product").read_text() == "done"

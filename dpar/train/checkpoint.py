@@ -62,7 +62,7 @@ def claim_state(folder: Path, made_from: Mapping[str, Any], *, restart: bool = F
             set_aside(folder, f"{', '.join(differing)} changed")
     write_json(folder / ORIGIN, expected)
     notes = {note.stem for note in folder.glob("step*.json")}
-    for path in [*folder.glob(".*.partial"), *folder.glob(".tmp*"), *folder.glob("step*.safetensors")]:
+    for path in [*folder.rglob(".*.partial"), *folder.rglob(".tmp*"), *folder.glob("step*.safetensors")]:
         if path.stem not in notes:
             path.unlink()
 

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -40,7 +41,6 @@ from dpar.train.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
-    set_aside,
 )
 from dpar.train.distributed import Ranks, whole
 from dpar.train.interruption import REQUEUE, Interruption
@@ -83,8 +83,11 @@ class Task:
     @property
     def made_from(self) -> dict[str, Any]:
         """All that decides the weights after a given step, but for rounding and which dropout several ranks draw."""
+        model = self.model.config.model_dump(mode="json")
+        if "attention" in model:  # the back end only rounds differently; `auto`, as most states have it
+            model["attention"] = "auto"
         return {
-            "model": {"kind": type(self.model).__name__, **self.model.config.model_dump(mode="json")},
+            "model": {"kind": type(self.model).__name__, **model},
             "training": self.training.model_dump(mode="json", exclude=set(TRAINING_PACE)),
             "patches": self.patching and [self.patching.rule.model_dump(mode="json"), self.patching.threshold],
             "codes": self.train.digest,
@@ -128,44 +131,53 @@ def train_to(
         provenance: for the model folder.
         ranks: all of them must call.
         job: told the curves.
-        restart: set a state that was made from something else aside and begin anew.
+        restart: set a state that was made from something else aside and begin anew; and train once more, beside the
+            state, to a step that it has passed and kept no copy of.
 
     Raises:
-        InputError: the state belongs to another task, or is past `until` and kept no such milestone; a loss is not
-            finite; a checkpoint cannot be saved.
+        InputError: the state belongs to another task, or is past `until` and kept no such milestone, and not `restart`;
+            a loss is not finite; a checkpoint cannot be saved.
         SystemExit: with status 75 after a signal, when the state has been saved.
     """
     kept = state / "milestones" / f"step{until:08d}"
-    done = ranks.from_main(_begin(task, until, state, kept, restart) if ranks.main else 0)
+    again = state / "again" / kept.name
+    folder, done = ranks.from_main(_begin(task, until, state, kept, again, restart) if ranks.main else (state, 0))
     if done != until or not ranks.from_main(ranks.main and _is_whole(kept)):
-        trainer = Trainer(task, state, ranks, job, done)
+        trainer = Trainer(task, folder, ranks, job, done)
         trainer.run(until)
         trainer.keep(kept)
     if ranks.main:
         write_text(history, (kept / HISTORY).read_text())
         _link(kept / WEIGHTS, output / WEIGHTS)
         write_json(output / CONFIG, read_json(kept / CONFIG) | {"provenance": {**provenance, "step": until}})
+        shutil.rmtree(again, ignore_errors=True)
 
 
-def _begin(task: Task, until: int, state: Path, kept: Path, restart: bool) -> int:
-    """Makes the state ready; the steps that it has done, or `until` if it kept that milestone."""
+def _begin(task: Task, until: int, state: Path, kept: Path, again: Path, restart: bool) -> tuple[Path, int]:
+    """Makes ready the state to go on from: its folder, and the steps that it has done, or `until` if that was kept.
+
+    A state that has passed `until` may have cost weeks and is still good for what lies ahead of it: it stays as it is,
+    and what it kept no copy of is trained again in the folder `again`.
+    """
     claim_state(state, task.made_from, restart=restart)
     if _is_whole(kept):
-        return until
+        return state, until
     done = newest_checkpoint(state) or 0
     if done <= until:
-        return done
+        return state, done
     problem = f"{state} stands at step {done}, past step {until}, and kept no copy of it"
     if not restart:
-        raise InputError(f"{problem}; add --restart to set it aside and train to step {until} from the beginning")
-    set_aside(state, problem)
-    claim_state(state, task.made_from)
-    return 0
+        raise InputError(f"{problem}; add --restart to train to step {until} again, beside that state")
+    print(f"{problem}: training to step {until} again in {again}; the state stays as it is", file=sys.stderr)
+    claim_state(again, task.made_from)
+    return again, newest_checkpoint(again) or 0
 
 
 def _is_whole(folder: Path) -> bool:
     """Whether a model folder is complete and undamaged."""
-    return (folder / CONFIG).exists() and read_json(folder / CONFIG)["sha256"] == sha256_file(folder / WEIGHTS)
+    if not ((folder / CONFIG).exists() and (folder / WEIGHTS).exists()):
+        return False
+    return read_json(folder / CONFIG)["sha256"] == sha256_file(folder / WEIGHTS)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -201,9 +213,16 @@ class History:
         """Appends the values of a step.
 
         Raises:
-            InputError: the disk is full or the file cannot be written.
+            InputError: a value is not finite, the disk is full or the file cannot be written.
         """
-        self._lines.append(json.dumps({"step": step, **values}))
+        try:
+            line = json.dumps({"step": step, **values}, allow_nan=False)
+        except ValueError:
+            raise InputError(
+                f"training broke: not all of {values} at step {step} is finite; the last good checkpoint: "
+                f"{last_step(self.path.parent)}. Lower the learning rate or set `precision: float32`, and begin anew"
+            ) from None
+        self._lines.append(line)
         try:
             with open(self.path, "a") as file:
                 file.write(self._lines[-1] + "\n")
@@ -511,6 +530,7 @@ class Trainer:
         return row
 
     def _validated(self) -> dict[str, float]:
+        self._settle()  # a broken step is said with its images, not as a curve that ends in NaN
         task = self.task
         held_out = likelihood(
             self.averaged,

@@ -14,6 +14,7 @@ import psutil
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from dpar.errors import outlive_readers
 from dpar.train.interruption import REQUEUE, Interruption
 
 
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         ChildFailedError: a rank failed; the others have been stopped.
     """
+    outlive_readers()
     for number in Interruption.SIGNALS:
         signal.signal(number, _pass_on)
     try:

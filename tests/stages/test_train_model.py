@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -139,6 +140,20 @@ def test_a_terminated_process_exits_with_75_and_goes_on(results):
     steps = [e["step"] for e in told if e["event"] == "metrics"]
     assert steps == list(range(2, 201, 2))
     assert told[-1]["status"] == "FINISHED"
+
+
+def test_a_training_outlives_the_reader_of_its_log(results):
+    results.set(experiment_values(steps=200, checkpoint_every=2))
+    process = subprocess.Popen(command(results), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    process.stdout.close()
+    state = results.folder / "state/models/dpar"
+    while process.poll() is None and not (state / "step00000006.json").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    assert events(results)[0][-1]["status"] == "KILLED"
 
 
 @pytest.mark.slow

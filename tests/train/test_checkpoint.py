@@ -89,6 +89,16 @@ def test_a_checkpoint_killed_between_its_two_files_does_not_count(tmp_path):
     assert files(tmp_path) == ["made_from.json", "step00000003.json", "step00000003.safetensors"]
 
 
+def test_a_milestone_that_was_cut_short_leaves_nothing_behind(tmp_path):
+    kept = tmp_path / "milestones" / "step00000008"
+    kept.mkdir(parents=True)
+    (kept / "config.json").write_text("{}")
+    for litter in (".model.safetensors.0a1b.partial", ".config.json.2c3d.partial", ".tmpAbC123"):
+        (kept / litter).write_bytes(b"half")
+    claim_state(tmp_path, {"seed": 0})
+    assert files(kept) == ["config.json"]
+
+
 def test_a_full_disk_keeps_what_was_there_and_says_so(tmp_path, monkeypatch):
     save(tmp_path, 3)
 

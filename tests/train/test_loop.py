@@ -146,12 +146,46 @@ def test_a_milestone_that_was_passed_is_written_again_from_what_was_kept(tmp_pat
         train(tmp_path, "dpar", 9)
 
 
-def test_a_training_that_was_shortened_begins_anew_if_asked_to(tmp_path, capsys):
-    train(tmp_path / "long", "llamagen", 20)
-    short = train(tmp_path / "long", "llamagen", 9, restart=True)
+def bits(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder` by its path in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_lost_milestone_is_trained_again_beside_the_state_that_has_passed_it(tmp_path, capsys):
+    settings = {"milestones": (9,), "restart": True}
+    first = train(tmp_path, "llamagen", 9, **settings)
+    weights = (first / "model.safetensors").read_bytes()
+    train(tmp_path, "llamagen", 20, **settings)
+    before = bits(tmp_path / "state")
+    shutil.rmtree(tmp_path / "state" / "milestones" / "step00000009")
+    shutil.rmtree(first)
+
+    def interrupt(step):
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        train(tmp_path, "llamagen", 9, job=Recorder(interrupt), **settings)
+    job = Recorder()
+    train(tmp_path, "llamagen", 9, job=job, **settings)
+    assert job.commits == [5, 8, 9]
     assert "past step 9" in capsys.readouterr().err
+    assert (first / "model.safetensors").read_bytes() == weights
+    after = bits(tmp_path / "state")
+    kept = "milestones/step00000009/history.jsonl"  # holds speeds too
+    assert {k: v for k, v in after.items() if k != kept} == {k: v for k, v in before.items() if k != kept}
+    assert [path.name for path in tmp_path.glob("state*")] == ["state"]
+
+
+def test_a_training_that_was_shortened_is_trained_to_its_new_end_if_asked_to(tmp_path):
+    train(tmp_path / "long", "llamagen", 20)
+    with pytest.raises(InputError, match=r"past step 9.*--restart"):
+        train(tmp_path / "long", "llamagen", 9, steps=9)
+    short = train(tmp_path / "long", "llamagen", 9, steps=9, restart=True)
     assert same_weights(short, train(tmp_path / "short", "llamagen", 9))
-    assert (tmp_path / "long" / "state.1").is_dir(), "the longer training's state is kept"
+    job = Recorder()
+    train(tmp_path / "long", "llamagen", 20, job=job)
+    assert not job.points, "the longer training's state is kept"
 
 
 def test_a_kept_milestone_that_was_damaged_is_not_given_out(tmp_path):
@@ -161,6 +195,16 @@ def test_a_kept_milestone_that_was_damaged_is_not_given_out(tmp_path):
     kept.unlink()
     kept.write_bytes(whole[:-1] + b"?")
     assert (train(tmp_path, "dpar", 8) / "model.safetensors").read_bytes() == whole
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "config.json"])
+def test_a_kept_milestone_without_one_of_its_files_does_not_count(tmp_path, lost):
+    folder = train(tmp_path, "llamagen", 8)
+    whole = (folder / "model.safetensors").read_bytes()
+    (tmp_path / "state" / "milestones" / "step00000008" / lost).unlink()
+    (folder / "model.safetensors").unlink()
+    train(tmp_path, "llamagen", 8)
+    assert (folder / "model.safetensors").read_bytes() == whole
 
 
 def test_the_kept_network_is_the_moving_average(tmp_path):
@@ -187,6 +231,15 @@ def test_other_settings_are_refused_and_those_that_do_not_matter_are_not(tmp_pat
     assert (tmp_path / "state.1").is_dir()
 
 
+def test_the_back_end_of_attention_is_no_reason_to_begin_anew(tmp_path):
+    train(tmp_path, "dpar", 4, attention="auto")
+    for until, attention in ((8, "sdpa"), (12, "auto")):
+        job = Recorder()
+        train(tmp_path, "dpar", until, attention=attention, job=job)
+        assert job.commits == [until - 4, until]
+    assert tiny_task("dpar").made_from["model"]["attention"] == "auto", "as states have it that were made before"
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_with_step_images_and_last_checkpoint(tmp_path, monkeypatch, bad):
     calls = []
@@ -206,6 +259,29 @@ def test_a_loss_that_is_not_finite_stops_with_step_images_and_last_checkpoint(tm
     assert "step 4" in message
     assert (tmp_path / "state" / "step00000004.json").exists()
     assert not (tmp_path / "state" / "step00000006.json").exists()
+
+
+@pytest.mark.parametrize("log_every", [4, 100])
+def test_what_is_not_finite_never_enters_the_curves(tmp_path, monkeypatch, log_every):
+    calls = []
+
+    def broken(logits, targets):
+        calls.append(1)
+        return nats(logits, targets) * (math.nan if len(calls) == 4 else 1)
+
+    monkeypatch.setattr(loop, "nats", broken)
+    with pytest.raises(InputError, match="broke at step 4"):
+        train(tmp_path, "llamagen", validate_every=4, log_every=log_every, checkpoint_every=2)
+    assert not (tmp_path / "state" / "history.jsonl").read_text()
+
+
+def test_a_validation_that_is_not_finite_stops_the_training_and_stays_out_of_the_curves(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.Trainer, "_validated", lambda self: {"val/nll": math.nan})
+    job = Recorder()
+    with pytest.raises(InputError, match=r"val/nll.*nan.*step 4.*last good checkpoint: step 2"):
+        train(tmp_path, "llamagen", validate_every=4, log_every=100, checkpoint_every=2, job=job)
+    assert not job.points
+    assert not (tmp_path / "state" / "history.jsonl").read_text()
 
 
 def test_a_full_disk_stops_the_training_and_more_space_lets_it_go_on(tmp_path, monkeypatch):

@@ -80,9 +80,10 @@ def test_the_graph_runs_to_the_report_and_a_second_run_does_nothing(snakemake, e
     )  # fmt: skip
     assert audit.returncode == 0, audit.stdout + audit.stderr
 
-    # more guidance means other samples of the same models
+    # more guidance means other samples of the same models, and another back end of attention means nothing
     values = tiny()
     values["sampling"]["cfg_scale"] = 3.0
+    values["models"]["dpar"]["attention"] = "sdpa"
     experiment.write_text(yaml.safe_dump(values))
     triggers = ("--rerun-triggers", "mtime", "params", "input", "software-env")
     planned = snakemake("--dry-run", "--configfile", experiment, *triggers)

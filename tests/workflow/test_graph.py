@@ -1,6 +1,10 @@
 """The graph: every experiment resolves without its data, rules and stages match, mistakes are named."""
 
+import ast
+import os
 import re
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -75,6 +79,23 @@ def test_trainings_that_start_together_share_the_cores(snakemake, tmp_path):
         jobs = re.findall(r"^(?:local)?rule train_model:\n((?:    .*\n)+)", run.stdout + run.stderr, re.M)
         assert jobs, run.stderr
         assert all(("threads: 2" in job) == (threads == 2) for job in jobs), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_the_log_holds_what_a_stage_says_after_a_signal_to_the_whole_job(tmp_path, number):
+    """The shell line ends in `LOGGED` as the rules have it; only the stage answers the signal."""
+    (logged,) = re.findall(r"^LOGGED = (.*)$", (ROOT / "workflow/rules/common.smk").read_text(), re.MULTILINE)
+    name = number.name.removeprefix("SIG")
+    (tmp_path / "stage").write_text(f"trap 'echo saved; exit' {name}; echo ready; while :; do sleep 0.05; done")
+    line = f"bash {tmp_path}/stage" + ast.literal_eval(logged).format(log=tmp_path / "log")
+    # the shell around the pipeline outlives the signal so that it is seen to end
+    job = subprocess.Popen(["bash", "-c", f"trap : {name}; {line}"], stdout=subprocess.PIPE, start_new_session=True)
+    assert job.stdout is not None
+    assert job.stdout.readline() == b"ready\n"
+    os.killpg(job.pid, number)
+    assert job.stdout.read().endswith(b"saved\n")
+    job.wait(60)
+    assert (tmp_path / "log").read_text().endswith("saved\n")
 
 
 def test_an_experiment_without_a_name_is_not_taken_for_the_demo(snakemake, tmp_path):

@@ -47,9 +47,9 @@ TRAINING = (
 )
 # The rules' `python` is the one that runs Snakemake, unless --sdm conda puts its own before it.
 os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
-# One log a job: everything the stage says, on the screen and in the file; tee outlives Ctrl-C so that a stage
-# that saves its state on the way out can still say so.
-LOGGED = " 2>&1 | tee -i {log}"
+# One log a job: everything the stage says, on the screen and in the file; tee outlives the signals that ask a stage to
+# stop, so that one that saves its state on the way out can still say so.
+LOGGED = " 2>&1 | (trap '' INT TERM USR1; exec tee {log})"
 
 
 wildcard_constraints:
@@ -74,6 +74,11 @@ def recipe(stage, *settings):
 def without(settings, *names):
     """`settings` but for those that do not decide what is computed."""
     return settings and settings.model_dump(mode="json", exclude=set(names))
+
+
+def with_any_attention(transformer):
+    """`transformer` whatever back end attends, which only rounds differently; `auto`, as most recipes have had it."""
+    return transformer.model_copy(update={"attention": "auto"})
 
 
 def shards(store, split):

@@ -12,7 +12,8 @@ def training_recipe(wildcards):
     cell = MODELS[wildcards.model]
     # the baseline does not depend on where patches begin
     patchify = cell.patchify if cell.transformer.is_dpar else None
-    return recipe("train_model", EXPERIMENT.seed, cell.transformer, patchify, without(cell.training, *TRAINING_PACE))
+    transformer, training = with_any_attention(cell.transformer), without(cell.training, *TRAINING_PACE)
+    return recipe("train_model", EXPERIMENT.seed, transformer, patchify, training)
 
 
 def codes_for(split):
