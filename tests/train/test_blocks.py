@@ -160,7 +160,7 @@ def test_without_a_compiler_a_training_that_wants_one_is_refused_in_a_line(tmp_p
         [sys.executable, "-c", script, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 1
-    (last,) = [line for line in done.stderr.splitlines() if "InputError" in line]
+    last = done.stderr.splitlines()[-1]
     assert "PyTorch cannot compile here" in last
     assert "set `compile: false`" in last
     assert len(done.stderr.splitlines()) < 40
