@@ -45,9 +45,9 @@ def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
     Returns:
         0 on success, 2 for an `InputError`, 3 for an operating-system error (disk full, no permission).
     """
+    outlive_readers()
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dpar").setLevel(logging.INFO)
-    outlive_readers()
     try:
         main(argv)
         sys.stdout.flush()

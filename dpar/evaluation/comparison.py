@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dpar.device import default_device, full_float32
 from dpar.errors import InputError
 from dpar.evaluation.features import Features
 from dpar.evaluation.frechet import Gaussian, fit_gaussian, frechet_distance
@@ -63,7 +64,9 @@ def compare(
     distance = frechet_distance(gaussian_of(samples), gaussian_of(reference))
     ours, theirs = torch.from_numpy(samples.features), torch.from_numpy(reference.features)
     kernel, kernel_condition = _kernel_distance(ours, theirs, seed)
-    nearest = precision_recall(ours, theirs, k)
+    device = default_device()  # any gives the same shares: what rounding could turn is settled in float64
+    with full_float32():
+        nearest = precision_recall(ours.to(device), theirs.to(device), k)
     values: dict[str, float | None] = {
         "frechet_distance": distance,
         "spatial_frechet_distance": None,

@@ -82,6 +82,14 @@ def test_all_points_in_one_place_are_inside():
     assert precision_recall(torch.ones(300, 8), torch.ones(200, 8)).recall == 1
 
 
+@pytest.mark.gpu
+def test_a_gpu_finds_what_the_cpu_finds():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    samples, reference = draw(3000, 512), draw(2000, 512, 1, 1.02)
+    assert precision_recall(samples.cuda(), reference.cuda()) == precision_recall(samples, reference)
+
+
 def test_too_few_images_and_nan_are_refused():
     with pytest.raises(InputError, match="more than k = 3 images, found 9, 3"):
         precision_recall(draw(9, 3), draw(3, 3))
