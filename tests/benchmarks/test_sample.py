@@ -24,6 +24,7 @@ TINY = Sizes(
     Autoencoder(vocab_size=40, channels=8, multipliers=(1, 1), residual_blocks=1, z_channels=8, groups=1,
                 code_dim=4, attention=False, pixel_shuffle=1),
     batches=(2, 16),
+    literal=(16,),
     repeats=1,
 )  # fmt: skip
 
@@ -51,7 +52,10 @@ def test_what_it_says_of_tiny_networks(tiny, capsys):
         assert sum(e["shares"].values()) == pytest.approx(1)
         assert e["llamagen_gmacs_per_image"] == pytest.approx(sampling_gmacs(TINY.llamagen))
         assert e["inverse_gmacs_ratio"] == pytest.approx(e["llamagen_gmacs_per_image"] / e["gmacs_per_image"])
-    assert model["literal"]["patch_transformer_calls"] == model["engine"][1]["patch_transformer_calls"]
+    (plain,) = model["literal"]
+    assert plain["batch"] == 16
+    assert plain["patch_transformer_calls"] == model["engine"][1]["patch_transformer_calls"]
+    assert plain["speedup"] == pytest.approx(model["engine"][1]["images_per_s"] / plain["images_per_s"])
     assert model["images_that_differ"]["float64"] == 0
     assert set(found["schedules"]["speed_over_lock_step"]) == {"cpu, base"}
     assert found["conditions"]["seconds_of"] in ("wall", "processor")
