@@ -6,7 +6,7 @@ PHOTOS ?= ../shared/data/photos64
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: help demo photos64 report dashboard audit test endurance-test bench gpu-bench check format slurm-dry-run clean
+.PHONY: help demo photos64 dashboard audit test endurance-test bench gpu-bench check format slurm-dry-run clean
 
 help:
 	@echo "make demo       the whole pipeline on generated images, about ten minutes on two cores"
@@ -33,7 +33,7 @@ audit: .venv/.installed
 	$(BIN)/dpar track audit --results results/demo
 
 test: .venv/oracles/.installed
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/.venv/oracles $(BIN)/python -m pytest --numprocesses $(CORES) --dist worksteal
+	OMP_NUM_THREADS=1 PYTHONPATH="$(CURDIR)/.venv/oracles" $(BIN)/python -m pytest --numprocesses $(CORES) --dist worksteal
 
 endurance-test: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m endurance

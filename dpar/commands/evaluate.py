@@ -140,6 +140,8 @@ def _features(path: Path, extractor: Extractor | None, profile: Profile, side: i
         if (own := features.conditions.get("profile", profile)) != profile:
             raise InputError(f"{path} holds features by the profile {own}, not {profile}; give --profile {own}")
         return features
+    if not Path(path).exists():
+        raise InputError(f"{path} does not exist; give an npz, a folder or a shard of images, or stored features")
     if extractor is None:
         raise InputError(
             f"{path} holds images: give --extractor, the file of Inception's weights "

@@ -76,6 +76,8 @@ def load_features(path: str | Path) -> Features:
     Raises:
         InputError: the file is missing, damaged, of another kind or shape, or contains NaN or infinity.
     """
+    if Path(path).is_dir():
+        raise InputError(f"{path} is a folder; give the file of features in it (.npy or .npz)")
     loaded = _load_arrays(path)
     if isinstance(loaded, np.ndarray):
         return Features(_table(loaded, path, "features"), conditions={"source": str(path)})

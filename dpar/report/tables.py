@@ -1,5 +1,6 @@
 """Tables: one row a cell, ours beside the paper's, with the conditions of every number."""
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
@@ -61,8 +62,9 @@ def build(
         costs: model cell -> its entry of what count_patches wrote.
         probes: (model cell, milestone) -> what linear_probe wrote.
     """
+    tokens = math.prod(experiment.grid)
     rows = [
-        _row(row, metrics, likelihoods, thresholds, costs[row.model.slug], probes)
+        _row(row, tokens, metrics, likelihoods, thresholds, costs[row.model.slug], probes)
         for row in table_rows(experiment, name)
     ]
     frame = pd.DataFrame(rows).astype({"max_length": "Int64"})  # integers, of which some may be missing
@@ -71,6 +73,7 @@ def build(
 
 def _row(
     row: Row,
+    tokens: int,
     metrics: Mapping[tuple[str, int], Mapping[str, Any]],
     likelihoods: Mapping[tuple[str, str], Mapping[str, Any]],
     thresholds: Mapping[str, Any],
@@ -79,16 +82,20 @@ def _row(
 ) -> dict[str, Any]:
     sample, is_dpar = row.sample, row.model.transformer.is_dpar
     measured = [metrics[sample.slug, seed] for seed in sample.sampling.seeds if (sample.slug, seed) in metrics]
-    likelihood = likelihoods.get((sample.model, sample.milestone), {})
+    likelihood, over_seeds = likelihoods.get((sample.model, sample.milestone), {}), _over_seeds(measured)
+    patch_length = likelihood.get("mean_patch_length")
+    if sample.patchify != row.model.patchify:  # Table 6: the likelihood was measured with the patches of training
+        likelihood, steps = {}, over_seeds.get("steps")
+        patch_length = tokens / steps if steps else None
     found: dict[str, Any] = {
         "model": row.values["model"],
         **{key: _shown(value) for key, value in row.values.items() if key not in ("model", "milestone")},
         "milestone": sample.milestone,
         "threshold": threshold_of(sample.patchify, thresholds) if is_dpar else None,
         "max_length": sample.patchify.max_length if is_dpar and sample.patchify.strategy == "dynamic" else None,
-        "patch_length": likelihood.get("mean_patch_length") if is_dpar else None,
+        "patch_length": patch_length if is_dpar else None,
         "nll": likelihood.get("nll"),
-        **_over_seeds(measured),
+        **over_seeds,
         **{name: probes.get((sample.model, sample.milestone), {}).get(name) for name in PROBED},
         "parameters": cost.get("parameters"),
         "training_gmacs": cost.get("training_gmacs"),

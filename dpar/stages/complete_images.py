@@ -89,8 +89,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             "held out": originals[:, None],
             "kept": kept[:, None],
             "continued": pictures[:, :DRAWS],
-            "as another class": pictures[:, DRAWS:],
         }
+        if pictures.shape[1] > DRAWS:
+            shown["as another class"] = pictures[:, DRAWS:]
         save(sample_columns(shown, [f"class {c}" for c in index.labels[chosen]]), args.output)
         job.image(args.output, key="completions", step=0)
 

@@ -35,9 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         params={},
     ) as job:
         floor = read_json(args.noise_floor)
-        rows = pd.concat([pd.read_csv(path) for path in args.tables]).drop_duplicates("cell")
-        rows = rows[rows["cell"] == rows["model"]]  # the models themselves, not the departures that tables vary
-        rows = rows.dropna(subset=["training_gmacs", "frechet_distance"])
+        rows = pd.concat([pd.read_csv(path) for path in args.tables], ignore_index=True).drop_duplicates("cell")
+        rows = best_rows(rows.dropna(subset=["training_gmacs", "frechet_distance"]))
         points = [
             {
                 "label": row["cell"],
@@ -50,6 +49,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
         save(metric_against_cost(points, floor["metric"], floor["frechet_distance"]["mean"]), args.output)
         job.figure(args.output)
+
+
+def best_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each model as the experiment describes it, fully trained, the row of the guidance that suits it best."""
+    rows = rows[rows["training"] == rows["model"]]
+    rows = rows[rows[[name for name in rows if name.startswith("inference.")]].isna().all(axis="columns")]
+    trained = rows["milestone"].str.extract(r"(\d+)$", expand=False).astype(int)
+    rows = rows[trained == trained.groupby(rows["model"]).transform("max")]
+    return rows.loc[rows.groupby("model")["frechet_distance"].idxmin()]
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ def test_what_cannot_be_evaluated_is_one_line_and_status_two(files, capsys):
         ({"samples": "cut.npz"}, "no whole npz file"),
         ({"samples": "grey.npz"}, "convert grey images or images with alpha first"),
         ({"samples": "few.npz"}, "6 samples are too few for features of 6 dimensions"),
-        ({"samples": "missing"}, "is no set of images"),
+        ({"samples": "missing"}, "does not exist"),
     ):
         assert run(files, **changes) == 2
         printed = capsys.readouterr()

@@ -54,6 +54,17 @@ def test_the_paper_stands_beside_ours_and_the_difference_only_where_comparable()
     assert built(row, measured=published).iloc[0]["difference_fid"] == pytest.approx(0.5)
 
 
+def test_samples_with_other_patches_have_a_mean_length_of_their_own():
+    """Table 6: what the model's likelihood was measured with says nothing of them."""
+    measured = {("dpar-eth4", seed): metrics(1.0) for seed in range(3)}
+    for found, steps in zip(measured.values(), (20.0, 30.0, 40.0), strict=True):
+        found["values"]["steps"] = steps
+    row = built({"model": "dpar", "inference.threshold": 4.0}, {"model": "dpar"}, measured=measured).iloc[0]
+    assert row["threshold"] == 4.0
+    assert row["patch_length"] == pytest.approx(64 / 30)
+    assert math.isnan(row["nll"])
+
+
 def test_a_number_of_the_paper_that_nothing_of_ours_matches_is_an_error():
     with pytest.raises(InputError, match="sfid"):
         built({"model": "dpar", "paper.sfid": 1.0})

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from dpar.commands.run import LOCKED, only_run
-from dpar.config import TOKENIZER_PACE, TRAINING_PACE, parse_experiment
+from dpar.config import TRAINING_PACE, parse_experiment
 from dpar.errors import InputError
 from dpar.files import digest, write_json
 from dpar.grid import model_cells, p_avg_targets, sample_cells, table_rows

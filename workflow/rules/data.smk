@@ -1,6 +1,29 @@
 """Images, and codes as sharded stores."""
 
 
+def of_split(settings, wildcards):
+    """Those of the settings `train`, `val`, `train_shards` and `val_shards` that speak of this split."""
+    return getattr(settings, wildcards.split, None) or getattr(settings, f"{wildcards.split}_shards", None)
+
+
+def generating_recipe(wildcards):
+    images = EXPERIMENT.images
+    count = of_split(images.generated, wildcards) if images.generated else None
+    return recipe("generate_images", EXPERIMENT.seed, count, images.num_classes, images.resolution)
+
+
+def indexing_recipe(wildcards):
+    images = EXPERIMENT.images
+    where = of_split(images, wildcards)
+    return recipe("index_images", images.source, where, images.resolution, images.num_classes, images.max_unreadable)
+
+
+def encoding_recipe(wildcards):
+    codes = EXPERIMENT.codes
+    views = (codes.crop_ranges, codes.ten_crop) if wildcards.split == "train" else None  # held out: the centre
+    return recipe("encode_images", codes.format, of_split(codes, wildcards), views, EXPERIMENT.images.resolution)
+
+
 rule generate_images:
     """Draw the demo's own pictures: eight classes with flat and busy regions."""
     output:
@@ -10,7 +33,7 @@ rule generate_images:
     conda:
         "../../envs/dpar.yaml"
     params:
-        recipe=recipe("generate_images", EXPERIMENT.seed, EXPERIMENT.images),
+        recipe=generating_recipe,
     shell:
         STAGE + " --split {wildcards.split} --output {output}" + LOGGED
 
@@ -32,7 +55,7 @@ rule index_images:
     conda:
         "../../envs/dpar.yaml"
     params:
-        recipe=recipe("index_images", EXPERIMENT.images),
+        recipe=indexing_recipe,
         images=lambda wildcards, input: (f"--images {input.images}" if input.images else ""),
     shell:
         STAGE + " --split {wildcards.split} {params.images}" " --output {output}" + LOGGED
@@ -52,7 +75,7 @@ rule encode_images:
     resources:
         gpu=0,
     params:
-        recipe=recipe("encode_images", EXPERIMENT.codes, EXPERIMENT.images.resolution),
+        recipe=encoding_recipe,
         tokenizer=RESULTS + "/tokenizer",
     shell:
         STAGE + " --split {wildcards.split} --shard {wildcards.shard}"

@@ -11,10 +11,10 @@ if EXPERIMENT.entropy_model.weights is None:
             folder("entropy_model"),
         log:
             RESULTS + "/logs/train_entropy_model.log",
+        priority: 2  # every DPAR waits for it
         conda:
             "../../envs/dpar.yaml"
         threads: 2
-        priority: 2  # every DPAR waits for it
         resources:
             gpu=0,
             nodes=1,
@@ -44,10 +44,9 @@ else:
         params:
             recipe=recipe(
                 "import_entropy_model",
-                EXPERIMENT.entropy_model,
+                without(EXPERIMENT.entropy_model, "weights_sha256"),
                 EXPERIMENT.tokenizer.vocab_size,
                 EXPERIMENT.grid,
-                EXPERIMENT.images.num_classes,
             ),
             folder=RESULTS + "/entropy_model",
         shell:

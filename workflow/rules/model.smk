@@ -10,17 +10,20 @@ def previous_milestone(wildcards):
 
 def training_recipe(wildcards):
     cell = MODELS[wildcards.model]
-    # the baseline does not depend on where patches begin
-    patchify = cell.patchify if cell.transformer.is_dpar else None
+    patchify = None  # the baseline does not depend on where patches begin
+    if cell.transformer.is_dpar:
+        gated = is_gated(cell.patchify, cell.transformer)
+        patchify = cell.patchify if gated else [cell.patchify.strategy, cell.patchify.p_avg]
     transformer, training = with_any_attention(cell.transformer), without(cell.training, *TRAINING_PACE)
     return recipe("train_model", EXPERIMENT.seed, transformer, patchify, training)
 
 
 def codes_for(split):
-    """The manifest that a model reads: with entropies for DPAR, without for the baseline."""
+    """The manifest that a model reads: with entropies where they decide about patches, else without."""
 
     def manifest(wildcards):
-        store = "scored" if MODELS[wildcards.model].transformer.is_dpar else "codes"
+        cell = MODELS[wildcards.model]
+        store = "scored" if is_gated(cell.patchify, cell.transformer) else "codes"
         return f"{RESULTS}/{store}/{split}/manifest.json"
 
     return manifest
@@ -38,10 +41,10 @@ rule train_model:
         history=RESULTS + "/models/{model}/{milestone}/history.jsonl",
     log:
         RESULTS + "/logs/train_model/{model}-{milestone}.log",
+    priority: 1  # samples of one model can wait for the training of another
     conda:
         "../../envs/dpar.yaml"
     threads: TRAINING_THREADS
-    priority: 1  # samples of one model can wait for the training of another
     resources:
         gpu=0,
         nodes=1,

@@ -83,9 +83,7 @@ rule complete_images:
     resources:
         gpu=0,
     params:
-        recipe=recipe(
-            "complete_images", EXPERIMENT.seed, EXPERIMENT.sampling.draw, EXPERIMENT.sampling.precision
-        ),
+        recipe=recipe("complete_images", EXPERIMENT.seed, EXPERIMENT.sampling.draw, EXPERIMENT.sampling.precision),
         model=f"{RESULTS}/models/{COMPLETED.model}/{COMPLETED.milestone}",
         results=RESULTS,
     shell:

@@ -41,7 +41,7 @@ else:
         conda:
             "../../envs/dpar.yaml"
         params:
-            recipe=recipe("import_tokenizer", EXPERIMENT.tokenizer),
+            recipe=recipe("import_tokenizer", without(EXPERIMENT.tokenizer, "weights_sha256")),
             folder=RESULTS + "/tokenizer",
         shell:
             STAGE + " --output {params.folder}" + LOGGED
