@@ -40,6 +40,7 @@ from dpar.train.checkpoint import (
     last_step,
     load_checkpoint,
     newest_checkpoint,
+    only_training,
     save_checkpoint,
 )
 from dpar.train.distributed import Ranks, whole
@@ -136,21 +137,22 @@ def train_to(
 
     Raises:
         InputError: the state belongs to another task, or is past `until` and kept no such milestone, and not `restart`;
-            a loss is not finite; a checkpoint cannot be saved.
+            another process trains it; a loss is not finite; a checkpoint cannot be saved.
         SystemExit: with status 75 after a signal, when the state has been saved.
     """
     kept = state / "milestones" / f"step{until:08d}"
     again = state / "again" / kept.name
-    folder, done = ranks.from_main(_begin(task, until, state, kept, again, restart) if ranks.main else (state, 0))
-    if done != until or not ranks.from_main(ranks.main and _is_whole(kept)):
-        trainer = Trainer(task, folder, ranks, job, done)
-        trainer.run(until)
-        trainer.keep(kept)
-    if ranks.main:
-        write_text(history, (kept / HISTORY).read_text())
-        _link(kept / WEIGHTS, output / WEIGHTS)
-        write_json(output / CONFIG, read_json(kept / CONFIG) | {"provenance": {**provenance, "step": until}})
-        shutil.rmtree(again, ignore_errors=True)
+    with only_training(state) if ranks.main else contextlib.nullcontext():
+        folder, done = ranks.from_main(_begin(task, until, state, kept, again, restart) if ranks.main else (state, 0))
+        if done != until or not ranks.from_main(ranks.main and _is_whole(kept)):
+            trainer = Trainer(task, folder, ranks, job, done)
+            trainer.run(until)
+            trainer.keep(kept)
+        if ranks.main:
+            write_text(history, (kept / HISTORY).read_text())
+            _link(kept / WEIGHTS, output / WEIGHTS)
+            write_json(output / CONFIG, read_json(kept / CONFIG) | {"provenance": {**provenance, "step": until}})
+            shutil.rmtree(again, ignore_errors=True)
 
 
 def _begin(task: Task, until: int, state: Path, kept: Path, again: Path, restart: bool) -> tuple[Path, int]:
