@@ -5,6 +5,7 @@ training that was killed and started again gives the same weights as one that ra
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 import math
@@ -23,7 +24,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dpar.config import TRAINING_PACE, Settings, Training
 from dpar.data.codes import CodeStore
@@ -335,9 +335,7 @@ class Trainer:
         self.task, self.state, self.ranks, self.job, self.step = task, state, ranks, job, step
         self.model, training = task.model, task.training
         self.kind, self.parameters = type(self.model), sum(p.numel() for p in self.model.parameters())
-        self.average = None
-        if training.ema is not None:
-            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(training.ema))
+        self.average = None if training.ema is None else copy.deepcopy(self.model)
         self.window = Window()
         self._pending: Outcome | None = None
         checkpoint = load_checkpoint(state, step) if step > 0 else None
@@ -371,7 +369,7 @@ class Trainer:
     @property
     def averaged(self) -> Any:
         """The network to keep: the moving average where there is one."""
-        return self.model if self.average is None else self.average.module
+        return self.model if self.average is None else self.average
 
     def keep(self, folder: Path) -> None:
         """Writes the network to keep and the curves so far."""
@@ -433,7 +431,7 @@ class Trainer:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"optimizer.{name}": t for name, t in optimizer_tensors(self.model, self.optimizer).items()}
         if self.average is not None:
-            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+            tensors |= {f"average.module.{name}": tensor for name, tensor in self.average.state_dict().items()}
         tensors = self.ranks.collected(tensors)
         if self.ranks.main:
             save_checkpoint(self.state, Checkpoint(self.step, tensors, {"window": asdict(self.window)}))
@@ -443,7 +441,7 @@ class Trainer:
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.model.load_state_dict(checkpoint.part("model."))
         if self.average is not None:
-            self.average.load_state_dict(checkpoint.part("average."))
+            self.average.load_state_dict(checkpoint.part("average.module."))
         self.window = Window(**checkpoint.record["window"])
 
     def stream(self) -> Iterator[tuple[list[int], Inputs]]:
@@ -482,12 +480,23 @@ class Trainer:
         norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), training.grad_clip))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
+        self._average()
         self.step += 1
         sums = ranks.total(torch.stack((loss, torch.full_like(loss, lengths), torch.full_like(loss, patches))))
         self._settle()
         self._pending = Outcome.of(self.step, torch.cat((sums, norm[None])), images)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Moves the average towards the weights, without asking the device for anything; the first step's are copied.
+
+        (The networks have no buffers to move along.)
+        """
+        decay = self.task.training.ema
+        if self.average is None or decay is None:
+            return
+        share = 1.0 if self.step == 0 else 1 - decay
+        torch._foreach_lerp_([*self.average.parameters()], [*self.model.parameters()], share)  # type: ignore[attr-defined]
 
     def _gradients_shared(self, shared: bool) -> AbstractContextManager:
         if shared or not isinstance(self.network, DistributedDataParallel):
