@@ -31,7 +31,7 @@ from dpar.data.loader import batches, prefetched
 from dpar.device import peak_flops
 from dpar.errors import InputError
 from dpar.evaluation.flops import training_gmacs
-from dpar.files import read_json, replacing, sha256_file, write_json, write_text
+from dpar.files import read_json, replacing, write_json, write_text
 from dpar.tracking import Job
 from dpar.train.blocks import blocks, checkpoint_activations, compile_blocks
 from dpar.train.checkpoint import (
@@ -48,7 +48,7 @@ from dpar.train.interruption import REQUEUE, Interruption
 from dpar.train.objective import Inputs, Patching, autocast, drop_classes, inputs, likelihood, logits_and_targets, nats
 from dpar.train.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from dpar.train.progress import Progress
-from dpar.weights import CONFIG, WEIGHTS, save_model
+from dpar.weights import CONFIG, WEIGHTS, save_model, verify_model
 
 HISTORY = "history.jsonl"
 SHOWN = ("train/loss", "val/nll", "perf/images_per_s")  # beside the bar or in the log; the rest is in the history
@@ -177,9 +177,10 @@ def _begin(task: Task, until: int, state: Path, kept: Path, again: Path, restart
 
 def _is_whole(folder: Path) -> bool:
     """Whether a model folder is complete and undamaged."""
-    if not ((folder / CONFIG).exists() and (folder / WEIGHTS).exists()):
-        return False
-    return read_json(folder / CONFIG)["sha256"] == sha256_file(folder / WEIGHTS)
+    with contextlib.suppress(InputError):
+        verify_model(folder)
+        return True
+    return False
 
 
 def _link(source: Path, target: Path) -> None:
