@@ -141,7 +141,7 @@ def train_to(
         SystemExit: with status 75 after a signal, when the state has been saved.
     """
     kept = state / "milestones" / f"step{until:08d}"
-    again = state / "again" / kept.name
+    again = state / f"again{until:08d}"
     with only_training(state) if ranks.main else contextlib.nullcontext():
         folder, done = ranks.from_main(_begin(task, until, state, kept, again, restart) if ranks.main else (state, 0))
         if done != until or not ranks.from_main(ranks.main and _is_whole(kept)):
@@ -176,10 +176,10 @@ def _begin(task: Task, until: int, state: Path, kept: Path, again: Path, restart
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a model folder is complete and undamaged."""
+    """Whether a kept milestone is complete and undamaged."""
     with contextlib.suppress(InputError):
         verify_model(folder)
-        return True
+        return (folder / HISTORY).exists()
     return False
 
 

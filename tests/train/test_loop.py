@@ -200,7 +200,7 @@ def test_a_kept_milestone_that_was_damaged_is_not_given_out(tmp_path):
     assert (train(tmp_path, "dpar", 8) / "model.safetensors").read_bytes() == whole
 
 
-@pytest.mark.parametrize("lost", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("lost", ["model.safetensors", "config.json", "history.jsonl"])
 def test_a_kept_milestone_without_one_of_its_files_does_not_count(tmp_path, lost):
     folder = train(tmp_path, "llamagen", 8)
     whole = (folder / "model.safetensors").read_bytes()
