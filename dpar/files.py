@@ -1,6 +1,7 @@
 """Files that are either whole or absent: written aside and renamed; and their digests."""
 
 import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -10,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dpar.errors import InputError
 
@@ -50,6 +51,22 @@ def remove_leftovers(path: Path) -> None:
     beside = path.parent.glob(f".{glob.escape(path.name)}.*.partial")
     for leftover in [*beside, *path.glob(".*.partial")]:
         leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_process(path: Path, refusal: str) -> Iterator[IO[str]]:
+    """Holds the lock file `path`, which children may inherit, until the block ends or the process dies.
+
+    Raises:
+        InputError: `refusal`; another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(refusal) from None
+        yield lock
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -74,24 +74,42 @@ def model_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
+def verify_model(folder: str | Path) -> None:
+    """Makes sure that the weights in `folder` are those that its config.json was written for.
+
+    Raises:
+        InputError: they are others, damaged or missing, or the folder holds no model of ours.
+    """
+    folder = Path(folder)
+    recorded = model_config(folder).get("sha256")
+    if not (folder / WEIGHTS).exists():
+        raise InputError(f"{folder / WEIGHTS} is missing; run the stage that makes it again")
+    if (found := sha256_file(folder / WEIGHTS)) != recorded:
+        raise InputError(
+            f"{folder / WEIGHTS} has the SHA-256 {found}, but the {CONFIG} beside it was written for {recorded}: the "
+            f"file was damaged, or its writer stopped between the two. Delete {folder} and run the command that made "
+            "it, to make it again"
+        )
+
+
 def load_model(folder: str | Path, kind: str, device: str | torch.device = "cpu") -> Any:
     """The model of that `kind` in `folder`, in eval mode.
 
     Raises:
-        InputError: another kind, a missing or damaged file, or tensors that do not fit the configuration.
+        InputError: another kind, a missing or damaged file, weights that the configuration was not written for, or
+            tensors that do not fit it.
     """
     folder = Path(folder)
     config = model_config(folder)
     if config["kind"] != kind:
         raise InputError(f"{folder} holds a {config['kind']}, expected a {kind}")
+    verify_model(folder)
     module, name = KINDS[kind]
     cls = getattr(import_module(module), name)
     model = cls(cls.Config.model_validate(config["model"]))
     try:
         tensors = load_file(folder / WEIGHTS, device="cpu")
         model.load_state_dict(tensors, strict=True)
-    except FileNotFoundError:
-        raise InputError(f"{folder / WEIGHTS} is missing; run the stage that makes it again") from None
     except (SafetensorError, RuntimeError) as error:
         raise InputError(f"{folder / WEIGHTS} is damaged or of another configuration: {error}") from None
     return model.to(device).eval()

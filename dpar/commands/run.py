@@ -1,18 +1,18 @@
 """Runs an experiment from images to the report; the same command again continues after any interruption."""
 
 import argparse
-import fcntl
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
 from dpar.config import load_experiment
 from dpar.errors import InputError, run_command
+from dpar.files import only_process
 from dpar.grid import sample_cells
 
 # Set for the Snakefile, which otherwise takes the lock itself.
@@ -74,16 +74,10 @@ def where_to_look(results: Path) -> str:
     )
 
 
-@contextmanager
-def only_run(results: Path) -> Iterator[IO[str]]:
+def only_run(results: Path) -> AbstractContextManager[IO[str]]:
     """The lock of the experiment's results, inherited by snakemake so that it lasts as long as the graph runs."""
-    (results / "tracking").mkdir(parents=True, exist_ok=True)
-    with open(results / "tracking" / "run.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another run into {results} is going on; wait for its end or stop it first") from None
-        yield lock
+    refusal = f"another run into {results} is going on; wait for its end or stop it first"
+    return only_process(results / "tracking" / "run.lock", refusal)
 
 
 def _run(command: Sequence[str], lock: IO[str]) -> int:

@@ -37,6 +37,7 @@ from dpar.train.checkpoint import (
     last_step,
     load_checkpoint,
     newest_checkpoint,
+    only_training,
     save_checkpoint,
 )
 from dpar.train.distributed import Ranks
@@ -131,8 +132,8 @@ def train_tokenizer(
         restart: set a state that was made from something else aside and begin anew.
 
     Raises:
-        InputError: the state belongs to another task or is past the end, the loss is not finite, a checkpoint cannot be
-            saved, or the batch cannot be divided over the ranks.
+        InputError: the state belongs to another task or is past the end, another process trains it, the loss is not
+            finite, a checkpoint cannot be saved, or the batch cannot be divided over the ranks.
         SystemExit: with status 75 after a signal, when the state has been saved.
     """
     if task.training.batch_size % ranks.size:
@@ -141,17 +142,18 @@ def train_tokenizer(
             "change `tokenizer.training.batch_size` or the number of processes"
         )
     until, done = task.steps, 0
-    if ranks.main:
-        claim_state(state, task.made_from, restart=restart)
-        done = newest_checkpoint(state) or 0
-    done = ranks.from_main(done)
-    if done > until:
-        raise InputError(
-            f"{state} stands at step {done}, past the {until} steps that are asked for; "
-            f"move the folder away to train to step {until} from the beginning"
-        )
-    trainer = TokenizerTrainer(task, state, ranks, job, done)
-    trainer.run(until)
+    with only_training(state) if ranks.main else contextlib.nullcontext():
+        if ranks.main:
+            claim_state(state, task.made_from, restart=restart)
+            done = newest_checkpoint(state) or 0
+        done = ranks.from_main(done)
+        if done > until:
+            raise InputError(
+                f"{state} stands at step {done}, past the {until} steps that are asked for; "
+                f"move the folder away to train to step {until} from the beginning"
+            )
+        trainer = TokenizerTrainer(task, state, ranks, job, done)
+        trainer.run(until)
     return task.model.eval()
 
 

@@ -8,17 +8,17 @@ is executable. The digest adds a fifth to the time of writing.
 import json
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors.torch import load_file
 from torch import Tensor
 
 from dpar.errors import InputError
-from dpar.files import read_json, sha256_file, write_json
+from dpar.files import only_process, read_json, sha256_file, write_json
 from dpar.weights import write_tensors
 
 KEPT = 2
@@ -36,6 +36,12 @@ class Checkpoint:
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin with `prefix`, named without it."""
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+
+
+def only_training(folder: Path) -> AbstractContextManager[IO[str]]:
+    """The lock of the state in `folder`, beside it: it stays where it is when the state is set aside."""
+    refusal = f"{folder} is being trained by another process; wait for its end or stop it first"
+    return only_process(folder.with_name(f".{folder.name}.lock"), refusal)
 
 
 def claim_state(folder: Path, made_from: Mapping[str, Any], *, restart: bool = False) -> None:

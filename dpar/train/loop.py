@@ -5,6 +5,7 @@ training that was killed and started again gives the same weights as one that ra
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 import math
@@ -23,7 +24,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dpar.config import TRAINING_PACE, Settings, Training
 from dpar.data.codes import CodeStore
@@ -31,7 +31,7 @@ from dpar.data.loader import batches, prefetched
 from dpar.device import peak_flops
 from dpar.errors import InputError
 from dpar.evaluation.flops import training_gmacs
-from dpar.files import read_json, replacing, sha256_file, write_json, write_text
+from dpar.files import read_json, replacing, write_json, write_text
 from dpar.tracking import Job
 from dpar.train.blocks import blocks, checkpoint_activations, compile_blocks
 from dpar.train.checkpoint import (
@@ -40,6 +40,7 @@ from dpar.train.checkpoint import (
     last_step,
     load_checkpoint,
     newest_checkpoint,
+    only_training,
     save_checkpoint,
 )
 from dpar.train.distributed import Ranks, whole
@@ -47,7 +48,7 @@ from dpar.train.interruption import REQUEUE, Interruption
 from dpar.train.objective import Inputs, Patching, autocast, drop_classes, inputs, likelihood, logits_and_targets, nats
 from dpar.train.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from dpar.train.progress import Progress
-from dpar.weights import CONFIG, WEIGHTS, save_model
+from dpar.weights import CONFIG, WEIGHTS, save_model, verify_model
 
 HISTORY = "history.jsonl"
 SHOWN = ("train/loss", "val/nll", "perf/images_per_s")  # beside the bar or in the log; the rest is in the history
@@ -136,21 +137,22 @@ def train_to(
 
     Raises:
         InputError: the state belongs to another task, or is past `until` and kept no such milestone, and not `restart`;
-            a loss is not finite; a checkpoint cannot be saved.
+            another process trains it; a loss is not finite; a checkpoint cannot be saved.
         SystemExit: with status 75 after a signal, when the state has been saved.
     """
     kept = state / "milestones" / f"step{until:08d}"
-    again = state / "again" / kept.name
-    folder, done = ranks.from_main(_begin(task, until, state, kept, again, restart) if ranks.main else (state, 0))
-    if done != until or not ranks.from_main(ranks.main and _is_whole(kept)):
-        trainer = Trainer(task, folder, ranks, job, done)
-        trainer.run(until)
-        trainer.keep(kept)
-    if ranks.main:
-        write_text(history, (kept / HISTORY).read_text())
-        _link(kept / WEIGHTS, output / WEIGHTS)
-        write_json(output / CONFIG, read_json(kept / CONFIG) | {"provenance": {**provenance, "step": until}})
-        shutil.rmtree(again, ignore_errors=True)
+    again = state / f"again{until:08d}"
+    with only_training(state) if ranks.main else contextlib.nullcontext():
+        folder, done = ranks.from_main(_begin(task, until, state, kept, again, restart) if ranks.main else (state, 0))
+        if done != until or not ranks.from_main(ranks.main and _is_whole(kept)):
+            trainer = Trainer(task, folder, ranks, job, done)
+            trainer.run(until)
+            trainer.keep(kept)
+        if ranks.main:
+            write_text(history, (kept / HISTORY).read_text())
+            _link(kept / WEIGHTS, output / WEIGHTS)
+            write_json(output / CONFIG, read_json(kept / CONFIG) | {"provenance": {**provenance, "step": until}})
+            shutil.rmtree(again, ignore_errors=True)
 
 
 def _begin(task: Task, until: int, state: Path, kept: Path, again: Path, restart: bool) -> tuple[Path, int]:
@@ -174,10 +176,11 @@ def _begin(task: Task, until: int, state: Path, kept: Path, again: Path, restart
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a model folder is complete and undamaged."""
-    if not ((folder / CONFIG).exists() and (folder / WEIGHTS).exists()):
-        return False
-    return read_json(folder / CONFIG)["sha256"] == sha256_file(folder / WEIGHTS)
+    """Whether a kept milestone is complete and undamaged."""
+    with contextlib.suppress(InputError):
+        verify_model(folder)
+        return (folder / HISTORY).exists()
+    return False
 
 
 def _link(source: Path, target: Path) -> None:
@@ -333,9 +336,7 @@ class Trainer:
         self.task, self.state, self.ranks, self.job, self.step = task, state, ranks, job, step
         self.model, training = task.model, task.training
         self.kind, self.parameters = type(self.model), sum(p.numel() for p in self.model.parameters())
-        self.average = None
-        if training.ema is not None:
-            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(training.ema))
+        self.average = None if training.ema is None else copy.deepcopy(self.model)
         self.window = Window()
         self._pending: Outcome | None = None
         checkpoint = load_checkpoint(state, step) if step > 0 else None
@@ -369,7 +370,7 @@ class Trainer:
     @property
     def averaged(self) -> Any:
         """The network to keep: the moving average where there is one."""
-        return self.model if self.average is None else self.average.module
+        return self.model if self.average is None else self.average
 
     def keep(self, folder: Path) -> None:
         """Writes the network to keep and the curves so far."""
@@ -431,7 +432,7 @@ class Trainer:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"optimizer.{name}": t for name, t in optimizer_tensors(self.model, self.optimizer).items()}
         if self.average is not None:
-            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+            tensors |= {f"average.module.{name}": tensor for name, tensor in self.average.state_dict().items()}
         tensors = self.ranks.collected(tensors)
         if self.ranks.main:
             save_checkpoint(self.state, Checkpoint(self.step, tensors, {"window": asdict(self.window)}))
@@ -441,7 +442,7 @@ class Trainer:
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.model.load_state_dict(checkpoint.part("model."))
         if self.average is not None:
-            self.average.load_state_dict(checkpoint.part("average."))
+            self.average.load_state_dict(checkpoint.part("average.module."))
         self.window = Window(**checkpoint.record["window"])
 
     def stream(self) -> Iterator[tuple[list[int], Inputs]]:
@@ -480,12 +481,23 @@ class Trainer:
         norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), training.grad_clip))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
+        self._average()
         self.step += 1
         sums = ranks.total(torch.stack((loss, torch.full_like(loss, lengths), torch.full_like(loss, patches))))
         self._settle()
         self._pending = Outcome.of(self.step, torch.cat((sums, norm[None])), images)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Moves the average towards the weights, without asking the device for anything; the first step's are copied.
+
+        (The networks have no buffers to move along.)
+        """
+        decay = self.task.training.ema
+        if self.average is None or decay is None:
+            return
+        share = 1.0 if self.step == 0 else 1 - decay
+        torch._foreach_lerp_([*self.average.parameters()], [*self.model.parameters()], share)  # type: ignore[attr-defined]
 
     def _gradients_shared(self, shared: bool) -> AbstractContextManager:
         if shared or not isinstance(self.network, DistributedDataParallel):

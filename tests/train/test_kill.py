@@ -5,9 +5,11 @@ import time
 
 import pytest
 
+from dpar.errors import InputError
+from dpar.train.checkpoint import newest_checkpoint
 from tests.train.processes import start
 from tests.train.test_loop import same_weights
-from tests.train.tiny import history
+from tests.train.tiny import Recorder, history, train
 
 
 def finished(folder, kind, **settings):
@@ -52,3 +54,17 @@ def test_killed_at_each_renaming_and_removal_of_a_file(tmp_path):
     killed, _ = finished(tmp_path / "killed", "llamagen", **settings)
     assert same_weights(whole, killed)
     assert history(whole) == history(killed)
+
+
+def test_a_state_that_another_process_trains_is_refused_until_that_ends(tmp_path):
+    other = start(tmp_path, "llamagen", until=20_000, steps=20_000, checkpoint_every=1)
+    while other.exitcode is None and not (tmp_path / "state" / "step00000001.json").exists():
+        time.sleep(0.01)
+    with pytest.raises(InputError, match="state is being trained by another process"):
+        train(tmp_path, "llamagen", 8)
+    other.kill()
+    other.join()
+    done = newest_checkpoint(tmp_path / "state")
+    job = Recorder()
+    train(tmp_path, "llamagen", done + 1, job=job)
+    assert job.commits == [done, done + 1]

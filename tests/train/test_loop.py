@@ -10,14 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpar import weights
 from dpar.data.loader import batches
 from dpar.errors import InputError
 from dpar.evaluation.flops import training_gmacs
+from dpar.files import sha256_file
 from dpar.train import loop
 from dpar.train.checkpoint import load_checkpoint
+from dpar.train.distributed import Ranks
 from dpar.train.objective import inputs, logits_and_targets, nats
 from tests.train.tiny import VOCAB, Recorder, history, tiny_task, train
 
@@ -197,7 +200,7 @@ def test_a_kept_milestone_that_was_damaged_is_not_given_out(tmp_path):
     assert (train(tmp_path, "dpar", 8) / "model.safetensors").read_bytes() == whole
 
 
-@pytest.mark.parametrize("lost", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("lost", ["model.safetensors", "config.json", "history.jsonl"])
 def test_a_kept_milestone_without_one_of_its_files_does_not_count(tmp_path, lost):
     folder = train(tmp_path, "llamagen", 8)
     whole = (folder / "model.safetensors").read_bytes()
@@ -217,6 +220,43 @@ def test_the_kept_network_is_the_moving_average(tmp_path):
     for name in average:
         expected = 0.75 * (0.75 * first[name] + 0.25 * second[name]) + 0.25 * state[f"model.{name}"]
         torch.testing.assert_close(average[name], expected)
+
+
+class Reads(TorchDispatchMode):
+    """Counts the tensors whose value the host asks for; on a GPU each such question waits for all work before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Calls `func`."""
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_moving_average_is_never_read_by_the_host(tmp_path):
+    reads = {}
+    for ema in (None, 0.9):
+        task, here = tiny_task("llamagen", ema=ema), Ranks(torch.device("cpu"))
+        trainer = loop.Trainer(task, tmp_path, here, Recorder())
+        stream = trainer.stream()
+        trainer.advance(stream)
+        with Reads() as reads[ema]:
+            trainer.advance(stream)
+    assert reads[0.9].count == reads[None].count
+
+
+def test_a_state_with_the_count_of_averages_that_used_to_be_kept_goes_on(tmp_path):
+    train(tmp_path, "llamagen", 8, ema=0.9)
+    note = tmp_path / "state" / "step00000008.json"
+    weights = note.with_suffix(".safetensors")
+    save_file(load_file(weights) | {"average.n_averaged": torch.tensor(8)}, weights)
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"sha256": sha256_file(weights)}))
+    job = Recorder()
+    later = train(tmp_path, "llamagen", 20, ema=0.9, job=job)
+    assert job.commits[0] == 8
+    assert same_weights(later, train(tmp_path / "whole", "llamagen", 20, ema=0.9))
 
 
 def test_other_settings_are_refused_and_those_that_do_not_matter_are_not(tmp_path):

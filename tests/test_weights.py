@@ -1,0 +1,56 @@
+"""A model folder gives back the network that was put in, or a refusal: never other weights."""
+
+import os
+import shutil
+
+import pytest
+import torch
+
+from dpar.errors import InputError
+from dpar.weights import load_model, save_model
+from tests.train.tiny import tiny_task
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_model(tmp_path / "one", tiny_task("llamagen").model, {})
+    return tmp_path / "one"
+
+
+def test_what_was_saved_comes_back(folder):
+    saved, loaded = tiny_task("llamagen").model.state_dict(), load_model(folder, "llamagen").state_dict()
+    assert saved.keys() == loaded.keys()
+    assert all(torch.equal(saved[name], loaded[name]) for name in saved)
+
+
+def test_a_flipped_bit_is_refused(folder):
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1  # in the last tensor's numbers: the file itself can be read
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"SHA-256 .* config\.json .* make it again"):
+        load_model(folder, "llamagen")
+
+
+def test_a_writer_that_was_killed_between_weights_and_config_leaves_nothing_that_loads(folder, monkeypatch):
+    replace = os.replace
+
+    def killed(source, target):
+        if str(target).endswith(".json"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_model(folder, tiny_task("llamagen", seed=1).model, {})
+    with pytest.raises(InputError, match="between the two"):
+        load_model(folder, "llamagen")
+
+
+def test_missing_files_and_other_kinds_are_named(folder, tmp_path):
+    with pytest.raises(InputError, match="holds a llamagen, expected a dpar"):
+        load_model(folder, "dpar")
+    shutil.copytree(folder, tmp_path / "two")
+    (tmp_path / "two" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model\.safetensors is missing"):
+        load_model(tmp_path / "two", "llamagen")
