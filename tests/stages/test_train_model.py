@@ -165,7 +165,7 @@ def test_torchrun_trains_on_two_ranks_as_on_one(results):
     results.set(sizes)
     flags = results.train_model("dpar", "step4")
     line = [sys.executable, "-m", "dpar.launch", "--gpus", "2", "dpar.stages.train_model", *flags]
-    subprocess.run(line, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=900)
+    subprocess.run(line, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=300)
     two = history(results.folder / "models/dpar/step4")
     shutil.rmtree(results.folder / "state")
     train_model.main(flags)
@@ -179,6 +179,6 @@ def test_torchrun_trains_on_two_ranks_as_on_one(results):
 def test_a_rank_that_fails_stops_the_job_with_its_reason(results):
     results.set(experiment_values(batch_size=7))
     line = [sys.executable, "-m", "dpar.launch", "--gpus", "2", "dpar.stages.train_model", *results.train_model()]
-    done = subprocess.run(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "batch size 7 cannot be divided by 2 ranks" in done.stderr

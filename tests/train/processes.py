@@ -76,7 +76,7 @@ def run_on_ranks(work: Callable[..., Any], size: int, folder: Path, **arguments:
         for r in range(size)
     ]
     for process in processes:
-        process.join(900)
+        process.join(300)
     return [(process.exitcode, path.read_text()) for process, path in zip(processes, said, strict=True)]
 
 

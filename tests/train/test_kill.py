@@ -16,7 +16,7 @@ def finished(folder, kind, **settings):
     """The model folder of a training in a process of its own, and the seconds it took."""
     began = time.monotonic()
     process = start(folder, kind, **settings)
-    process.join(900)
+    process.join(300)
     assert process.exitcode == 0
     return folder / f"model{settings['until']}", time.monotonic() - began
 
@@ -46,7 +46,7 @@ def test_killed_at_each_renaming_and_removal_of_a_file(tmp_path):
     whole, _ = finished(tmp_path / "whole", "llamagen", **settings)
     for attempt in range(60):
         process = start(tmp_path / "killed", "llamagen", die_at=1 + attempt % 13, **settings)
-        process.join(900)
+        process.join(300)
         if process.exitcode == 0:
             break
         assert process.exitcode == 137

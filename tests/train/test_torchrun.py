@@ -27,7 +27,7 @@ def launch(*arguments) -> subprocess.Popen:
 def finished(folder, until):
     """The model folder when the same command has run to its end."""
     process = launch(folder, until)
-    said = process.communicate(timeout=900)[1]
+    said = process.communicate(timeout=300)[1]
     assert process.returncode == 0, said
     return folder / f"model{until}", said
 
@@ -43,7 +43,7 @@ def test_a_signal_before_there_are_ranks_ends_the_launcher_with_75(monkeypatch):
 @pytest.mark.parametrize(("what", "reason"), [("raise", "RuntimeError: rank 1 fails on purpose"), ("kill", "SIGKILL")])
 def test_a_rank_that_ends_stops_the_job_with_the_reason_and_costs_no_bit(tmp_path, what, reason):
     process = launch(tmp_path, 8, what)
-    said = process.communicate(timeout=900)[1]
+    said = process.communicate(timeout=300)[1]
     assert process.returncode == 1
     assert reason in said
     assert ("Traceback" in said and "in failing" in said) or what == "kill"
@@ -59,7 +59,7 @@ def test_a_signal_to_the_launcher_lets_ranks_save_in_their_own_time_and_exit_wit
         if line.startswith("step "):
             break
     process.send_signal(signal.SIGUSR1)
-    said = process.communicate(timeout=900)[1]
+    said = process.communicate(timeout=300)[1]
     assert process.returncode == 75, said
     saved = re.search(r"stopped on request and saved after step (\d+)", said)
     assert saved, said
