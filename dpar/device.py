@@ -37,6 +37,16 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in PEAK_BF16.items() if part in name), None)
 
 
+def sent(tensor: Shaped[Tensor, "*any"], device: torch.device | str | None) -> Shaped[Tensor, "*any"]:
+    """`tensor` on `device`, or under way to that GPU from memory that stays where it is, so that nobody waits.
+
+    A copy from ordinary memory would hold the process until the GPU has done all that it was asked before.
+    """
+    if device is not None and torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 @contextmanager
 def full_float32() -> Iterator[None]:
     """float32 products keep their 24 bits in this block: no TF32 in matrix products, nor in convolutions."""

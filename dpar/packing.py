@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from dpar.device import sent
+
 
 @dataclass(frozen=True)
 class PackedLengths:
@@ -26,7 +28,7 @@ class PackedLengths:
     def from_lengths(cls, lengths: Sequence[int], device: torch.device | str | None = None) -> "PackedLengths":
         """The description of sequences of these lengths."""
         ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
-        return cls(tuple(lengths), ends.to(device, non_blocking=True), max(lengths))
+        return cls(tuple(lengths), sent(ends, device), max(lengths))
 
     @property
     def total(self) -> int:
@@ -75,5 +77,5 @@ class PatchLayout:
     def to(self, device: torch.device | str) -> "PatchLayout":
         """The same layout on another device."""
         tensors = (self.packed.cu_seqlens, self.rows, self.first, self.last)
-        ends, *moved = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        ends, *moved = (sent(tensor, device) for tensor in tensors)
         return PatchLayout(replace(self.packed, cu_seqlens=ends), *moved)

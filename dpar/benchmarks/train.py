@@ -166,7 +166,7 @@ class Parts:
 
     def seconds(self) -> dict[str, float]:
         """Seconds of each part; the device must have finished."""
-        sums: dict[str, float] = {part: 0.0 for part in ("forward", "backward", "optimizer", "rest")}
+        sums: dict[str, float] = dict.fromkeys(("forward", "backward", "optimizer", "rest"), 0.0)
         for (part, begin), (_, end) in zip(self.marks, self.marks[1:], strict=False):
             sums[part] += begin.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - begin
         return sums

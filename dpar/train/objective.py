@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dpar.config import Patchify
 from dpar.data.codes import CodeStore
 from dpar.data.loader import Batch, random_uniform, sequential
+from dpar.device import sent
 from dpar.errors import InputError
 from dpar.model.dpar import DPAR
 from dpar.model.llamagen import LlamaGen, TransformerConfig
@@ -52,9 +53,9 @@ class Inputs:
         """The same on `device`."""
         if device.type == "cpu":
             return self
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        labels = None if self.labels is None else sent(self.labels, device)
         layout = None if self.layout is None else self.layout.to(device)
-        return Inputs(self.tokens.to(device, non_blocking=True), labels, layout)
+        return Inputs(sent(self.tokens, device), labels, layout)
 
     @property
     def patch_lengths(self) -> float:
