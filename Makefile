@@ -6,7 +6,7 @@ PHOTOS ?= ../shared/data/photos64
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: help demo photos64 report dashboard audit test endurance-test check format slurm-dry-run clean
+.PHONY: help demo photos64 report dashboard audit test endurance-test bench gpu-bench check format slurm-dry-run clean
 
 help:
 	@echo "make demo       the whole pipeline on generated images, about ten minutes on two cores"
@@ -15,6 +15,8 @@ help:
 	@echo "make audit      proof that every output of the demo belongs to a finished run"
 	@echo "make test       all tests that need no GPU"
 	@echo "make endurance-test  the graph, killed again and again"
+	@echo "make bench      time and FLOPs of a training step beside LlamaGen's, under ten minutes on two idle cores"
+	@echo "make gpu-bench  the same on a CUDA machine, after the tests that need one"
 	@echo "make check      formatting, lint and types"
 
 demo: .venv/.installed
@@ -35,6 +37,19 @@ test: .venv/.installed-dev
 
 endurance-test: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m endurance
+
+bench: .venv/.installed
+	$(BIN)/dpar bench train --json
+
+# On a machine with CUDA, by $(PYTHON) as it is: nothing is installed. Tables on the terminal, numbers in $(BENCH).
+BENCH ?= results/bench
+TRAIN := -m dpar.cli bench train --json
+gpu-bench:
+	mkdir -p $(BENCH)
+	-$(PYTHON) -m pytest -m gpu tests/test_patchify.py tests/model tests/train tests/benchmarks
+	-$(PYTHON) $(TRAIN) --size L --batch-size 64 > $(BENCH)/L-256.json
+	-$(PYTHON) $(TRAIN) --size L --batch-size 64 --compile > $(BENCH)/L-256-compiled.json
+	-$(PYTHON) $(TRAIN) --size XL --resolution 384 --batch-size 32 --accumulate 2 --compile > $(BENCH)/XL-384-compiled.json
 
 check: .venv/.installed-dev
 	$(BIN)/ruff format --check dpar tests

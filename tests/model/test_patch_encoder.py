@@ -19,11 +19,16 @@ segments = st.lists(st.integers(0, 5), min_size=1, max_size=8).filter(any)
 @settings(deadline=None, derandomize=True)
 def test_pooling_is_that_of_each_segment(pooling, sizes):
     ids = torch.tensor([i for i, size in enumerate(sizes) for _ in range(size)])
-    values = torch.randn(len(ids), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)  # small whole numbers: some are equal, and share the gradient
+    values = torch.randint(-9, -5, (len(ids), 3), generator=generator).double().requires_grad_()
+    pooled = {"max": lambda rows: rows.amax(0), "mean": lambda rows: rows.mean(0)}[pooling]
+    zeros = torch.zeros(3, dtype=torch.float64)
+    expected = torch.stack([pooled(own) if len(own) else zeros for own in values.split(sizes)])
     found = POOLINGS[pooling](values, ids, len(sizes))
-    for i, own in enumerate(values.split(sizes)):
-        pooled = {"max": lambda rows: rows.amax(0), "mean": lambda rows: rows.mean(0)}[pooling]
-        torch.testing.assert_close(found[i], pooled(own) if len(own) else torch.zeros(3, dtype=torch.float64))
+    torch.testing.assert_close(found, expected)
+    direction = torch.randn(len(sizes), 3, dtype=torch.float64, generator=generator)
+    gradients = [torch.autograd.grad(result, values, direction)[0] for result in (found, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 @given(segments)
