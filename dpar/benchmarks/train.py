@@ -477,7 +477,7 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(prog="dpar bench train", description=__doc__)
     flags.add_argument("--size", choices=sizes, default="B", help="of the pair (default: B)")
     flags.add_argument("--resolution", type=int, default=256, help="pixels, the side of the image (default: 256)")
-    flags.add_argument("--device", type=torch.device, help="cpu or cuda (default: a GPU where there is one)")
+    flags.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
     flags.add_argument("--precision", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, else float32")
     flags.add_argument("--batch-size", type=int, metavar="IMAGES", help="a step (default: 32 on a GPU, else 8)")
     flags.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches a step (default: 1)")
@@ -500,7 +500,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: the settings do not fit each other, or `measure` refuses.
     """
     args = parser().parse_args(argv)
-    device = args.device or default_device()
+    device = torch.device(args.device) if args.device else default_device()
     precision = args.precision or ("bfloat16" if device.type == "cuda" else "float32")
     fastest = fastest_backend(device, torch.bfloat16 if precision == "bfloat16" else torch.float32)
     others = [backend for backend in get_args(Backend) if backend != fastest]
