@@ -23,8 +23,13 @@ class PatchDecoderLayer(nn.Module):
         rope: Float[Tensor, "... half 2"],
         attend: Attend,
     ) -> Float[Tensor, "B T D"]:
-        copied = self.projection(self.norm(patches)).index_select(0, rows.flatten())
-        return self.block(tokens + copied.view_as(tokens), rope, attend)
+        return self.block(self.informed(tokens, patches, rows), rope, attend)
+
+    def informed(
+        self, tokens: Float[Tensor, "B T D"], patches: Float[Tensor, "M D"], rows: Int[Tensor, "B T"]
+    ) -> Float[Tensor, "B T D"]:
+        """Tokens with what their patches know (Eq. 6)."""
+        return tokens + self.projection(self.norm(patches)).index_select(0, rows.flatten()).view_as(tokens)
 
 
 class PatchDecoder(nn.Module):
