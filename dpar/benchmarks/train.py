@@ -87,6 +87,7 @@ class Lane:
         compiled: whether compiled code runs.
         first: seconds of the first step, compilation included.
         seconds: a step, one number a turn.
+        busy: seconds of the process' processor time a step; of a CPU's step, what other processes took does not count.
         patches: of each image that the counted steps saw.
         parts: seconds a step by part of the step.
         memory: bytes that a step needed beside weights and moments; None where that cannot be seen.
@@ -98,6 +99,7 @@ class Lane:
     compiled: bool
     first: float = 0.0
     seconds: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
     patches: list[int] = field(default_factory=list)
     parts: dict[str, float] = field(default_factory=dict)
     memory: int | None = None
@@ -337,8 +339,10 @@ def _turn(lane: Lane, steps: int, *, counts: bool) -> None:
         lane.take(steps)
         lane.patches.clear()
         return
+    busy = time.process_time()
     lane.take(steps)
     lane.seconds.append((time.perf_counter() - began) / steps)
+    lane.busy.append((time.process_time() - busy) / steps)
 
 
 def _look_inside(lane: Lane, steps: int, device: torch.device) -> None:
@@ -368,6 +372,7 @@ def _found(
     step = headline["step_ms"] / 1000
     return {
         **{name: headline[name] for name in ("time_ratio", "time_ratio_quartiles", "flop_ratio", "time_over_flops")},
+        "processor_ratio": headline["processor_ratio"],
         "table8_ratio": patches and float(forward_gmacs(dpar, patches) / forward_gmacs(llamagen)),
         "steps": rows,
         "attention": {backend: reason or "timed" for backend, reason in refused.items()},
@@ -392,7 +397,7 @@ def _found(
 def _row(lane: Lane, baseline: Lane, plan: Plan, device: torch.device) -> dict[str, Any]:
     tokens, batch = lane.trainer.model.config.tokens, plan.training.batch_size
     step = statistics.median(lane.seconds)
-    ratios = [mine / theirs for mine, theirs in zip(lane.seconds, baseline.seconds, strict=True)]
+    ratios = _ratios(lane.seconds, baseline.seconds)
     flop_ratio = lane.gmacs() / baseline.gmacs()
     operations = 2e9 * lane.gmacs() * batch / step  # a multiply-accumulate is two
     peak = peak_flops(device) if plan.training.precision == "bfloat16" else None
@@ -408,6 +413,8 @@ def _row(lane: Lane, baseline: Lane, plan: Plan, device: torch.device) -> dict[s
         "time_ratio_quartiles": _quartiles(ratios),
         "flop_ratio": flop_ratio,
         "time_over_flops": statistics.median(ratios) / flop_ratio,
+        "processor_ms": 1000 * statistics.median(lane.busy),
+        "processor_ratio": statistics.median(_ratios(lane.busy, baseline.busy)),
         "tokens_per_s": batch * tokens / step,
         "tflops": operations / 1e12,
         "mfu": peak and operations / peak,
@@ -416,6 +423,10 @@ def _row(lane: Lane, baseline: Lane, plan: Plan, device: torch.device) -> dict[s
         "patches_mean": statistics.fmean(lane.patches) if lane.patches else None,
         "p_avg": statistics.fmean(tokens / m for m in lane.patches) if lane.patches else None,
     }
+
+
+def _ratios(mine: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(mine, theirs, strict=True)]
 
 
 def _quartiles(values: Sequence[float]) -> list[float]:
@@ -459,7 +470,7 @@ def table(found: dict[str, Any]) -> str:
         f"M = {shapes['patches_mean']:.1f}, P_avg = {shapes['p_avg']:.3f}",
         "",
         f"Time ratio **{found['time_ratio']:.3f}** (quartiles {quartiles}), FLOP ratio {found['flop_ratio']:.3f}"
-        f"{table8}; time over FLOPs **{over:.3f}**",
+        f"{table8}; time over FLOPs **{over:.3f}**; ratio of processor time {found['processor_ratio']:.3f}",
         "",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",

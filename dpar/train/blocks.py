@@ -16,6 +16,8 @@ from dpar.errors import InputError
 from dpar.model.attention import fastest_backend
 from dpar.model.dpar import DPAR
 from dpar.model.layers import Block
+from dpar.model.patch_decoder import PatchDecoderLayer
+from dpar.model.patch_encoder import PatchCrossAttention
 
 
 def blocks(model: nn.Module) -> list[Block]:
@@ -25,6 +27,8 @@ def blocks(model: nn.Module) -> list[Block]:
 
 def compile_blocks(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Compiles the layers of `model` in place, for tensors of any length, so that packed batches compile once.
+
+    What lies between the layers of a DPAR is compiled too: it is many passes over all tokens and few products.
 
     Lengths are not padded to a bucket: sizes are symbols in the compiled code, which a new length does not change.
     Only PyTorch's own packed attention can be traced. The others are loops over images, which a compiler would unroll
@@ -49,6 +53,12 @@ def compile_blocks(model: nn.Module, device: torch.device, dtype: torch.dtype) -
     for block in blocks(model):
         traced: Any = block.feed_forward if block in opaque else block
         traced.forward = torch.compile(traced.forward, dynamic=True)
+    between: Any
+    for between in model.modules():
+        if isinstance(between, PatchCrossAttention):
+            between.forward = torch.compile(between.forward, dynamic=True)
+        elif isinstance(between, PatchDecoderLayer):
+            between.informed = torch.compile(between.informed, dynamic=True)
 
 
 def _try_compiler(device: torch.device) -> None:

@@ -319,8 +319,10 @@ class Trainer:
         checkpoint = load_checkpoint(state, step) if step > 0 else None
         if checkpoint is not None:
             self._restore(checkpoint)
+        self.nats = nats
         if training.compile:
             compile_blocks(self.model, ranks.device, getattr(torch, training.precision))
+            self.nats = torch.compile(nats)  # logits are most of the memory that a step moves: read less often
         if self._exceeds(training.activation_checkpointing_above):
             checkpoint_activations(self.model)
         self.network = self._parallel()
@@ -447,7 +449,7 @@ class Trainer:
             with self._gradients_shared(micro == training.accumulate - 1):
                 with autocast(ranks.device, training.precision):
                     logits, targets = logits_and_targets(self.network, given.to(ranks.device))
-                share = nats(logits, targets) / predicted
+                share = self.nats(logits, targets) / predicted
                 (share * ranks.size).backward()  # the wrapper divides by the number of ranks
             loss += share.detach()
             lengths += given.patch_lengths / training.batch_size

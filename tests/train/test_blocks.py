@@ -117,7 +117,8 @@ def test_the_first_step_compiles_for_all_packed_lengths(float64, monkeypatch, ki
         torch.testing.assert_close(found, expected)
         counts.append(counted["unique_graphs"])
     assert len(lengths) > 5 or kind == "llamagen"
-    assert 1 <= counts[0] == counts[-1] <= 3  # packed layers, and dense ones of tokens with and without the start
+    # packed layers, dense ones of tokens with and without the start, tokens to patches, patches to tokens
+    assert 1 <= counts[0] == counts[-1] <= 5
     compiled.model.eval()
     with torch.no_grad():
         for images in (8, 5, 3, 1):
