@@ -123,7 +123,7 @@ def test_the_first_step_compiles_for_all_packed_lengths(float64, monkeypatch, ki
     with torch.no_grad():
         for images in (8, 5, 3, 1):
             logits_and_targets(compiled.model, given(compiled, next(sequential(compiled.val, images))))
-    assert counted["unique_graphs"] <= torch._dynamo.config.recompile_limit
+    assert counted["unique_graphs"] <= 3 * counts[0]  # to train, to validate, and for a batch of one image
 
 
 @pytest.mark.slow
