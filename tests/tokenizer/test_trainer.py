@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 from dpar.data.crops import to_uint8
+from dpar.data.images import ImageIndex, open_images
 from dpar.errors import InputError
 from dpar.tokenizer.discriminator import PatchGAN
 from dpar.tokenizer.trainer import UNUSED, TokenizerTrainer, random_crop, train_tokenizer
@@ -155,6 +156,7 @@ def test_a_crop_depends_on_seed_epoch_and_image_alone(tmp_path):
     rng = np.random.default_rng(0)
     for key in index.keys:  # pictures whose every crop differs
         Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(tmp_path / key)
+    index = ImageIndex.build(open_images("folder", str(tmp_path)), resolution=SIDE, num_classes=2)
     one = random_crop(index, 1, SIDE, 1.25, 0, 0)
     assert one.shape == (3, SIDE, SIDE)
     assert torch.equal(one, random_crop(index, 1, SIDE, 1.25, 0, 0))
