@@ -6,12 +6,12 @@ classifier on them; the rest of the protocol is settled in ARCHITECTURE.md.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpar.data.loader import Batch
 from dpar.model.dpar import DPAR
@@ -28,8 +28,12 @@ def pooled_states(model: LlamaGen | DPAR, given: Inputs) -> Float[Tensor, "B D"]
     input and has no state.
     """
     found: list[Tensor] = []
+
+    def keep(module: nn.Module, arguments: Any, output: Tensor) -> None:
+        found.append(output)
+
     layer = model.layers[-1] if isinstance(model, LlamaGen) else model.patch_transformer
-    handle = layer.register_forward_hook(lambda module, arguments, output: found.append(output))
+    handle = layer.register_forward_hook(keep)
     try:
         logits_and_targets(model, given)
     finally:

@@ -63,31 +63,36 @@ def main(argv: Sequence[str] | None = None) -> None:
         epoch = islice(batches(train, batch_size=size, seed=experiment.seed), steps_per_epoch(train, size))
         how: dict[str, Any] = {"patching": patching, "precision": made["precision"], "device": device}
         with full_float32():
-            seen, unseen = (
+            (seen, seen_labels), (unseen, unseen_labels) = (
                 [part.to(device) for part in describe_codes(model, images, **how)]
                 for images in (epoch, sequential(val, size))
             )
             probe = fit_probe(
-                *seen,
+                seen,
+                seen_labels,
                 num_classes=model.config.num_classes,
                 penalty=settings.penalty,
                 iterations=settings.iterations,
             )
-            found = {f"top{k}": top_k_accuracy(probe, *unseen, k) for k in (1, 5) if k < model.config.num_classes}
-            on_training = top_k_accuracy(probe, *seen, 1)
+            found = {
+                f"top{k}": top_k_accuracy(probe, unseen, unseen_labels, k)
+                for k in (1, 5)
+                if k < model.config.num_classes
+            }
+            on_training = top_k_accuracy(probe, seen, seen_labels, 1)
         write_json(
             args.output,
             found
             | {
                 "top1_training": on_training,
                 "conditions": {
-                    "training_images": len(seen[0]),
+                    "training_images": len(seen),
                     "training_views": "one an image, drawn at random" if train.num_views > 1 else "the one stored",
-                    "val_images": len(unseen[0]),
+                    "val_images": len(unseen),
                     "train_codes": train.digest,
                     "val_codes": val.digest,
                     "states": "after the last block, averaged over the image's patches or tokens; null class",
-                    "dims": seen[0].shape[1],
+                    "dims": seen.shape[1],
                     "seed": experiment.seed,
                     **settings.model_dump(),
                     "model": described["sha256"],
@@ -98,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             },
         )
         job.summary({f"probe/{key}": value for key, value in found.items()})
-        print(", ".join(f"{key} {value:.2f} %" for key, value in found.items()), f"on {len(unseen[0])} held-out images")
+        print(", ".join(f"{key} {value:.2f} %" for key, value in found.items()), f"on {len(unseen)} held-out images")
 
 
 if __name__ == "__main__":
