@@ -46,10 +46,14 @@ BENCH ?= results/bench
 TRAIN := -m dpar.cli bench train --json
 gpu-bench:
 	mkdir -p $(BENCH)
-	-$(PYTHON) -m pytest -m gpu tests/test_patchify.py tests/model tests/train tests/benchmarks
-	-$(PYTHON) $(TRAIN) --size L --batch-size 64 > $(BENCH)/L-256.json
-	-$(PYTHON) $(TRAIN) --size L --batch-size 64 --compile > $(BENCH)/L-256-compiled.json
-	-$(PYTHON) $(TRAIN) --size XL --resolution 384 --batch-size 32 --accumulate 2 --compile > $(BENCH)/XL-384-compiled.json
+	failed=; \
+	$(PYTHON) -m pytest -m gpu tests/test_patchify.py tests/model tests/train tests/benchmarks || failed="$$failed tests"; \
+	$(PYTHON) $(TRAIN) --size L --batch-size 64 > $(BENCH)/L-256.json || failed="$$failed L-256"; \
+	$(PYTHON) $(TRAIN) --size L --batch-size 64 --compile > $(BENCH)/L-256-compiled.json \
+	  || failed="$$failed L-256-compiled"; \
+	$(PYTHON) $(TRAIN) --size XL --resolution 384 --batch-size 32 --accumulate 2 --compile \
+	  > $(BENCH)/XL-384-compiled.json || failed="$$failed XL-384-compiled"; \
+	test -z "$$failed" || { echo "failed:$$failed; the rest has run"; exit 1; }
 
 check: .venv/.installed-dev
 	$(BIN)/ruff format --check dpar tests

@@ -280,7 +280,8 @@ def measure(plan: Plan, device: torch.device, say: Callable[[str], None] = lambd
         job = Job(folder, stack.enter_context(contextlib.closing(EventFile(folder / "events.jsonl"))))
         llamagen, dpar = (
             _trainer(_task(transformer, plan, codes, patching, device), folder, device, job)
-            for transformer in (plan.llamagen, plan.dpar)
+            # what is compiled depends on the back end that the model is built with
+            for transformer in (plan.llamagen, plan.dpar.model_copy(update={"attention": working[0]}))
         )
 
         def lane_of(trainer: Trainer, attention: Backend | None, compiled: bool) -> Lane:
