@@ -43,12 +43,12 @@ class Images(Settings):
     """Where the pictures come from and how they are cut."""
 
     source: Literal["generated", "folder", "parquet", "webdataset"]
-    train: str | None = Field(None, description="folder, or glob of Parquet files or tars")
-    val: str | None = Field(None, description="the same for held-out images")
+    train: str | None = Field(default=None, description="folder, or glob of Parquet files or tars")
+    val: str | None = Field(default=None, description="the same for held-out images")
     generated: GeneratedImages | None = None
     resolution: int = Field(gt=0, description="pixels, the side of the square that is tokenized")
     num_classes: int = Field(gt=0)
-    max_unreadable: float = Field(0.0, ge=0, le=1, description="share of images that may be skipped")
+    max_unreadable: float = Field(default=0.0, ge=0, le=1, description="share of images that may be skipped")
 
     @model_validator(mode="after")
     def _source_is_described(self) -> "Images":
@@ -63,21 +63,29 @@ class Images(Settings):
 class TokenizerTraining(Settings):
     """The VQ tokenizer's loss and optimizer."""
 
-    steps: int | None = Field(None, gt=0)
-    epochs: int | None = Field(None, gt=0)
-    batch_size: int = Field(128, gt=0)
-    learning_rate: float = Field(1e-4, gt=0)
-    cooldown: float = Field(0.0, ge=0, le=1, description="share of the steps, at the end, in which the rate falls to 0")
+    steps: int | None = Field(default=None, gt=0)
+    epochs: int | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=128, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    cooldown: float = Field(
+        default=0.0, ge=0, le=1, description="share of the steps, at the end, in which the rate falls to 0"
+    )
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
-    perceptual_weight: float = Field(1.0, ge=0)
-    perceptual_network: str | None = Field(None, description="file with LPIPS weights; needed if the weight is not 0")
-    adversarial_weight: float = Field(0.5, ge=0)
-    adversarial_start: int = Field(20_000, ge=0, description="the first step with the PatchGAN loss")
-    restart_unused_codes: bool = Field(False, description="replace codes that fell out of use by latents of the batch")
-    crop_range: float = Field(1.25, ge=1, description="training crops are cut from the image at 1 to this x the side")
-    checkpoint_every: int = Field(1000, gt=0, description="steps")
+    perceptual_weight: float = Field(default=1.0, ge=0)
+    perceptual_network: str | None = Field(
+        default=None, description="file with LPIPS weights; needed if the weight is not 0"
+    )
+    adversarial_weight: float = Field(default=0.5, ge=0)
+    adversarial_start: int = Field(default=20_000, ge=0, description="the first step with the PatchGAN loss")
+    restart_unused_codes: bool = Field(
+        default=False, description="replace codes that fell out of use by latents of the batch"
+    )
+    crop_range: float = Field(
+        default=1.25, ge=1, description="training crops are cut from the image at 1 to this x the side"
+    )
+    checkpoint_every: int = Field(default=1000, gt=0, description="steps")
 
     @model_validator(mode="after")
     def _length(self) -> "TokenizerTraining":
@@ -91,16 +99,18 @@ class TokenizerTraining(Settings):
 class Autoencoder(Settings):
     """The sizes of a VQ autoencoder; the defaults are LlamaGen's VQ-16."""
 
-    vocab_size: int = Field(16384, gt=1, le=65536)
-    code_dim: int = Field(8, gt=0)
-    channels: int = Field(128, gt=0)
-    multipliers: tuple[int, ...] = Field((1, 1, 2, 2, 4), min_length=1)
-    residual_blocks: int = Field(2, gt=0, description="a level of the encoder; the decoder has one more")
-    z_channels: int = Field(256, gt=0)
+    vocab_size: int = Field(default=16384, gt=1, le=65536)
+    code_dim: int = Field(default=8, gt=0)
+    channels: int = Field(default=128, gt=0)
+    multipliers: tuple[int, ...] = Field(default=(1, 1, 2, 2, 4), min_length=1)
+    residual_blocks: int = Field(default=2, gt=0, description="a level of the encoder; the decoder has one more")
+    z_channels: int = Field(default=256, gt=0)
     attention: bool = True
-    groups: int = Field(32, gt=0, description="of channels in each normalisation")
+    groups: int = Field(default=32, gt=0, description="of channels in each normalisation")
     # Deviation: 1 in LlamaGen; the small experiments shuffle pixels, to be fast on a CPU.
-    pixel_shuffle: int = Field(1, gt=0, description="side of the pixel blocks that are channels inside; 1 = LlamaGen")
+    pixel_shuffle: int = Field(
+        default=1, gt=0, description="side of the pixel blocks that are channels inside; 1 = LlamaGen"
+    )
 
     @property
     def downsample(self) -> int:
@@ -124,9 +134,9 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
 class Tokenizer(Autoencoder):
     """The VQ autoencoder: imported from `weights`, or trained. Sizes beside `variant` replace that tokenizer's."""
 
-    variant: str | None = Field(None, description="VQ-16 or VQ-8")
-    weights: str | None = Field(None, description="an official file such as vq_ds16_c2i.pt; null = train")
-    weights_sha256: Sha256 | None = Field(None, description="what the file of `weights` must have")
+    variant: str | None = Field(default=None, description="VQ-16 or VQ-8")
+    weights: str | None = Field(default=None, description="an official file such as vq_ds16_c2i.pt; null = train")
+    weights_sha256: Sha256 | None = Field(default=None, description="what the file of `weights` must have")
     training: TokenizerTraining | None = None
 
     @model_validator(mode="before")
@@ -156,11 +166,13 @@ class Codes(Settings):
 
     format: Literal["parquet", "webdataset"] = "parquet"
     crop_ranges: tuple[Annotated[float, Field(ge=1)], ...] = Field(
-        (1.1, 1.05), min_length=1, description="ADM centre crop to this x the side"
+        default=(1.1, 1.05), min_length=1, description="ADM centre crop to this x the side"
     )
-    ten_crop: bool = Field(True, description="five crops and their mirror images; false: the centre and its mirror")
-    train_shards: int = Field(256, gt=0)
-    val_shards: int = Field(10, gt=0)
+    ten_crop: bool = Field(
+        default=True, description="five crops and their mirror images; false: the centre and its mirror"
+    )
+    train_shards: int = Field(default=256, gt=0)
+    val_shards: int = Field(default=10, gt=0)
 
     @property
     def views(self) -> int:
@@ -192,26 +204,28 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class Transformer(Settings):
     """A row of Table 1 by name (`variant`), or its sizes; sizes beside a name replace that row's."""
 
-    variant: str | None = Field(None, description="DPAR-B, DPAR-L, ... or LlamaGen-B, ...")
+    variant: str | None = Field(default=None, description="DPAR-B, DPAR-L, ... or LlamaGen-B, ...")
     architecture: Literal["dpar", "llamagen"] | None = None
-    width: int | None = Field(None, gt=0)
-    heads: int | None = Field(None, gt=0)
-    encoder_layers: int | None = Field(None, gt=0, description="DPAR only")
-    layers: int | None = Field(None, gt=0, description="of LlamaGen, or of DPAR's patch transformer")
-    decoder_layers: int | None = Field(None, gt=0, description="DPAR only")
+    width: int | None = Field(default=None, gt=0)
+    heads: int | None = Field(default=None, gt=0)
+    encoder_layers: int | None = Field(default=None, gt=0, description="DPAR only")
+    layers: int | None = Field(default=None, gt=0, description="of LlamaGen, or of DPAR's patch transformer")
+    decoder_layers: int | None = Field(default=None, gt=0, description="DPAR only")
     # Deviation: the paper's ablations seem to have run with "2d"; here every cell has Section 3.2.3's scheme at first.
-    position: Literal["dynamic", "dynamic_no_redundancy", "2d"] = Field("dynamic", description="Table 9; DPAR only")
+    position: Literal["dynamic", "dynamic_no_redundancy", "2d"] = Field(
+        default="dynamic", description="Table 9; DPAR only"
+    )
     # left out of what is written where it is the default: what was made before there was a choice stays up to date
     query_pooling: Pooling = Field(
-        "max",
+        default="max",
         exclude_if=lambda pooling: pooling == "max",
         description="of a patch's tokens into its first query; DPAR only",
     )
     attention: Literal["auto", "sdpa", "varlen", "xformers", "flex"] = Field(
-        "auto", description="back end of packed attention; DPAR only"
+        default="auto", description="back end of packed attention; DPAR only"
     )
-    dropout: float = Field(0.1, ge=0, lt=1, description="on tokens, attention output and FFN output")
-    class_dropout: float = Field(0.1, ge=0, le=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="on tokens, attention output and FFN output")
+    class_dropout: float = Field(default=0.1, ge=0, le=1)
 
     @model_validator(mode="after")
     def _sizes(self) -> "Transformer":
@@ -249,27 +263,29 @@ class Transformer(Settings):
 class Training(Settings):
     """The optimizer and the length of a training (Section 4.1)."""
 
-    steps: int | None = Field(None, gt=0)
-    epochs: int | None = Field(None, gt=0)
-    milestones: tuple[int, ...] = Field((), description="earlier states to keep, in the unit of the length")
-    batch_size: int = Field(256, gt=0, description="global")
-    accumulate: int = Field(1, gt=0, description="micro-batches a step")
-    learning_rate: float = Field(1e-4, gt=0)
+    steps: int | None = Field(default=None, gt=0)
+    epochs: int | None = Field(default=None, gt=0)
+    milestones: tuple[int, ...] = Field(default=(), description="earlier states to keep, in the unit of the length")
+    batch_size: int = Field(default=256, gt=0, description="global")
+    accumulate: int = Field(default=1, gt=0, description="micro-batches a step")
+    learning_rate: float = Field(default=1e-4, gt=0)
     betas: tuple[Decay, Decay] = (0.9, 0.95)
-    weight_decay: float = Field(0.05, ge=0)
-    grad_clip: float = Field(1.0, gt=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    grad_clip: float = Field(default=1.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "bfloat16"
-    ema: float | None = Field(None, gt=0, lt=1)
-    compile: bool = Field(False, description="the layers, with PyTorch's compiler")
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    compile: bool = Field(default=False, description="the layers, with PyTorch's compiler")
     activation_checkpointing_above: int | None = Field(
-        None, ge=0, description="parameters; larger models keep no activations inside layers but compute them again"
+        default=None,
+        ge=0,
+        description="parameters; larger models keep no activations inside layers but compute them again",
     )
     fsdp_above: int | None = Field(
-        None, ge=0, description="parameters; larger models are divided over the processes, not copied to each"
+        default=None, ge=0, description="parameters; larger models are divided over the processes, not copied to each"
     )
-    checkpoint_every: int = Field(5000, gt=0, description="steps")
-    validate_every: int = Field(5000, gt=0, description="steps")
-    log_every: int = Field(100, gt=0, description="steps")
+    checkpoint_every: int = Field(default=5000, gt=0, description="steps")
+    validate_every: int = Field(default=5000, gt=0, description="steps")
+    log_every: int = Field(default=100, gt=0, description="steps")
 
     @model_validator(mode="after")
     def _length(self) -> "Training":
@@ -298,8 +314,8 @@ class EntropyModel(Settings):
 
     kind: Literal["unconditional", "null_class"] = "unconditional"
     model: Transformer = Transformer(variant="LlamaGen-B")
-    weights: str | None = Field(None, description="an official file such as c2i_B_256.pt (null_class only)")
-    weights_sha256: Sha256 | None = Field(None, description="what the file of `weights` must have")
+    weights: str | None = Field(default=None, description="an official file such as c2i_B_256.pt (null_class only)")
+    weights_sha256: Sha256 | None = Field(default=None, description="what the file of `weights` must have")
     training: Training | None = None
 
     @model_validator(mode="after")
@@ -318,11 +334,14 @@ class Patchify(Settings):
 
     strategy: Literal["dynamic", "static"] = "dynamic"
     # Deviation: the paper gives E_Th in nats. Nats do not transfer between entropy models and data sets, P_avg does.
-    threshold: float | None = Field(None, allow_inf_nan=False, description="E_Th in nats")
+    threshold: float | None = Field(default=None, allow_inf_nan=False, description="E_Th in nats")
     p_avg: float | None = Field(
-        None, ge=1, allow_inf_nan=False, description="calibrate E_Th to this mean patch length; or static length"
+        default=None,
+        ge=1,
+        allow_inf_nan=False,
+        description="calibrate E_Th to this mean patch length; or static length",
     )
-    max_length: int | None = Field(4, gt=0, description="P_max in tokens; null = none")
+    max_length: int | None = Field(default=4, gt=0, description="P_max in tokens; null = none")
     row_boundary: bool = True
 
     @model_validator(mode="after")
@@ -339,21 +358,21 @@ class Patchify(Settings):
 class Sampling(Settings):
     """How images are drawn from a model (Algorithm 2)."""
 
-    num_images: int = Field(50_000, gt=0)
-    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
+    num_images: int = Field(default=50_000, gt=0)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     labels: Literal["balanced", "uniform"] = "balanced"
-    cfg_scale: float = Field(2.0, ge=0)
+    cfg_scale: float = Field(default=2.0, ge=0)
     cfg_interval: tuple[Share, Share] = Field(  # as `query_pooling`: not written where it is the default
-        (0.0, 1.0),
+        default=(0.0, 1.0),
         exclude_if=lambda interval: interval == (0.0, 1.0),
         description="shares of the sequence between which it is guided; the class alone decides outside",
     )
-    temperature: float = Field(1.0, gt=0)
-    top_k: int = Field(0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    batch_size: int = Field(64, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
+    top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    batch_size: int = Field(default=64, gt=0)
     precision: Literal["float32", "bfloat16"] = "bfloat16"
-    shards: int = Field(1, gt=0, description="jobs a set of samples is divided into")
+    shards: int = Field(default=1, gt=0, description="jobs a set of samples is divided into")
 
     @model_validator(mode="after")
     def _ordered(self) -> "Sampling":
@@ -372,36 +391,40 @@ class Sampling(Settings):
 class Classifier(Settings):
     """The small feature network that stands in for Inception on small images."""
 
-    channels: int = Field(32, gt=0)
-    dims: int = Field(64, gt=0, description="of the pooled features")
-    steps: int = Field(600, gt=0)
-    batch_size: int = Field(64, gt=0)
-    learning_rate: float = Field(3e-3, gt=0)
+    channels: int = Field(default=32, gt=0)
+    dims: int = Field(default=64, gt=0, description="of the pooled features")
+    steps: int = Field(default=600, gt=0)
+    batch_size: int = Field(default=64, gt=0)
+    learning_rate: float = Field(default=3e-3, gt=0)
 
 
 class LinearProbe(Settings):
     """The linear classifier of Table 7, on standardised features."""
 
-    penalty: float = Field(1e-4, gt=0, description="of half the squared weights, beside the mean cross-entropy in nats")
-    iterations: int = Field(200, gt=0, description="of L-BFGS, at most")
+    penalty: float = Field(
+        default=1e-4, gt=0, description="of half the squared weights, beside the mean cross-entropy in nats"
+    )
+    iterations: int = Field(default=200, gt=0, description="of L-BFGS, at most")
 
 
 class Evaluation(Settings):
     """What the samples are compared with, and by which network."""
 
     extractor: str = Field(
-        "classifier",
+        default="classifier",
         pattern=r"^(classifier|inception|.+\.(pt|ts))$",
         description="`classifier` (trained by the pipeline), `inception`, or a TorchScript file of the user's own",
     )
     inception_weights: str | None = None
     classifier: Classifier = Classifier()
     linear_probe: LinearProbe = LinearProbe()
-    reference: Literal["train", "val"] | str = Field("train", description="a split, or an ADM npz file")
-    reference_images: int | None = Field(None, gt=0, description="null = all")
-    resolution: int | None = Field(None, gt=0, description="samples are resized to this side first (384 -> 256)")
-    splits: int = Field(10, gt=0, description="of the Inception Score")
-    k: int = Field(3, gt=0)
+    reference: Literal["train", "val"] | str = Field(default="train", description="a split, or an ADM npz file")
+    reference_images: int | None = Field(default=None, gt=0, description="null = all")
+    resolution: int | None = Field(
+        default=None, gt=0, description="samples are resized to this side first (384 -> 256)"
+    )
+    splits: int = Field(default=10, gt=0, description="of the Inception Score")
+    k: int = Field(default=3, gt=0)
 
     @model_validator(mode="after")
     def _extractor(self) -> "Evaluation":
@@ -419,10 +442,12 @@ class Table(Settings):
     """
 
     title: str
-    paper: str | None = Field(None, description="the table of the paper that this one stands beside")
+    paper: str | None = Field(default=None, description="the table of the paper that this one stands beside")
     rows: tuple[dict[str, Any], ...] = Field(min_length=1)
     vary: dict[str, tuple[Any, ...]] = {}
-    linear_probe: bool = Field(False, description="also the accuracy of a linear classifier on the models' states")
+    linear_probe: bool = Field(
+        default=False, description="also the accuracy of a linear classifier on the models' states"
+    )
 
     @property
     def is_grid(self) -> bool:

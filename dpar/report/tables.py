@@ -138,7 +138,7 @@ def readable(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
     for name in frame.columns:
         if name.endswith("_sd") or name in HIDDEN:
             continue
-        spreads = frame.get(f"{name}_sd", [None] * len(frame))
+        spreads = frame[f"{name}_sd"] if f"{name}_sd" in frame else [None] * len(frame)
         texts = [_number(value, spread) for value, spread in zip(frame[name], spreads, strict=True)]
         columns[_title(name, titles)] = texts
     return pd.DataFrame(columns)

@@ -69,12 +69,10 @@ def draw(experiment: Experiment, table: str, frame: pd.DataFrame, floor: dict) -
             _axis(across),
             unranked=[PANELS["patch_length"]],
         )
-    shown = {name: title for name, title in panels.items() if frame[name].notna().any()}
+    shown = {name: title for name, title in panels.items() if not frame[name].isna().to_numpy().all()}
+    spreads = frame.reindex(columns=[f"{name}_sd" for name in shown], fill_value=0.0).fillna(0.0)
     return error_bars(
-        {
-            title: (frame[name].tolist(), frame.get(f"{name}_sd", pd.Series(0.0, frame.index)).fillna(0).tolist())
-            for name, title in shown.items()
-        },
+        {title: (frame[name].tolist(), spreads[f"{name}_sd"].tolist()) for name, title in shown.items()},
         frame["cell"].tolist(),
         {metric: floor["frechet_distance"]["mean"]},
     )

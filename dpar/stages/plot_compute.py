@@ -37,15 +37,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         floor = read_json(args.noise_floor)
         rows = pd.concat([pd.read_csv(path) for path in args.tables], ignore_index=True).drop_duplicates("cell")
         rows = best_rows(rows.dropna(subset=["training_gmacs", "frechet_distance"]))
+        spreads = rows.reindex(columns=["frechet_distance_sd"], fill_value=0.0)["frechet_distance_sd"].fillna(0.0)
         points = [
             {
                 "label": row["cell"],
                 "model": row["model"],
                 "cost": row["training_gmacs"],
                 "value": row["frechet_distance"],
-                "spread": 0.0 if pd.isna(row.get("frechet_distance_sd")) else row["frechet_distance_sd"],
+                "spread": spread,
             }
-            for row in rows.to_dict("records")
+            for row, spread in zip(rows.to_dict("records"), spreads, strict=True)
         ]
         save(metric_against_cost(points, floor["metric"], floor["frechet_distance"]["mean"]), args.output)
         job.figure(args.output)
@@ -53,11 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def best_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Of each model as the experiment describes it, fully trained, the row of the guidance that suits it best."""
-    rows = rows[rows["training"] == rows["model"]]
-    rows = rows[rows[[name for name in rows if name.startswith("inference.")]].isna().all(axis="columns")]
-    trained = rows["milestone"].str.extract(r"(\d+)$", expand=False).astype(int)
-    rows = rows[trained == trained.groupby(rows["model"]).transform("max")]
-    return rows.loc[rows.groupby("model")["frechet_distance"].idxmin()]
+    drawn_otherwise = rows.filter(like="inference.").notna().any(axis="columns")
+    own = rows.loc[(rows["training"] == rows["model"]) & ~drawn_otherwise]
+    trained = own["milestone"].str.extract(r"(\d+)$", expand=False).astype(int)
+    last = own.loc[trained == trained.groupby(own["model"]).transform("max")]
+    return last.loc[last.groupby("model")["frechet_distance"].idxmin()]
 
 
 if __name__ == "__main__":
