@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dpar import tracking
-from dpar.config import Patchify, load_experiment
+from dpar.config import load_experiment
 from dpar.data.codes import open_codes
 from dpar.device import default_device
 from dpar.errors import run_command
@@ -49,14 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         device = default_device()
         model = load_model(args.model_folder, described["kind"], device)
         codes = open_codes(args.manifest, tokenizer=origin["tokenizer"], entropy_model=origin["entropy_model"])
-        patching = None
-        if origin["patchify"] is not None:
-            rule = Patchify.model_validate(origin["patchify"])
-            patching = Patching(rule, origin["threshold"], model.config.grid[1])
         found = likelihood(
             model,
             codes,
-            patching=patching,
+            patching=Patching.of_model(origin, model.config.grid[1]),
             precision=origin["precision"],
             ranks=Ranks(device),
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dpar import tracking
-from dpar.config import Patchify, load_experiment
+from dpar.config import load_experiment
 from dpar.data.codes import open_codes
 from dpar.data.loader import batches, sequential, steps_per_epoch
 from dpar.device import default_device, full_float32
@@ -53,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = load_model(args.model_folder, described["kind"], device)
         if model.config.num_classes is None:
             raise InputError(f"{args.model_folder} is a model without classes; Table 7 probes class-conditional ones")
-        rule = made["patchify"] and Patchify.model_validate(made["patchify"])
-        patching = rule and Patching(rule, made["threshold"], model.config.grid[1])
+        patching = Patching.of_model(made, model.config.grid[1])
         train, val = (
             open_codes(manifest, tokenizer=made["tokenizer"], entropy_model=made["entropy_model"])
             for manifest in (args.train, args.val)

@@ -1,8 +1,9 @@
 """What a network learns: the next token of every image; and how well it predicts held-out ones."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,13 @@ class Patching:
     rule: Patchify
     threshold: float | None
     grid_width: int
+
+    @classmethod
+    def of_model(cls, provenance: Mapping[str, Any], grid_width: int) -> "Patching | None":
+        """The patches that a trained model was made with, as its folder says; None for a model without patches."""
+        if provenance["patchify"] is None:
+            return None
+        return cls(Patchify.model_validate(provenance["patchify"]), provenance["threshold"], grid_width)
 
     def layout(self, batch: Batch) -> PatchLayout:
         """The patches of a batch, from the stored entropies of its views (Algorithm 3).
