@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 from dpar.commands.run import LOCKED, only_run
-from dpar.config import TRAINING_PACE, parse_experiment
+from dpar.config import FIGURES, TRAINING_PACE, parse_experiment
 from dpar.errors import InputError
 from dpar.files import digest, write_json
-from dpar.grid import model_cells, p_avg_targets, sample_cells, table_rows
+from dpar.grid import figure_rows, model_cells, p_avg_targets, sample_cells, table_rows
 from dpar.recipes import RECIPES
+from dpar.report.targets import pareto_file, sized_tables
 
 
 def read_experiment():
@@ -63,6 +64,7 @@ wildcard_constraints:
     seed=r"\d+",
     features=r"reference|[^/]+/seed\d+",
     table="|".join(map(re.escape, EXPERIMENT.tables)) or "none",
+    figure="|".join(["samples", *map(re.escape, EXPERIMENT.figures)]),
 
 
 def recipe(stage, *settings):
