@@ -48,6 +48,12 @@ class Images(Settings):
     generated: GeneratedImages | None = None
     resolution: int = Field(gt=0, description="pixels, the side of the square that is tokenized")
     num_classes: int = Field(gt=0)
+    max_val: int | None = Field(
+        default=None,
+        gt=0,
+        exclude_if=lambda images: images is None,
+        description="held-out images to use, evenly spaced in their order; null = all",
+    )
     max_unreadable: float = Field(default=0.0, ge=0, le=1, description="share of images that may be skipped")
 
     @model_validator(mode="after")
@@ -491,6 +497,11 @@ class Experiment(Settings):
     patchify: Patchify
     models: dict[ModelName, Transformer] = Field(min_length=1)
     training: Training
+    training_seeds: tuple[Seed, ...] = Field(
+        default=(),
+        exclude_if=lambda seeds: not seeds,
+        description="each row of a table is trained once with each of these; default: once, with `seed`",
+    )
     sampling: Sampling = Sampling()
     evaluation: Evaluation
     tables: dict[TableName, Table] = {}
@@ -498,6 +509,8 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Experiment":
+        if len(set(self.training_seeds)) < len(self.training_seeds):
+            raise ValueError(f"`training_seeds` repeats one: {list(self.training_seeds)}")
         if taken := {*self.tables, *FIGURES} & {*self.figures} | {*self.tables} & {*FIGURES, "table1", "table8"}:
             raise ValueError(f"{', '.join(sorted(taken))}: a table or figure of this name exists; give it another")
         for name, picture in self.figures.items():

@@ -27,6 +27,7 @@ class ModelCell:
     transformer: Transformer
     patchify: Patchify
     training: Training
+    seed: int
 
     @property
     def milestones(self) -> tuple[str, ...]:
@@ -47,12 +48,29 @@ class SampleCell:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: what it varies, what the paper prints there, and the cells that fill it."""
+    """One row of a table: what it varies, what the paper prints there, and the cells that fill it.
+
+    Attributes:
+        values: the row as the experiment writes it.
+        paper: what the paper prints there.
+        models: the trainings, one a training seed.
+        samples: what is drawn from each of them.
+    """
 
     values: dict[str, Any]
     paper: dict[str, float]
-    model: ModelCell
-    sample: SampleCell
+    models: tuple[ModelCell, ...]
+    samples: tuple[SampleCell, ...]
+
+    @property
+    def model(self) -> ModelCell:
+        """The first training, from which the others differ by their seed alone."""
+        return self.models[0]
+
+    @property
+    def sample(self) -> SampleCell:
+        """What is drawn from the first training."""
+        return self.samples[0]
 
 
 def table_rows(experiment: Experiment, name: str) -> list[Row]:
@@ -76,9 +94,10 @@ def figure_rows(experiment: Experiment, name: str) -> list[Row]:
 
 def model_cells(experiment: Experiment) -> dict[str, ModelCell]:
     """Every training that the experiment's models and tables name, by slug; equal cells are one."""
-    cells = {name: _model_cell(experiment, name, {}, {}) for name in experiment.models}
+    cells = {cell.slug: cell for name in experiment.models for cell in _model_cells(experiment, name, {}, {})[:1]}
     for row in _all_rows(experiment):
-        _share(cells, row.model)
+        for cell in row.models:
+            _share(cells, cell)
     return cells
 
 
@@ -90,7 +109,8 @@ def sample_cells(experiment: Experiment) -> dict[str, SampleCell]:
     """
     cells: dict[str, SampleCell] = {}
     for row in _all_rows(experiment):
-        _share(cells, row.sample)
+        for cell in row.samples:
+            _share(cells, cell)
     return cells
 
 
@@ -160,8 +180,11 @@ def _row(experiment: Experiment, where: str, values: dict[str, Any]) -> Row:
     if name not in experiment.models:
         raise InputError(f"{where}: there is no model {name!r}; models are {', '.join(experiment.models)}")
     try:
-        model = _model_cell(experiment, name, groups["transformer"], groups["patchify"])
-        sample = _sample_cell(experiment, model, plain.get("milestone"), groups["sampling"], groups["inference"])
+        models = _model_cells(experiment, name, groups["transformer"], groups["patchify"])
+        samples = tuple(
+            _sample_cell(experiment, model, plain.get("milestone"), groups["sampling"], groups["inference"])
+            for model in models
+        )
     except (ValidationError, InputError) as error:
         raise InputError(f"{where}: row {values}: {error}") from None
     for key, value in groups["paper"].items():
@@ -170,18 +193,19 @@ def _row(experiment: Experiment, where: str, values: dict[str, Any]) -> Row:
                 f"{where}: paper.{key} is {value!r}; expected a number under paper.{', paper.'.join(PAPER)}"
             )
     of_patches = groups["patchify"] or groups["inference"] or {"position", "query_pooling"} & {*groups["transformer"]}
-    if not model.transformer.is_dpar and of_patches:
+    if not models[0].transformer.is_dpar and of_patches:
         raise InputError(
             f"{where}: row {values}: {name} has no patches, so patchify.*, inference.*, transformer.position and "
             "transformer.query_pooling say nothing of it"
         )
     shown = {key: value for key, value in values.items() if not key.startswith("paper.")}
-    return Row(shown, groups["paper"], model, sample)
+    return Row(shown, groups["paper"], models, samples)
 
 
-def _model_cell(
+def _model_cells(
     experiment: Experiment, name: str, transformer: Mapping[str, Any], patchify: Mapping[str, Any]
-) -> ModelCell:
+) -> tuple[ModelCell, ...]:
+    """One training for each of the experiment's training seeds."""
     base = experiment.models[name]
     # a size that equals the variant's own is no departure: the default cell of a table is the model itself
     transformer = {
@@ -189,8 +213,13 @@ def _model_cell(
     }
     changed = _replaced(base, transformer)
     rule = _replaced_patchify(experiment.patchify, patchify)
-    slug = "_".join([name, *_departures(base, changed), *_departures(experiment.patchify, rule)])
-    return ModelCell(slug, changed, rule, experiment.training)
+    parts = [name, *_departures(base, changed), *_departures(experiment.patchify, rule)]
+    return tuple(
+        ModelCell(
+            "_".join([*parts, *([f"seed{seed}"] * (seed != experiment.seed))]), changed, rule, experiment.training, seed
+        )
+        for seed in experiment.training_seeds or (experiment.seed,)
+    )
 
 
 def _sample_cell(

@@ -9,7 +9,7 @@ from dpar.config import Tokenizer, load_experiment, parse_experiment
 from dpar.errors import InputError
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
-SHIPPED = ("demo", "photos64", "imagenet256", "imagenet384")
+SHIPPED = ("demo", "fashion28", "photos64", "imagenet256", "imagenet384")
 
 
 def demo(**changes):

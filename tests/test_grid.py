@@ -57,6 +57,19 @@ def test_a_grid_is_the_product_of_what_varies():
     assert p_avg_targets(experiment) == [1.4, 1.8]
 
 
+def test_training_seeds_repeat_every_row_and_leave_the_first_cell_as_it_was():
+    once = with_rows({"model": "dpar", "inference.p_avg": 2.2})
+    repeated = once.model_copy(update={"training_seeds": (0, 7)})
+    (row,) = table_rows(repeated, "t")
+    assert row.model == table_rows(once, "t")[0].model
+    assert [cell.slug for cell in row.models] == ["dpar", "dpar_seed7"]
+    assert [cell.seed for cell in row.models] == [0, 7]
+    assert [cell.slug for cell in row.samples] == ["dpar-pavg2.2", "dpar_seed7-pavg2.2"]
+    assert {cell.model for cell in row.samples} == {"dpar", "dpar_seed7"}
+    assert set(model_cells(repeated)) == {"dpar", "dpar_seed7", "llamagen"}  # no table asks for llamagen
+    assert "training_seeds" not in once.model_dump()
+
+
 def test_a_threshold_in_one_form_takes_the_place_of_the_other():
     experiment = with_rows({"model": "dpar", "patchify.threshold": 3.5})
     (row,) = table_rows(experiment, "t")

@@ -39,6 +39,7 @@ TITLES = {
     "training_gmacs": "Training GMACs/image",
     "cfg_scale": "CFG",
     "images": "N",
+    "trainings": "Trainings",
     "seeds": "Seeds",
 }
 
@@ -81,27 +82,32 @@ def _row(
     probes: Mapping[tuple[str, str], Mapping[str, Any]],
 ) -> dict[str, Any]:
     sample, is_dpar = row.sample, row.model.transformer.is_dpar
-    measured = [metrics[sample.slug, seed] for seed in sample.sampling.seeds if (sample.slug, seed) in metrics]
-    likelihood, over_seeds = likelihoods.get((sample.model, sample.milestone), {}), _over_seeds(measured)
-    patch_length = likelihood.get("mean_patch_length")
+    sets = [[metrics[s.slug, seed] for seed in s.sampling.seeds if (s.slug, seed) in metrics] for s in row.samples]
+    measured = [m for of_training in sets for m in of_training]
+    over_seeds = {name: value for metric in METRICS for name, value in _spread(metric, sets).items()}
+    states = [(s.model, s.milestone) for s in row.samples]
+    predicted = [[likelihoods[state]] for state in states if state in likelihoods]
+    patch_length = _mean_sd([found["mean_patch_length"] for (found,) in predicted if is_dpar])[0]
     if sample.patchify != row.model.patchify:  # Table 6: the likelihood was measured with the patches of training
-        likelihood, steps = {}, over_seeds.get("steps")
+        predicted, steps = [], over_seeds["steps"]
         patch_length = tokens / steps if steps else None
+    probed = [[probes[state]] for state in states if state in probes]
     found: dict[str, Any] = {
         "model": row.values["model"],
         **{key: _shown(value) for key, value in row.values.items() if key not in ("model", "milestone")},
         "milestone": sample.milestone,
         "threshold": threshold_of(sample.patchify, thresholds) if is_dpar else None,
         "max_length": sample.patchify.max_length if is_dpar and sample.patchify.strategy == "dynamic" else None,
-        "patch_length": patch_length if is_dpar else None,
-        "nll": likelihood.get("nll"),
+        "patch_length": patch_length,
+        **_spread("nll", predicted),
         **over_seeds,
-        **{name: probes.get((sample.model, sample.milestone), {}).get(name) for name in PROBED},
+        **{name: value for metric in PROBED for name, value in _spread(metric, probed).items()},
         "parameters": cost.get("parameters"),
         "training_gmacs": cost.get("training_gmacs"),
         "cfg_scale": sample.sampling.cfg_scale,
         "images": sample.sampling.num_images,
-        "seeds": len(measured),
+        "trainings": sum(map(bool, sets)) if len(sets) > 1 else None,
+        "seeds": max(map(len, sets)),
         "cell": sample.slug,
         "training": sample.model,
     }
@@ -113,14 +119,24 @@ def _row(
     return found
 
 
-def _over_seeds(measured: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Mean and standard deviation over sampling seeds of each metric."""
-    found: dict[str, float | None] = {}
-    for name in METRICS:
-        values = [m["values"][name] for m in measured if m["values"].get(name) is not None]
-        found[name] = mean(values) if values else None
-        found[f"{name}_sd"] = stdev(values) if len(values) > 1 else None
-    return found
+def _spread(name: str, sets: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, float | None]:
+    """Mean of a quantity, and its standard deviation over trainings, or over the sampling seeds of a single one.
+
+    Args:
+        name: of the quantity.
+        sets: what was measured of each training.
+    """
+    values = [[v for m in each if (v := m.get("values", m).get(name)) is not None] for each in sets]
+    values = [each for each in values if each]
+    average, deviation = _mean_sd(
+        [mean(each) for each in values] if len(values) > 1 else [v for each in values for v in each]
+    )
+    return {name: average, f"{name}_sd": deviation}
+
+
+def _mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation, None where there are too few."""
+    return mean(values) if values else None, stdev(values) if len(values) > 1 else None
 
 
 def _shown(value: Any) -> Any:

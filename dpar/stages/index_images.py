@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from dpar import tracking
 from dpar.config import load_experiment
 from dpar.data.images import ImageIndex, open_images
@@ -43,8 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         outputs=[args.output],
         params={"split": args.split, "source": source, "path": path, "max_unreadable": images.max_unreadable},
     ) as job:
+        found = open_images(source, path)
+        if args.split == "val" and images.max_val is not None and images.max_val < len(found):
+            found = found.keep(np.linspace(0, len(found) - 1, images.max_val).round().astype(int))
         index = ImageIndex.build(
-            open_images(source, path),
+            found,
             resolution=images.resolution,
             num_classes=images.num_classes,
             max_unreadable=images.max_unreadable,

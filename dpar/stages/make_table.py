@@ -12,7 +12,7 @@ from dpar import tracking
 from dpar.config import load_experiment
 from dpar.errors import run_command
 from dpar.files import read_json, write_text
-from dpar.grid import merged_thresholds
+from dpar.grid import merged_thresholds, table_rows
 from dpar.report import tables
 
 # where the dashboard shows a measured quantity, if not among the evaluations; and those that stand beside the paper's
@@ -71,37 +71,38 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         first = next(iter(metrics.values()))
         shown = tables.readable(frame, first["metric"])
-        notes = conditions(first, floor) + probe_conditions(probes)
+        repeated = bool(experiment.training_seeds)
+        notes = conditions(first, floor, "trainings" if repeated else "sampling seeds") + probe_conditions(probes)
         write_text(args.csv, frame.to_csv(index=False))
         write_text(args.latex, tables.to_latex(shown, title))
         write_text(args.markdown, tables.to_markdown(shown, title, notes))
         print(args.markdown.read_text())
         pictures = {path.parents[1].name: path for path in args.pictures}
-        for record in frame.to_dict("records"):
-            sources = [p for p in args.metrics if p.parent.name == record["cell"]]
-            state = (record["training"], record["milestone"])
+        for record, row in zip(frame.to_dict("records"), table_rows(experiment, args.table), strict=True):
+            slugs = {sample.slug for sample in row.samples}
+            states = {(sample.model, sample.milestone) for sample in row.samples}
             job.result(
                 table=args.table,
                 cell=record["cell"],
                 params=_params(record),
                 metrics=_metrics(record),
                 sources=[
-                    *sources,
-                    *(p for p in (*args.likelihoods, *args.linear_probes) if (p.parent.name, p.stem) == state),
+                    *(p for p in args.metrics if p.parent.name in slugs),
+                    *(p for p in (*args.likelihoods, *args.linear_probes) if (p.parent.name, p.stem) in states),
                 ],
                 image=pictures.get(record["cell"]),
             )
 
 
-def conditions(measured: dict[str, Any], floor: dict[str, Any]) -> list[str]:
-    """What the numbers of a table rest on, a line each."""
+def conditions(measured: dict[str, Any], floor: dict[str, Any], repeated: str) -> list[str]:
+    """What the numbers of a table rest on, a line each; `repeated` says what their spread is over."""
     stated = measured["conditions"]
     lines = [
         f"{measured['metric']}: {stated['samples']} samples against {stated['reference_samples']} images of "
         f"`{stated['reference']}`, feature network `{str(stated['extractor_sha256'])[:12]}`.",
         f"Noise floor, {floor['conditions']['samples']} real images against as many others: "
         f"{floor['frechet_distance']['mean']:.4g} ± {floor['frechet_distance']['sd']:.2g}.",
-        "Values are mean ± standard deviation over sampling seeds.",
+        f"Values are mean ± standard deviation over {repeated}.",
     ]
     lines += [f"Warning: {text}" for text in dict.fromkeys([*measured["warnings"], *floor["warnings"]])]
     if not measured["comparable_to_published"]:
@@ -130,13 +131,15 @@ def _metrics(record: dict[str, Any]) -> dict[str, float]:
     found = {}
     for key, value in record.items():
         if _is_measured(key) and not pd.isna(value):
-            group, rest = key.split("_", 1) if key.startswith(BESIDE) else (GROUPS.get(key, "eval"), key)
+            plain = key.removesuffix("_sd")
+            group, rest = key.split("_", 1) if key.startswith(BESIDE) else (GROUPS.get(plain, "eval"), key)
             found[f"{group}/{rest}"] = float(value)
     return found
 
 
 def _is_measured(key: str) -> bool:
-    return key in GROUPS or key.removesuffix("_sd") in tables.METRICS or key.startswith(BESIDE)
+    plain = key.removesuffix("_sd")
+    return plain in GROUPS or plain in tables.METRICS or key.startswith(BESIDE)
 
 
 if __name__ == "__main__":

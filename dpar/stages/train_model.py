@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             name=f"train_model[{args.model}/{args.milestone}]",
             inputs=[args.train, args.val, *args.thresholds],
             outputs=[args.output, args.history],
-            params={"model": args.model, "milestone": args.milestone, "seed": experiment.seed}
+            params={"model": args.model, "milestone": args.milestone, "seed": cell.seed}
             | flat_params(model=cell.transformer, patch=cell.patchify if is_dpar else None, train=cell.training),
         ) as job,
     ):
@@ -84,14 +84,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         thresholds = merged_thresholds(map(read_json, args.thresholds))
         threshold = threshold_of(cell.patchify, thresholds) if is_dpar else None
         patching = Patching(cell.patchify, threshold, experiment.grid[1]) if is_dpar else None
-        torch.manual_seed(experiment.seed)
+        torch.manual_seed(cell.seed)
         task = Task(
             model=build_model(cell.transformer, **sizes).to(here.device),
             training=cell.training,
             train=train,
             val=val,
             patching=patching,
-            seed=experiment.seed,
+            seed=cell.seed,
             recipe=RECIPES["train_model"],
         )
         until = int(args.milestone.removeprefix(cell.training.unit))

@@ -33,6 +33,29 @@ def test_a_cell_is_the_mean_over_its_seeds_with_the_sample_standard_deviation():
     assert (row["threshold"], row["max_length"], row["patch_length"], row["nll"]) == (3.21, 4, 1.79, 4.5)
 
 
+def test_the_spread_of_repeated_trainings_is_over_trainings_and_not_over_all_sets():
+    """Two trainings of two sampling seeds each are two numbers, of which a training's own seeds make one."""
+    experiment = parse_experiment(
+        demo(training_seeds=[0, 7], tables={"t": {"title": "T", "rows": [{"model": "dpar"}]}}), "test"
+    )
+    distances = {("dpar", 0): 1.0, ("dpar", 1): 3.0, ("dpar_seed7", 0): 5.0, ("dpar_seed7", 1): 9.0}
+    states = {("dpar", "step400"): 4.0, ("dpar_seed7", "step400"): 4.5}
+    frame = tables.build(
+        experiment,
+        "t",
+        metrics={key: metrics(d) for key, d in distances.items()},
+        likelihoods={key: {"nll": nll, "mean_patch_length": 1.8} for key, nll in states.items()},
+        thresholds={"p_avg": {"1.8": {"threshold": 3.21}}},
+        costs=COSTS,
+        probes={},
+    )
+    row = frame.iloc[0]
+    assert (row["frechet_distance"], row["nll"], row["trainings"], row["seeds"]) == (4.5, 4.25, 2, 2)
+    assert row["frechet_distance_sd"] == pytest.approx((7 - 2) / math.sqrt(2))
+    assert row["nll_sd"] == pytest.approx(0.5 / math.sqrt(2))
+    assert tables.readable(frame, "FD").iloc[0]["Val. NLL (nats/token)"] == "4.25 ± 0.35"
+
+
 def test_a_linear_probe_stands_beside_the_papers_without_a_difference():
     row = {"model": "dpar", "paper.top1": 37.82, "paper.top5": 61.15}
     probes = {("dpar", "step400"): {"top1": 31.25, "top5": 55.5, "top1_training": 40.0}}

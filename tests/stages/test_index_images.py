@@ -37,6 +37,19 @@ def test_lists_the_users_images_of_each_split(tmp_path):
         assert len(ImageIndex.load(tmp_path / f"{split}.json")) == count
 
 
+def test_held_out_images_can_be_fewer_evenly_spaced_and_training_images_are_all_used(tmp_path):
+    for split in ("train", "val"):
+        folder_of_images(tmp_path / split, each=4)
+    folders = {split: str(tmp_path / split) for split in ("train", "val")}
+    experiment = write_experiment(tmp_path, source="folder", num_classes=3, max_val=5, **folders)
+    for split in ("train", "val"):
+        main(flags(experiment, split, tmp_path))
+    every, some = (ImageIndex.load(tmp_path / f"{split}.json") for split in ("train", "val"))
+    assert len(every) == 12
+    assert some.keys == [every.keys[i] for i in (0, 3, 6, 8, 11)]
+    assert some.class_counts.tolist() == [2, 1, 2]
+
+
 def test_a_split_that_cannot_be_used_is_said_and_leaves_no_index(tmp_path, capsys):
     folder_of_images(tmp_path / "train")
     (tmp_path / "train/bee/1.png").write_bytes(b"damaged")

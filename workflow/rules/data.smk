@@ -15,7 +15,10 @@ def generating_recipe(wildcards):
 def indexing_recipe(wildcards):
     images = EXPERIMENT.images
     where = of_split(images, wildcards)
-    return recipe("index_images", images.source, where, images.resolution, images.num_classes, images.max_unreadable)
+    settings = [images.source, where, images.resolution, images.num_classes, images.max_unreadable]
+    if wildcards.split == "val" and images.max_val is not None:
+        settings.append(images.max_val)
+    return recipe("index_images", *settings)
 
 
 def encoding_recipe(wildcards):

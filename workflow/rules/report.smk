@@ -19,7 +19,7 @@ def first_shards(cells, form):
 
 
 def table_cells(name):
-    return list({row.sample.slug: row.sample for row in table_rows(EXPERIMENT, name)}.values())
+    return list({cell.slug: cell for row in table_rows(EXPERIMENT, name) for cell in row.samples}.values())
 
 
 rule make_table:
