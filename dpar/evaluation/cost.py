@@ -1,13 +1,15 @@
 """The networks of an experiment as far as cost goes: their sizes, with shapes and without numbers."""
 
+from functools import cache
+
 import torch
 
 from dpar.config import Experiment, Patchify, Transformer
 from dpar.evaluation import flops
 from dpar.grid import ModelCell, SampleCell
-from dpar.model.dpar import DPARConfig
-from dpar.model.llamagen import LlamaGenConfig
-from dpar.model.variants import build_model, model_config
+from dpar.model.dpar import DPAR, DPARConfig
+from dpar.model.llamagen import LlamaGen, LlamaGenConfig
+from dpar.model.variants import model_config
 
 
 def network(experiment: Experiment, transformer: Transformer) -> LlamaGenConfig | DPARConfig:
@@ -22,20 +24,24 @@ def network(experiment: Experiment, transformer: Transformer) -> LlamaGenConfig 
 
 def parameters(experiment: Experiment, transformer: Transformer) -> int:
     """Weights of `transformer` on this experiment's tokens and classes."""
+    return parameters_of(network(experiment, transformer))
+
+
+@cache
+def parameters_of(config: LlamaGenConfig | DPARConfig) -> int:
+    """Weights of a network of these sizes."""
     with torch.device("meta"):
-        model = build_model(
-            transformer,
-            vocab_size=experiment.tokenizer.vocab_size,
-            grid=experiment.grid,
-            num_classes=experiment.images.num_classes,
-        )
+        model = DPAR(config) if isinstance(config, DPARConfig) else LlamaGen(config)
     return sum(p.numel() for p in model.parameters())
 
 
 def gate(experiment: Experiment, transformer: Transformer, patchify: Patchify) -> LlamaGenConfig | None:
     """The sizes of the entropy model where it decides about these patches."""
-    if not transformer.is_dpar or patchify.strategy == "static":
-        return None
+    return entropy_network(experiment) if transformer.is_dpar and patchify.strategy == "dynamic" else None
+
+
+def entropy_network(experiment: Experiment) -> LlamaGenConfig:
+    """The sizes of the entropy model."""
     found = model_config(
         experiment.entropy_model.model,
         vocab_size=experiment.tokenizer.vocab_size,

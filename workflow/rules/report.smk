@@ -1,5 +1,7 @@
 """Tables and figures, ours beside the paper's, and one page that holds them all."""
 
+CAPTIONS = Path(workflow.basedir) / "workflow" / "report"
+
 
 def metric_files(cells):
     return [f"{RESULTS}/metrics/{cell.slug}/seed{seed}.json" for cell in cells for seed in cell.sampling.seeds]
@@ -43,7 +45,11 @@ rule make_table:
     conda:
         "../../envs/dpar.yaml"
     params:
-        recipe=lambda wildcards: recipe("make_table", EXPERIMENT.tables[wildcards.table]),
+        recipe=lambda wildcards: recipe(
+            "make_table",
+            EXPERIMENT.tables[wildcards.table],
+            paper.of_table(EXPERIMENT.tables[wildcards.table].paper),
+        ),
     shell:
         STAGE + " --table {wildcards.table} --metrics {input.metrics}"
         " --likelihoods {input.likelihoods} --noise-floor {input.noise_floor} --patch-counts {input.patch_counts}"
@@ -54,7 +60,7 @@ rule make_table:
 rule describe_models:
     """Print the parameters and the cost of the models (Tables 1 and 8); nothing has to be trained."""
     output:
-        expand(RESULTS + "/tables/{table}.{form}", table=["table1", "table8"], form=["csv", "md", "tex"]),
+        [f"{RESULTS}/{path}" for name in COMPUTED for path in table_files(name)],
     log:
         RESULTS + "/logs/describe_models.log",
     conda:
@@ -202,7 +208,7 @@ rule write_report:
     input:
         tables=expand(RESULTS + "/tables/{table}.csv", table=EXPERIMENT.tables),
         notes=expand(RESULTS + "/tables/{table}.md", table=EXPERIMENT.tables),
-        models=expand(RESULTS + "/tables/{table}.{form}", table=["table1", "table8"], form=["csv", "md"]),
+        models=expand(RESULTS + "/tables/{table}.csv", table=COMPUTED),
         ablations=expand(RESULTS + "/figures/{table}.png", table=EXPERIMENT.tables),
         paretos=[f"{RESULTS}/{pareto_file(name)}" for name, table in EXPERIMENT.tables.items() if table.is_grid],
         figures=expand(RESULTS + "/figures/{figure}.png", figure=[*FIGURES, *EXPERIMENT.figures]),
@@ -221,9 +227,10 @@ rule write_report:
     conda:
         "../../envs/dpar.yaml"
     params:
-        recipe=recipe("write_report", EXPERIMENT),
+        recipe=recipe("write_report", EXPERIMENT, [path.read_text() for path in sorted(CAPTIONS.glob("*.rst"))]),
+        captions=CAPTIONS,
     shell:
-        STAGE + " --tables {input.tables} --ablations {input.ablations}"
-        " --figures {input.figures} --tokenizer {input.tokenizer} --reconstructions {input.reconstructions}"
+        STAGE + " --tables {input.tables} --models {input.models} --ablations {input.ablations}"
+        " --paretos {input.paretos} --figures {input.figures} --captions {params.captions:q} --tokenizer {input.tokenizer} --reconstructions {input.reconstructions}"
         " --noise-floor {input.noise_floor} --thresholds {input.thresholds}"
         " --histories {input.histories} --output {output}" + LOGGED
