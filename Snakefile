@@ -38,6 +38,7 @@ rule all:
 
 onstart:
     lock_results()
+    guard_trainings()
     write_experiment()
     start_tracking()
 

@@ -18,7 +18,7 @@ from dpar.evaluation import cost, flops
 from dpar.files import read_json
 from dpar.grid import model_cells, sample_cells
 from dpar.planning import Data, Job, Key, Rates, jobs
-from dpar.report.targets import COMPUTED, targets
+from dpar.report.targets import COMPUTED, PAPER, targets
 
 IMAGENET = (1_281_167, 50_000)  # images for training, and held out
 PEAK_FLOAT32 = {"A100": 19.5e12, "H100": 67e12, "H200": 67e12}  # operations a second, without tensor cores
@@ -74,16 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def default_targets(experiment: Experiment) -> list[str]:
     """The paper's tables and figures in this experiment by number, then its own tables."""
     made = targets(experiment)
-    paper = [n for n in made if n.startswith(("table", "figure")) and n[-1].isdigit() and n not in COMPUTED]
-    paper = [n for n in paper if n not in experiment.tables or experiment.tables[n].paper == n]
-    standing = {table.paper for table in experiment.tables.values()}
-    own = [n for n, table in experiment.tables.items() if table.paper is None and n not in standing]
-    figures = [n for n in paper if n.startswith("figure")]
-    return [*sorted(set(paper) - set(figures), key=_number), *sorted(figures, key=_number), *own]
-
-
-def _number(name: str) -> int:
-    return int("".join(c for c in name if c.isdigit()))
+    own = [*experiment.tables, *experiment.figures]
+    standing = {n for n, table in experiment.tables.items() if table.paper}
+    return [n for n in PAPER if n in made and n not in COMPUTED] + [n for n in own if n not in {*standing, *PAPER}]
 
 
 def bill(needed: dict[str, dict[Key, Job]], rates: Rates, gpus: int) -> dict[str, Any]:
@@ -108,7 +101,7 @@ def bill(needed: dict[str, dict[Key, Job]], rates: Rates, gpus: int) -> dict[str
                 pieces[-1] |= {"to": key[2], "gpu_hours": pieces[-1]["gpu_hours"] + rates.hours([job])}
             else:
                 pieces.append({"model": key[1], "to": key[2], "gpu_hours": rates.hours([job]), "targets": users})
-    papers = {key: job for name in needed if name[-1].isdigit() for key, job in needed[name].items()}
+    papers = {key: job for name in needed if name in PAPER for key, job in needed[name].items()}
     return {
         "targets": lines,
         "paper": amounts(papers, rates, gpus),
@@ -136,7 +129,7 @@ def text(found: dict[str, Any]) -> str:
         return cells[0].ljust(24) + "".join(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
 
     def row(name: str, alone: float, new: dict[str, float]) -> str:
-        hours = [f"{hours:,.1f}" for hours in (alone, *(new[k] for k in ("gpu_hours", *STAGES)))]
+        hours = [_hours(hours) for hours in (alone, *(new[k] for k in ("gpu_hours", *STAGES)))]
         return line([name, *hours, f"{new['days']:.2f}", f"{new['gigabytes']:,.0f}"])
 
     whole = found["whole"]
@@ -153,13 +146,17 @@ def text(found: dict[str, Any]) -> str:
     ]
     for piece in found["trainings"]:
         name = f"{piece['model']} to {piece['to']}"
-        lines.append(f"{name:<44}{piece['gpu_hours']:>10,.1f} h   {', '.join(piece['targets'])}")
+        lines.append(f"{name:<48}{_hours(piece['gpu_hours']):>9} h   {', '.join(piece['targets'])}")
     lines += [
         "",
         "Left out: indices, likelihoods, metrics, tables and pictures (minutes), and what several devices lose to each "
         "other.",
     ]
     return "\n".join(lines)
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours >= 0.1 or hours == 0 else f"{hours:.1g}"
 
 
 def known_data(experiment: Experiment, args: argparse.Namespace) -> Data:
