@@ -24,6 +24,7 @@ include: "workflow/rules/model.smk"
 include: "workflow/rules/sampling.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/paper.smk"
 
 
 rule all:
@@ -37,6 +38,7 @@ rule all:
 
 onstart:
     lock_results()
+    guard_trainings()
     write_experiment()
     start_tracking()
 

@@ -14,6 +14,8 @@ COMMANDS = {
     "convert": "an official file of LlamaGen as a model folder",
     "sample": "draw images from a trained model",
     "patchify": "patch boundaries of stored entropies",
+    "table": "a table from what has been made so far, and the commands for what is missing",
+    "plan": "GPU-hours, storage and time of each table, before anything is run",
     "info": "parameters and cost of a model (Tables 1 and 8)",
     "evaluate": "every metric of a set of samples against a reference, with all conditions",
     "make-reference": "statistics and images of a data set, in the format of ADM's reference files",

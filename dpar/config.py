@@ -444,11 +444,17 @@ class Table(Settings):
 
     A row is flat: `model` names an entry of `models`; `milestone` a state of its training (default: the end); keys such
     as `patchify.max_length`, `transformer.position` and `sampling.cfg_scale` replace that setting of the experiment;
-    `inference.threshold` replaces a setting of `patchify` for sampling alone; `paper.fid` is what the paper prints.
+    `inference.threshold` replaces a setting of `patchify` for sampling alone; `paper.fid` is what the paper prints, where
+    its settings are not the row's (where they are, `dpar/report/paper_tables.yaml` has it).
     """
 
     title: str
-    paper: str | None = Field(default=None, description="the table of the paper that this one stands beside")
+    paper: str | None = Field(
+        default=None,
+        pattern=r"^(table|figure)\d+$",
+        description="the table or figure of the paper that this one stands for: the target that makes it",
+    )
+    base: dict[str, Any] = Field(default={}, description="what every row has that does not say otherwise")
     rows: tuple[dict[str, Any], ...] = Field(min_length=1)
     vary: dict[str, tuple[Any, ...]] = {}
     linear_probe: bool = Field(
@@ -459,6 +465,24 @@ class Table(Settings):
     def is_grid(self) -> bool:
         """Whether one row varies in two ways, so that the table can be drawn as a heat map."""
         return len(self.vary) == 2 and len(self.rows) == 1
+
+    @property
+    def is_course(self) -> bool:
+        """Whether only the length of training varies, so that the table can be drawn as curves (Figure 4)."""
+        return list(self.vary) == ["milestone"]
+
+
+class Picture(Settings):
+    """Samples of some cells as a picture, a row a class, uncurated: the first that were drawn (Figures 5-12)."""
+
+    title: str
+    rows: tuple[dict[str, Any], ...] = Field(min_length=1, description="cells, written as the rows of a table")
+    classes: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    images: int = Field(default=3, gt=0, description="of each class")
+
+
+# Figures that every experiment has, by the name of their file.
+FIGURES = ("samples", "completions", "entropy_maps", "compute")
 
 
 class Experiment(Settings):
@@ -481,11 +505,20 @@ class Experiment(Settings):
     sampling: Sampling = Sampling()
     evaluation: Evaluation
     tables: dict[TableName, Table] = {}
+    figures: dict[TableName, Picture] = {}
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Experiment":
         if len(set(self.training_seeds)) < len(self.training_seeds):
             raise ValueError(f"`training_seeds` repeats one: {list(self.training_seeds)}")
+        if taken := {*self.tables, *FIGURES} & {*self.figures} | {*self.tables} & {*FIGURES, "table1", "table8"}:
+            raise ValueError(f"{', '.join(sorted(taken))}: a table or figure of this name exists; give it another")
+        for name, picture in self.figures.items():
+            if max(picture.classes) >= self.images.num_classes:
+                raise ValueError(
+                    f"figures.{name}: class {max(picture.classes)} is not among the {self.images.num_classes} classes, "
+                    "which are counted from 0"
+                )
         if self.images.resolution % self.tokenizer.downsample:
             raise ValueError(
                 f"images.resolution {self.images.resolution} is not a multiple of the tokenizer's downsampling "

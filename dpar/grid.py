@@ -83,6 +83,15 @@ def table_rows(experiment: Experiment, name: str) -> list[Row]:
     return [_row(experiment, f"tables.{name}", values) for values in _expanded(table)]
 
 
+def figure_rows(experiment: Experiment, name: str) -> list[Row]:
+    """The cells that the figure `name` shows.
+
+    Raises:
+        InputError: a row names an unknown model, milestone or setting.
+    """
+    return [_row(experiment, f"figures.{name}", values) for values in experiment.figures[name].rows]
+
+
 def model_cells(experiment: Experiment) -> dict[str, ModelCell]:
     """Every training that the experiment's models and tables name, by slug; equal cells are one."""
     cells = {cell.slug: cell for name in experiment.models for cell in _model_cells(experiment, name, {}, {})[:1]}
@@ -140,12 +149,14 @@ def threshold_of(patchify: Patchify, thresholds: Mapping[str, Any]) -> float | N
 def _expanded(table: Table) -> Iterator[dict[str, Any]]:
     for row in table.rows:
         for combination in product(*table.vary.values()):
-            yield {**row, **dict(zip(table.vary, combination, strict=True))}
+            yield {**table.base, **row, **dict(zip(table.vary, combination, strict=True))}
 
 
 def _all_rows(experiment: Experiment) -> Iterator[Row]:
     for name in experiment.tables:
         yield from table_rows(experiment, name)
+    for name in experiment.figures:
+        yield from figure_rows(experiment, name)
 
 
 def _row(experiment: Experiment, where: str, values: dict[str, Any]) -> Row:
@@ -181,9 +192,11 @@ def _row(experiment: Experiment, where: str, values: dict[str, Any]) -> Row:
             raise InputError(
                 f"{where}: paper.{key} is {value!r}; expected a number under paper.{', paper.'.join(PAPER)}"
             )
-    if not models[0].transformer.is_dpar and (groups["patchify"] or groups["inference"]):
+    of_patches = groups["patchify"] or groups["inference"] or {"position", "query_pooling"} & {*groups["transformer"]}
+    if not models[0].transformer.is_dpar and of_patches:
         raise InputError(
-            f"{where}: row {values}: {name} has no patches, so patchify.* and inference.* say nothing of it"
+            f"{where}: row {values}: {name} has no patches, so patchify.*, inference.*, transformer.position and "
+            "transformer.query_pooling say nothing of it"
         )
     shown = {key: value for key, value in values.items() if not key.startswith("paper.")}
     return Row(shown, groups["paper"], models, samples)

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
@@ -17,6 +17,8 @@ from dpar.grid import sample_cells
 
 # Set for the Snakefile, which otherwise takes the lock itself.
 LOCKED = "DPAR_RESULTS_LOCKED"
+# Set where finished trainings may be done again.
+RETRAIN = "DPAR_RETRAIN"
 # Not `code`: Snakemake would retrain a model for a blank in a shell command. dpar/recipes.py says what is out of date.
 TRIGGERS = ("mtime", "params", "input", "software-env")
 
@@ -27,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--config", type=Path, default=Path("config/demo.yaml"), help="the experiment")
     options.add_argument("--cores", type=int, default=os.cpu_count(), help="CPU cores to use")
     options.add_argument("--directory", type=Path, default=Path(), help="where results/ is made")
+    options.add_argument("--retrain", action="store_true", help="do finished trainings again that are out of date")
     options.add_argument("snakemake", nargs="*", metavar="-- ARGUMENT", help="what follows -- goes to snakemake")
     return options
 
@@ -48,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with only_run(results) as lock:
         # Snakemake's own lock outlives a run that is killed, and covers other experiments' results too; ours does not.
         command = [*snakemake, "--nolock", "--rerun-incomplete", "--rerun-triggers", *TRIGGERS, *args.snakemake]
-        status = _run(command, lock)
+        status = _run(command, lock, {RETRAIN: "1"} if args.retrain else {})
     if status:
         raise InputError(
             f"the run stopped before its end (snakemake's exit status {status}); "
@@ -80,13 +83,31 @@ def only_run(results: Path) -> AbstractContextManager[IO[str]]:
     return only_process(results / "tracking" / "run.lock", refusal)
 
 
-def _run(command: Sequence[str], lock: IO[str]) -> int:
+def retraining(again: Mapping[str, str], *, meant: bool) -> str:
+    """What is said before finished trainings are done again.
+
+    Args:
+        again: folder of each -> why it is out of date, in Snakemake's words.
+        meant: whether the user asked for it.
+    """
+    listed = "\n".join(f"  {folder}: {why.replace('params', 'settings or recipe')}" for folder, why in again.items())
+    if meant:
+        return f"this run trains again what was finished:\n{listed}"
+    return (
+        f"this run would train again, and overwrite, what is finished:\n{listed}\n"
+        "Nothing was started. Undo what changed to keep them; to train them again say `dpar run --retrain ...`, or set "
+        f"{RETRAIN}=1 for snakemake. Files that merely look older than what they were made from, such as copied results, "
+        "are put right by `snakemake --touch`. `-n` lists every job with its reason"
+    )
+
+
+def _run(command: Sequence[str], lock: IO[str], told: Mapping[str, str]) -> int:
     """Exit status of `command`; Ctrl-C is left to it, so that its jobs can save what they have."""
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         return subprocess.run(
             command,
-            env={**os.environ, LOCKED: "1"},
+            env={**os.environ, LOCKED: "1", **told},
             pass_fds=(lock.fileno(),),
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ).returncode

@@ -108,28 +108,37 @@ def entropy_maps(
     return figure
 
 
-def sample_columns(columns: Mapping[str, NDArray[np.uint8]], row_names: Sequence[str]) -> Figure:
-    """Pictures in named blocks of columns, a row a class.
+def sample_columns(
+    columns: Mapping[str, NDArray[np.uint8]], row_names: Sequence[str], side: float = 0.62, band: int = 6
+) -> Figure:
+    """Pictures in named blocks of columns, a row a class; blocks that find no place go on in a band below.
 
     Args:
         columns: title -> (rows, pictures a row, height, width, 3).
         row_names: one a row.
+        side: inches of one picture.
+        band: blocks side by side, at most; if there are more, all must be as wide as those of the first band.
     """
-    rows = len(row_names)
-    widths = [block.shape[1] for block in columns.values()]
-    figure = new_figure(0.62 * sum(widths) + 0.25 * len(widths) + 0.8, 0.62 * rows + 0.4)
-    axes = figure.subplots(1, len(columns), squeeze=False, gridspec_kw={"width_ratios": widths})[0]
-    for axis, (title, block) in zip(axes, columns.items(), strict=True):
-        mosaic = np.concatenate([np.concatenate(list(row), axis=1) for row in block], axis=0)
-        axis.imshow(mosaic, interpolation="nearest")
-        axis.set_title(title, color=colour_of(title), fontweight="bold", fontsize=8)
-        axis.set_xticks([])
-        axis.set_yticks([])
-        for spine in axis.spines.values():
-            spine.set_visible(False)
-    side = next(iter(columns.values())).shape[2]
-    axes[0].set_yticks([side * (i + 0.5) for i in range(rows)], row_names, fontsize=7)
-    axes[0].tick_params(length=0)
+    rows, blocks = len(row_names), list(columns.items())
+    bands = [blocks[start : start + band] for start in range(0, len(blocks), band)]
+    widths = [block.shape[1] for _, block in bands[0]]
+    figure = new_figure(side * sum(widths) + 0.25 * len(widths) + 0.8, (side * rows + 0.4) * len(bands))
+    grid = figure.subplots(len(bands), len(widths), squeeze=False, gridspec_kw={"width_ratios": widths})
+    for axis in grid.flat:
+        axis.set_axis_off()
+    for axes, shown in zip(grid, bands, strict=True):
+        for axis, (title, block) in zip(axes, shown, strict=False):
+            axis.set_axis_on()
+            mosaic = np.concatenate([np.concatenate(list(row), axis=1) for row in block], axis=0)
+            axis.imshow(mosaic, interpolation="nearest")
+            axis.set_title(title, color=colour_of(title), fontweight="bold", fontsize=8)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+        height = shown[0][1].shape[2]
+        axes[0].set_yticks([height * (i + 0.5) for i in range(rows)], row_names, fontsize=7)
+        axes[0].tick_params(length=0)
     return figure
 
 
@@ -234,11 +243,17 @@ def metric_against_cost(points: Sequence[Mapping[str, Any]], metric: str, floor:
     return figure
 
 
-def curves(histories: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str) -> Figure:
+def curves(
+    histories: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x_label: str,
+    y_label: str,
+    printed: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+) -> Figure:
     """One curve a model.
 
     Args:
         histories: name -> (x values, y values).
+        printed: what the paper prints for some of them, shown as hollow points; given, the curves have points too.
     """
     figure = new_figure(6.2, 3.4)
     axes = figure.subplots()
@@ -249,10 +264,52 @@ def curves(histories: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_l
         number = seen.setdefault(colour, 0)
         seen[colour] += 1
         axes.plot(
-            x, y, styles[number % len(styles)], color=colour, alpha=1 - 0.15 * min(number, 4), label=name, linewidth=1.3
+            x,
+            y,
+            styles[number % len(styles)],
+            color=colour,
+            alpha=1 - 0.15 * min(number, 4),
+            label=name,
+            linewidth=1.3,
+            marker=None if printed is None else "o",
+            markersize=3,
         )
+    for name, (x, y) in (printed or {}).items():
+        label = "the paper's" if name == next(iter(printed or {})) else None
+        axes.plot(x, y, "D", color=colour_of(name), markerfacecolor="none", markersize=5, label=label)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, frameon=False)
     return figure
+
+
+def pareto(panels: Mapping[str, Sequence[tuple[str, float, float]]], metric: str) -> Figure:
+    """The metric against a cost, a panel a cost: a line joins the cells that no other beats in both.
+
+    Args:
+        panels: name of the cost -> (name of the cell, cost, metric), smaller being better in both.
+    """
+    figure = new_figure(0.6 + 4.4 * len(panels), 3.8)
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (cost, points) in zip(axes, panels.items(), strict=True):
+        front = pareto_front([(x, y) for _, x, y in points])
+        axis.plot([points[i][1] for i in front], [points[i][2] for i in front], color=DPAR, linewidth=1.2, zorder=1)
+        for i, (name, x, y) in enumerate(points):
+            axis.plot(x, y, "o", color=DPAR, markerfacecolor=DPAR if i in front else "white", markersize=5)
+            axis.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7)
+        axis.set_xlabel(cost)
+        axis.margins(x=0.18, y=0.15)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel(metric)
+    return figure
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Which of the (x, y) no other beats: none is at most as large in both and smaller in one; x rising."""
+    order = sorted(range(len(points)), key=lambda i: points[i])
+    front: list[int] = []
+    for i in order:
+        if not front or points[i][1] < points[front[-1]][1]:
+            front.append(i)
+    return front

@@ -52,13 +52,17 @@ class Section:
         self.parts.append(f"<dl>{rows}</dl>")
         return self
 
-    def table(self, frame: pd.DataFrame) -> "Section":
-        """Adds a table of texts."""
+    def table(self, frame: pd.DataFrame, links: Sequence[str | None] = ()) -> "Section":
+        """Adds a table of texts.
+
+        Args:
+            links: for each row where its first cell leads, if anywhere; addresses beside the page.
+        """
         head = "".join(f"<th>{escape(str(name))}</th>" for name in frame.columns)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(str(value))}</td>" for value in row) + "</tr>"
-            for row in frame.itertuples(index=False)
-        )
+        rows = [[escape(str(value)) for value in row] for row in frame.itertuples(index=False)]
+        for row, link in zip(rows, links, strict=False):
+            row[0] = row[0] if link is None else f'<a href="{escape(link, quote=True)}">{row[0]}</a>'
+        body = "".join("<tr>" + "".join(f"<td>{value}</td>" for value in row) + "</tr>" for row in rows)
         self.parts.append(f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
         return self
 

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import mean, stdev
 from typing import Any
 
 import pandas as pd
 
 from dpar.config import Experiment
+from dpar.evaluation import cost
 from dpar.grid import Row, table_rows, threshold_of
+from dpar.report import paper
 
 # Not shown: names for programs, and what a column of its own says already.
 HIDDEN = {"cell", "training", "patchify.max_length", "patchify.threshold", "inference.threshold", "sampling.cfg_scale"}
@@ -20,6 +23,7 @@ PROBED = ("top1", "top5")
 PAPER = {"fid": "frechet_distance"}
 PAPER |= {name: name for name in ("inception_score", "precision", "recall", "steps", *PROBED)}
 TITLES = {
+    "source": "Source",
     "model": "Model",
     "patchify.p_avg": "Wanted P_avg",
     "inference.p_avg": "Wanted P_avg (sampling)",
@@ -37,6 +41,7 @@ TITLES = {
     "top5": "Top-5 (%)",
     "parameters": "Parameters",
     "training_gmacs": "Training GMACs/image",
+    "sampling_gmacs": "Sampling GMACs/image",
     "cfg_scale": "CFG",
     "images": "N",
     "trainings": "Trainings",
@@ -60,16 +65,36 @@ def build(
         metrics: (sample cell, seed) -> what compute_metrics wrote.
         likelihoods: (model cell, milestone) -> what evaluate_likelihood wrote.
         thresholds: what calibrate_threshold wrote.
-        costs: model cell -> its entry of what count_patches wrote.
+        costs: model cell -> its entry of what count_patches wrote, if it was counted.
         probes: (model cell, milestone) -> what linear_probe wrote.
     """
     tokens = math.prod(experiment.grid)
-    rows = [
-        _row(row, tokens, metrics, likelihoods, thresholds, costs[row.model.slug], probes)
-        for row in table_rows(experiment, name)
-    ]
+    rows = []
+    for row in table_rows(experiment, name):
+        beside = replace(row, paper=paper.numbers(experiment, name, row))
+        found = _row(beside, tokens, metrics, likelihoods, thresholds, costs.get(row.model.slug, {}), probes)
+        found["sampling_gmacs"] = cost.sampling_gmacs(experiment, row.model, row.sample, found["steps"])
+        rows.append(found)
     frame = pd.DataFrame(rows).astype({"max_length": "Int64"})  # integers, of which some may be missing
-    return frame.dropna(axis="columns", how="all")
+    empty = [column for column in frame if column != "frechet_distance" and frame[column].isna().to_numpy().all()]
+    return frame.drop(columns=empty)
+
+
+def with_quoted(frame: pd.DataFrame, quoted: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """`frame` under rows that the paper quotes from others; a first column says which is which."""
+    if not quoted:
+        return frame
+    rows = [
+        {
+            "source": f"quoted, {entry['kind']}",
+            "model": entry["model"],
+            "parameters": entry["parameters"],
+            **{f"paper_{name}": entry[name] for name in entry if name in PAPER},
+        }
+        for entry in quoted
+    ]
+    whole = pd.concat([pd.DataFrame(rows), frame.assign(source="made here")], ignore_index=True)
+    return whole[["source", *frame.columns]]
 
 
 def _row(
@@ -144,7 +169,9 @@ def _shown(value: Any) -> Any:
 
 
 def readable(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """`frame` as people read it: titles, rounded numbers, mean ± standard deviation, a dash for what is missing.
+    """`frame` as people read it: titles, rounded numbers, mean ± standard deviation, a dash for what does not apply.
+
+    A metric of a cell that is not there yet is called missing.
 
     Args:
         metric: what `frechet_distance` is called with this feature network, such as `FD[classifier, 32]`.
@@ -156,6 +183,9 @@ def readable(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
             continue
         spreads = frame[f"{name}_sd"] if f"{name}_sd" in frame else [None] * len(frame)
         texts = [_number(value, spread) for value, spread in zip(frame[name], spreads, strict=True)]
+        if name == "frechet_distance":
+            absent = (frame["seeds"] == 0).tolist()
+            texts = ["missing" if none else text for none, text in zip(absent, texts, strict=True)]
         columns[_title(name, titles)] = texts
     return pd.DataFrame(columns)
 

@@ -17,7 +17,8 @@ from dpar.config import Patchify, load_experiment
 from dpar.data.crops import center_crop
 from dpar.data.images import ImageIndex
 from dpar.device import default_device
-from dpar.errors import run_command
+from dpar.errors import InputError, run_command
+from dpar.grid import sample_cells
 from dpar.report.figures import sample_columns, save
 from dpar.sampling.memory import in_pieces
 from dpar.sampling.networks import load_networks
@@ -32,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags of this stage."""
     flags = argparse.ArgumentParser(prog="complete_images", description=__doc__)
     flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--cell", required=True, help="of the set of samples whose model and guidance are shown")
     flags.add_argument("--index", type=Path, required=True, help="index/val.json")
     flags.add_argument("--model-folder", type=Path, required=True)
     flags.add_argument("--entropy-model", type=Path, required=True, help="folder; read where patches are dynamic")
@@ -41,14 +43,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the stage: the patches are those of training.
+    """Runs the stage: guidance is the cell's, the patches are those of training.
 
     Raises:
-        InputError: networks of something else, or not even one image fits the memory.
+        InputError: an unknown cell, networks of something else, or not even one image fits the memory.
     """
     args = parser().parse_args(argv)
     experiment = load_experiment(args.experiment)
-    sampling, side = experiment.sampling, experiment.images.resolution
+    cells = sample_cells(experiment)
+    if args.cell not in cells:
+        raise InputError(f"--cell {args.cell}: there is no such set of samples; there are {', '.join(cells) or 'none'}")
+    sampling, side = cells[args.cell].sampling, experiment.images.resolution
     origin = model_config(args.model_folder)["provenance"]
     patchify = origin["patchify"] and Patchify.model_validate(origin["patchify"])
     gated = patchify is not None and patchify.strategy == "dynamic"
@@ -58,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         name="complete_images",
         inputs=[args.index, args.model_folder, args.tokenizer, *([args.entropy_model] if gated else [])],
         outputs=[args.output],
-        params={f"sample.{name}": value for name, value in sampling.draw.items()},
+        params={"cell": args.cell, **{f"sample.{name}": value for name, value in sampling.draw.items()}},
     ) as job:
         networks = load_networks(
             args.model_folder,

@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float32
 
 from dpar import tracking
 from dpar.config import Experiment, Patchify, load_experiment
 from dpar.errors import run_command
-from dpar.evaluation import flops
+from dpar.evaluation import cost, flops
 from dpar.files import read_json, write_json
 from dpar.grid import ModelCell, merged_thresholds, model_cells, threshold_of
-from dpar.model.llamagen import LlamaGenConfig
-from dpar.model.variants import build_model, model_config
 from dpar.patchify import PatchCounts, simulate, static_starts
 from dpar.stages.calibrate_threshold import stored_entropies
 
@@ -102,25 +99,17 @@ def describe(experiment: Experiment, cell: ModelCell, counts: PatchCounts | None
     experiment samples with it, and the entropy model, if the patches are dynamic. `steps` are calls of the patch
     transformer, or LlamaGen's tokens (Table 2).
     """
-    sizes: dict[str, Any] = {"vocab_size": experiment.tokenizer.vocab_size, "grid": experiment.grid}
-    num_classes = experiment.images.num_classes
-    config = model_config(cell.transformer, num_classes=num_classes, **sizes)
-    with torch.device("meta"):
-        model = build_model(cell.transformer, num_classes=num_classes, **sizes)
-    gate = None
-    if counts is not None and cell.patchify.strategy == "dynamic":
-        of_gate = num_classes if experiment.entropy_model.kind == "null_class" else None
-        gate = model_config(experiment.entropy_model.model, num_classes=of_gate, **sizes)
-        assert isinstance(gate, LlamaGenConfig)
+    config = cost.network(experiment, cell.transformer)
+    gate = cost.gate(experiment, cell.transformer, cell.patchify)
     guided = experiment.sampling.cfg_scale not in (0, 1)
     patches = None if counts is None else np.arange(counts.tokens + 1.0)
 
-    def mean(cost: flops.Number) -> float:
-        return float(cost) if counts is None else counts.expectation(np.asarray(cost))
+    def mean(of_images: flops.Number) -> float:
+        return float(of_images) if counts is None else counts.expectation(np.asarray(of_images))
 
     found: dict[str, Any] = {
         "architecture": "dpar" if cell.transformer.is_dpar else "llamagen",
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": cost.parameters(experiment, cell.transformer),
         "patchify": None if counts is None else cell.patchify.model_dump(mode="json"),
         "mean_patch_length": None if counts is None else counts.mean_patch_length,
         "patches": None,

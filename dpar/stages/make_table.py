@@ -13,12 +13,13 @@ from dpar.config import load_experiment
 from dpar.errors import run_command
 from dpar.files import read_json, write_text
 from dpar.grid import merged_thresholds, table_rows
-from dpar.report import tables
+from dpar.report import paper, tables
 
 # where the dashboard shows a measured quantity, if not among the evaluations; and those that stand beside the paper's
 GROUPS = {"nll": "val", "patch_length": "patch", "training_gmacs": "cost", "parameters": "cost"}
 GROUPS |= dict.fromkeys(tables.PROBED, "probe")
 BESIDE = ("paper_", "difference_")
+QUOTED = "Quoted rows are other people's methods as the paper prints them; nothing of them was run here."
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,10 +71,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             probes=probes,
         )
         first = next(iter(metrics.values()))
-        shown = tables.readable(frame, first["metric"])
+        whole = tables.with_quoted(frame, paper.quoted(experiment, args.table))
+        shown = tables.readable(whole, first["metric"])
         repeated = bool(experiment.training_seeds)
         notes = conditions(first, floor, "trainings" if repeated else "sampling seeds") + probe_conditions(probes)
-        write_text(args.csv, frame.to_csv(index=False))
+        notes += [
+            f"A row's runs: `dpar lineage {args.metrics[0]}`, and so on; the dashboard has the table under its name."
+        ]
+        notes += [QUOTED] if whole is not frame else []
+        write_text(args.csv, whole.to_csv(index=False))
         write_text(args.latex, tables.to_latex(shown, title))
         write_text(args.markdown, tables.to_markdown(shown, title, notes))
         print(args.markdown.read_text())

@@ -1,4 +1,4 @@
-"""Draws one table: a heat map for a two-dimensional grid, points with their spread for anything else."""
+"""Draws one table: heat maps of a two-dimensional grid, curves over the length of training, else points with spreads."""
 
 import argparse
 import sys
@@ -12,9 +12,14 @@ from dpar import tracking
 from dpar.config import Experiment, load_experiment
 from dpar.errors import run_command
 from dpar.files import read_json
-from dpar.report.figures import error_bars, heat_maps, save
+from dpar.report.figures import curves, error_bars, heat_maps, save
 
-PANELS = {"nll": "validation NLL (nats/token)", "training_gmacs": "training GMACs/image", "patch_length": "P_avg"}
+PANELS = {
+    "nll": "validation NLL (nats/token)",
+    "training_gmacs": "training GMACs/image",
+    "sampling_gmacs": "sampling GMACs/image",
+    "patch_length": "P_avg",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,11 +53,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def draw(experiment: Experiment, table: str, frame: pd.DataFrame, floor: dict) -> Figure:
     """The figure of a table as its CSV file has it."""
     metric = floor["metric"]
+    frame = frame[frame["cell"].notna()]  # rows that the paper quotes from others have none
+    if experiment.tables[table].is_course:
+        return course(experiment, frame, metric)
     panels = {"frechet_distance": metric, **{name: title for name, title in PANELS.items() if name in frame}}
     if experiment.tables[table].is_grid:
         varied = down, across = list(experiment.tables[table].vary)
         # a threshold that was calibrated is shown in nats, as the paper shows it
-        names = {value: _level(down, value, part) for value, part in frame.groupby(down, sort=False)}
+        names = {value: level(down, value, part) for value, part in frame.groupby(down, sort=False)}
         order = {axis: frame[axis].unique() for axis in varied}  # as the experiment lists them
         grids = {
             title: frame.pivot(index=down, columns=across, values=name).reindex(
@@ -78,7 +86,25 @@ def draw(experiment: Experiment, table: str, frame: pd.DataFrame, floor: dict) -
     )
 
 
-def _level(key: str, value: object, part: pd.DataFrame) -> str:
+def course(experiment: Experiment, frame: pd.DataFrame, metric: str) -> Figure:
+    """The metric of each model against the length of its training, and the paper's where it prints one (Figure 4)."""
+    unit = experiment.training.unit
+    states = frame.assign(length=frame["milestone"].str.removeprefix(unit).astype(int)).sort_values("length")
+
+    def series(column: str) -> dict[str, tuple[list[float], list[float]]]:
+        if column not in states:
+            return {}
+        shown = states.dropna(subset=[column])
+        parts = shown.groupby("model", sort=False)
+        found = {str(name): (part["length"].tolist(), part[column].tolist()) for name, part in parts}
+        return {name: found[name] for name in frame["model"].unique() if name in found}
+
+    printed = series("paper_fid") if metric == "FID" else {}
+    return curves(series("frechet_distance"), f"{unit}s of training", metric, printed)
+
+
+def level(key: str, value: object, part: pd.DataFrame) -> str:
+    """A value of what varies, as people read it; a calibrated threshold in nats, from the rows `part` that have it."""
     if key.endswith("p_avg") and "threshold" in part:
         return f"{part['threshold'].iloc[0]:.3f}\n($P_{{avg}}$ {value})"
     return str(value)

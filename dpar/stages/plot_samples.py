@@ -1,4 +1,4 @@
-"""Shows samples of every model beside real images, a row a class."""
+"""Shows samples, a row a class: every model's beside real images, or the cells and classes of one of the figures."""
 
 import argparse
 import sys
@@ -6,74 +6,94 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
 from dpar import tracking
 from dpar.config import load_experiment
 from dpar.data.crops import center_crop
 from dpar.data.images import ImageIndex
-from dpar.errors import run_command
+from dpar.errors import InputError, run_command
 from dpar.report.figures import sample_columns, save
 
-MOST_CLASSES, MOST_CELLS, PICTURES = 10, 6, 4
+MOST_CLASSES, PICTURES = 10, 4
+DOTS = 150  # an inch: a figure of its own shows pixels as they are
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of this stage."""
     flags = argparse.ArgumentParser(prog="plot_samples", description=__doc__)
     flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--index", type=Path, required=True, help="index/val.json, for the real images")
+    flags.add_argument("--figure", required=True, help="`samples`, or a name under `figures` of the experiment")
+    flags.add_argument("--index", type=Path, help="index/val.json: the real images of `samples`")
     flags.add_argument("--samples", type=Path, nargs="+", required=True, help="samples/CELL/seedN/00000.npz ...")
     flags.add_argument("--output", type=Path, required=True)
     return flags
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the stage."""
+    """Runs the stage.
+
+    Raises:
+        InputError: the samples have none of the wanted classes.
+    """
     args = parser().parse_args(argv)
     experiment = load_experiment(args.experiment)
+    figure = experiment.figures.get(args.figure)
     with tracking.job(
         rule="plot_samples",
         experiment=args.experiment,
-        name="plot_samples",
-        inputs=[args.index, *args.samples],
+        name=f"plot_samples[{args.figure}]",
+        inputs=[*([args.index] if args.index else []), *args.samples],
         outputs=[args.output],
-        params={},
+        params={"figure": args.figure},
     ) as job:
-        index, side = ImageIndex.load(args.index), experiment.images.resolution
-        samples = {}
-        for path in args.samples[:MOST_CELLS]:
+        drawn, samples = set(), {}
+        for path in args.samples:
             with np.load(path) as stored:
-                samples[path.parents[1].name] = stored["arr_0"], stored["labels"]
-        drawn = np.unique(np.concatenate([labels for _, labels in samples.values()]))
-        real_labels = np.asarray(index.labels)
-        classes = [int(c) for c in drawn if (real_labels == c).any()]
-        classes = classes[:: max(1, len(classes) // MOST_CLASSES)][:MOST_CLASSES]
-        columns = {
-            "real": np.stack(
-                [
-                    _padded(
-                        [
-                            np.asarray(center_crop(index.read(int(i)), side))
-                            for i in np.flatnonzero(real_labels == c)[:PICTURES]
-                        ],
-                        side,
-                    )
-                    for c in classes
-                ]
+                samples[path.parents[1].name] = path
+                drawn |= set(stored["labels"].tolist())
+        columns: dict[str, UInt8[np.ndarray, "rows pictures side side 3"]] = {}
+        if figure is None:
+            index = ImageIndex.load(args.index)
+            known = set(np.asarray(index.labels).tolist())
+            classes = sorted(drawn & known)
+            classes, pictures = classes[:: max(1, len(classes) // MOST_CLASSES)][:MOST_CLASSES], PICTURES
+            columns["real"] = real_images(index, classes, experiment.images.resolution)
+        else:
+            classes, pictures = [c for c in figure.classes if c in drawn], figure.images
+        if not classes:
+            raise InputError(
+                f"{args.samples[0]} has images of the classes {min(drawn)} to {max(drawn)} and none of those wanted; "
+                f"choose other classes for {args.figure}"
             )
-        }
-        for name, (pictures, labels) in samples.items():
-            columns[name] = np.stack(
-                [_padded(list(pictures[labels == c][:PICTURES]), pictures.shape[1]) for c in classes]
-            )
-        save(sample_columns(columns, [f"class {c}" for c in classes]), args.output)
-        job.image(args.output, key="samples", step=0)
+        for name, path in samples.items():
+            with np.load(path) as stored:
+                columns[name] = of_classes(stored["arr_0"], stored["labels"], classes, pictures)
+        side = next(iter(columns.values())).shape[2]
+        inches = {} if figure is None else {"side": max(0.62, side / DOTS)}
+        save(sample_columns(columns, [f"class {c}" for c in classes], **inches), args.output)
+        job.image(args.output, key=args.figure, step=0)
 
 
-def _padded(pictures: list[np.ndarray], side: int) -> np.ndarray:
-    """The first PICTURES pictures, white where there are fewer."""
+def real_images(index: ImageIndex, classes: Sequence[int], side: int) -> UInt8[np.ndarray, "rows pictures side side 3"]:
+    """The first images of each class."""
+    labels = np.asarray(index.labels)
+    found = [[index.read(int(i)) for i in np.flatnonzero(labels == c)[:PICTURES]] for c in classes]
+    return np.stack([_filled([np.asarray(center_crop(image, side)) for image in row], PICTURES, side) for row in found])
+
+
+def of_classes(
+    images: UInt8[np.ndarray, "N side side 3"], labels: Int[np.ndarray, " N"], classes: Sequence[int], pictures: int
+) -> UInt8[np.ndarray, "rows pictures side side 3"]:
+    """The first `pictures` images of each class, in the order in which they were drawn."""
+    rows = [list(images[np.flatnonzero(labels == c)[:pictures]]) for c in classes]
+    return np.stack([_filled(row, pictures, images.shape[1]) for row in rows])
+
+
+def _filled(pictures: list[np.ndarray], number: int, side: int) -> np.ndarray:
+    """The pictures, and white where there are fewer than `number`."""
     blank = np.full((side, side, 3), 255, np.uint8)
-    return np.stack((pictures + [blank] * PICTURES)[:PICTURES])
+    return np.stack((pictures + [blank] * number)[:number])
 
 
 if __name__ == "__main__":

@@ -20,26 +20,19 @@ from dpar.report.page import Section, page
 from dpar.report.tables import readable
 from dpar.tracking.environment import git_commit, versions
 
-CAPTIONS = {
-    "samples": "Uncurated samples, a row a class; the first block is real, held-out images.",
-    "completions": "Held-out images, the upper half that was kept of each, and continuations of it, for its own class "
-    "and for others. Exact for rows from the top, since the model draws in raster order: the rest is a draw given what "
-    "was kept. Holes cannot be filled in this way. The kept rows are shown as the tokenizer gives them back.",
-    "entropy_maps": "Held-out images from few patches to many; below, the entropy of each token given those before it, "
-    "with the outlines of the patches (Figure 2 of the paper).",
-    "compute": "The metric against the cost of training (Figure 1b of the paper). Lower and further left is better.",
-}
-
 
 def parser() -> argparse.ArgumentParser:
     """The flags of this stage."""
     flags = argparse.ArgumentParser(prog="write_report", description=__doc__)
     flags.add_argument("--experiment", type=Path, required=True)
     flags.add_argument("--tables", type=Path, nargs="+", required=True, help="tables/TABLE.csv ...")
+    flags.add_argument("--models", type=Path, nargs="+", required=True, help="tables/table1.csv and table8.csv")
     flags.add_argument("--ablations", type=Path, nargs="+", required=True, help="figures/TABLE.png ...")
+    flags.add_argument("--paretos", type=Path, nargs="*", default=[], help="figures/pareto/TABLE.png ...")
     flags.add_argument(
-        "--figures", type=Path, nargs="+", required=True, help="samples, completions, entropy maps, compute"
+        "--figures", type=Path, nargs="+", required=True, help="samples, completions, entropy maps, compute, and others"
     )
+    flags.add_argument("--captions", type=Path, required=True, help="folder of FIGURE.rst: workflow/report")
     flags.add_argument("--tokenizer", type=Path, required=True, help="tokenizer/report.json")
     flags.add_argument("--reconstructions", type=Path, required=True)
     flags.add_argument("--noise-floor", type=Path, required=True)
@@ -54,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     experiment = load_experiment(args.experiment)
     inputs = [
-        *(*args.tables, *args.ablations, *args.figures, args.tokenizer, args.reconstructions),
+        *(*args.tables, *args.models, *args.ablations, *args.paretos, *args.figures),
+        *(args.tokenizer, args.reconstructions),
         *(args.noise_floor, *args.thresholds, *args.histories),
     ]
     with tracking.job(
@@ -84,21 +78,31 @@ def lead(experiment: Experiment) -> str:
 def sections(experiment: Experiment, args: argparse.Namespace, floor: dict[str, Any]) -> list[Section]:
     """The page's sections in reading order."""
     figures = {path.stem: path for path in args.figures}
-    found = [Section("Samples", "samples").picture(figures["samples"], CAPTIONS["samples"])]
-    found.append(Section("Completions", "completions").picture(figures["completions"], CAPTIONS["completions"]))
-    ablations = {path.stem: path for path in args.ablations}
+
+    def pictured(title: str, name: str) -> Section:
+        return Section(title, name).picture(figures[name], caption(args.captions, name))
+
+    found = [pictured("Samples", "samples"), pictured("Completions", "completions")]
+    found += [Section(f.title, name).picture(figures[name], f.title) for name, f in experiment.figures.items()]
+    ablations, paretos = ({path.stem: path for path in paths} for paths in (args.ablations, args.paretos))
     for path in args.tables:
-        table = experiment.tables[path.stem]
-        section = Section(table.title, path.stem).table(readable(pd.read_csv(path), floor["metric"]))
+        table, frame = experiment.tables[path.stem], pd.read_csv(path)
+        section = Section(table.title, path.stem).table(readable(frame, floor["metric"]), measurements(frame))
         section.points(conditions(path.with_suffix(".md")))
-        found.append(section.picture(ablations[path.stem], f"{table.title}. {key_of(table)}"))
+        section.picture(ablations[path.stem], f"{table.title}. {key_of(table)}")
+        if path.stem in paretos:
+            section.picture(paretos[path.stem], f"{table.title}. {caption(args.captions, 'pareto')}")
+        found.append(section)
     found.append(
         Section("Patches", "patches")
         .text("Where the entropy exceeds the threshold a new patch begins: flat regions merge, busy ones do not.")
-        .picture(figures["entropy_maps"], CAPTIONS["entropy_maps"])
+        .picture(figures["entropy_maps"], caption(args.captions, "entropy_maps"))
         .table(thresholds_table(merged_thresholds(map(read_json, args.thresholds))))
     )
-    found.append(Section("Cost", "cost").picture(figures["compute"], CAPTIONS["compute"]))
+    models = Section("Models", "models")
+    for path in args.models:
+        models.table(pd.read_csv(path).map(shown)).points(conditions(path.with_suffix(".md")))
+    found += [models, pictured("Cost", "compute")]
     found.append(training_section(args.histories))
     found.append(
         Section("Tokenizer", "tokenizer")
@@ -109,7 +113,7 @@ def sections(experiment: Experiment, args: argparse.Namespace, floor: dict[str, 
                 if not isinstance(value, dict | list)
             }
         )
-        .picture(args.reconstructions, "Held-out images and what the tokenizer gives back.")
+        .picture(args.reconstructions, caption(args.captions, "reconstructions"))
     )
     found.append(
         Section("Conditions", "conditions")
@@ -119,10 +123,29 @@ def sections(experiment: Experiment, args: argparse.Namespace, floor: dict[str, 
     return found
 
 
+def caption(folder: Path, name: str) -> str:
+    """What stands under the figure `name`, here and in Snakemake's own report.
+
+    Raises:
+        InputError: the figure has no caption.
+    """
+    path = folder / f"{name}.rst"
+    if not path.is_file():
+        raise InputError(f"{path} is missing: each figure has its caption there")
+    return " ".join(path.read_text().split())
+
+
+def measurements(frame: pd.DataFrame) -> list[str | None]:
+    """Of each row of a table the file of its first measurement, beside the page; rows that are quoted have none."""
+    return [None if pd.isna(cell) else f"metrics/{cell}" for cell in frame["cell"]]
+
+
 def key_of(table: Table) -> str:
     """What the marks in the figure of a table mean."""
     if table.is_grid:
         return "A frame marks the smallest value."
+    if table.is_course:
+        return "Hollow marks are the paper's, where it prints the number."
     return "Bars are standard deviations over sampling seeds; the dotted line is real images against real images."
 
 
@@ -175,7 +198,9 @@ def training_section(histories: Sequence[Path]) -> Section:
 
 
 def shown(value: Any) -> str:
-    """A number with four digits, anything else as it is."""
+    """A number with four digits, a dash for none, anything else as it is."""
+    if pd.isna(value):
+        return "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -7,12 +7,14 @@ import sys
 
 from pathlib import Path
 
-from dpar.commands.run import LOCKED, only_run
-from dpar.config import TRAINING_PACE, parse_experiment
+from dpar.commands.run import LOCKED, RETRAIN, only_run, retraining
+from dpar.config import FIGURES, TRAINING_PACE, parse_experiment
 from dpar.errors import InputError
 from dpar.files import digest, write_json
-from dpar.grid import model_cells, p_avg_targets, sample_cells, table_rows
+from dpar.grid import figure_rows, model_cells, p_avg_targets, sample_cells, table_rows
 from dpar.recipes import RECIPES
+from dpar.report import paper
+from dpar.report.targets import COMPUTED, pareto_file, sized_tables, table_files
 
 
 def read_experiment():
@@ -38,6 +40,8 @@ SHARD_COUNT = {
     "val": EXPERIMENT.codes.val_shards,
 }
 SHARD_SUFFIX = {"parquet": "parquet", "webdataset": "tar"}[EXPERIMENT.codes.format]
+# What costs the most, and is never done again without being told.
+TRAININGS = ("train_tokenizer", "train_entropy_model", "train_model")
 MODEL_FILES = ("model.safetensors", "config.json")
 # A stage has its rule's name; a training may need several processes.
 STAGE = f"python -m dpar.stages.{{rule}} --experiment {RESULTS}/experiment.json"
@@ -63,6 +67,7 @@ wildcard_constraints:
     seed=r"\d+",
     features=r"reference|[^/]+/seed\d+",
     table="|".join(map(re.escape, EXPERIMENT.tables)) or "none",
+    figure="|".join(["samples", *map(re.escape, EXPERIMENT.figures)]),
 
 
 def recipe(stage, *settings):
@@ -114,6 +119,20 @@ def lock_results():
             lock.__enter__()
         except InputError as error:
             raise WorkflowError(str(error))
+
+
+def guard_trainings():
+    """Says which finished trainings this run would do again, and stops unless that is meant."""
+    dag, again = workflow.dag, {}
+    for job in [] if workflow.touch else dag.needrun_jobs():
+        if job.rule.name in TRAININGS and all(os.path.exists(path) for path in job.output):
+            reason = dag.reason(job)
+            if not (reason.forced or reason.incomplete_output):
+                again[os.path.dirname(job.output[0])] = ", ".join(reason.get_names())
+    if again and RETRAIN not in os.environ:
+        raise WorkflowError(retraining(again, meant=False))
+    if again:
+        print(retraining(again, meant=True), file=sys.stderr)
 
 
 def tracking_command(*arguments):

@@ -1,5 +1,7 @@
 """Tables and figures, ours beside the paper's, and one page that holds them all."""
 
+CAPTIONS = Path(workflow.basedir) / "workflow" / "report"
+
 
 def metric_files(cells):
     return [f"{RESULTS}/metrics/{cell.slug}/seed{seed}.json" for cell in cells for seed in cell.sampling.seeds]
@@ -14,8 +16,8 @@ def probe_files(name):
     return sorted({f"{RESULTS}/linear_probe/{cell.model}/{cell.milestone}.json" for cell in cells})
 
 
-def first_pictures(cells):
-    return [f"{RESULTS}/samples/{cell.slug}/seed{cell.sampling.seeds[0]}/00000.png" for cell in cells]
+def first_shards(cells, form):
+    return [f"{RESULTS}/samples/{cell.slug}/seed{cell.sampling.seeds[0]}/00000.{form}" for cell in cells]
 
 
 def table_cells(name):
@@ -33,7 +35,7 @@ rule make_table:
         thresholds=lambda wildcards: sorted(
             {path for cell in table_cells(wildcards.table) for path in threshold_of_cell(cell.model, cell.patchify)}
         ),
-        pictures=lambda wildcards: first_pictures(table_cells(wildcards.table)),
+        pictures=lambda wildcards: first_shards(table_cells(wildcards.table), "png"),
     output:
         csv=RESULTS + "/tables/{table}.csv",
         markdown=RESULTS + "/tables/{table}.md",
@@ -43,12 +45,37 @@ rule make_table:
     conda:
         "../../envs/dpar.yaml"
     params:
-        recipe=lambda wildcards: recipe("make_table", EXPERIMENT.tables[wildcards.table]),
+        recipe=lambda wildcards: recipe(
+            "make_table",
+            EXPERIMENT.tables[wildcards.table],
+            paper.of_table(EXPERIMENT.tables[wildcards.table].paper),
+        ),
     shell:
         STAGE + " --table {wildcards.table} --metrics {input.metrics}"
         " --likelihoods {input.likelihoods} --noise-floor {input.noise_floor} --patch-counts {input.patch_counts}"
         " --thresholds {input.thresholds} --linear-probes {input.linear_probes} --pictures {input.pictures}"
         " --csv {output.csv} --markdown {output.markdown} --latex {output.latex}" + LOGGED
+
+
+rule describe_models:
+    """Print the parameters and the cost of the models (Tables 1 and 8); nothing has to be trained."""
+    output:
+        [f"{RESULTS}/{path}" for name in COMPUTED for path in table_files(name)],
+    log:
+        RESULTS + "/logs/describe_models.log",
+    conda:
+        "../../envs/dpar.yaml"
+    params:
+        recipe=recipe(
+            "describe_models",
+            {name: model.model_dump() for name, model in EXPERIMENT.models.items()},
+            [EXPERIMENT.tokenizer.vocab_size, EXPERIMENT.grid],
+            [EXPERIMENT.images.resolution, EXPERIMENT.images.num_classes],
+            EXPERIMENT.patchify.p_avg,
+        ),
+        folder=RESULTS + "/tables",
+    shell:
+        STAGE + " --output {params.folder}" + LOGGED
 
 
 rule plot_entropy_maps:
@@ -78,25 +105,37 @@ rule plot_entropy_maps:
         " --thresholds {input.thresholds} --output {output}" + LOGGED
 
 
+def pictured_cells(figure):
+    """The cells of a figure; for `samples` one of each model, fully trained rather than not."""
+    if figure in EXPERIMENT.figures:
+        return [row.sample for row in figure_rows(EXPERIMENT, figure)]
+    chosen = {}
+    for row in (row for name in EXPERIMENT.tables for row in table_rows(EXPERIMENT, name)):
+        if row.sample.milestone == row.model.milestones[-1] or row.model.slug not in EXPERIMENT.models:
+            chosen.setdefault(row.model.slug, row.sample)
+    return list(chosen.values())
+
+
 rule plot_samples:
-    """Samples of every model side by side, a row a class."""
+    """Show samples, a row a class: of every model beside real images, or of a figure's cells and classes."""
     input:
-        index=RESULTS + "/index/val.json",
-        samples=[f"{RESULTS}/samples/{cell.slug}/seed{cell.sampling.seeds[0]}/00000.npz" for cell in SAMPLES.values()],
+        index=lambda wildcards: [] if wildcards.figure in EXPERIMENT.figures else [f"{RESULTS}/index/val.json"],
+        samples=lambda wildcards: first_shards(pictured_cells(wildcards.figure), "npz"),
     output:
         report(
-            RESULTS + "/figures/samples.png",
+            RESULTS + "/figures/{figure}.png",
             caption="../report/samples.rst",
             category="Figures",
         ),
     log:
-        RESULTS + "/logs/plot_samples.log",
+        RESULTS + "/logs/plot_samples/{figure}.log",
     conda:
         "../../envs/dpar.yaml"
     params:
-        recipe=recipe("plot_samples"),
+        recipe=lambda wildcards: recipe("plot_samples", EXPERIMENT.figures.get(wildcards.figure)),
+        index=lambda wildcards, input: f"--index {input.index}" if input.index else "",
     shell:
-        STAGE + " --index {input.index} --samples {input.samples}" " --output {output}" + LOGGED
+        STAGE + " --figure {wildcards.figure} {params.index} --samples {input.samples} --output {output}" + LOGGED
 
 
 rule plot_ablation:
@@ -121,10 +160,32 @@ rule plot_ablation:
         " --noise-floor {input.noise_floor} --output {output}" + LOGGED
 
 
+rule plot_pareto:
+    """A table's cells by metric and cost, of training and of sampling, and which of them no other beats."""
+    input:
+        table=rules.make_table.output.csv,
+        noise_floor=RESULTS + "/metrics/noise_floor.json",
+    output:
+        report(
+            RESULTS + "/figures/pareto/{table}.png",
+            caption="../report/pareto.rst",
+            category="Figures",
+        ),
+    log:
+        RESULTS + "/logs/plot_pareto/{table}.log",
+    conda:
+        "../../envs/dpar.yaml"
+    params:
+        recipe=lambda wildcards: recipe("plot_pareto", EXPERIMENT.tables[wildcards.table]),
+    shell:
+        STAGE + " --table {wildcards.table} --csv {input.table}"
+        " --noise-floor {input.noise_floor} --output {output}" + LOGGED
+
+
 rule plot_compute:
     """Figure 1b: the metric against the cost of training, DPAR beside LlamaGen."""
     input:
-        tables=expand(RESULTS + "/tables/{table}.csv", table=EXPERIMENT.tables),
+        tables=expand(RESULTS + "/tables/{table}.csv", table=sized_tables(EXPERIMENT)),
         noise_floor=RESULTS + "/metrics/noise_floor.json",
     output:
         report(
@@ -147,13 +208,10 @@ rule write_report:
     input:
         tables=expand(RESULTS + "/tables/{table}.csv", table=EXPERIMENT.tables),
         notes=expand(RESULTS + "/tables/{table}.md", table=EXPERIMENT.tables),
+        models=expand(RESULTS + "/tables/{table}.csv", table=COMPUTED),
         ablations=expand(RESULTS + "/figures/{table}.png", table=EXPERIMENT.tables),
-        figures=[
-            RESULTS + "/figures/samples.png",
-            RESULTS + "/figures/completions.png",
-            RESULTS + "/figures/entropy_maps.png",
-            RESULTS + "/figures/compute.png",
-        ],
+        paretos=[f"{RESULTS}/{pareto_file(name)}" for name, table in EXPERIMENT.tables.items() if table.is_grid],
+        figures=expand(RESULTS + "/figures/{figure}.png", figure=[*FIGURES, *EXPERIMENT.figures]),
         tokenizer=RESULTS + "/tokenizer/report.json",
         reconstructions=RESULTS + "/tokenizer/reconstructions.png",
         noise_floor=RESULTS + "/metrics/noise_floor.json",
@@ -169,9 +227,10 @@ rule write_report:
     conda:
         "../../envs/dpar.yaml"
     params:
-        recipe=recipe("write_report", EXPERIMENT),
+        recipe=recipe("write_report", EXPERIMENT, [path.read_text() for path in sorted(CAPTIONS.glob("*.rst"))]),
+        captions=CAPTIONS,
     shell:
-        STAGE + " --tables {input.tables} --ablations {input.ablations}"
-        " --figures {input.figures} --tokenizer {input.tokenizer} --reconstructions {input.reconstructions}"
+        STAGE + " --tables {input.tables} --models {input.models} --ablations {input.ablations}"
+        " --paretos {input.paretos} --figures {input.figures} --captions {params.captions:q} --tokenizer {input.tokenizer} --reconstructions {input.reconstructions}"
         " --noise-floor {input.noise_floor} --thresholds {input.thresholds}"
         " --histories {input.histories} --output {output}" + LOGGED

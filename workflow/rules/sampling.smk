@@ -21,8 +21,13 @@ def sampling_recipe(wildcards):
 
 
 def completed_cell():
-    """Whose completions are shown: the first DPAR of the samples, or what there is."""
-    return min(SAMPLES.values(), key=lambda cell: not MODELS[cell.model].transformer.is_dpar)
+    """Whose completions are shown: the first DPAR of the samples with the patches of its training, or what there is."""
+
+    def last_choice(cell):
+        model = MODELS[cell.model]
+        return not model.transformer.is_dpar, cell.patchify != model.patchify
+
+    return min(SAMPLES.values(), key=last_choice)
 
 
 COMPLETED = completed_cell()
@@ -83,10 +88,17 @@ rule complete_images:
     resources:
         gpu=0,
     params:
-        recipe=recipe("complete_images", EXPERIMENT.seed, EXPERIMENT.sampling.draw, EXPERIMENT.sampling.precision),
+        recipe=recipe(
+            "complete_images",
+            EXPERIMENT.seed,
+            COMPLETED.slug,
+            COMPLETED.sampling.draw,
+            COMPLETED.sampling.precision,
+        ),
+        cell=COMPLETED.slug,
         model=f"{RESULTS}/models/{COMPLETED.model}/{COMPLETED.milestone}",
         results=RESULTS,
     shell:
-        STAGE + " --index {input.index} --model-folder {params.model}"
+        STAGE + " --cell {params.cell} --index {input.index} --model-folder {params.model}"
         " --entropy-model {params.results}/entropy_model --tokenizer {params.results}/tokenizer"
         " --output {output}" + LOGGED

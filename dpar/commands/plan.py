@@ -1,0 +1,235 @@
+"""Says what the tables of an experiment cost before anybody spends it: GPU-hours, time on a cluster, storage.
+
+Trainings are counted up to the milestone that a table needs, a cell that stands in several tables once. Operations are
+counted (`dpar info`); the rates at which a device does them are assumed, or measured with --measured.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dpar.config import Experiment, load_experiment
+from dpar.device import PEAK_BF16
+from dpar.errors import InputError
+from dpar.evaluation import cost, flops
+from dpar.files import read_json
+from dpar.grid import model_cells, sample_cells
+from dpar.planning import Data, Job, Key, Rates, jobs
+from dpar.report.targets import COMPUTED, PAPER, targets
+
+IMAGENET = (1_281_167, 50_000)  # images for training, and held out
+PEAK_FLOAT32 = {"A100": 19.5e12, "H100": 67e12, "H200": 67e12}  # operations a second, without tensor cores
+STAGES = {
+    "preparation": ("encode_images", "train_tokenizer", "train_entropy_model", "score_entropies"),
+    "training": ("train_model",),
+    "sampling": ("sample_images", "pixels", "extract_features"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this command."""
+    flags = argparse.ArgumentParser(prog="dpar plan", description=__doc__)
+    flags.add_argument("--config", type=Path, default=Path("config/imagenet256.yaml"), help="the experiment")
+    flags.add_argument("--target", nargs="+", metavar="TARGET", help="such as table4 figure5 (default: all, in order)")
+    flags.add_argument("--gpus", type=int, default=8, help="that work at the same time (default: 8)")
+    flags.add_argument("--gpu", choices=PEAK_FLOAT32, default="A100", help="default: A100")
+    flags.add_argument(
+        "--mfu", type=float, default=0.4, help="share of the card's bfloat16 peak in training (default: 0.4)"
+    )
+    flags.add_argument(
+        "--sampling-mfu", type=float, default=0.05, help="the same in sampling, a token at a time (default: 0.05)"
+    )
+    flags.add_argument(
+        "--float32-mfu", type=float, default=0.5,
+        help="share of its float32 peak in encoding and scoring (default: 0.5)",
+    )  # fmt: skip
+    flags.add_argument("--images", type=int, help="training images (default: ImageNet's, or those that were indexed)")
+    flags.add_argument(
+        "--measured", type=Path, metavar="RESULTS",
+        help="results of an experiment on the same kind of device: its speeds and patches in place of assumed ones",
+    )  # fmt: skip
+    flags.add_argument("--json", action="store_true", help="print JSON")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the bill.
+
+    Raises:
+        InputError: the experiment is not valid, a target is none of it, or a number is missing.
+    """
+    args = parser().parse_args(argv)
+    experiment = load_experiment(args.config)
+    data, (rates, source) = known_data(experiment, args), known_rates(experiment, args)
+    names = args.target or default_targets(experiment)
+    needed = {name: jobs(experiment, name, data) for name in names}
+    found = bill(needed, rates, args.gpus)
+    found |= {"experiment": experiment.name, "gpus": args.gpus, "rates": source, "images": [data.train, data.val]}
+    print(json.dumps(found, indent=2) if args.json else text(found))
+
+
+def default_targets(experiment: Experiment) -> list[str]:
+    """The paper's tables and figures in this experiment by number, then its own tables."""
+    made = targets(experiment)
+    own = [*experiment.tables, *experiment.figures]
+    standing = {n for n, table in experiment.tables.items() if table.paper}
+    return [n for n in PAPER if n in made and n not in COMPUTED] + [n for n in own if n not in {*standing, *PAPER}]
+
+
+def bill(needed: dict[str, dict[Key, Job]], rates: Rates, gpus: int) -> dict[str, Any]:
+    """What each target costs alone, and beyond those before it; the whole; and the trainings with who needs them."""
+    paid: dict[Key, Job] = {}
+    lines = []
+    for name, wanted in needed.items():
+        new = {key: job for key, job in wanted.items() if key not in paid}
+        lines.append(
+            {
+                "target": name,
+                "alone": amounts(wanted, rates, gpus),
+                "beyond_those_above": amounts(new, rates, gpus),
+            }
+        )
+        paid |= new
+    pieces: list[dict[str, Any]] = []
+    for key, job in paid.items():
+        if key[0] == "train_model":
+            users = [name for name, wanted in needed.items() if key in wanted]
+            if pieces and (pieces[-1]["model"], pieces[-1]["targets"]) == (key[1], users):
+                pieces[-1] |= {"to": key[2], "gpu_hours": pieces[-1]["gpu_hours"] + rates.hours([job])}
+            else:
+                pieces.append({"model": key[1], "to": key[2], "gpu_hours": rates.hours([job]), "targets": users})
+    papers = {key: job for name in needed if name in PAPER for key, job in needed[name].items()}
+    return {
+        "targets": lines,
+        "paper": amounts(papers, rates, gpus),
+        "whole": amounts(paid, rates, gpus),
+        "trainings": pieces,
+    }
+
+
+def amounts(wanted: dict[Key, Job], rates: Rates, gpus: int) -> dict[str, float]:
+    """GPU-hours in all and by kind of stage, days of `gpus` devices, and gigabytes on disk."""
+    hours = {
+        stage: rates.hours(job for key, job in wanted.items() if key[0] in rules) for stage, rules in STAGES.items()
+    }
+    total = sum(hours.values())
+    size = sum(job.bytes for job in wanted.values()) / 1e9
+    return {"gpu_hours": total, **hours, "days": total / gpus / 24, "gigabytes": size}
+
+
+def text(found: dict[str, Any]) -> str:
+    """The bill for people."""
+    head = ("target", "alone", "new", "of which preparation", "training", "sampling", "days", "new GB")
+    widths = [max(12, len(word) + 2) for word in head]
+
+    def line(cells: Sequence[str]) -> str:
+        return cells[0].ljust(24) + "".join(
+            cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)
+        )
+
+    def row(name: str, alone: float, new: dict[str, float]) -> str:
+        hours = [_hours(hours) for hours in (alone, *(new[k] for k in ("gpu_hours", *STAGES)))]
+        return line([name, *hours, f"{new['days']:.2f}", f"{new['gigabytes']:,.0f}"])
+
+    whole = found["whole"]
+    lines = [
+        f"{found['experiment']}: {found['images'][0]:,} training images, {found['gpus']} devices; {found['rates']}",
+        "GPU-hours of each target alone, and what is new of it after those above it; days of all devices at once",
+        "",
+        line(head),
+        *(row(t["target"], t["alone"]["gpu_hours"], t["beyond_those_above"]) for t in found["targets"]),
+        row("the paper's together", found["paper"]["gpu_hours"], found["paper"]),
+        row("all together", whole["gpu_hours"], whole),
+        "",
+        "Trainings, each once; a longer one goes on from the shorter",
+    ]
+    for piece in found["trainings"]:
+        name = f"{piece['model']} to {piece['to']}"
+        lines.append(f"{name:<48}{_hours(piece['gpu_hours']):>9} h   {', '.join(piece['targets'])}")
+    lines += [
+        "",
+        "Left out: indices, likelihoods, metrics, tables and pictures (minutes), and what several devices lose to each "
+        "other.",
+    ]
+    return "\n".join(lines)
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours >= 0.1 or hours == 0 else f"{hours:.1g}"
+
+
+def known_data(experiment: Experiment, args: argparse.Namespace) -> Data:
+    """How many images there are, and the patches of each model where they were counted.
+
+    Raises:
+        InputError: nothing says how many images there are.
+    """
+    generated, counts = experiment.images.generated, {}
+    if args.measured and (args.measured / "patch_counts.json").is_file():
+        cells = read_json(args.measured / "patch_counts.json")["cells"]
+        counts = {slug: cell["steps"] for slug, cell in cells.items()}
+    if args.images:
+        return Data(args.images, IMAGENET[1], counts)
+    if generated is not None:
+        return Data(generated.train, generated.val, counts)
+    if experiment.images.num_classes == 1000:
+        return Data(*IMAGENET, counts)
+    raise InputError(f"how many training images {experiment.name} has is not in its file; say it with --images")
+
+
+def known_rates(experiment: Experiment, args: argparse.Namespace) -> tuple[Rates, str]:
+    """The rates, measured as far as there are measurements, and what they rest on.
+
+    Raises:
+        InputError: --measured names results without a finished training.
+    """
+    peak, slow = PEAK_BF16[args.gpu], PEAK_FLOAT32[args.gpu] * args.float32_mfu
+    if args.measured is None:
+        stated = f"assumed: {args.gpu}, {args.mfu:.0%} of {peak / 1e12:.0f} TFLOP/s in training"
+        stated += f", {args.sampling_mfu:.0%} in sampling, {slow / 1e12:.1f} TFLOP/s in float32"
+        return Rates(peak * args.mfu, slow, peak * args.sampling_mfu), stated
+    before = load_experiment(args.measured / "experiment.json")
+    training = list(measured_training(before, args.measured))
+    sampling = list(measured_sampling(before, args.measured))
+    if not training or not sampling:
+        raise InputError(f"{args.measured} has no finished training with samples; leave --measured away")
+    rates = statistics.median(training), statistics.median(sampling)
+    stated = (
+        f"measured in {args.measured}: {rates[0] / 1e9:,.1f} GFLOP/s in training, {rates[1] / 1e9:,.1f} in sampling"
+    )
+    return Rates(rates[0], rates[1], rates[1]), f"{stated}, and in encoding and scoring as in sampling"
+
+
+def measured_training(experiment: Experiment, results: Path) -> Iterator[float]:
+    """Operations a second of the trainings' devices together, one number a finished piece of training."""
+    counted = read_json(results / "patch_counts.json")["cells"]
+    for slug, cell in model_cells(experiment).items():
+        config = cost.network(experiment, cell.transformer)
+        patches = counted[slug]["steps"] if cell.transformer.is_dpar else None
+        for history in sorted((results / "models" / slug).glob("*/history.jsonl")):
+            records = [json.loads(line) for line in history.read_text().splitlines()]
+            speeds = [r["perf/images_per_s"] for r in records if "perf/images_per_s" in r]
+            if speeds:
+                yield 2e9 * float(flops.training_gmacs(config, patches)) * statistics.median(speeds)
+
+
+def measured_sampling(experiment: Experiment, results: Path) -> Iterator[float]:
+    """Operations a second of one device, one number a job that drew images."""
+    counted, cells, models = (
+        read_json(results / "patch_counts.json")["cells"],
+        sample_cells(experiment),
+        model_cells(experiment),
+    )
+    for events in sorted(results.glob("tracking/spool/sample_images/*/events.jsonl")):
+        speeds, name = [], None
+        for event in map(json.loads, events.read_text().splitlines()):
+            name = event.get("params", {}).get("cell", name)
+            speeds += [float(v) for k, v in event.get("values", {}).items() if k == "sample/images_per_s"]
+        if name in cells and speeds:
+            cell = cells[name]
+            patches = counted[cell.model]["steps"] if models[cell.model].transformer.is_dpar else None
+            drawn = cost.sampling_gmacs(experiment, models[cell.model], cell, patches)
+            yield 2e9 * float(drawn or 0) * speeds[-1]

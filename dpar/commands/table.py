@@ -1,0 +1,106 @@
+"""Prints a table from what has been made so far: missing cells are shown as missing, with the command that makes them.
+
+Nothing is computed. `snakemake TABLE --configfile FILE` makes all that a table needs, and says with `-n` what of it is
+out of date.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dpar.config import Experiment, load_experiment
+from dpar.files import read_json
+from dpar.grid import SampleCell, p_avg_targets, table_rows
+from dpar.report import paper, tables
+from dpar.report.targets import tables_of
+from dpar.stages.make_table import QUOTED, conditions, probe_conditions
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this command."""
+    flags = argparse.ArgumentParser(prog="dpar table", description=__doc__.split("\n\n")[0] if __doc__ else "")
+    flags.add_argument("table", help="a name under `tables` of the experiment, or the paper's, such as table4")
+    flags.add_argument("--config", type=Path, default=Path("config/demo.yaml"), help="the experiment")
+    flags.add_argument("--directory", type=Path, default=Path(), help="where results/ lies")
+    flags.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the table.
+
+    Raises:
+        InputError: the experiment is not valid, or has no such table.
+    """
+    args = parser().parse_args(argv)
+    experiment = load_experiment(args.config)
+    for name in tables_of(experiment, [args.table]):
+        print(table(experiment, name, args))
+
+
+def table(experiment: Experiment, name: str, args: argparse.Namespace) -> str:
+    """The table `name` in the wanted form, from the files that are there."""
+    results = args.directory / "results" / experiment.name
+    cells = [cell for row in table_rows(experiment, name) for cell in row.samples]
+    metrics, likelihoods, probes = {}, {}, {}
+    for cell in cells:
+        for seed in cell.sampling.seeds:
+            metrics |= _found(results / "metrics" / cell.slug / f"seed{seed}.json", (cell.slug, seed))
+        state = (cell.model, cell.milestone)
+        likelihoods |= _found(results / "likelihood" / cell.model / f"{cell.milestone}.json", state)
+        if experiment.tables[name].linear_probe:
+            probes |= _found(results / "linear_probe" / cell.model / f"{cell.milestone}.json", state)
+    frame = tables.build(
+        experiment,
+        name,
+        metrics=metrics,
+        likelihoods=likelihoods,
+        thresholds={"p_avg": dict(_thresholds(experiment, results))},
+        costs=next(iter(_found(results / "patch_counts.json", "").values()), {}).get("cells", {}),
+        probes=probes,
+    )
+    whole = tables.with_quoted(frame, paper.quoted(experiment, name))
+    if args.format == "csv":
+        return whole.to_csv(index=False)
+    measured = next(iter(metrics.values()), None)
+    shown = tables.readable(whole, measured["metric"] if measured else "Frechet distance")
+    title = experiment.tables[name].title
+    if args.format == "latex":
+        return tables.to_latex(shown, title)
+    floor = _found(results / "metrics" / "noise_floor.json", "")
+    notes = [QUOTED] if whole is not frame else []
+    if measured and floor:
+        repeated = "trainings" if experiment.training_seeds else "sampling seeds"
+        notes = [*conditions(measured, floor[""], repeated), *probe_conditions(probes), *notes]
+    return tables.to_markdown(shown, title, [*notes, *missing(experiment, args, results, cells)])
+
+
+def missing(experiment: Experiment, args: argparse.Namespace, results: Path, cells: Sequence[SampleCell]) -> list[str]:
+    """A line for each cell that lacks measurements, with the command that makes them, and one for all."""
+    lines = []
+    for cell in {cell.slug: cell for cell in cells}.values():
+        wanted = [f"results/{experiment.name}/metrics/{cell.slug}/seed{seed}.json" for seed in cell.sampling.seeds]
+        absent = [path for path in wanted if not (args.directory / path).is_file()]
+        if absent:
+            lines.append(
+                f"Missing: {cell.slug}, {len(wanted) - len(absent)} of {len(wanted)} seeds; "
+                f"`dpar run --config {args.config}{_directory(args)} -- {' '.join(absent)}`"
+            )
+    everything = f"`dpar run --config {args.config}{_directory(args)} -- {args.table}`"
+    return [*lines, f"All of it: {everything}; what that would run: {everything[:-1]} -n`"] if lines else []
+
+
+def _directory(args: argparse.Namespace) -> str:
+    return "" if args.directory == Path() else f" --directory {args.directory}"
+
+
+def _found(path: Path, key: Any) -> dict[Any, Any]:
+    return {key: read_json(path)} if path.is_file() else {}
+
+
+def _thresholds(experiment: Experiment, results: Path) -> Iterator[tuple[str, dict[str, float]]]:
+    """What calibrate_threshold wrote for each target; not a number where it has not run."""
+    for target in p_avg_targets(experiment):
+        found = _found(results / "thresholds" / f"pavg{target}.json", "")
+        yield str(target), found[""]["p_avg"][str(target)] if found else {"threshold": float("nan")}

@@ -1,0 +1,70 @@
+"""The networks of an experiment as far as cost goes: their sizes, with shapes and without numbers."""
+
+from functools import cache
+
+import torch
+
+from dpar.config import Experiment, Patchify, Transformer
+from dpar.evaluation import flops
+from dpar.grid import ModelCell, SampleCell
+from dpar.model.dpar import DPAR, DPARConfig
+from dpar.model.llamagen import LlamaGen, LlamaGenConfig
+from dpar.model.variants import model_config
+
+
+def network(experiment: Experiment, transformer: Transformer) -> LlamaGenConfig | DPARConfig:
+    """The sizes of `transformer` on this experiment's tokens and classes."""
+    return model_config(
+        transformer,
+        vocab_size=experiment.tokenizer.vocab_size,
+        grid=experiment.grid,
+        num_classes=experiment.images.num_classes,
+    )
+
+
+def parameters(experiment: Experiment, transformer: Transformer) -> int:
+    """Weights of `transformer` on this experiment's tokens and classes."""
+    return parameters_of(network(experiment, transformer))
+
+
+@cache
+def parameters_of(config: LlamaGenConfig | DPARConfig) -> int:
+    """Weights of a network of these sizes."""
+    with torch.device("meta"):
+        model = DPAR(config) if isinstance(config, DPARConfig) else LlamaGen(config)
+    return sum(p.numel() for p in model.parameters())
+
+
+def gate(experiment: Experiment, transformer: Transformer, patchify: Patchify) -> LlamaGenConfig | None:
+    """The sizes of the entropy model where it decides about these patches."""
+    return entropy_network(experiment) if transformer.is_dpar and patchify.strategy == "dynamic" else None
+
+
+def entropy_network(experiment: Experiment) -> LlamaGenConfig:
+    """The sizes of the entropy model."""
+    found = model_config(
+        experiment.entropy_model.model,
+        vocab_size=experiment.tokenizer.vocab_size,
+        grid=experiment.grid,
+        num_classes=experiment.images.num_classes if experiment.entropy_model.kind == "null_class" else None,
+    )
+    assert isinstance(found, LlamaGenConfig)
+    return found
+
+
+def sampling_gmacs(
+    experiment: Experiment, model: ModelCell, sample: SampleCell, patches: float | None
+) -> flops.Number | None:
+    """1e9 MACs of drawing one image of `sample`, attention, guidance and entropy model counted; None without patches.
+
+    Args:
+        patches: M, the mean over images; LlamaGen has none.
+    """
+    if model.transformer.is_dpar and patches is None:
+        return None
+    return flops.sampling_gmacs(
+        network(experiment, model.transformer),
+        patches if model.transformer.is_dpar else None,
+        entropy_model=gate(experiment, model.transformer, sample.patchify),
+        guided=sample.sampling.cfg_scale not in (0, 1),
+    )

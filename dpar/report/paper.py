@@ -1,0 +1,55 @@
+"""The paper's printed numbers: those of a row of ours, and the rows that it quotes from others."""
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from dpar.config import Experiment
+from dpar.grid import PAPER, Row
+
+
+@cache
+def printed() -> Mapping[str, Any]:
+    """What is in `paper_tables.yaml`: tables by name, and `patch_lengths`."""
+    return yaml.safe_load(files("dpar.report").joinpath("paper_tables.yaml").read_text())
+
+
+def of_table(name: str | None) -> Mapping[str, Any]:
+    """What the paper prints in a table or figure such as `table4`; empty if it prints no numbers there."""
+    return printed().get(name, {}) if name else {}
+
+
+def numbers(experiment: Experiment, name: str, row: Row) -> dict[str, float]:
+    """What the paper prints for a row of the table `name`: the row's own `paper.*`, or where its settings stand."""
+    found = of_table(experiment.tables[name].paper)
+    for entry in found.get("rows", ()):
+        stated = {**found.get("base", {}), **entry}
+        if all(_setting(experiment, row, key) == value for key, value in stated.items() if key not in PAPER):
+            return {**{key: value for key, value in stated.items() if key in PAPER}, **row.paper}
+    return row.paper
+
+
+def quoted(experiment: Experiment, name: str) -> list[dict[str, Any]]:
+    """The rows that the paper quotes from others in this table; none beside images that are not the table's."""
+    found = of_table(experiment.tables[name].paper)
+    sides = {entry["resolution"] for entry in found.get("rows", ()) if "resolution" in entry}
+    return list(found.get("quoted", ())) if experiment.images.resolution in sides else []
+
+
+def _setting(experiment: Experiment, row: Row, key: str) -> Any:
+    """What the cells of `row` have for a setting as `paper_tables.yaml` names it."""
+    transformer, state = row.model.transformer, row.sample.milestone
+    group, _, field = key.partition(".")
+    settings: dict[str, Any] = {
+        "model": transformer.variant,
+        "resolution": experiment.images.resolution,
+        "milestone": int(state.removeprefix("epoch")) if state.startswith("epoch") else None,
+        "transformer": {**transformer.model_dump(), **transformer.sizes},
+        "patchify": row.model.patchify.model_dump(),
+        "inference": row.sample.patchify.model_dump(),
+        "sampling": row.sample.sampling.model_dump(),
+    }
+    return settings[group][field] if field else settings[key]

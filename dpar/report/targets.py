@@ -1,0 +1,88 @@
+"""What can be asked for by name: the paper's tables and figures, and those that an experiment adds."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from dpar.config import Experiment, load_experiment
+from dpar.errors import InputError
+from dpar.grid import table_rows
+
+# Figures 1a and 3 are drawings of the paper.
+PAPER = (*(f"table{n}" for n in range(1, 13)), "figure1b", "figure2", *(f"figure{n}" for n in range(4, 13)))
+# Those that are computed, and those of which every experiment has one.
+COMPUTED = ("table1", "table8")
+ALWAYS = {"figure1b": ["figures/compute.png"], "figure2": ["figures/entropy_maps.png"], "report": ["report.html"]}
+SUMMARIES = {
+    "table1": "What the models are made of.",
+    "table8": "What a forward pass of each model costs.",
+    "figure1b": "Quality against the cost of training.",
+    "figure2": "Entropy maps with the outlines of patches.",
+    "all_tables": "Every table of this experiment.",
+    "report": "The report, one page.",
+}
+
+
+def targets(experiment: Experiment) -> dict[str, list[str]]:
+    """The names that can be made for `experiment`, and of each its files below the experiment's results."""
+    found: dict[str, list[str]] = {name: table_files(name) for name in COMPUTED} | ALWAYS
+    for name, table in experiment.tables.items():
+        files = [*table_files(name), f"figures/{name}.png", *([pareto_file(name)] if table.is_grid else [])]
+        for target in {name, table.paper or name}:
+            found[target] = [*found.get(target, []), *files]
+    found |= {name: [f"figures/{name}.png"] for name in experiment.figures}
+    found["all_tables"] = [file for name in (*COMPUTED, *experiment.tables) for file in table_files(name)]
+    return found
+
+
+def table_files(name: str) -> list[str]:
+    """The three forms of a table, below the results."""
+    return [f"tables/{name}.{form}" for form in ("csv", "md", "tex")]
+
+
+def pareto_file(name: str) -> str:
+    """The Pareto plot of a table, below the results."""
+    return f"figures/pareto/{name}.png"
+
+
+def tables_of(experiment: Experiment, names: Iterable[str]) -> list[str]:
+    """The tables of `experiment` that the targets `names` ask for, in the experiment's order.
+
+    Raises:
+        InputError: one of them is no table or figure of this experiment.
+    """
+    made, names = targets(experiment), list(names)
+    if unknown := [name for name in names if name not in made]:
+        raise InputError(f"{unknown[0]} is no target of {experiment.name}; targets are {', '.join(made)}")
+    files = {file for name in names for file in made[name]}
+    return [name for name in experiment.tables if files & {*table_files(name), f"figures/{name}.png"}]
+
+
+def summary(name: str, experiment: Experiment) -> str:
+    """One line on what the target `name` makes."""
+    titles = [table.title for key, table in experiment.tables.items() if name in (key, table.paper)]
+    titles += [figure.title for key, figure in experiment.figures.items() if name == key]
+    return "; ".join(titles) or SUMMARIES.get(name, "No part of this experiment.")
+
+
+def sized_tables(experiment: Experiment) -> list[str]:
+    """The tables with the models as the experiment describes them, fully trained: what Figure 1b is drawn from."""
+    return [
+        name
+        for name, table in experiment.tables.items()
+        if not (table.linear_probe or table.is_course)
+        and any(
+            row.model.slug in experiment.models and row.sample.milestone == row.model.milestones[-1]
+            for row in table_rows(experiment, name)
+        )
+    ]
+
+
+def refusal(name: str, experiment: Experiment, configs: Path) -> str:
+    """Why `name` cannot be made for `experiment`, and which of the experiments in the folder `configs` has it."""
+    having = [path for path in sorted(configs.glob("*.yaml")) if name in targets(load_experiment(path))]
+    where = " or ".join(f"--configfile config/{path.name}" for path in having)
+    return (
+        f"{name} is no part of the experiment {experiment.name}; "
+        + (f"it is made with {where}" if having else "no experiment under config/ has it")
+        + f" (a table stands for it with `paper: {name}`, a picture with its name under `figures`)"
+    )

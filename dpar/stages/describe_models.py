@@ -1,0 +1,133 @@
+"""Prints what the experiment's models are made of and what they cost (Tables 1 and 8); nothing has to be trained."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dpar import tracking
+from dpar.commands.info import PAPER_DISAGREES, PAPER_GMACS, PAPER_PARAMETERS, PAPER_PATCHES
+from dpar.config import Experiment, load_experiment
+from dpar.errors import run_command
+from dpar.evaluation import cost, flops
+from dpar.files import write_text
+from dpar.report import tables
+
+TITLES = {"table1": "Architectures", "table8": "Cost of one image"}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="describe_models", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--output", type=Path, required=True, help="folder of table1 and table8, as csv, md and tex")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage."""
+    args = parser().parse_args(argv)
+    experiment = load_experiment(args.experiment)
+    found = {"table1": architectures(experiment), "table8": costs(experiment)}
+    notes = {"table1": architecture_notes(experiment), "table8": cost_notes(experiment)}
+    outputs = [args.output / f"{name}.{form}" for name in found for form in ("csv", "md", "tex")]
+    with tracking.job(rule="describe_models", experiment=args.experiment, inputs=[], outputs=outputs, params={}) as job:
+        for name, frame in found.items():
+            shown = frame.map(shown_number)
+            write_text(args.output / f"{name}.csv", frame.to_csv(index=False))
+            write_text(args.output / f"{name}.tex", tables.to_latex(shown, TITLES[name]))
+            markdown = tables.to_markdown(shown, TITLES[name], notes[name])
+            write_text(args.output / f"{name}.md", markdown)
+            print(markdown)
+        job.note("\n\n".join((args.output / f"{name}.md").read_text() for name in found))
+
+
+def architectures(experiment: Experiment) -> pd.DataFrame:
+    """Table 1: a row a model, ours beside the paper's where it is one of the paper's."""
+    return pd.DataFrame(
+        {
+            "Model": name,
+            **beside("Parameters", cost.parameters(experiment, model) / 1e6, PAPER_PARAMETERS, model.variant, "M"),
+            "Encoder": model.sizes["encoder_layers"],
+            "Layers": model.sizes["layers"],
+            "Decoder": model.sizes["decoder_layers"],
+            "Width": model.sizes["width"],
+            "Heads": model.sizes["heads"],
+        }
+        for name, model in experiment.models.items()
+    ).astype({"Encoder": "Int64", "Decoder": "Int64"})
+
+
+def costs(experiment: Experiment) -> pd.DataFrame:
+    """Table 8: a row a model, 1e9 multiply-accumulates an image, ours beside the paper's."""
+    patches, rows = assumed_patches(experiment), []
+    for name, model in experiment.models.items():
+        if model.is_dpar and patches is None:
+            rows.append({"Model": name})
+            continue
+        config, m = cost.network(experiment, model), patches if model.is_dpar else None
+        printed = {model.variant: PAPER_GMACS.get((model.variant or "", experiment.images.resolution))}
+        rows.append(
+            {
+                "Model": name,
+                "Patches": m,
+                **beside("Forward", float(flops.forward_gmacs(config, m)), printed, model.variant, "G"),
+                "With attention (G)": float(flops.full_gmacs(config, m)),
+                "Training (G)": float(flops.training_gmacs(config, m)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def beside(what: str, ours: float, printed: Any, variant: str | None, unit: str) -> dict[str, float | None]:
+    """A quantity, what the paper prints for this variant, and how far ours is from it in per cent."""
+    theirs = printed.get(variant)
+    return {
+        f"{what} ({unit})": ours,
+        f"Paper ({unit})": theirs,
+        "Δ (%)": None if theirs is None else 100 * (ours / theirs - 1),
+    }
+
+
+def assumed_patches(experiment: Experiment) -> float | None:
+    """M before anything is trained: the paper's at its resolutions, or what `p_avg` asks for; None if neither says."""
+    rows, columns = experiment.grid
+    if experiment.images.resolution in PAPER_PATCHES and rows * 16 == experiment.images.resolution:
+        return PAPER_PATCHES[experiment.images.resolution]
+    wanted = experiment.patchify.p_avg
+    return None if wanted is None else rows * columns / wanted
+
+
+def architecture_notes(experiment: Experiment) -> list[str]:
+    """Where the paper and the count disagree."""
+    variants = {model.variant for model in experiment.models.values()}
+    return [f"{variant}: {why}." for variant, why in PAPER_DISAGREES.items() if variant in variants]
+
+
+def cost_notes(experiment: Experiment) -> list[str]:
+    """What the costs rest on."""
+    patches = assumed_patches(experiment)
+    counted = "`patch_counts.json` has the patches of the experiment's own images."
+    if patches is None:
+        return [f"A threshold in nats says nothing of the number of patches before images are scored. {counted}"]
+    return [
+        "1e9 multiply-accumulates an image. Forward: linear layers alone, as the paper counts; training: forward and "
+        "backward, with attention.",
+        f"{patches:.1f} patches an image are assumed, the paper's mean or what `p_avg` asks for. {counted}",
+    ]
+
+
+def shown_number(value: Any) -> str:
+    """A cell as people read it."""
+    if pd.isna(value):
+        return "–"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

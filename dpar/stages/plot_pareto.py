@@ -1,0 +1,80 @@
+"""Draws the metric of a table's cells against what training and sampling cost, with the cells that no other beats."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from dpar import tracking
+from dpar.config import Experiment, load_experiment
+from dpar.errors import InputError, run_command
+from dpar.files import read_json
+from dpar.report.figures import pareto, save
+from dpar.stages.plot_ablation import level
+
+COSTS = {"training_gmacs": "training GMACs/image", "sampling_gmacs": "sampling GMACs/image"}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="plot_pareto", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--table", required=True)
+    flags.add_argument("--csv", type=Path, required=True, help="tables/TABLE.csv")
+    flags.add_argument("--noise-floor", type=Path, required=True, help="for the name of the metric")
+    flags.add_argument("--output", type=Path, required=True)
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage.
+
+    Raises:
+        InputError: no cell of the table has a metric and a cost.
+    """
+    args = parser().parse_args(argv)
+    experiment = load_experiment(args.experiment)
+    with tracking.job(
+        rule="plot_pareto",
+        experiment=args.experiment,
+        name=f"plot_pareto[{args.table}]",
+        inputs=[args.csv, args.noise_floor],
+        outputs=[args.output],
+        params={"table": args.table},
+    ) as job:
+        panels = points(experiment, args.table, pd.read_csv(args.csv))
+        save(pareto(panels, read_json(args.noise_floor)["metric"]), args.output)
+        job.figure(args.output)
+
+
+def points(experiment: Experiment, table: str, frame: pd.DataFrame) -> dict[str, list[tuple[str, float, float]]]:
+    """Name of each cost -> (what varies, cost, Frechet distance) of the cells that have both.
+
+    Raises:
+        InputError: no cell has.
+    """
+    varied = list(experiment.tables[table].vary)
+    found = {}
+    for name, title in COSTS.items():
+        measured = frame.dropna(subset=[name, "frechet_distance"]) if name in frame else frame[:0]
+        found[title] = [
+            (label(varied, measured, i) or str(cell), float(cost), float(value))
+            for i, (cell, cost, value) in enumerate(
+                zip(measured["cell"], measured[name], measured["frechet_distance"], strict=True)
+            )
+        ]
+    found = {title: cells for title, cells in found.items() if cells}
+    if not found:
+        raise InputError(f"no cell of {table} has a Frechet distance and a cost; run make_table again")
+    return found
+
+
+def label(varied: Sequence[str], frame: pd.DataFrame, place: int) -> str:
+    """What varies in one row, in short."""
+    return ", ".join(level(key, frame[key].iloc[place], frame.iloc[[place]]).replace("\n", " ") for key in varied)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,29 @@
+"""What can be asked for by name: the paper's tables and figures (`snakemake table4`), and this experiment's own."""
+
+from dpar.report import targets
+
+TARGETS = {
+    name: [f"{RESULTS}/{path}" for path in paths]
+    for name, paths in targets.targets(EXPERIMENT).items()
+}
+
+
+def files_of_target(name):
+    """The target's files; for one that this experiment lacks, a function that says so when it is asked."""
+
+    def refuse(wildcards):
+        raise WorkflowError(targets.refusal(name, EXPERIMENT, Path(workflow.basedir) / "config"))
+
+    return TARGETS.get(name, refuse)
+
+
+for target in dict.fromkeys([*targets.PAPER, *TARGETS]):
+
+    rule:
+        name:
+            target
+        input:
+            files_of_target(target),
+
+    # what `snakemake --list` says of it
+    workflow.get_rule(target).docstring = targets.summary(target, EXPERIMENT)
