@@ -22,6 +22,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$")]
+EntropyKind = Literal["unconditional", "null_class", "distilled"]
 Pooling = Literal["max", "mean"]
 TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]\w*$")]
 
@@ -312,7 +313,11 @@ class Training(Settings):
 class EntropyModel(Settings):
     """The network whose uncertainty places the boundaries (Eq. 3)."""
 
-    kind: Literal["unconditional", "null_class"] = "unconditional"
+    kind: EntropyKind = Field(
+        default="unconditional",
+        description="without a class token; asked through its null class; or, of gates alone, without a class token "
+        "and with the entropy itself as its one output, learned from the experiment's entropy model",
+    )
     model: Transformer = Transformer(variant="LlamaGen-B")
     weights: str | None = Field(default=None, description="an official file such as c2i_B_256.pt (null_class only)")
     weights_sha256: Sha256 | None = Field(default=None, description="what the file of `weights` must have")
@@ -438,7 +443,8 @@ class Table(Settings):
 
     A row is flat: `model` names an entry of `models`; `milestone` a state of its training (default: the end); keys such
     as `patchify.max_length`, `transformer.position` and `sampling.cfg_scale` replace that setting of the experiment;
-    `inference.threshold` replaces a setting of `patchify` for sampling alone; `paper.fid` is what the paper prints.
+    `inference.threshold` replaces a setting of `patchify` for sampling alone, and `inference.gate` the entropy model by
+    one of `gates`; `paper.fid` is what the paper prints.
     """
 
     title: str
@@ -464,6 +470,11 @@ class Experiment(Settings):
     tokenizer: Tokenizer
     codes: Codes = Codes()
     entropy_model: EntropyModel
+    gates: dict[ModelName, EntropyModel] = Field(
+        default={},
+        exclude_if=lambda gates: not gates,
+        description="cheaper networks that may place the boundaries in sampling, in the entropy model's stead",
+    )
     patchify: Patchify
     models: dict[ModelName, Transformer] = Field(min_length=1)
     training: Training
@@ -473,12 +484,24 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Experiment":
+        if self.entropy_model.kind == "distilled":
+            raise ValueError("entropy_model.kind `distilled` has nothing to learn from; only `gates` are distilled")
         if self.images.resolution % self.tokenizer.downsample:
             raise ValueError(
                 f"images.resolution {self.images.resolution} is not a multiple of the tokenizer's downsampling "
                 f"{self.tokenizer.downsample} (tokenizer.pixel_shuffle x 2 to the number of multipliers less one)"
             )
         return self
+
+    def placing(self, gate: str | None) -> EntropyModel:
+        """The network that places boundaries: the entropy model, or the gate of that name.
+
+        Raises:
+            InputError: there is no such gate.
+        """
+        if gate is not None and gate not in [*self.gates]:
+            raise InputError(f"there is no gate {gate!r}; gates are {', '.join(self.gates) or 'none'}")
+        return self.entropy_model if gate is None else self.gates[gate]
 
     @property
     def grid(self) -> tuple[int, int]:
