@@ -333,6 +333,11 @@ class EntropyModel(Settings):
             raise ValueError("the entropy model is a LlamaGen transformer")
         return self
 
+    @property
+    def network(self) -> Literal["llamagen", "entropy_regressor"]:
+        """The kind of model that its folder holds."""
+        return "entropy_regressor" if self.kind == "distilled" else "llamagen"
+
 
 class Patchify(Settings):
     """Where patches begin (Section 3.2.1, Algorithm 3; Table 3's switches)."""

@@ -16,8 +16,7 @@ from dpar.errors import run_command
 from dpar.evaluation import flops
 from dpar.files import read_json, write_json
 from dpar.grid import ModelCell, merged_thresholds, model_cells, threshold_of
-from dpar.model.llamagen import LlamaGenConfig
-from dpar.model.variants import build_model, model_config
+from dpar.model.variants import build_model, entropy_model_config, model_config
 from dpar.patchify import PatchCounts, simulate, static_starts
 from dpar.stages.calibrate_threshold import stored_entropies
 
@@ -109,9 +108,7 @@ def describe(experiment: Experiment, cell: ModelCell, counts: PatchCounts | None
         model = build_model(cell.transformer, num_classes=num_classes, **sizes)
     gate = None
     if counts is not None and cell.patchify.strategy == "dynamic":
-        of_gate = num_classes if experiment.entropy_model.kind == "null_class" else None
-        gate = model_config(experiment.entropy_model.model, num_classes=of_gate, **sizes)
-        assert isinstance(gate, LlamaGenConfig)
+        gate = entropy_model_config(experiment.entropy_model, num_classes=num_classes, **sizes)
     guided = experiment.sampling.cfg_scale not in (0, 1)
     patches = None if counts is None else np.arange(counts.tokens + 1.0)
 

@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags of this stage."""
     flags = argparse.ArgumentParser(prog="import_entropy_model", description=__doc__)
     flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--gate", help="a name under `gates` of the experiment (default: the entropy model)")
     flags.add_argument("--output", type=Path, required=True, help="the model folder")
     return flags
 
@@ -28,13 +29,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage.
 
     Raises:
-        InputError: the experiment trains its entropy model, or the file is not what the experiment says it is.
+        InputError: an unknown gate, the experiment trains this network, or the file is not what the experiment says it
+            is.
     """
     args = parser().parse_args(argv)
     experiment = load_experiment(args.experiment)
-    settings = experiment.entropy_model
+    settings = experiment.placing(args.gate)
     if settings.weights is None:
-        raise InputError(f"{args.experiment} trains its entropy model: run train_entropy_model, or set `weights`")
+        raise InputError(
+            f"{args.experiment} trains its {args.gate or 'entropy model'}: run train_entropy_model, or set `weights`"
+        )
     weights, vocab_size = Path(settings.weights).expanduser(), experiment.tokenizer.vocab_size
     # read through its null class, it may know other classes than the images have
     config = model_config(settings.model, vocab_size=vocab_size, grid=experiment.grid, num_classes=None)
@@ -43,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tracking.job(
         rule="import_entropy_model",
         experiment=args.experiment,
+        name=f"import_entropy_model[{args.gate}]" if args.gate else None,
         inputs=[weights],
         outputs=[args.output],
         params={"kind": settings.kind} | flat_params(model=settings.model),
@@ -52,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "weights": {"file": weights.name, "sha256": sha256_file(weights)},
             "grid": experiment.grid,
         }
+        if args.gate:
+            provenance["gate"] = args.gate
         save_model(args.output, model, provenance)
 
 

@@ -25,7 +25,7 @@ from dpar.grid import merged_thresholds, sample_cells, threshold_of
 from dpar.recipes import RECIPES
 from dpar.sampling.archive import Part, Parts, write_samples
 from dpar.sampling.memory import in_pieces
-from dpar.sampling.networks import Networks, load_networks
+from dpar.sampling.networks import GATE_THRESHOLDS, Networks, gate_threshold, load_networks
 from dpar.sampling.picture import class_rows, contact_sheet
 from dpar.sampling.request import Request, request
 from dpar.sampling.sampler import SampleResult
@@ -42,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--seed", type=int, required=True, help="of the set of samples")
     flags.add_argument("--shard", type=int, required=True, help="which part of the set, from 0")
     flags.add_argument("--model-folder", type=Path, required=True)
-    flags.add_argument("--entropy-model", type=Path, required=True, help="folder; read where patches are dynamic")
+    flags.add_argument(
+        "--entropy-model", type=Path, required=True, help="folder, of the cell's gate if any; read for dynamic patches"
+    )
     flags.add_argument("--tokenizer", type=Path, required=True, help="folder")
     flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
     flags.add_argument("--output", type=Path, required=True, help="npz of images, labels and patches an image")
@@ -72,7 +74,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     patched = model_config(args.model_folder)["kind"] == "dpar"
     gated = patched and cell.patchify.strategy == "dynamic"
-    threshold = threshold_of(cell.patchify, merged_thresholds(map(read_json, args.thresholds))) if gated else None
+    threshold = None
+    if gated and cell.gate:
+        args.thresholds = [args.entropy_model / GATE_THRESHOLDS]
+        threshold = gate_threshold(args.entropy_model, cell.patchify)
+    elif gated:
+        threshold = threshold_of(cell.patchify, merged_thresholds(map(read_json, args.thresholds)))
     with tracking.job(
         rule="sample_images",
         experiment=args.experiment,
@@ -86,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "seed": args.seed,
             "shard": args.shard,
             "patch.e_th": threshold,
+            **({"gate": cell.gate} if cell.gate else {}),
             **{f"sample.{name}": value for name, value in sampling.model_dump(exclude={"seeds"}).items()},
             **({f"patch.{name}": value for name, value in cell.patchify.model_dump().items()} if patched else {}),
         },
@@ -94,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.model_folder,
             args.entropy_model if gated else None,
             args.tokenizer,
+            gate=cell.gate,
             precision=sampling.precision,
             device=default_device(args.shard),
         )
@@ -111,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "sampling": sampling.model_dump(mode="json", exclude={"seeds"}),
             "patchify": cell.patchify.model_dump(mode="json") if patched else None,
             "threshold": threshold,
+            **({"gate": cell.gate} if cell.gate else {}),
             "resolution": side,
             "networks": networks.digests,
             "step": networks.provenance.get("step"),
