@@ -334,9 +334,14 @@ class EntropyModel(Settings):
         return self
 
     @property
-    def network(self) -> Literal["llamagen", "entropy_regressor"]:
+    def stored_as(self) -> Literal["llamagen", "entropy_regressor"]:
         """The kind of model that its folder holds."""
         return "entropy_regressor" if self.kind == "distilled" else "llamagen"
+
+
+def gate_folder(gate: str | None) -> str:
+    """Where, among the results, the gate of that name lies; the entropy model for None."""
+    return "entropy_model" if gate is None else f"gates/{gate}"
 
 
 class Patchify(Settings):
@@ -498,15 +503,20 @@ class Experiment(Settings):
             )
         return self
 
-    def placing(self, gate: str | None) -> EntropyModel:
-        """The network that places boundaries: the entropy model, or the gate of that name.
+    @property
+    def networks(self) -> dict[str, EntropyModel]:
+        """What may place boundaries, by its folder among the results: the entropy model and the gates."""
+        return {gate_folder(None): self.entropy_model} | {gate_folder(gate): self.gates[gate] for gate in self.gates}
+
+    def network(self, folder: str) -> EntropyModel:
+        """The network of that folder.
 
         Raises:
-            InputError: there is no such gate.
+            InputError: there is none.
         """
-        if gate is not None and gate not in [*self.gates]:
-            raise InputError(f"there is no gate {gate!r}; gates are {', '.join(self.gates) or 'none'}")
-        return self.entropy_model if gate is None else self.gates[gate]
+        if folder not in self.networks:
+            raise InputError(f"no network {folder} places patches here; there are {', '.join(self.networks)}")
+        return self.networks[folder]
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from dpar.config import Experiment, Patchify, Sampling, Settings, Table, Training, Transformer
+from dpar.config import Experiment, Patchify, Sampling, Settings, Table, Training, Transformer, gate_folder
 from dpar.errors import InputError
 
 # How a setting that departs from the experiment's own is written in the name of a cell.
@@ -206,7 +206,7 @@ def _sample_cell(
     parts = [] if state == model.milestones[-1] else [state]
     parts += _departures(experiment.sampling, drawn) + _departures(model.patchify, rule)
     gate = inference.get("gate")
-    if experiment.placing(gate) is not experiment.entropy_model:
+    if experiment.network(gate_folder(gate)) is not experiment.entropy_model:
         if rule.strategy == "static":
             raise InputError(f"static patches ask no entropies: inference.gate {gate!r} says nothing of them")
         parts.append(f"gate{_plain(gate)}")

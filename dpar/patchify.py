@@ -209,7 +209,7 @@ def starts_for(
 class Agreement:
     """How well the patches of one network's entropies are those of another's, where no rule decides for both.
 
-    The first two tokens, and those that begin a row where rows begin patches, are left out: any two networks agree there.
+    The first two tokens, and those that begin a row where rows begin patches, are left out: all networks agree there.
     """
 
     tokens: int  # that were compared

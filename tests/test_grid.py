@@ -103,8 +103,11 @@ def test_a_gate_changes_the_samples_and_not_the_training():
     assert cells["dpar-gatesmall"].patchify == cells["dpar"].patchify
     # one of each patch rule is compared, whatever the number of gates
     assert [cell.patchify.p_avg for cell in gated_cells(experiment)] == [1.8, 2.2]
-    assert experiment.placing("small") is experiment.gates["small"]
-    assert experiment.placing(None) is experiment.entropy_model
+    assert experiment.networks == {
+        "entropy_model": experiment.entropy_model,
+        "gates/small": experiment.gates["small"],
+        "gates/distilled": experiment.gates["distilled"],
+    }
     assert not gated_cells(with_rows({"model": "dpar"}))
 
 
@@ -117,8 +120,8 @@ def test_an_experiment_without_gates_is_written_as_before_there_were_any():
 @pytest.mark.parametrize(
     ("row", "named"),
     [
-        ({"inference.gate": "smal"}, "there is no gate 'smal'; gates are small, distilled"),
-        ({"inference.gate": ["small"]}, r"there is no gate \['small'\]"),
+        ({"inference.gate": "smal"}, "no network gates/smal .* entropy_model, gates/small, gates/distilled"),
+        ({"inference.gate": ["small"]}, r"no network gates/\['small'\]"),
         ({"inference.strategy": "static", "inference.gate": "small"}, "static patches ask no entropies"),
         ({"model": "llamagen", "inference.gate": "small"}, "has no patches"),
         ({}, r"gates\.distilled: no row of a table samples through it"),

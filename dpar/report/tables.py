@@ -23,6 +23,7 @@ TITLES = {
     "model": "Model",
     "patchify.p_avg": "Wanted P_avg",
     "inference.p_avg": "Wanted P_avg (sampling)",
+    "inference.gate": "Gate",
     "milestone": "State",
     "threshold": "E_Th (nats)",
     "max_length": "P_max",
@@ -84,14 +85,15 @@ def _row(
     measured = [metrics[sample.slug, seed] for seed in sample.sampling.seeds if (sample.slug, seed) in metrics]
     likelihood, over_seeds = likelihoods.get((sample.model, sample.milestone), {}), _over_seeds(measured)
     patch_length = likelihood.get("mean_patch_length")
-    if sample.patchify != row.model.patchify:  # Table 6: the likelihood was measured with the patches of training
+    # Table 6, gates: the likelihood was measured with the patches of training
+    if sample.patchify != row.model.patchify or sample.gate:
         likelihood, steps = {}, over_seeds.get("steps")
         patch_length = tokens / steps if steps else None
     found: dict[str, Any] = {
         "model": row.values["model"],
         **{key: _shown(value) for key, value in row.values.items() if key not in ("model", "milestone")},
         "milestone": sample.milestone,
-        "threshold": threshold_of(sample.patchify, thresholds) if is_dpar else None,
+        "threshold": threshold_of(sample.patchify, thresholds) if is_dpar and not sample.gate else None,
         "max_length": sample.patchify.max_length if is_dpar and sample.patchify.strategy == "dynamic" else None,
         "patch_length": patch_length if is_dpar else None,
         "nll": likelihood.get("nll"),

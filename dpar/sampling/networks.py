@@ -25,9 +25,6 @@ from dpar.weights import CONFIG, load_model, model_config
 PIXELS_AT_ONCE = 2**21
 """Pixels that are encoded or decoded together: 32 images of 256 x 256."""
 
-GATE_THRESHOLDS = "thresholds.json"
-"""What calibrate_gate writes into a gate's folder."""
-
 ENTROPY_MODELS = "llamagen", "entropy_regressor"
 """Kinds of networks that may place boundaries."""
 
@@ -160,20 +157,26 @@ def load_networks(
     return Networks(network, clock, decoder, provenance, digests)
 
 
+def gate_thresholds(folder: Path) -> Path:
+    """What calibrate_gate writes beside the folder of a gate."""
+    return folder.with_name(f"{folder.name}.thresholds.json")
+
+
 def gate_threshold(folder: Path, patchify: Patchify) -> float:
     """E_Th in nats at which the gate in `folder` gives the mean patch length that the entropy model's E_Th gives.
 
     Raises:
         InputError: the gate was calibrated for other patches, or it is not the network that was calibrated.
     """
-    found = read_json(folder / GATE_THRESHOLDS)
+    path = gate_thresholds(folder)
+    found = read_json(path)
     if found["gate"] != model_config(folder)["sha256"]:
-        raise InputError(f"{folder / GATE_THRESHOLDS} was made for another network; run calibrate_gate again")
+        raise InputError(f"{path} was made for another network than the one in {folder}; run calibrate_gate again")
     for rule in found["rules"]:
         if Patchify.model_validate(rule["patchify"]) == patchify:
             return rule["threshold"]
     raise InputError(
-        f"{folder} has no threshold for patches of {patchify}; sample such a cell in a table of the experiment and run "
+        f"{path} has no threshold for patches of {patchify}; sample such a cell in a table of the experiment and run "
         "calibrate_gate again, or give the threshold in nats of this gate"
     )
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from dpar import tracking
-from dpar.config import Patchify, load_experiment
+from dpar.config import Patchify, gate_folder, load_experiment
 from dpar.data.codes import open_codes
 from dpar.device import default_device
 from dpar.errors import InputError, run_command
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--gate-folder", type=Path, required=True)
     flags.add_argument("--manifest", type=Path, required=True, help="training codes, scored by the entropy model")
     flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
-    flags.add_argument("--output", type=Path, required=True, help="thresholds.json in the gate's folder")
+    flags.add_argument("--output", type=Path, required=True, help="gates/GATE.thresholds.json")
     return flags
 
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = parser().parse_args(argv)
     experiment = load_experiment(args.experiment)
-    settings = experiment.placing(args.gate)
+    settings = experiment.network(gate_folder(args.gate))
     with tracking.job(
         rule="calibrate_gate",
         experiment=args.experiment,

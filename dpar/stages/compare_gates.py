@@ -1,20 +1,19 @@
-"""Compares gates with the entropy model: where patches begin in held-out images, what it does to the model, the cost."""
+"""Compares gates with the entropy model: where patches begin in held-out images, how a model takes it, the cost."""
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from dpar import tracking
-from dpar.config import load_experiment
+from dpar.config import gate_folder, load_experiment
 from dpar.data.codes import CodeStore, open_codes
 from dpar.device import default_device
 from dpar.errors import run_command
@@ -24,14 +23,13 @@ from dpar.grid import gated_cells, merged_thresholds, threshold_of
 from dpar.model.dpar import DPARConfig
 from dpar.model.llamagen import LlamaGenConfig
 from dpar.patchify import Agreement, PatchCounts, starts_for
+from dpar.report.gates import TITLE, notes, readable
 from dpar.report.tables import to_markdown
-from dpar.sampling.networks import gate_threshold
+from dpar.sampling.networks import gate_threshold, gate_thresholds
 from dpar.stages.score_entropies import scored
 from dpar.train.distributed import Ranks
 from dpar.train.objective import Patching, likelihood
 from dpar.weights import load_model, model_config
-
-TITLE = "Gates beside the entropy model"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tracking.job(
         rule="compare_gates",
         experiment=args.experiment,
-        inputs=[args.manifest, args.entropy_model, *args.gates, *args.models, *args.thresholds],
+        inputs=[
+            *(args.manifest, args.entropy_model, *args.gates, *args.models, *args.thresholds),
+            *map(gate_thresholds, args.gates),
+        ],
         outputs=[args.output, args.markdown],
         params={"gates": ", ".join(gates)},
     ) as job:
@@ -70,12 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         codes = open_codes(args.manifest, entropy_model=model_config(args.entropy_model)["sha256"])
         placing: dict[str | None, tuple[CodeStore, LlamaGenConfig, dict[str, Any]]] = {}
         for gate, folder in {None: args.entropy_model, **gates}.items():
-            settings, store = experiment.placing(gate), codes
+            settings, store = experiment.network(gate_folder(gate)), codes
             if gate is not None:
                 tokens = codes.tokens.reshape(-1, codes.metadata.length)
                 entropy = scored(folder, settings, tokens, codes.metadata, args.manifest, device)
                 store = replace(codes, entropy=entropy.reshape(codes.tokens.shape))
-            network = load_model(folder, settings.network)
+            network = load_model(folder, settings.stored_as)
             about = {
                 "gate": gate,
                 "kind": settings.kind,
@@ -127,7 +128,8 @@ def first_view(codes: CodeStore) -> Tensor:
 
 def correlation(expected: CodeStore, found: CodeStore) -> float:
     """The linear correlation of two networks' entropies over all tokens but the first."""
-    return float(np.corrcoef(*(first_view(codes)[:, 1:].flatten().numpy() for codes in (expected, found)))[0, 1])
+    pair = torch.stack([first_view(codes)[:, 1:].flatten() for codes in (expected, found)])
+    return float(torch.corrcoef(pair.double())[0, 1])
 
 
 def agreement(
@@ -148,49 +150,6 @@ def cost(model: DPARConfig, gate: LlamaGenConfig, counts: PatchCounts, *, guided
         "sampling_gmacs": counts.expectation(np.asarray(together)),
         "steps": counts.mean,
     }
-
-
-def readable(found: Mapping[str, Any]) -> pd.DataFrame:
-    """The comparison as people read it."""
-
-    def number(value: float | None) -> str:
-        return "–" if value is None else f"{value:.4g}"
-
-    rows = []
-    for row in found["rows"]:
-        is_gate, alike = row["gate"] is not None, row["agreement"]
-        rows.append(
-            {
-                "Model": f"{row['model']}, {row['milestone']}",
-                "Gate": row["gate"] or "entropy model",
-                "Kind": row["kind"],
-                "Parameters": f"{row['parameters']:,}",
-                "Its GMACs/image": number(row["gate_gmacs"]),
-                "Sampling GMACs/image": number(row["sampling_gmacs"]),
-                "E_Th (nats)": number(row["threshold"]),
-                "P_avg": number(row["mean_patch_length"]),
-                "Steps": number(row["steps"]),
-                "Correlation": number(row["correlation"]) if is_gate else "–",
-                "Agreement (chance)": f"{alike['share']:.4f} ({alike['chance']:.4f})" if is_gate else "–",
-                "Precision": number(alike["precision"]) if is_gate else "–",
-                "Recall": number(alike["recall"]) if is_gate else "–",
-                "Val. NLL (nats/token)": f"{row['nll']:.4f}",
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def notes(found: Mapping[str, Any]) -> list[str]:
-    """What the numbers rest on."""
-    return [
-        f"{found['images']} held-out images; the models were trained on the entropy model's patches alone.",
-        "A gate's E_Th gives the P_avg of the entropy model's on training images.",
-        "Agreement: share of tokens that open a patch in both or in neither, of those that no rule decides beforehand "
-        "(the first two, and beginnings of rows where they begin patches); chance: as many starts anywhere. Precision "
-        "and recall are those of starts.",
-        "GMACs: 1e9 multiply-accumulates of sampling one image, attention and guidance counted; softmax and the sum over "
-        "the codebook are not.",
-    ]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags of this stage."""
     flags = argparse.ArgumentParser(prog="import_entropy_model", description=__doc__)
     flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--gate", help="a name under `gates` of the experiment (default: the entropy model)")
+    flags.add_argument("--network", default="entropy_model", help="or gates/NAME, one of the experiment's gates")
     flags.add_argument("--output", type=Path, required=True, help="the model folder")
     return flags
 
@@ -29,16 +29,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage.
 
     Raises:
-        InputError: an unknown gate, the experiment trains this network, or the file is not what the experiment says it
+        InputError: an unknown network, one that the experiment trains, or the file is not what the experiment says it
             is.
     """
     args = parser().parse_args(argv)
     experiment = load_experiment(args.experiment)
-    settings = experiment.placing(args.gate)
+    settings = experiment.network(args.network)
     if settings.weights is None:
-        raise InputError(
-            f"{args.experiment} trains its {args.gate or 'entropy model'}: run train_entropy_model, or set `weights`"
-        )
+        raise InputError(f"{args.experiment} trains its {args.network}: run train_entropy_model, or set `weights`")
     weights, vocab_size = Path(settings.weights).expanduser(), experiment.tokenizer.vocab_size
     # read through its null class, it may know other classes than the images have
     config = model_config(settings.model, vocab_size=vocab_size, grid=experiment.grid, num_classes=None)
@@ -47,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tracking.job(
         rule="import_entropy_model",
         experiment=args.experiment,
-        name=f"import_entropy_model[{args.gate}]" if args.gate else None,
+        name=None if settings is experiment.entropy_model else f"import_entropy_model[{args.network}]",
         inputs=[weights],
         outputs=[args.output],
         params={"kind": settings.kind} | flat_params(model=settings.model),
@@ -57,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "weights": {"file": weights.name, "sha256": sha256_file(weights)},
             "grid": experiment.grid,
         }
-        if args.gate:
-            provenance["gate"] = args.gate
+        if settings is not experiment.entropy_model:
+            provenance["gate"] = args.network.removeprefix("gates/")
         save_model(args.output, model, provenance)
 
 

@@ -25,7 +25,7 @@ from dpar.grid import merged_thresholds, sample_cells, threshold_of
 from dpar.recipes import RECIPES
 from dpar.sampling.archive import Part, Parts, write_samples
 from dpar.sampling.memory import in_pieces
-from dpar.sampling.networks import GATE_THRESHOLDS, Networks, gate_threshold, load_networks
+from dpar.sampling.networks import Networks, gate_threshold, gate_thresholds, load_networks
 from dpar.sampling.picture import class_rows, contact_sheet
 from dpar.sampling.request import Request, request
 from dpar.sampling.sampler import SampleResult
@@ -42,9 +42,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--seed", type=int, required=True, help="of the set of samples")
     flags.add_argument("--shard", type=int, required=True, help="which part of the set, from 0")
     flags.add_argument("--model-folder", type=Path, required=True)
-    flags.add_argument(
-        "--entropy-model", type=Path, required=True, help="folder, of the cell's gate if any; read for dynamic patches"
-    )
+    flags.add_argument("--entropy-model", type=Path, required=True, help="folder; read where patches are dynamic")
+    flags.add_argument("--gates", type=Path, default=Path(), help="folder of gates; read instead if the cell has one")
     flags.add_argument("--tokenizer", type=Path, required=True, help="folder")
     flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
     flags.add_argument("--output", type=Path, required=True, help="npz of images, labels and patches an image")
@@ -74,19 +73,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     patched = model_config(args.model_folder)["kind"] == "dpar"
     gated = patched and cell.patchify.strategy == "dynamic"
-    threshold = None
+    placing, thresholds, threshold = args.entropy_model, args.thresholds, None
     if gated and cell.gate:
-        args.thresholds = [args.entropy_model / GATE_THRESHOLDS]
-        threshold = gate_threshold(args.entropy_model, cell.patchify)
+        placing = args.gates / cell.gate
+        thresholds, threshold = [gate_thresholds(placing)], gate_threshold(placing, cell.patchify)
     elif gated:
-        threshold = threshold_of(cell.patchify, merged_thresholds(map(read_json, args.thresholds)))
+        threshold = threshold_of(cell.patchify, merged_thresholds(map(read_json, thresholds)))
     with tracking.job(
         rule="sample_images",
         experiment=args.experiment,
         name=f"sample_images[{args.cell}/seed{args.seed}/{args.shard}]",
-        inputs=[args.model_folder, args.tokenizer]
-        + ([args.entropy_model] if gated else [])
-        + (args.thresholds if gated else []),
+        inputs=[args.model_folder, args.tokenizer] + ([placing, *thresholds] if gated else []),
         outputs=[args.output, args.picture],
         params={
             "cell": args.cell,
@@ -100,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ) as job:
         networks = load_networks(
             args.model_folder,
-            args.entropy_model if gated else None,
+            placing if gated else None,
             args.tokenizer,
             gate=cell.gate,
             precision=sampling.precision,

@@ -82,7 +82,7 @@ def scored(
     Raises:
         InputError: the network and the codes were not made for one another, or an entropy is not finite.
     """
-    model = load_model(folder, settings.network, device)
+    model = load_model(folder, settings.stored_as, device)
     metadata.expect(
         where,
         grid=model.config.grid,

@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags of this stage."""
     flags = argparse.ArgumentParser(prog="train_entropy_model", description=__doc__)
     flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--gate", help="a name under `gates` of the experiment (default: the entropy model)")
+    flags.add_argument("--network", default="entropy_model", help="or gates/NAME, one of the experiment's gates")
     flags.add_argument("--train", type=Path, required=True, help="manifest of training codes, scored for distilling")
     flags.add_argument("--val", type=Path, required=True, help="manifest of held-out codes, scored for distilling")
     flags.add_argument("--state", type=Path, required=True, help="folder of checkpoints, kept between calls")
@@ -40,24 +40,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage.
 
     Raises:
-        InputError: an unknown gate, the experiment imports this network, codes or a state of something else, a loss
+        InputError: an unknown network, the experiment imports this network, codes or a state of something else, a loss
             that is not finite, or no space.
         SystemExit: with status 75 after a signal, when the state has been saved.
     """
     args = parser().parse_args(argv)
     experiment = load_experiment(args.experiment)
-    settings = experiment.placing(args.gate)
+    settings = experiment.network(args.network)
     if settings.training is None:
         raise InputError(
-            f"{args.experiment} imports its {args.gate or 'entropy model'} from {settings.weights}: "
-            "run import_entropy_model"
+            f"{args.experiment} imports its {args.network} from {settings.weights}: run import_entropy_model"
         )
     with (
         ranks() as here,
         tracking.job(
             rule="train_entropy_model",
             experiment=args.experiment,
-            name=f"train_entropy_model[{args.gate}]" if args.gate else None,
+            name=None if settings is experiment.entropy_model else f"train_entropy_model[{args.network}]",
             inputs=[args.train, args.val],
             outputs=[args.output],
             params={"kind": settings.kind, "seed": experiment.seed}
@@ -91,8 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "codes": train.digest,
             "grid": experiment.grid,
         }
-        if args.gate:
-            provenance["gate"] = args.gate
+        if settings is not experiment.entropy_model:
+            provenance["gate"] = args.network.removeprefix("gates/")
         if task.distilled:
             provenance["entropy_model"] = teacher
         train_to(

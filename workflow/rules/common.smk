@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 from dpar.commands.run import LOCKED, only_run
-from dpar.config import TRAINING_PACE, parse_experiment
+from dpar.config import TRAINING_PACE, gate_folder, parse_experiment
 from dpar.errors import InputError
 from dpar.files import digest, write_json
-from dpar.grid import model_cells, p_avg_targets, sample_cells, table_rows
+from dpar.grid import gated_cells, model_cells, p_avg_targets, sample_cells, table_rows
 from dpar.recipes import RECIPES
 
 
@@ -63,6 +63,7 @@ wildcard_constraints:
     seed=r"\d+",
     features=r"reference|[^/]+/seed\d+",
     table="|".join(map(re.escape, EXPERIMENT.tables)) or "none",
+    gate="|".join(map(re.escape, EXPERIMENT.gates)) or "none",
 
 
 def recipe(stage, *settings):
@@ -88,6 +89,11 @@ def shards(store, split):
 def folder(path):
     """The files of the model folder at `path`."""
     return [f"{RESULTS}/{path}/{name}" for name in MODEL_FILES]
+
+
+def gate_files(gate):
+    """What sampling needs of that network; the threshold of the entropy model belongs to the patches."""
+    return folder(gate_folder(gate)) + ([f"{RESULTS}/{gate_folder(gate)}.thresholds.json"] if gate else [])
 
 
 def is_gated(patchify, transformer):

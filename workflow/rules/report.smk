@@ -154,6 +154,7 @@ rule write_report:
             RESULTS + "/figures/entropy_maps.png",
             RESULTS + "/figures/compute.png",
         ],
+        gates=[RESULTS + "/gates/comparison.json"] if EXPERIMENT.gates else [],
         tokenizer=RESULTS + "/tokenizer/report.json",
         reconstructions=RESULTS + "/tokenizer/reconstructions.png",
         noise_floor=RESULTS + "/metrics/noise_floor.json",
@@ -172,6 +173,6 @@ rule write_report:
         recipe=recipe("write_report", EXPERIMENT),
     shell:
         STAGE + " --tables {input.tables} --ablations {input.ablations}"
-        " --figures {input.figures} --tokenizer {input.tokenizer} --reconstructions {input.reconstructions}"
+        " --figures {input.figures} --gates {input.gates} --tokenizer {input.tokenizer} --reconstructions {input.reconstructions}"
         " --noise-floor {input.noise_floor} --thresholds {input.thresholds}"
         " --histories {input.histories} --output {output}" + LOGGED
