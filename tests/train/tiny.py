@@ -9,7 +9,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from dpar.config import EntropyModel, Patchify, Training, Transformer, parse_experiment
+from dpar.config import (
+    EntropyModel,
+    Experiment,
+    Patchify,
+    Training,
+    Transformer,
+    load_experiment,
+    parse_experiment,
+)
 from dpar.data.codes import CodeMetadata, CodeRows, CodeStore, Manifest, rows_of_images, write_shard
 from dpar.files import digest, write_json
 from dpar.model.variants import build_entropy_model, build_model, entropy_model_config
@@ -132,6 +140,11 @@ class Results:
             write_codes(folder / name / "val", code_rows(1, images=6, views=1, scored=scored))
         write_json(folder / "thresholds.json", {"p_avg": {"1.6": {"threshold": 2.0, "achieved": 1.61}}})
         return made
+
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment."""
+        return load_experiment(self.folder / "experiment.json")
 
     def set(self, values: dict[str, Any]) -> None:
         """Replaces the experiment."""
