@@ -22,6 +22,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$")]
+EntropyKind = Literal["unconditional", "null_class", "distilled"]
 Pooling = Literal["max", "mean"]
 TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]\w*$")]
 
@@ -318,7 +319,11 @@ class Training(Settings):
 class EntropyModel(Settings):
     """The network whose uncertainty places the boundaries (Eq. 3)."""
 
-    kind: Literal["unconditional", "null_class"] = "unconditional"
+    kind: EntropyKind = Field(
+        default="unconditional",
+        description="without a class token; asked through its null class; or, of gates alone, without a class token "
+        "and with the entropy itself as its one output, learned from the experiment's entropy model",
+    )
     model: Transformer = Transformer(variant="LlamaGen-B")
     weights: str | None = Field(default=None, description="an official file such as c2i_B_256.pt (null_class only)")
     weights_sha256: Sha256 | None = Field(default=None, description="what the file of `weights` must have")
@@ -333,6 +338,16 @@ class EntropyModel(Settings):
         if self.model.is_dpar:
             raise ValueError("the entropy model is a LlamaGen transformer")
         return self
+
+    @property
+    def stored_as(self) -> Literal["llamagen", "entropy_regressor"]:
+        """The kind of model that its folder holds."""
+        return "entropy_regressor" if self.kind == "distilled" else "llamagen"
+
+
+def gate_folder(gate: str | None) -> str:
+    """Where, among the results, the gate of that name lies; the entropy model for None."""
+    return "entropy_model" if gate is None else f"gates/{gate}"
 
 
 class Patchify(Settings):
@@ -444,8 +459,9 @@ class Table(Settings):
 
     A row is flat: `model` names an entry of `models`; `milestone` a state of its training (default: the end); keys such
     as `patchify.max_length`, `transformer.position` and `sampling.cfg_scale` replace that setting of the experiment;
-    `inference.threshold` replaces a setting of `patchify` for sampling alone; `paper.fid` is what the paper prints, where
-    its settings are not the row's (where they are, `dpar/report/paper_tables.yaml` has it).
+    `inference.threshold` replaces a setting of `patchify` for sampling alone, and `inference.gate` the entropy model by
+    one of `gates`; `paper.fid` is what the paper prints, where its settings are not the row's (where they are,
+    `dpar/report/paper_tables.yaml` has it).
     """
 
     title: str
@@ -494,6 +510,11 @@ class Experiment(Settings):
     tokenizer: Tokenizer
     codes: Codes = Codes()
     entropy_model: EntropyModel
+    gates: dict[ModelName, EntropyModel] = Field(
+        default={},
+        exclude_if=lambda gates: not gates,
+        description="cheaper networks that may place the boundaries in sampling, in the entropy model's stead",
+    )
     patchify: Patchify
     models: dict[ModelName, Transformer] = Field(min_length=1)
     training: Training
@@ -509,6 +530,8 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Experiment":
+        if self.entropy_model.kind == "distilled":
+            raise ValueError("entropy_model.kind `distilled` has nothing to learn from; only `gates` are distilled")
         if len(set(self.training_seeds)) < len(self.training_seeds):
             raise ValueError(f"`training_seeds` repeats one: {list(self.training_seeds)}")
         if taken := {*self.tables, *FIGURES} & {*self.figures} | {*self.tables} & {*FIGURES, "table1", "table8"}:
@@ -525,6 +548,21 @@ class Experiment(Settings):
                 f"{self.tokenizer.downsample} (tokenizer.pixel_shuffle x 2 to the number of multipliers less one)"
             )
         return self
+
+    @property
+    def networks(self) -> dict[str, EntropyModel]:
+        """What may place boundaries, by its folder among the results: the entropy model and the gates."""
+        return {gate_folder(None): self.entropy_model} | {gate_folder(gate): self.gates[gate] for gate in self.gates}
+
+    def network(self, folder: str) -> EntropyModel:
+        """The network of that folder.
+
+        Raises:
+            InputError: there is none.
+        """
+        if folder not in self.networks:
+            raise InputError(f"no network {folder} places patches here; there are {', '.join(self.networks)}")
+        return self.networks[folder]
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -1,12 +1,12 @@
 """How uncertain the entropy model is about the next token (Section 3.2.1, Eq. 3)."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dpar.config import EntropyKind
 from dpar.errors import InputError
+from dpar.model.entropy_regressor import EntropyRegressor
 from dpar.model.llamagen import LlamaGen
 
 
@@ -16,26 +16,30 @@ def next_token_entropy(logits: Float[Tensor, "... V"]) -> Float[Tensor, "..."]:
     return torch.special.entr(logits.softmax(-1, dtype=dtype)).sum(-1)
 
 
-def token_entropies(
-    model: LlamaGen, tokens: Int[Tensor, "B T"], kind: Literal["unconditional", "null_class"]
-) -> Float[Tensor, "B T"]:
+def said_entropy(model: LlamaGen, outputs: Float[Tensor, "... outputs"]) -> Float[Tensor, "..."]:
+    """The entropy in nats that a network's outputs mean: of its logits, or the one number of a distilled gate."""
+    return outputs.squeeze(-1) if isinstance(model, EntropyRegressor) else next_token_entropy(outputs)
+
+
+def token_entropies(model: LlamaGen, tokens: Int[Tensor, "B T"], kind: EntropyKind) -> Float[Tensor, "B T"]:
     """e_0 = +inf and e_i in nats of the model's prediction of x_i from x_<i, each image by itself (Eq. 3).
 
     Args:
         model: in eval mode.
         tokens: codes of whole images.
         kind: `unconditional` for a model without a class token, `null_class` for a class-conditional one that is asked
-            through its null class.
+            through its null class, `distilled` for one that gives the entropies themselves.
 
     Raises:
-        InputError: the model is of the other kind.
+        InputError: the model is of another kind.
     """
-    if (kind == "unconditional") != (model.config.num_classes is None):
-        found = "no class token" if model.config.num_classes is None else f"{model.config.num_classes} classes"
-        raise InputError(f"entropy_model.kind is {kind!r}, but the model has {found}; set the kind that fits the model")
-    if kind == "unconditional":
-        logits = model(tokens)
+    classes, distilled = model.config.num_classes, isinstance(model, EntropyRegressor)
+    if kind != ("distilled" if distilled else "unconditional" if classes is None else "null_class"):
+        found = "one output" if distilled else "no class token" if classes is None else f"{classes} classes"
+        raise InputError(f"the entropy model's kind is {kind!r}, but it has {found}; set the kind that fits the model")
+    if classes is None:
+        outputs = model(tokens)
     else:
-        logits = model(tokens, tokens.new_full((len(tokens),), model.null_label))[:, 1:]
-    entropy = next_token_entropy(logits)
+        outputs = model(tokens, tokens.new_full((len(tokens),), model.null_label))[:, 1:]
+    entropy = said_entropy(model, outputs)
     return torch.cat((entropy.new_full((len(tokens), 1), torch.inf), entropy), 1)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from dpar.config import Experiment, Patchify, Sampling, Settings, Table, Training, Transformer
+from dpar.config import Experiment, Patchify, Sampling, Settings, Table, Training, Transformer, gate_folder
 from dpar.errors import InputError
 
 # How a setting that departs from the experiment's own is written in the name of a cell.
@@ -44,6 +44,7 @@ class SampleCell:
     milestone: str
     sampling: Sampling
     patchify: Patchify
+    gate: str | None = None  # which of the experiment's gates places the boundaries, not its entropy model
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,23 @@ def sample_cells(experiment: Experiment) -> dict[str, SampleCell]:
     """Every set of samples that the experiment's tables name, by slug; equal cells are one.
 
     Raises:
-        InputError: a row of a table cannot be filled.
+        InputError: a row of a table cannot be filled, or a gate is in no row.
     """
     cells: dict[str, SampleCell] = {}
     for row in _all_rows(experiment):
         for cell in row.samples:
             _share(cells, cell)
+    unused = experiment.gates.keys() - {cell.gate for cell in cells.values()}
+    if unused:
+        name = min(unused)
+        raise InputError(f"gates.{name}: no row of a table samples through it; give one `inference.gate: {name}`")
     return cells
+
+
+def gated_cells(experiment: Experiment) -> list[SampleCell]:
+    """One set of samples through a gate for each state of a model and each patch rule under which gates are used."""
+    cells = (cell for cell in sample_cells(experiment).values() if cell.gate is not None)
+    return list({(cell.model, cell.milestone, cell.patchify.model_dump_json()): cell for cell in cells}.values())
 
 
 def p_avg_targets(experiment: Experiment) -> list[float]:
@@ -233,10 +244,15 @@ def _sample_cell(
     if state not in model.milestones:
         raise InputError(f"milestone {milestone} is not kept; training keeps {', '.join(model.milestones)}")
     drawn = _replaced(experiment.sampling, sampling)
-    rule = _replaced_patchify(model.patchify, inference)
+    rule = _replaced_patchify(model.patchify, {key: value for key, value in inference.items() if key != "gate"})
     parts = [] if state == model.milestones[-1] else [state]
     parts += _departures(experiment.sampling, drawn) + _departures(model.patchify, rule)
-    return SampleCell("-".join([model.slug, *parts]), model.slug, state, drawn, rule)
+    gate = inference.get("gate")
+    if experiment.network(gate_folder(gate)) is not experiment.entropy_model:
+        if rule.strategy == "static":
+            raise InputError(f"static patches ask no entropies: inference.gate {gate!r} says nothing of them")
+        parts.append(f"gate{_plain(gate)}")
+    return SampleCell("-".join([model.slug, *parts]), model.slug, state, drawn, rule, gate)
 
 
 def _replaced(settings: S, values: Mapping[str, Any]) -> S:

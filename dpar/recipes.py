@@ -17,6 +17,8 @@ RECIPES = {
     "import_entropy_model": 1,
     "score_entropies": 2,
     "calibrate_threshold": 1,
+    "calibrate_gate": 1,
+    "compare_gates": 1,
     "count_patches": 1,
     "describe_models": 1,
     "train_model": 1,

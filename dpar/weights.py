@@ -22,6 +22,7 @@ CONFIG = "config.json"
 KINDS = {
     "dpar": ("dpar.model.dpar", "DPAR"),
     "llamagen": ("dpar.model.llamagen", "LlamaGen"),
+    "entropy_regressor": ("dpar.model.entropy_regressor", "EntropyRegressor"),
     "tokenizer": ("dpar.tokenizer.autoencoder", "VQAutoencoder"),
     "classifier": ("dpar.evaluation.classifier", "Classifier"),
 }

@@ -5,7 +5,7 @@ import torch
 
 from dpar.entropy import next_token_entropy, token_entropies
 from dpar.errors import InputError
-from tests.model.tiny import tiny_batch, tiny_llamagen
+from tests.model.tiny import tiny_batch, tiny_llamagen, tiny_regressor
 from tests.oracles.model import llamagen_logits
 
 
@@ -62,7 +62,23 @@ def test_entropies_depend_on_nothing_but_earlier_tokens_of_the_same_image(float6
     assert changed[0, 6:].all()
 
 
-@pytest.mark.parametrize(("kind", "num_classes"), [("unconditional", 3), ("null_class", None)])
-def test_a_model_of_the_other_kind_is_refused(kind, num_classes):
-    with pytest.raises(InputError, match=r"entropy_model\.kind"):
-        token_entropies(tiny_llamagen(num_classes=num_classes), tiny_batch(1)[0], kind)
+@torch.no_grad()
+def test_a_distilled_gate_gives_the_entropies_themselves(float64):
+    model, (tokens, _) = tiny_regressor(), tiny_batch(2)
+    entropy = token_entropies(model, tokens, "distilled")
+    assert entropy[:, 0].tolist() == [math.inf, math.inf]
+    assert torch.equal(entropy[:, 1:], model(tokens)[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "found"),
+    [
+        (tiny_llamagen(), "unconditional", "3 classes"),
+        (tiny_llamagen(num_classes=None), "null_class", "no class token"),
+        (tiny_llamagen(num_classes=None), "distilled", "no class token"),
+        (tiny_regressor(), "unconditional", "one output"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused(model, kind, found):
+    with pytest.raises(InputError, match=f"kind is '{kind}', but it has {found}"):
+        token_entropies(model, tiny_batch(1)[0], kind)

@@ -6,7 +6,7 @@ import pytest
 
 from dpar.config import VARIANTS, parse_experiment
 from dpar.errors import InputError
-from dpar.grid import model_cells, p_avg_targets, sample_cells, table_rows, threshold_of
+from dpar.grid import gated_cells, model_cells, p_avg_targets, sample_cells, table_rows, threshold_of
 from tests.test_config import CONFIG, demo, load_experiment
 
 
@@ -84,6 +84,65 @@ def test_settings_of_inference_change_the_samples_and_not_the_training():
     assert second.sample.slug == "dpar-cfg1.5-pavg2.2"
     assert second.sample.patchify.p_avg == 2.2
     assert set(sample_cells(experiment)) == {"dpar", "dpar-cfg1.5-pavg2.2"}
+
+
+GATES = {
+    "small": {"model": {"architecture": "llamagen", "width": 64, "heads": 2, "layers": 1}, "training": {"steps": 1}},
+    "distilled": {"kind": "distilled", "model": {"variant": "LlamaGen-B", "layers": 2}, "training": {"steps": 1}},
+}
+
+
+def with_gates(*rows, **vary):
+    return parse_experiment(demo(gates=GATES, tables={"t": {"title": "t", "rows": list(rows), "vary": vary}}), "test")
+
+
+def test_a_gate_changes_the_samples_and_not_the_training():
+    experiment = with_gates(
+        {"model": "dpar"},
+        {"model": "dpar", "inference.p_avg": 2.2, "sampling.cfg_scale": 1.5},
+        **{"inference.gate": [None, "small", "distilled"]},
+    )
+    rows = table_rows(experiment, "t")
+    assert {row.model.slug for row in rows} == {"dpar"}
+    cells = sample_cells(experiment)
+    assert {slug: cell.gate for slug, cell in cells.items()} == {
+        "dpar": None,
+        "dpar-gatesmall": "small",
+        "dpar-gatedistilled": "distilled",
+        "dpar-cfg1.5-pavg2.2": None,
+        "dpar-cfg1.5-pavg2.2-gatesmall": "small",
+        "dpar-cfg1.5-pavg2.2-gatedistilled": "distilled",
+    }
+    assert cells["dpar-gatesmall"].patchify == cells["dpar"].patchify
+    # one of each patch rule is compared, whatever the number of gates
+    assert [cell.patchify.p_avg for cell in gated_cells(experiment)] == [1.8, 2.2]
+    assert experiment.networks == {
+        "entropy_model": experiment.entropy_model,
+        "gates/small": experiment.gates["small"],
+        "gates/distilled": experiment.gates["distilled"],
+    }
+    assert not gated_cells(with_rows({"model": "dpar"}))
+
+
+def test_an_experiment_without_gates_is_written_as_before_there_were_any():
+    assert "gates" not in with_rows({"model": "dpar"}).model_dump(mode="json")
+    experiment = with_gates({"model": "dpar"}, **{"inference.gate": ["small", "distilled"]})
+    assert parse_experiment(experiment.model_dump(mode="json"), "again") == experiment
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"inference.gate": "smal"}, "no network gates/smal .* entropy_model, gates/small, gates/distilled"),
+        ({"inference.gate": ["small"]}, r"no network gates/\['small'\]"),
+        ({"inference.strategy": "static", "inference.gate": "small"}, "static patches ask no entropies"),
+        ({"model": "llamagen", "inference.gate": "small"}, "has no patches"),
+        ({}, r"gates\.distilled: no row of a table samples through it"),
+    ],
+)
+def test_a_gate_that_cannot_be_used_is_named(row, named):
+    with pytest.raises(InputError, match=named):
+        sample_cells(with_gates({"model": "dpar"} | row))
 
 
 def test_the_papers_numbers_are_kept_apart_from_what_varies():

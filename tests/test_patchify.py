@@ -12,6 +12,7 @@ from dpar.errors import InputError
 from dpar.patchify import (
     CHUNK,
     SAMPLE,
+    Agreement,
     PatchCounts,
     calibrate,
     calibrate_cost,
@@ -245,6 +246,30 @@ def test_simulation_counts_what_the_rule_cuts(grid, thresholds, max_lengths, row
         assert counts.mean_patch_length == pytest.approx((entropy.shape[1] / patches).mean())
         for q in (0, 10, 50, 100):
             assert counts.percentile(q) == np.percentile(patches, q, method="inverted_cdf")
+
+
+@pytest.mark.parametrize("row_boundary", [True, False])
+def test_agreement_counts_the_tokens_that_no_rule_decides(row_boundary):
+    expected, found = (torch.rand(5, 12, generator=torch.Generator().manual_seed(i)) > 0.6 for i in range(2))
+    agreement = Agreement.of(expected, found, grid_width=4, row_boundary=row_boundary)
+    pairs = [
+        (a, b)
+        for one, other in zip(expected.tolist(), found.tolist(), strict=True)
+        for t, (a, b) in enumerate(zip(one, other, strict=True))
+        if t > 1 and not (row_boundary and t in (0, 4, 8))
+    ]
+    assert agreement.tokens == len(pairs) == 5 * (8 if row_boundary else 10)
+    assert agreement.share == pytest.approx(sum(a == b for a, b in pairs) / len(pairs))
+    assert agreement.precision == pytest.approx(sum(a and b for a, b in pairs) / sum(b for _, b in pairs))
+    assert agreement.recall == pytest.approx(sum(a and b for a, b in pairs) / sum(a for a, _ in pairs))
+    by_chance = [a == b for a, _ in pairs for _, b in pairs]
+    assert agreement.chance == pytest.approx(sum(by_chance) / len(by_chance))
+
+
+def test_agreement_without_starts():
+    none = torch.zeros(2, 8, dtype=torch.bool)
+    agreement = Agreement.of(none, none, grid_width=4, row_boundary=True)
+    assert (agreement.share, agreement.chance, agreement.precision, agreement.recall) == (1, 1, None, None)
 
 
 def test_simulation_of_nothing_is_refused():

@@ -18,7 +18,7 @@ from dpar.device import default_device
 from dpar.errors import InputError
 from dpar.files import write_bytes
 from dpar.sampling.memory import in_pieces
-from dpar.sampling.networks import load_networks
+from dpar.sampling.networks import gate_threshold, load_networks
 from dpar.sampling.noise import image_seed
 from dpar.sampling.picture import contact_sheet
 from dpar.weights import CONFIG, model_config
@@ -63,11 +63,20 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--top-k", type=int, default=0, help="draw from the K likeliest codes (default: 0, all)")
     flags.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest codes of this probability")
     flags.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (default: 0)")
-    flags.add_argument("--threshold", type=float, metavar="NATS", help="E_Th (default: the one of training)")
+    flags.add_argument(
+        "--threshold", type=float, metavar="NATS", help="E_Th (default: the one of training, or the gate's like it)"
+    )
     flags.add_argument("--max-length", type=int, metavar="TOKENS", help="P_max (default: the one of training)")
     flags.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the model")
     beside = "folder (default: looked for beside the models of the checkpoint's results)"
-    flags.add_argument("--entropy-model", type=Path, metavar="DIR", help=beside)
+    places = flags.add_mutually_exclusive_group()
+    places.add_argument("--entropy-model", type=Path, metavar="DIR", help=beside)
+    places.add_argument(
+        "--gate",
+        type=Path,
+        metavar="NAME",
+        help="a gate of the experiment, or its folder, that places the patches instead",
+    )
     flags.add_argument("--tokenizer", type=Path, metavar="DIR", help=beside)
     flags.add_argument("--json", action="store_true", help="print JSON")
     return flags
@@ -83,11 +92,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check(args)
     provenance = model_config(args.checkpoint)["provenance"]
     patchify, threshold = _patches(args, provenance)
-    gated = patchify is not None and patchify.strategy == "dynamic"
+    folder = gate = None
+    if patchify is None or patchify.strategy == "static":
+        if args.gate:
+            raise InputError(f"--gate {args.gate}: the patches of {args.checkpoint}, if any, depend on no entropy")
+    elif args.gate:
+        folder = args.gate if (args.gate / CONFIG).exists() else _beside(args.checkpoint, f"gates/{args.gate}")
+        gate = model_config(folder)["provenance"].get("gate", folder.name)
+        threshold = gate_threshold(folder, patchify) if args.threshold is None else threshold
+    else:
+        folder = args.entropy_model or _beside(args.checkpoint, "entropy_model")
     networks = load_networks(
         args.checkpoint,
-        (args.entropy_model or _beside(args.checkpoint, "entropy_model")) if gated else None,
+        folder,
         args.tokenizer or _beside(args.checkpoint, "tokenizer"),
+        gate=gate,
         precision=args.precision,
         device=default_device(),
     )
@@ -138,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "image": args.image and str(args.image),
         "keep_rows": args.keep_rows,
         "threshold": threshold,
+        "gate": gate,
         "step": provenance.get("step"),
         "networks": networks.digests,
     }
@@ -205,7 +225,8 @@ def _beside(checkpoint: Path, name: str) -> Path:
     for folder in checkpoint.resolve().parents:
         if (folder / name / CONFIG).exists():
             return folder / name
+    flag = "gate" if name.startswith("gates/") else name.replace("_", "-")
     raise InputError(
-        f"there is no {name} folder beside {checkpoint} or above it; give --{name.replace('_', '-')} DIR, "
-        "the one that the checkpoint was trained with"
+        f"there is no {name} folder beside {checkpoint} or above it; give --{flag} DIR, "
+        "the one that was made in the checkpoint's experiment"
     )

@@ -4,12 +4,12 @@ from functools import cache
 
 import torch
 
-from dpar.config import Experiment, Patchify, Transformer
+from dpar.config import Experiment, Patchify, Transformer, gate_folder
 from dpar.evaluation import flops
 from dpar.grid import ModelCell, SampleCell
 from dpar.model.dpar import DPAR, DPARConfig
-from dpar.model.llamagen import LlamaGen, LlamaGenConfig
-from dpar.model.variants import model_config
+from dpar.model.llamagen import LlamaGenConfig
+from dpar.model.variants import build_entropy_model, entropy_model_config, model_config
 
 
 def network(experiment: Experiment, transformer: Transformer) -> LlamaGenConfig | DPARConfig:
@@ -31,31 +31,31 @@ def parameters(experiment: Experiment, transformer: Transformer) -> int:
 def parameters_of(config: LlamaGenConfig | DPARConfig) -> int:
     """Weights of a network of these sizes."""
     with torch.device("meta"):
-        model = DPAR(config) if isinstance(config, DPARConfig) else LlamaGen(config)
+        model = DPAR(config) if isinstance(config, DPARConfig) else build_entropy_model(config)
     return sum(p.numel() for p in model.parameters())
 
 
-def gate(experiment: Experiment, transformer: Transformer, patchify: Patchify) -> LlamaGenConfig | None:
-    """The sizes of the entropy model where it decides about these patches."""
-    return entropy_network(experiment) if transformer.is_dpar and patchify.strategy == "dynamic" else None
-
-
-def entropy_network(experiment: Experiment) -> LlamaGenConfig:
-    """The sizes of the entropy model."""
-    found = model_config(
-        experiment.entropy_model.model,
+def entropy_network(experiment: Experiment, gate: str | None = None) -> LlamaGenConfig:
+    """The sizes of the gate of that name; of the entropy model for None."""
+    return entropy_model_config(
+        experiment.network(gate_folder(gate)),
         vocab_size=experiment.tokenizer.vocab_size,
         grid=experiment.grid,
-        num_classes=experiment.images.num_classes if experiment.entropy_model.kind == "null_class" else None,
+        num_classes=experiment.images.num_classes,
     )
-    assert isinstance(found, LlamaGenConfig)
-    return found
+
+
+def placing(
+    experiment: Experiment, transformer: Transformer, patchify: Patchify, gate: str | None = None
+) -> LlamaGenConfig | None:
+    """The sizes of the network that places these patches: the gate, or the entropy model; None if none does."""
+    return entropy_network(experiment, gate) if transformer.is_dpar and patchify.strategy == "dynamic" else None
 
 
 def sampling_gmacs(
     experiment: Experiment, model: ModelCell, sample: SampleCell, patches: float | None
 ) -> flops.Number | None:
-    """1e9 MACs of drawing one image of `sample`, attention, guidance and entropy model counted; None without patches.
+    """1e9 MACs of drawing one image, with attention, guidance and what places the patches; None without patches.
 
     Args:
         patches: M, the mean over images; LlamaGen has none.
@@ -65,6 +65,6 @@ def sampling_gmacs(
     return flops.sampling_gmacs(
         network(experiment, model.transformer),
         patches if model.transformer.is_dpar else None,
-        entropy_model=gate(experiment, model.transformer, sample.patchify),
+        entropy_model=placing(experiment, model.transformer, sample.patchify, sample.gate),
         guided=sample.sampling.cfg_scale not in (0, 1),
     )

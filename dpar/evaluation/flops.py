@@ -49,7 +49,7 @@ def forward_parts(config: LlamaGenConfig | DPARConfig, patches: Number | None = 
         patches: M, for DPAR; a mean is exact for linear layers, and for attention a lower bound close to the mean.
     """
     width, tokens = config.width, config.tokens
-    head = width * config.vocab_size
+    head = width * config.outputs
     if isinstance(config, LlamaGenConfig):
         positions = _positions(config)
         return {"transformer": _blocks(width, config.layers, positions), "head": Macs(head * positions, 0)}

@@ -40,6 +40,11 @@ class TransformerConfig(Settings):
         """Tokens an image (T)."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def outputs(self) -> int:
+        """Numbers that the head gives for each position."""
+        return self.vocab_size
+
 
 class LlamaGenConfig(TransformerConfig):
     """The sizes of a LlamaGen; without `num_classes` it is unconditional and has no class token."""

@@ -2,9 +2,10 @@
 
 from pydantic import ValidationError
 
-from dpar.config import Transformer
+from dpar.config import EntropyModel, Transformer
 from dpar.errors import InputError
 from dpar.model.dpar import DPAR, DPARConfig
+from dpar.model.entropy_regressor import EntropyRegressor, EntropyRegressorConfig
 from dpar.model.llamagen import LlamaGen, LlamaGenConfig
 
 
@@ -46,3 +47,25 @@ def build_model(
     """
     config = model_config(transformer, vocab_size=vocab_size, grid=grid, num_classes=num_classes)
     return DPAR(config) if isinstance(config, DPARConfig) else LlamaGen(config)
+
+
+def entropy_model_config(
+    settings: EntropyModel, *, vocab_size: int, grid: tuple[int, int], num_classes: int
+) -> LlamaGenConfig:
+    """The sizes of an entropy model or gate.
+
+    Args:
+        num_classes: of the images; only a network that is asked through its null class has them.
+
+    Raises:
+        InputError: as `model_config`.
+    """
+    classes = num_classes if settings.kind == "null_class" else None
+    config = model_config(settings.model, vocab_size=vocab_size, grid=grid, num_classes=classes)
+    assert isinstance(config, LlamaGenConfig), "an experiment's entropy model is a LlamaGen"
+    return EntropyRegressorConfig(**dict(config)) if settings.kind == "distilled" else config
+
+
+def build_entropy_model(config: LlamaGenConfig) -> LlamaGen:
+    """A freshly initialised entropy model or gate of these sizes, on the default device."""
+    return EntropyRegressor(config) if isinstance(config, EntropyRegressorConfig) else LlamaGen(config)

@@ -27,6 +27,7 @@ TITLES = {
     "model": "Model",
     "patchify.p_avg": "Wanted P_avg",
     "inference.p_avg": "Wanted P_avg (sampling)",
+    "inference.gate": "Gate",
     "milestone": "State",
     "threshold": "E_Th (nats)",
     "max_length": "P_max",
@@ -113,7 +114,8 @@ def _row(
     states = [(s.model, s.milestone) for s in row.samples]
     predicted = [[likelihoods[state]] for state in states if state in likelihoods]
     patch_length = _mean_sd([found["mean_patch_length"] for (found,) in predicted if is_dpar])[0]
-    if sample.patchify != row.model.patchify:  # Table 6: the likelihood was measured with the patches of training
+    # Table 6, gates: the likelihood was measured with the patches of training
+    if sample.patchify != row.model.patchify or sample.gate:
         predicted, steps = [], over_seeds["steps"]
         patch_length = tokens / steps if steps else None
     probed = [[probes[state]] for state in states if state in probes]
@@ -121,7 +123,7 @@ def _row(
         "model": row.values["model"],
         **{key: _shown(value) for key, value in row.values.items() if key not in ("model", "milestone")},
         "milestone": sample.milestone,
-        "threshold": threshold_of(sample.patchify, thresholds) if is_dpar else None,
+        "threshold": threshold_of(sample.patchify, thresholds) if is_dpar and not sample.gate else None,
         "max_length": sample.patchify.max_length if is_dpar and sample.patchify.strategy == "dynamic" else None,
         "patch_length": patch_length,
         **_spread("nll", predicted),

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from dpar.config import Patchify
 from dpar.data.crops import to_model_input
 from dpar.device import full_float32
 from dpar.errors import InputError
+from dpar.files import read_json
 from dpar.model.dpar import DPAR
 from dpar.model.llamagen import LlamaGen
 from dpar.sampling.memory import in_pieces
@@ -22,6 +24,9 @@ from dpar.weights import CONFIG, load_model, model_config
 
 PIXELS_AT_ONCE = 2**21
 """Pixels that are encoded or decoded together: 32 images of 256 x 256."""
+
+ENTROPY_MODELS = "llamagen", "entropy_regressor"
+"""Kinds of networks that may place boundaries."""
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -98,12 +103,19 @@ class Networks:
 
 
 def load_networks(
-    model: Path, entropy_model: Path | None, tokenizer: Path, *, precision: str, device: torch.device
+    model: Path,
+    entropy_model: Path | None,
+    tokenizer: Path,
+    *,
+    gate: str | None = None,
+    precision: str,
+    device: torch.device,
 ) -> Networks:
     """The networks in three model folders.
 
     Args:
         entropy_model: None if no patch depends on an entropy.
+        gate: `entropy_model` is not the one that the model was trained with, but this gate of the same experiment.
         precision: `float32` or `bfloat16`, of the model.
 
     Raises:
@@ -116,30 +128,57 @@ def load_networks(
     known = _described(tokenizer, "tokenizer")
     digests["tokenizer"] = known["sha256"]
     _expect(model, provenance, "tokenizer", tokenizer, known["sha256"])
-    gate = None
+    clock = None
     if entropy_model is not None:
-        known = _described(entropy_model, "llamagen")
+        known = _described(entropy_model, *ENTROPY_MODELS)
         digests["entropy_model"] = known["sha256"]
-        _expect(model, provenance, "entropy_model", entropy_model, known["sha256"])
+        if gate is None:
+            _expect(model, provenance, "entropy_model", entropy_model, known["sha256"])
+        else:
+            _expect_gate(entropy_model, known, gate, model, provenance)
         _expect(entropy_model, known["provenance"], "tokenizer", tokenizer, digests["tokenizer"])
-        gate = load_model(entropy_model, "llamagen", device)
+        clock = load_model(entropy_model, known["kind"], device)
     network = load_model(model, described["kind"], device).to(PRECISIONS[precision])
     decoder = load_model(tokenizer, "tokenizer", device)
-    for folder, found in ((tokenizer, decoder), (entropy_model, gate)):
+    for folder, found in ((tokenizer, decoder), (entropy_model, clock)):
         if found is not None and found.config.vocab_size != network.config.vocab_size:
             raise InputError(
                 f"{folder} knows {found.config.vocab_size} codes, {model} {network.config.vocab_size}: they were "
                 "made for different tokenizers; give the folders of one experiment"
             )
-    for folder, found in ((model, network), (entropy_model, gate), (tokenizer, decoder)):
+    for folder, found in ((model, network), (entropy_model, clock), (tokenizer, decoder)):
         if found is not None and not all(bool(p.isfinite().all()) for p in found.parameters()):
             raise InputError(f"{folder} has weights that are not finite: its training diverged; train it again")
-    if gate is not None and gate.config.grid != network.config.grid:
+    if clock is not None and clock.config.grid != network.config.grid:
         raise InputError(
-            f"{entropy_model} reads images of {_grid(gate)} tokens, {model} those of {_grid(network)}: they were "
+            f"{entropy_model} reads images of {_grid(clock)} tokens, {model} those of {_grid(network)}: they were "
             "made for different resolutions; give the folders of one experiment"
         )
-    return Networks(network, gate, decoder, provenance, digests)
+    return Networks(network, clock, decoder, provenance, digests)
+
+
+def gate_thresholds(folder: Path) -> Path:
+    """What calibrate_gate writes beside the folder of a gate."""
+    return folder.with_name(f"{folder.name}.thresholds.json")
+
+
+def gate_threshold(folder: Path, patchify: Patchify) -> float:
+    """E_Th in nats at which the gate in `folder` gives the mean patch length that the entropy model's E_Th gives.
+
+    Raises:
+        InputError: the gate was calibrated for other patches, or it is not the network that was calibrated.
+    """
+    path = gate_thresholds(folder)
+    found = read_json(path)
+    if found["gate"] != model_config(folder)["sha256"]:
+        raise InputError(f"{path} was made for another network than the one in {folder}; run calibrate_gate again")
+    for rule in found["rules"]:
+        if Patchify.model_validate(rule["patchify"]) == patchify:
+            return rule["threshold"]
+    raise InputError(
+        f"{path} has no threshold for patches of {patchify}; sample such a cell in a table of the experiment and run "
+        "calibrate_gate again, or give the threshold in nats of this gate"
+    )
 
 
 def _grid(model: Any) -> str:
@@ -151,6 +190,22 @@ def _described(folder: Path, *kinds: str) -> dict[str, Any]:
     if described["kind"] not in kinds:
         raise InputError(f"{folder / CONFIG} describes a {described['kind']}, expected a {' or '.join(kinds)}")
     return described
+
+
+def _expect_gate(folder: Path, known: dict[str, Any], gate: str, model: Path, provenance: dict[str, Any]) -> None:
+    """The network in `folder` was made to place boundaries in the stead of the one that the model was trained with."""
+    origin = known["provenance"]
+    if origin.get("gate") != gate:
+        found = f"the gate {origin['gate']!r}" if origin.get("gate") else "no gate of an experiment"
+        raise InputError(
+            f"{folder} is {found}, expected the gate {gate!r}; give the folder of that gate, or name it under `gates` "
+            "of the experiment and make it by the rules"
+        )
+    if known["kind"] == "entropy_regressor" and origin["entropy_model"] != provenance.get("entropy_model"):
+        raise InputError(
+            f"{folder} was distilled from another entropy model (sha256 {str(origin['entropy_model'])[:12]}...) than "
+            f"{model} was trained with (sha256 {str(provenance.get('entropy_model'))[:12]}...); distil it again"
+        )
 
 
 def _expect(folder: Path, provenance: dict[str, Any], name: str, given: Path, found: str | None) -> None:

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dpar.config import Patchify
-from dpar.entropy import next_token_entropy
+from dpar.entropy import said_entropy
 from dpar.errors import InputError
 from dpar.model.dpar import DPAR
 from dpar.model.layers import at_least_float32
@@ -121,7 +121,7 @@ class EntropyClock:
             dtype = at_least_float32(self.stream.model.output.weight.dtype)
             entropy = torch.full(self.length.shape, torch.inf, dtype=dtype, device=self.length.device)
         else:
-            entropy = next_token_entropy(logits)
+            entropy = said_entropy(self.stream.model, logits)
         opens = opens_patch(entropy, self.length, position, **self.rule)
         self.length = torch.where(opens, 1, self.length + 1)
         return entropy, opens

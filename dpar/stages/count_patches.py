@@ -100,7 +100,7 @@ def describe(experiment: Experiment, cell: ModelCell, counts: PatchCounts | None
     transformer, or LlamaGen's tokens (Table 2).
     """
     config = cost.network(experiment, cell.transformer)
-    gate = cost.gate(experiment, cell.transformer, cell.patchify)
+    gate = cost.placing(experiment, cell.transformer, cell.patchify)
     guided = experiment.sampling.cfg_scale not in (0, 1)
     patches = None if counts is None else np.arange(counts.tokens + 1.0)
 

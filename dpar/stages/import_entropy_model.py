@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags of this stage."""
     flags = argparse.ArgumentParser(prog="import_entropy_model", description=__doc__)
     flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--network", default="entropy_model", help="or gates/NAME, one of the experiment's gates")
     flags.add_argument("--output", type=Path, required=True, help="the model folder")
     return flags
 
@@ -28,13 +29,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage.
 
     Raises:
-        InputError: the experiment trains its entropy model, or the file is not what the experiment says it is.
+        InputError: an unknown network, one that the experiment trains, or the file is not what the experiment says it
+            is.
     """
     args = parser().parse_args(argv)
     experiment = load_experiment(args.experiment)
-    settings = experiment.entropy_model
+    settings = experiment.network(args.network)
     if settings.weights is None:
-        raise InputError(f"{args.experiment} trains its entropy model: run train_entropy_model, or set `weights`")
+        raise InputError(f"{args.experiment} trains its {args.network}: run train_entropy_model, or set `weights`")
     weights, vocab_size = Path(settings.weights).expanduser(), experiment.tokenizer.vocab_size
     # read through its null class, it may know other classes than the images have
     config = model_config(settings.model, vocab_size=vocab_size, grid=experiment.grid, num_classes=None)
@@ -43,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tracking.job(
         rule="import_entropy_model",
         experiment=args.experiment,
+        name=None if settings is experiment.entropy_model else f"import_entropy_model[{args.network}]",
         inputs=[weights],
         outputs=[args.output],
         params={"kind": settings.kind} | flat_params(model=settings.model),
@@ -52,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "weights": {"file": weights.name, "sha256": sha256_file(weights)},
             "grid": experiment.grid,
         }
+        if settings is not experiment.entropy_model:
+            provenance["gate"] = args.network.removeprefix("gates/")
         save_model(args.output, model, provenance)
 
 

@@ -25,7 +25,7 @@ from dpar.grid import merged_thresholds, sample_cells, threshold_of
 from dpar.recipes import RECIPES
 from dpar.sampling.archive import Part, Parts, write_samples
 from dpar.sampling.memory import in_pieces
-from dpar.sampling.networks import Networks, load_networks
+from dpar.sampling.networks import Networks, gate_threshold, gate_thresholds, load_networks
 from dpar.sampling.picture import class_rows, contact_sheet
 from dpar.sampling.request import Request, request
 from dpar.sampling.sampler import SampleResult
@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--shard", type=int, required=True, help="which part of the set, from 0")
     flags.add_argument("--model-folder", type=Path, required=True)
     flags.add_argument("--entropy-model", type=Path, required=True, help="folder; read where patches are dynamic")
+    flags.add_argument("--gates", type=Path, default=Path(), help="folder of gates; read instead if the cell has one")
     flags.add_argument("--tokenizer", type=Path, required=True, help="folder")
     flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
     flags.add_argument("--output", type=Path, required=True, help="npz of images, labels and patches an image")
@@ -72,28 +73,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     patched = model_config(args.model_folder)["kind"] == "dpar"
     gated = patched and cell.patchify.strategy == "dynamic"
-    threshold = threshold_of(cell.patchify, merged_thresholds(map(read_json, args.thresholds))) if gated else None
+    placing, thresholds, threshold = args.entropy_model, args.thresholds, None
+    if gated and cell.gate:
+        placing = args.gates / cell.gate
+        thresholds, threshold = [gate_thresholds(placing)], gate_threshold(placing, cell.patchify)
+    elif gated:
+        threshold = threshold_of(cell.patchify, merged_thresholds(map(read_json, thresholds)))
     with tracking.job(
         rule="sample_images",
         experiment=args.experiment,
         name=f"sample_images[{args.cell}/seed{args.seed}/{args.shard}]",
-        inputs=[args.model_folder, args.tokenizer]
-        + ([args.entropy_model] if gated else [])
-        + (args.thresholds if gated else []),
+        inputs=[args.model_folder, args.tokenizer] + ([placing, *thresholds] if gated else []),
         outputs=[args.output, args.picture],
         params={
             "cell": args.cell,
             "seed": args.seed,
             "shard": args.shard,
             "patch.e_th": threshold,
+            **({"gate": cell.gate} if cell.gate else {}),
             **{f"sample.{name}": value for name, value in sampling.model_dump(exclude={"seeds"}).items()},
             **({f"patch.{name}": value for name, value in cell.patchify.model_dump().items()} if patched else {}),
         },
     ) as job:
         networks = load_networks(
             args.model_folder,
-            args.entropy_model if gated else None,
+            placing if gated else None,
             args.tokenizer,
+            gate=cell.gate,
             precision=sampling.precision,
             device=default_device(args.shard),
         )
@@ -111,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "sampling": sampling.model_dump(mode="json", exclude={"seeds"}),
             "patchify": cell.patchify.model_dump(mode="json") if patched else None,
             "threshold": threshold,
+            **({"gate": cell.gate} if cell.gate else {}),
             "resolution": side,
             "networks": networks.digests,
             "step": networks.provenance.get("step"),

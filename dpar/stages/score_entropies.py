@@ -5,15 +5,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt16
 
 from dpar import tracking
-from dpar.config import load_experiment
-from dpar.data.codes import CodeRows, read_shard, write_shard
+from dpar.config import EntropyKind, EntropyModel, load_experiment
+from dpar.data.codes import CodeMetadata, CodeRows, read_shard, write_shard
 from dpar.data.workers import reported
 from dpar.device import default_device, filled_up, full_float32
 from dpar.entropy import token_entropies
@@ -41,30 +40,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = parser().parse_args(argv)
     experiment = load_experiment(args.experiment)
-    kind = experiment.entropy_model.kind
+    settings = experiment.entropy_model
     with tracking.job(
         rule="score_entropies",
         experiment=args.experiment,
         name=f"score_entropies[{args.output.parent.name}-{args.output.stem}]",
         inputs=[args.shard, args.entropy_model],
         outputs=[args.output],
-        params={"kind": kind, "shard": args.output.stem},
+        params={"kind": settings.kind, "shard": args.output.stem},
     ) as job:
         rows = read_shard(args.shard)
-        described = model_config(args.entropy_model)
         turn = int(rows.images[0]) // rows.num_images  # shards are equally large
-        model = load_model(args.entropy_model, "llamagen", default_device(turn))
-        rows.metadata.expect(
-            args.shard,
-            grid=model.config.grid,
-            vocab_size=model.config.vocab_size,
-            tokenizer=described["provenance"].get("tokenizer"),  # a published model knows of none
-        )
         start = time.monotonic()
-        entropy = score(model, rows.tokens, kind)
-        if not np.isfinite(entropy[:, 1:]).all():
-            raise InputError(f"{args.entropy_model} gives entropies that are not finite; train or import it again")
-        metadata = rows.metadata.model_copy(update={"entropy_model": described["sha256"]})
+        entropy = scored(args.entropy_model, settings, rows.tokens, rows.metadata, args.shard, default_device(turn))
+        metadata = rows.metadata.model_copy(update={"entropy_model": model_config(args.entropy_model)["sha256"]})
         write_shard(args.output, CodeRows(**vars(rows) | {"entropy": entropy, "metadata": metadata}))
         job.summary(
             {
@@ -76,9 +65,37 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
 
-def score(
-    model: LlamaGen, tokens: UInt16[np.ndarray, "N T"], kind: Literal["unconditional", "null_class"]
+def scored(
+    folder: Path,
+    settings: EntropyModel,
+    tokens: UInt16[np.ndarray, "N T"],
+    metadata: CodeMetadata,
+    where: Path,
+    device: torch.device,
 ) -> Float32[np.ndarray, "N T"]:
+    """Entropies of rows by the network in `folder`, an entropy model or a gate with these settings.
+
+    Args:
+        metadata: of the codes.
+        where: the codes come from, for messages.
+
+    Raises:
+        InputError: the network and the codes were not made for one another, or an entropy is not finite.
+    """
+    model = load_model(folder, settings.stored_as, device)
+    metadata.expect(
+        where,
+        grid=model.config.grid,
+        vocab_size=model.config.vocab_size,
+        tokenizer=model_config(folder)["provenance"].get("tokenizer"),  # a published model knows of none
+    )
+    entropy = score(model, tokens, settings.kind)
+    if not np.isfinite(entropy[:, 1:]).all():
+        raise InputError(f"{folder} gives entropies that are not finite; train or import it again")
+    return entropy
+
+
+def score(model: LlamaGen, tokens: UInt16[np.ndarray, "N T"], kind: EntropyKind) -> Float32[np.ndarray, "N T"]:
     """Entropies of all rows in float32: half precision, or TF32, would move decisions near the threshold.
 
     A row has the same entropies in a shard of any size, to the bit.
@@ -86,7 +103,7 @@ def score(
     device = model.output.weight.device
     size = images_at_once(model.config, device)
 
-    def scored() -> Iterator[Float32[np.ndarray, "B T"]]:
+    def batches() -> Iterator[Float32[np.ndarray, "B T"]]:
         for first in range(0, len(tokens), size):
             batch = torch.from_numpy(tokens[first : first + size].astype(np.int64))
             with torch.inference_mode():
@@ -94,7 +111,7 @@ def score(
             yield entropy[: len(batch)].numpy()
 
     with full_float32():
-        return np.concatenate(list(reported(scored(), len(tokens), "scored", size=size)))
+        return np.concatenate(list(reported(batches(), len(tokens), "scored", size=size)))
 
 
 if __name__ == "__main__":

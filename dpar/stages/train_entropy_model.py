@@ -1,4 +1,4 @@
-"""Trains the network whose uncertainty about the next token places the boundaries (Section 3.2.1, Eq. 3).
+"""Trains the network whose uncertainty about the next token places the boundaries (Section 3.2.1, Eq. 3), or a gate.
 
 The same command goes on from the last checkpoint in the state folder; SIGTERM, SIGINT and SIGUSR1 save the state and
 end the process with status 75, "start me again", which is also the launcher's.
@@ -17,7 +17,7 @@ from dpar.data.codes import open_codes
 from dpar.data.loader import steps_per_epoch
 from dpar.errors import InputError, run_command
 from dpar.files import digest
-from dpar.model.variants import build_model
+from dpar.model.variants import build_entropy_model, entropy_model_config
 from dpar.recipes import RECIPES
 from dpar.train.distributed import ranks
 from dpar.train.loop import HISTORY, Task, flat_params, train_to
@@ -27,8 +27,9 @@ def parser() -> argparse.ArgumentParser:
     """The flags of this stage."""
     flags = argparse.ArgumentParser(prog="train_entropy_model", description=__doc__)
     flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--train", type=Path, required=True, help="manifest of training codes")
-    flags.add_argument("--val", type=Path, required=True, help="manifest of held-out codes")
+    flags.add_argument("--network", default="entropy_model", help="or gates/NAME, one of the experiment's gates")
+    flags.add_argument("--train", type=Path, required=True, help="manifest of training codes, scored for distilling")
+    flags.add_argument("--val", type=Path, required=True, help="manifest of held-out codes, scored for distilling")
     flags.add_argument("--state", type=Path, required=True, help="folder of checkpoints, kept between calls")
     flags.add_argument("--output", type=Path, required=True, help="the model folder; the curves lie in it too")
     flags.add_argument("--restart", action="store_true", help="set a state of other settings aside and begin anew")
@@ -39,22 +40,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage.
 
     Raises:
-        InputError: the experiment imports its entropy model, codes or a state of something else, a loss that is not
-            finite, or no space.
+        InputError: an unknown network, the experiment imports this network, codes or a state of something else, a loss
+            that is not finite, or no space.
         SystemExit: with status 75 after a signal, when the state has been saved.
     """
     args = parser().parse_args(argv)
     experiment = load_experiment(args.experiment)
-    settings = experiment.entropy_model
+    settings = experiment.network(args.network)
     if settings.training is None:
         raise InputError(
-            f"{args.experiment} imports its entropy model from {settings.weights}: run import_entropy_model"
+            f"{args.experiment} imports its {args.network} from {settings.weights}: run import_entropy_model"
         )
     with (
         ranks() as here,
         tracking.job(
             rule="train_entropy_model",
             experiment=args.experiment,
+            name=None if settings is experiment.entropy_model else f"train_entropy_model[{args.network}]",
             inputs=[args.train, args.val],
             outputs=[args.output],
             params={"kind": settings.kind, "seed": experiment.seed}
@@ -63,14 +65,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     ):
         vocab_size, resolution = experiment.tokenizer.vocab_size, experiment.images.resolution
         train = open_codes(args.train, resolution=resolution, vocab_size=vocab_size)
-        val = open_codes(args.val, resolution=resolution, tokenizer=train.metadata.tokenizer)
+        tokenizer, teacher = train.metadata.tokenizer, train.metadata.entropy_model
+        val = open_codes(args.val, resolution=resolution, tokenizer=tokenizer, entropy_model=teacher)
         torch.manual_seed(experiment.seed)
-        model = build_model(
-            settings.model,
-            vocab_size=vocab_size,
-            grid=experiment.grid,
-            num_classes=None if settings.kind == "unconditional" else experiment.images.num_classes,
+        config = entropy_model_config(
+            settings, vocab_size=vocab_size, grid=experiment.grid, num_classes=experiment.images.num_classes
         )
+        model = build_entropy_model(config)
         task = Task(
             model=model.to(here.device),
             training=settings.training,
@@ -85,10 +86,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             until *= steps_per_epoch(train, settings.training.batch_size)
         provenance = {
             "experiment": digest(experiment.model_dump(mode="json")),
-            "tokenizer": train.metadata.tokenizer,
+            "tokenizer": tokenizer,
             "codes": train.digest,
             "grid": experiment.grid,
         }
+        if settings is not experiment.entropy_model:
+            provenance["gate"] = args.network.removeprefix("gates/")
+        if task.distilled:
+            provenance["entropy_model"] = teacher
         train_to(
             task,
             until,

@@ -15,6 +15,7 @@ from dpar.config import Experiment, Table, load_experiment
 from dpar.errors import InputError, run_command
 from dpar.files import read_json, write_text
 from dpar.grid import merged_thresholds
+from dpar.report import gates
 from dpar.report.figures import curves
 from dpar.report.page import Section, page
 from dpar.report.tables import readable
@@ -33,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "--figures", type=Path, nargs="+", required=True, help="samples, completions, entropy maps, compute, and others"
     )
     flags.add_argument("--captions", type=Path, required=True, help="folder of FIGURE.rst: workflow/report")
+    flags.add_argument("--gates", type=Path, nargs="*", default=[], help="gates/comparison.json, if there are gates")
     flags.add_argument("--tokenizer", type=Path, required=True, help="tokenizer/report.json")
     flags.add_argument("--reconstructions", type=Path, required=True)
     flags.add_argument("--noise-floor", type=Path, required=True)
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     experiment = load_experiment(args.experiment)
     inputs = [
-        *(*args.tables, *args.models, *args.ablations, *args.paretos, *args.figures),
+        *(*args.tables, *args.models, *args.ablations, *args.paretos, *args.figures, *args.gates),
         *(args.tokenizer, args.reconstructions),
         *(args.noise_floor, *args.thresholds, *args.histories),
     ]
@@ -99,6 +101,9 @@ def sections(experiment: Experiment, args: argparse.Namespace, floor: dict[str, 
         .picture(figures["entropy_maps"], caption(args.captions, "entropy_maps"))
         .table(thresholds_table(merged_thresholds(map(read_json, args.thresholds))))
     )
+    for comparison in map(read_json, args.gates):
+        section = Section(gates.TITLE, "placing").table(gates.readable(comparison))
+        found.append(section.points(gates.notes(comparison)))
     models = Section("Models", "models")
     for path in args.models:
         models.table(pd.read_csv(path).map(shown)).points(conditions(path.with_suffix(".md")))

@@ -1,4 +1,4 @@
-"""The one trainer: entropy model, LlamaGen baseline and DPAR (Section 4.1), resumable after any step to the bit.
+"""The one trainer: entropy model, gates, LlamaGen and DPAR (Section 4.1), resumable after any step to the bit.
 
 Everything random in a step comes from (seed, step, rank) or (seed, epoch, image), nothing from the steps before: a
 training that was killed and started again gives the same weights as one that ran through.
@@ -32,6 +32,7 @@ from dpar.device import peak_flops
 from dpar.errors import InputError
 from dpar.evaluation.flops import training_gmacs
 from dpar.files import read_json, replacing, write_json, write_text
+from dpar.model.entropy_regressor import EntropyRegressorConfig
 from dpar.tracking import Job
 from dpar.train.blocks import blocks, checkpoint_activations, compile_blocks
 from dpar.train.checkpoint import (
@@ -51,7 +52,12 @@ from dpar.train.progress import Progress
 from dpar.weights import CONFIG, WEIGHTS, save_model, verify_model
 
 HISTORY = "history.jsonl"
-SHOWN = ("train/loss", "val/nll", "perf/images_per_s")  # beside the bar or in the log; the rest is in the history
+SHOWN = (
+    "train/loss",
+    "val/nll",
+    "val/entropy_error",
+    "perf/images_per_s",
+)  # beside the bar or in the log; the rest is in the history
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,11 @@ class Task:
     def labelled(self) -> bool:
         """Whether the network is told the class."""
         return self.model.config.num_classes is not None
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the network learns the stored entropies, and not the tokens."""
+        return isinstance(self.model.config, EntropyRegressorConfig)
 
     @property
     def made_from(self) -> dict[str, Any]:
@@ -459,10 +470,11 @@ class Trainer:
         ):
             if task.labelled:
                 batch = drop_classes(batch, rate=config.class_dropout, null=config.num_classes, seed=task.seed)
-            yield batch.images.tolist(), inputs(batch, labelled=task.labelled, patching=task.patching)
+            given = inputs(batch, labelled=task.labelled, patching=task.patching, distilled=task.distilled)
+            yield batch.images.tolist(), given
 
     def advance(self, stream: Iterator[tuple[list[int], Inputs]]) -> None:
-        """One optimizer step on the mean cross-entropy over all tokens of the global batch."""
+        """One optimizer step on the mean of `nats` over all tokens of the global batch."""
         training, config, ranks = self.task.training, self.model.config, self.ranks
         predicted = training.batch_size * (config.tokens if self.task.labelled else config.tokens - 1)
         torch.manual_seed(step_seed(self.task.seed, self.step, ranks.rank))
@@ -551,4 +563,4 @@ class Trainer:
             precision=task.training.precision,
             ranks=self.ranks,
         )
-        return {"val/nll": held_out.nll}
+        return {"val/entropy_error" if task.distilled else "val/nll": held_out.nll}

@@ -1,4 +1,4 @@
-"""What a network learns: the next token of every image; and how well it predicts held-out ones."""
+"""What a network learns, and how well it does on held-out images: the next token of every image, or its entropy."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -16,6 +16,7 @@ from dpar.data.loader import Batch, random_uniform, sequential
 from dpar.device import sent
 from dpar.errors import InputError
 from dpar.model.dpar import DPAR
+from dpar.model.entropy_regressor import EntropyRegressorConfig
 from dpar.model.llamagen import LlamaGen, TransformerConfig
 from dpar.packing import PatchLayout
 from dpar.patchify import starts_for
@@ -51,11 +52,15 @@ class Patching:
 
 @dataclass(frozen=True)
 class Inputs:
-    """A batch as a network reads it: without `labels` an unconditional one, without `layout` one without patches."""
+    """A batch as a network reads it: without `labels` an unconditional one, without `layout` one without patches.
+
+    With `entropy`, in nats, that is what the network learns, and the tokens are what it learns it from.
+    """
 
     tokens: Int[Tensor, "B T"]
     labels: Int[Tensor, " B"] | None
     layout: PatchLayout | None
+    entropy: Float[Tensor, "B T"] | None = None
 
     def to(self, device: torch.device) -> "Inputs":
         """The same on `device`."""
@@ -63,7 +68,8 @@ class Inputs:
             return self
         labels = None if self.labels is None else sent(self.labels, device)
         layout = None if self.layout is None else self.layout.to(device)
-        return Inputs(sent(self.tokens, device), labels, layout)
+        entropy = None if self.entropy is None else sent(self.entropy, device)
+        return Inputs(sent(self.tokens, device), labels, layout, entropy)
 
     @property
     def patch_lengths(self) -> float:
@@ -76,9 +82,20 @@ class Inputs:
         return self.layout.packed.total if self.layout else 0
 
 
-def inputs(batch: Batch, *, labelled: bool, patching: Patching | None) -> Inputs:
-    """What a network reads of `batch`."""
-    return Inputs(batch.tokens, batch.labels if labelled else None, patching.layout(batch) if patching else None)
+def inputs(batch: Batch, *, labelled: bool, patching: Patching | None, distilled: bool = False) -> Inputs:
+    """What a network reads of `batch`.
+
+    Raises:
+        InputError: entropies are to be learned, or place the patches, and the codes were stored without.
+    """
+    if distilled and batch.entropy is None:
+        raise InputError("these codes hold no entropies to learn; give a manifest of scored codes")
+    return Inputs(
+        batch.tokens,
+        batch.labels if labelled else None,
+        patching.layout(batch) if patching else None,
+        batch.entropy if distilled else None,
+    )
 
 
 def drop_classes(batch: Batch, *, rate: float, null: int, seed: int) -> Batch:
@@ -92,20 +109,30 @@ def autocast(device: torch.device, precision: Literal["float32", "bfloat16"]) ->
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def logits_and_targets(network: nn.Module, given: Inputs) -> tuple[Float[Tensor, "B N V"], Int[Tensor, "B N"]]:
-    """A prediction for each of the T tokens of an image, or of the last T-1 by an unconditional network."""
+def logits_and_targets(
+    network: nn.Module, given: Inputs
+) -> tuple[Float[Tensor, "B N outputs"], Int[Tensor, "B N"] | Float[Tensor, "B N"]]:
+    """A prediction for each of the T tokens of an image, or of the last T-1 by an unconditional network.
+
+    A distilled gate predicts not tokens, but their entropies in nats.
+    """
     if given.labels is None:
-        return network(given.tokens), given.tokens[:, 1:]
+        return network(given.tokens), (given.tokens if given.entropy is None else given.entropy)[:, 1:]
     if given.layout is None:
         return network(given.tokens, given.labels), given.tokens
     return network(given.tokens, given.labels, given.layout), given.tokens
 
 
-def nats(logits: Float[Tensor, "B N V"], targets: Int[Tensor, "B N"]) -> Float[Tensor, ""]:
-    """The cross-entropy summed over all targets (Eq. 2).
+def nats(logits: Float[Tensor, "B N outputs"], targets: Int[Tensor, "B N"] | Float[Tensor, "B N"]) -> Float[Tensor, ""]:
+    """The cross-entropy of tokens summed over all targets (Eq. 2); of entropies, the smooth absolute error.
+
+    The latter is half the square of errors below a nat: near the threshold, where they decide, all errors count, and
+    the few tokens of which the entropy model is sure do not outweigh the others.
 
     Deviation: what is minimised is this divided by the number of targets, as in LlamaGen.
     """
+    if targets.is_floating_point():
+        return F.smooth_l1_loss(logits.squeeze(-1), targets, reduction="sum")
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
 
@@ -113,7 +140,7 @@ def nats(logits: Float[Tensor, "B N V"], targets: Int[Tensor, "B N"]) -> Float[T
 class Likelihood:
     """How well a network predicts a set of images."""
 
-    nll: float  # nats a predicted token
+    nll: float  # nats a predicted token; of a distilled gate the mean smooth error, which is no likelihood
     mean_patch_length: float | None  # tokens, P_avg; None without patches
     tokens: int  # predicted
     images: int
@@ -152,7 +179,10 @@ def likelihood(
         batch = next(mine, None)
         # all ranks or none call a model that is divided over them: one whose share is done computes a spare image
         given = inputs(
-            batch or next(sequential(codes, 1)), labelled=model.config.num_classes is not None, patching=patching
+            batch or next(sequential(codes, 1)),
+            labelled=model.config.num_classes is not None,
+            patching=patching,
+            distilled=isinstance(model.config, EntropyRegressorConfig),
         )
         with autocast(ranks.device, precision):
             logits, targets = logits_and_targets(model, given.to(ranks.device))

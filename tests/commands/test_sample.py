@@ -15,7 +15,7 @@ from dpar.errors import InputError
 from dpar.files import read_json, write_json
 from dpar.sampling.networks import load_networks
 from dpar.sampling.noise import image_seed
-from tests.stages.sampled import THRESHOLD, write_results
+from tests.stages.sampled import GATE_THRESHOLDS, THRESHOLD, add_gates, write_results
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,30 @@ def test_the_baseline_needs_no_entropy_model(results, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["patches"] == [16]
     with pytest.raises(InputError, match="is a model without patches"):
         main(["--checkpoint", str(alone), *flags, "--out", str(tmp_path / "x.png"), "--threshold", "2"])
+
+
+def test_a_gate_by_name_or_by_folder(tmp_path, capsys):
+    results = write_results(tmp_path)
+    add_gates(results)
+    usual = draw(capsys, results, tmp_path / "usual.png")
+    named = draw(capsys, results, tmp_path / "named.png", "--gate", "distilled")
+    assert (usual["gate"], named["gate"], named["threshold"]) == (None, "distilled", GATE_THRESHOLDS["distilled"])
+    assert named["patches"] != usual["patches"]
+    assert named["networks"] == usual["networks"] | {"entropy_model": named["networks"]["entropy_model"]}
+    given = draw(capsys, results, tmp_path / "given.png", "--gate", str(results / "gates/distilled"))
+    assert (given["gate"], given["patches"]) == ("distilled", named["patches"])
+    finer = draw(capsys, results, tmp_path / "finer.png", "--gate", "distilled", "--threshold", "2")
+    assert sum(finer["patches"]) > sum(named["patches"])
+    with pytest.raises(InputError, match=r"no gates/smal folder beside .* give --gate DIR"):
+        draw(capsys, results, tmp_path / "x.png", "--gate", "smal")
+    with pytest.raises(InputError, match="entropy_model is no gate of an experiment"):
+        draw(capsys, results, tmp_path / "x.png", "--gate", str(results / "entropy_model"), "--threshold", "2")
+    with pytest.raises(InputError, match="depend on no entropy"):
+        draw(capsys, results, tmp_path / "x.png", "--gate", "small", model="llamagen")
+    with pytest.raises(SystemExit):
+        draw(capsys, results, tmp_path / "x.png", "--gate", "small", "--entropy-model", str(results / "entropy_model"))
+    assert "not allowed with" in capsys.readouterr().err
+    assert not (tmp_path / "x.png").exists()
 
 
 def test_networks_that_are_not_there_or_are_others(results, tmp_path, capsys):

@@ -20,6 +20,7 @@ from dpar.evaluation.flops import (
     training_gmacs,
 )
 from dpar.model.dpar import DPAR, DPARConfig
+from dpar.model.entropy_regressor import EntropyRegressor, EntropyRegressorConfig
 from dpar.model.llamagen import LlamaGenConfig
 from dpar.model.variants import build_model, model_config
 from dpar.patchify import PatchCounts, patch_starts
@@ -88,6 +89,17 @@ def test_the_layers_of_llamagen_do_what_the_formula_says(name, num_classes):
     tokens, labels = meta_inputs(2, 256)
     counted = count_linear_macs(model, tokens, *([labels] if num_classes else []))
     assert counted == round(1e9 * 2 * forward_gmacs(sizes(name, num_classes=num_classes)))
+
+
+def test_a_distilled_gate_has_no_head_to_speak_of():
+    size = sizes("LlamaGen-B", num_classes=None)
+    config = EntropyRegressorConfig(**{**dict(size), "layers": 3})
+    with torch.device("meta"):
+        model = EntropyRegressor(config)
+    parts = forward_parts(config)
+    assert count_linear_macs(model, meta_inputs(2, 256)[0]) == 2 * sum(part.linear for part in parts.values())
+    assert parts["head"].linear == 255 * 768
+    assert parts["transformer"] == forward_parts(size.model_copy(update={"layers": 3}))["transformer"]
 
 
 small = st.fixed_dictionaries(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dpar.model.dpar import DPAR
+from dpar.model.entropy_regressor import EntropyRegressor
 from dpar.model.llamagen import LlamaGen
 
 VOCAB, CLASSES, HEADS = 13, 3, 2
@@ -30,6 +31,11 @@ def tiny_dpar(grid: tuple[int, int] = (3, 4), **sizes: Any) -> DPAR:
 def tiny_llamagen(grid: tuple[int, int] = (3, 4), num_classes: int | None = CLASSES, **sizes: Any) -> LlamaGen:
     """A random LlamaGen in eval mode."""
     return randomised(LlamaGen(LlamaGen.Config(grid=grid, num_classes=num_classes, **(SIZES | sizes))))
+
+
+def tiny_regressor(grid: tuple[int, int] = (3, 4), **sizes: Any) -> EntropyRegressor:
+    """A random distilled gate in eval mode."""
+    return randomised(EntropyRegressor(EntropyRegressor.Config(grid=grid, **(SIZES | sizes))))
 
 
 def tiny_batch(batch: int, grid: tuple[int, int] = (3, 4), seed: int = 0) -> tuple[Tensor, Tensor]:

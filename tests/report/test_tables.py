@@ -13,8 +13,9 @@ from tests.test_config import demo
 COSTS = {name: {"parameters": 2_000_000, "training_gmacs": 3.25} for name in ("dpar", "llamagen", "dpar_pmax2")}
 
 
-def built(*rows, measured=None, **replaced):
-    experiment = parse_experiment(demo(tables={"t": {"title": "T", "rows": list(rows)}}), "test")
+def built(*rows, measured=None, experiment=None, **replaced):
+    if experiment is None:
+        experiment = parse_experiment(demo(tables={"t": {"title": "T", "rows": list(rows)}}), "test")
     given = {
         "metrics": {("dpar", s): metrics(d) for s, d in enumerate((1.0, 2.0, 6.0))} if measured is None else measured,
         "likelihoods": {("dpar", "step400"): {"nll": 4.5, "mean_patch_length": 1.79}},
@@ -86,6 +87,22 @@ def test_samples_with_other_patches_have_a_mean_length_of_their_own():
     assert row["threshold"] == 4.0
     assert row["patch_length"] == pytest.approx(64 / 30)
     assert math.isnan(row["nll"])
+
+
+def test_samples_through_a_gate_have_its_patches_and_not_the_entropy_models_likelihood():
+    measured = {("dpar-gatesmall", seed): metrics(1.0) for seed in range(3)}
+    for found, steps in zip(measured.values(), (20.0, 30.0, 40.0), strict=True):
+        found["values"]["steps"] = steps
+    gate = {"model": {"variant": "LlamaGen-B"}, "training": {"steps": 1}}
+    rows = [{"model": "dpar", "inference.gate": "small"}, {"model": "dpar"}]
+    values = demo(gates={"small": gate}, tables={"t": {"title": "T", "rows": rows}})
+    frame = built(experiment=parse_experiment(values, "test"), measured=measured)
+    gated, usual = (row for _, row in frame.iterrows())
+    assert gated["patch_length"] == pytest.approx(64 / 30)
+    assert math.isnan(gated["nll"])
+    assert math.isnan(gated["threshold"])
+    assert (usual["nll"], usual["threshold"]) == (4.5, 3.21)
+    assert tables.readable(frame, "FD")["Gate"].tolist() == ["small", "–"]
 
 
 def test_a_number_of_the_paper_that_nothing_of_ours_matches_is_an_error():

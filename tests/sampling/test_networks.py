@@ -1,16 +1,19 @@
 """Networks that were not made for one another are refused, and the model alone takes the precision of sampling."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
-from dpar.config import Autoencoder
+from dpar.config import Autoencoder, Patchify
 from dpar.errors import InputError
+from dpar.model.entropy_regressor import EntropyRegressor
 from dpar.model.llamagen import LlamaGen
-from dpar.sampling.networks import load_networks
+from dpar.sampling.networks import gate_threshold, gate_thresholds, load_networks
 from dpar.tokenizer.autoencoder import VQAutoencoder
-from dpar.weights import load_model, save_model
-from tests.stages.sampled import SIZES, TOKENIZER, write_results
+from dpar.weights import load_model, model_config, save_model
+from tests.stages.sampled import GATE_THRESHOLDS, PATCHIFY, SIZES, TOKENIZER, add_gates, write_results
 
 CPU = torch.device("cpu")
 
@@ -65,6 +68,50 @@ def test_published_networks_do_not_know_their_tokenizer_but_must_fit_it(results,
     save_model(tmp_path / "larger", larger, {})
     with pytest.raises(InputError, match=r"reads images of 8 x 8 tokens, .* those of 4 x 4"):
         load(results, model=tmp_path / "llamagen", entropy_model=tmp_path / "larger")
+
+
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory):
+    results = write_results(tmp_path_factory.mktemp("gated"))
+    add_gates(results)
+    return results
+
+
+@pytest.mark.parametrize(("gate", "kind"), [("small", LlamaGen), ("distilled", EntropyRegressor)])
+def test_a_gate_of_the_experiment_stands_in_for_the_entropy_model(gated, gate, kind):
+    networks = load(gated, entropy_model=gated / "gates" / gate, gate=gate)
+    assert type(networks.entropy_model) is kind
+    assert networks.digests["entropy_model"] == model_config(gated / "gates" / gate)["sha256"]
+
+
+def test_what_is_not_the_named_gate_is_refused(gated, tmp_path):
+    with pytest.raises(InputError, match="made with another entropy model"):
+        load(gated, entropy_model=gated / "gates/small")
+    with pytest.raises(InputError, match="small is the gate 'small', expected the gate 'distilled'"):
+        load(gated, entropy_model=gated / "gates/small", gate="distilled")
+    with pytest.raises(InputError, match="entropy_model is no gate of an experiment, expected the gate 'small'"):
+        load(gated, gate="small")
+    gate = load_model(gated / "gates/distilled", "entropy_regressor")
+    origin = model_config(gated / "gates/distilled")["provenance"]
+    save_model(tmp_path / "distilled", gate, origin | {"entropy_model": "0" * 64})
+    with pytest.raises(InputError, match=r"distilled from another entropy model \(sha256 000000000000\.\.\.\)"):
+        load(gated, entropy_model=tmp_path / "distilled", gate="distilled")
+    save_model(tmp_path / "small", gate, origin | {"tokenizer": "0" * 64})
+    with pytest.raises(InputError, match="made with another tokenizer"):
+        load(gated, entropy_model=tmp_path / "small", gate="distilled")
+
+
+def test_a_gate_has_the_threshold_that_was_calibrated_for_the_patches(gated, tmp_path):
+    patchify = Patchify(**PATCHIFY)
+    folder = gated / "gates/small"
+    assert gate_threshold(folder, patchify) == GATE_THRESHOLDS["small"]
+    with pytest.raises(InputError, match=r"no threshold for patches of .*max_length=2.*calibrate_gate again"):
+        gate_threshold(folder, patchify.model_copy(update={"max_length": 2}))
+    other = tmp_path / "small"
+    shutil.copytree(gated / "gates/distilled", other)
+    shutil.copy(gate_thresholds(folder), gate_thresholds(other))
+    with pytest.raises(InputError, match="made for another network"):
+        gate_threshold(other, patchify)
 
 
 def test_a_training_that_diverged_is_refused(results, tmp_path):

@@ -7,6 +7,7 @@ from dpar.config import Patchify
 from dpar.entropy import token_entropies
 from dpar.errors import InputError
 from dpar.model.dpar import DPAR
+from dpar.model.entropy_regressor import EntropyRegressor
 from dpar.model.llamagen import LlamaGen
 from dpar.patchify import starts_for
 from dpar.sampling import sampler
@@ -110,6 +111,36 @@ def test_position_schemes(entropy_model, position):
 
 def test_entropy_through_the_null_class(dpar, null_class):
     assert_literal(dpar, null_class, request(3), patchify=PATCHIFY, threshold=2.75, cfg_scale=1.5)
+
+
+@pytest.fixture(scope="module")
+def distilled():
+    return with_random_weights(
+        EntropyRegressor(EntropyRegressor.Config(layers=1, **{**SIZES, "width": 16, "heads": 1}))
+    )
+
+
+@pytest.mark.parametrize("threshold", [2.6, 3.7, 5.0])
+def test_a_distilled_gate_places_the_patches(dpar, distilled, threshold):
+    """Algorithm 2 with the gate's entropies, which are those of one pass of the gate over the drawn image."""
+    result = assert_literal(dpar, distilled, request(4), patchify=PATCHIFY, threshold=threshold, cfg_scale=2.5)
+    some = result.starts.any(0) & ~result.starts.all(0)
+    assert some.sum() >= 3, "all images open patches together: nothing is ragged"
+    with torch.no_grad():
+        entropy = distilled(result.tokens)[..., 0]
+    torch.testing.assert_close(result.entropy[:, 1:], entropy)
+    for found, nats in zip(result.starts.tolist(), entropy.tolist(), strict=True):
+        length, expected = 0, []
+        for t in range(12):  # Algorithm 3
+            opens = t <= 1 or nats[t - 1] > threshold or length == 3 or t % 4 == 0
+            length = 1 if opens else length + 1
+            expected.append(opens)
+        assert found == expected
+
+
+def test_a_gate_of_other_sizes_than_the_model(dpar):
+    gate = with_random_weights(LlamaGen(LlamaGen.Config(layers=1, **{**SIZES, "width": 64, "heads": 1})))
+    assert_literal(dpar, gate, request(3), patchify=PATCHIFY, threshold=2.75, cfg_scale=1.5)
 
 
 def test_llamagen(llamagen):

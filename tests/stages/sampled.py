@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 
-from dpar.config import Autoencoder
-from dpar.files import write_json
+from dpar.config import Autoencoder, parse_experiment
+from dpar.files import read_json, write_json
 from dpar.model.dpar import DPAR
+from dpar.model.entropy_regressor import EntropyRegressor
 from dpar.model.llamagen import LlamaGen
+from dpar.sampling.networks import gate_thresholds
 from dpar.tokenizer.autoencoder import VQAutoencoder
 from dpar.weights import model_config, save_model
 from tests.stages.scored import write_experiment
@@ -18,6 +20,7 @@ TOKENIZER = {"vocab_size": VOCAB_SIZE, "channels": 32, "multipliers": [1, 1], "r
 SIZES = {"vocab_size": VOCAB_SIZE, "grid": GRID, "width": 32, "heads": 2}
 PATCHIFY = {"p_avg": 1.8, "max_length": 3}
 THRESHOLD = 3.4
+GATE_THRESHOLDS = {"small": 3.7, "distilled": 4.0}
 
 
 def write_results(results: Path, **sampling: Any) -> Path:
@@ -52,6 +55,30 @@ def write_results(results: Path, **sampling: Any) -> Path:
     llamagen = LlamaGen(LlamaGen.Config(layers=2, num_classes=CLASSES, **SIZES))
     write_model(results / "models" / "llamagen" / "step1", llamagen, known | {"patchify": None, "threshold": None})
     return results
+
+
+def add_gates(results: Path) -> None:
+    """Adds gates/small and gates/distilled, their thresholds, and a row of samples through each."""
+    path = results / "experiment.json"
+    values = read_json(path)
+    sizes = {"architecture": "llamagen", "width": 16, "heads": 1, "layers": 1}
+    values["gates"] = {"small": {"model": sizes, "training": {"steps": 1}}}
+    values["gates"]["distilled"] = values["gates"]["small"] | {"kind": "distilled"}
+    values["tables"]["gates"] = {
+        "title": "gates",
+        "rows": [{"model": "dpar"}],
+        "vary": {"inference.gate": [None, *values["gates"]]},
+    }
+    write_json(path, parse_experiment(values, "the test").model_dump(mode="json"))
+    known = {name: model_config(results / name)["sha256"] for name in ("tokenizer", "entropy_model")}
+    small, inner = results / "gates" / "small", SIZES | {"width": 16, "heads": 1, "layers": 1}
+    write_model(small, LlamaGen(LlamaGen.Config(**inner)), {"tokenizer": known["tokenizer"], "gate": "small"})
+    regressor = EntropyRegressor(EntropyRegressor.Config(**inner))
+    write_model(results / "gates" / "distilled", regressor, known | {"gate": "distilled"})
+    for gate, threshold in GATE_THRESHOLDS.items():
+        folder = results / "gates" / gate
+        rule = {"patchify": {"strategy": "dynamic", **PATCHIFY}, "threshold": threshold}
+        write_json(gate_thresholds(folder), {"gate": model_config(folder)["sha256"], "rules": [rule]})
 
 
 def write_model(folder: Path, model: torch.nn.Module, provenance: dict[str, Any]) -> None:

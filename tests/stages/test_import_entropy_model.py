@@ -45,6 +45,22 @@ def test_every_tensor_arrives_and_the_source_is_named(results):
     assert origin["weights"] == {"file": "c2i.pt", "sha256": hashlib.sha256(source.read_bytes()).hexdigest()}
 
 
+def test_a_gate_is_imported_in_the_same_way_and_says_what_it_is(results):
+    state = published(results)
+    values = experiment_values()
+    weights = str(results.folder.parent / "c2i.pt")
+    values["gates"] = {
+        "published": values["entropy_model"] | {"kind": "null_class", "training": None, "weights": weights}
+    }
+    results.set(values)
+    folder = results.folder / "gates/published"
+    paths = {"experiment": results.folder / "experiment.json", "network": "gates/published", "output": folder}
+    import_entropy_model.main([word for name, path in paths.items() for word in (f"--{name}", str(path))])
+    model = load_model(folder, "llamagen")
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in state.items())
+    assert model_config(folder)["provenance"]["gate"] == "published"
+
+
 def test_it_may_know_other_classes_than_the_images_have(results):
     """Only its null class is read: LlamaGen's 1000 classes place boundaries in anybody's images."""
     published(results, num_classes=10)

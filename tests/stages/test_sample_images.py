@@ -10,14 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from dpar.config import load_experiment
+from dpar.config import Patchify, load_experiment
 from dpar.errors import InputError
 from dpar.files import read_json, write_json
-from dpar.sampling.networks import Networks
+from dpar.sampling.networks import Networks, load_networks
+from dpar.sampling.noise import image_seed
 from dpar.stages import sample_images
 from dpar.tokenizer.autoencoder import VQAutoencoder
 from dpar.weights import load_model, model_config, save_model
-from tests.stages.sampled import CLASSES, GRID, THRESHOLD, write_results
+from tests.stages.sampled import CLASSES, GATE_THRESHOLDS, GRID, PATCHIFY, THRESHOLD, add_gates, write_results
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +256,30 @@ def test_a_model_of_another_resolution(tmp_path):
     write_json(path, experiment | {"images": experiment["images"] | {"resolution": 16}})
     with pytest.raises(InputError, match=f"draws {GRID[0]} x {GRID[1]} tokens, the experiment's images have 8 x 8"):
         draw(results)
+
+
+def test_a_gate_of_the_experiment_places_the_patches(tmp_path, whole):
+    results = write_results(tmp_path)
+    add_gates(results)
+    for gate, threshold in GATE_THRESHOLDS.items():
+        found = draw(results, cell=f"dpar-gate{gate}", gates=results / "gates", thresholds=results / "not read")
+        conditions = json.loads(str(found["conditions"]))
+        assert (conditions["gate"], conditions["threshold"]) == (gate, threshold)
+        digest = model_config(results / "gates" / gate)["sha256"]
+        assert conditions["networks"]["entropy_model"] == digest
+        assert not np.array_equal(found["patches"], whole["patches"])
+        # which is what the sampler makes of that network and that threshold
+        networks = load_networks(
+            results / "models/dpar/step1", results / "gates" / gate, results / "tokenizer",
+            gate=gate, precision="float32", device=torch.device("cpu"),
+        )  # fmt: skip
+        seeds = np.array([image_seed(0, image) for image in range(10)])
+        patchify = Patchify(**PATCHIFY)
+        drawn = networks.draw(
+            found["labels"].astype(np.int64), seeds, patchify=patchify, threshold=threshold, cfg_scale=2.0
+        )
+        assert drawn.starts.sum(1).tolist() == found["patches"].tolist()
+    assert "gate" not in json.loads(str(whole["conditions"]))
 
 
 def test_unknown_cells_and_shards(results):

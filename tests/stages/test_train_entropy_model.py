@@ -29,6 +29,45 @@ def test_it_learns_codes_without_patches(results, kind, classes):
     assert "patch/mean_length" not in points[8]
 
 
+def with_gates(**gates):
+    values = experiment_values()
+    values["entropy_model"]["model"]["layers"] = 1
+    values["gates"] = {name: values["entropy_model"] | changes for name, changes in gates.items()}
+    return values
+
+
+def test_a_gate_is_trained_as_the_entropy_model_is_and_says_what_it_is(results):
+    results.set(with_gates(small={}))
+    train_entropy_model.main(results.train_entropy_model("gates/small"))
+    folder = results.folder / "gates/small"
+    assert load_model(folder, "llamagen").config.layers == 1
+    provenance = model_config(folder)["provenance"]
+    assert provenance["gate"] == "small"
+    assert "entropy_model" not in provenance
+    assert history(folder)[8]["val/nll"] < history(folder)[4]["val/nll"]
+
+
+def test_a_distilled_gate_learns_the_stored_entropies_and_knows_whose_they_are(results):
+    results.set(with_gates(distilled={"kind": "distilled"}))
+    train_entropy_model.main(results.train_entropy_model("gates/distilled", "scored"))
+    folder = results.folder / "gates/distilled"
+    assert load_model(folder, "entropy_regressor").config.outputs == 1
+    provenance = model_config(folder)["provenance"]
+    assert (provenance["gate"], provenance["entropy_model"]) == ("distilled", "e" * 64)
+    points = history(folder)
+    assert points[8]["val/entropy_error"] < points[4]["val/entropy_error"]
+    assert "val/nll" not in points[8]
+
+
+def test_a_network_that_the_experiment_does_not_name_is_refused(results):
+    results.set(with_gates(small={}))
+    with pytest.raises(InputError, match="no network gates/smal places patches here; there are entropy_model, gates/s"):
+        train_entropy_model.main(results.train_entropy_model("gates/smal"))
+    results.set(with_gates(distilled={"kind": "distilled"}))
+    with pytest.raises(InputError, match="no entropies to learn"):
+        train_entropy_model.main(results.train_entropy_model("gates/distilled", "codes"))
+
+
 def test_an_experiment_that_imports_is_told_which_stage_to_run(results):
     values = experiment_values()
     values["entropy_model"] |= {"kind": "null_class", "training": None, "weights": "c2i_B_256.pt"}

@@ -12,7 +12,7 @@ from dpar.data.loader import batches, sequential
 from dpar.errors import InputError
 from dpar.patchify import PatchCounts, patch_starts
 from dpar.train.distributed import Ranks
-from dpar.train.objective import drop_classes, inputs, likelihood, logits_and_targets
+from dpar.train.objective import drop_classes, inputs, likelihood, logits_and_targets, nats
 from tests.train.tiny import CLASSES, VOCAB, code_rows, code_store, tiny_task
 
 CPU = Ranks(torch.device("cpu"))
@@ -132,6 +132,34 @@ def test_dynamic_patches_need_entropies_and_static_ones_do_not():
         task.patching, rule=task.patching.rule.model_validate({"strategy": "static", "p_avg": 2}), threshold=None
     )
     assert inputs(batch, labelled=True, patching=static).layout.packed.lengths == (8, 8, 8, 8)
+
+
+def test_a_distilled_gate_learns_the_entropies_of_the_drawn_views():
+    task = tiny_task("distilled")
+    assert task.distilled
+    assert not task.labelled
+    batch = next(batches(task.train, batch_size=8, seed=3))
+    given = inputs(batch, labelled=False, patching=None, distilled=True)
+    found, targets = logits_and_targets(task.model, given)
+    assert torch.equal(targets, torch.from_numpy(task.train.entropy[batch.images.numpy(), batch.views.numpy()])[:, 1:])
+    errors = [abs(a - b) for a, b in zip(found.flatten().tolist(), targets.flatten().tolist(), strict=True)]
+    assert min(errors) < 1 < max(errors)
+    expected = sum(e**2 / 2 if e < 1 else e - 0.5 for e in errors)
+    assert nats(found, targets).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_error_of_a_distilled_gate_is_the_mean_over_all_tokens_but_the_first():
+    task = tiny_task("distilled")
+    found = likelihood(task.model, task.val, patching=None, precision="float32", ranks=CPU)
+    errors = np.abs(math.log(VOCAB) - task.val.entropy[:, 0, 1:])
+    assert found.nll == pytest.approx(np.where(errors < 1, errors**2 / 2, errors - 0.5).mean(), rel=1e-5)
+    assert found.tokens == task.val.num_images * 15
+
+
+def test_a_gate_cannot_be_distilled_from_codes_without_entropies():
+    batch = next(sequential(code_store(code_rows(scored=False)), 4))
+    with pytest.raises(InputError, match="no entropies to learn"):
+        inputs(batch, labelled=False, patching=None, distilled=True)
 
 
 def test_an_unconditional_network_is_asked_for_all_tokens_but_the_first():

@@ -9,17 +9,25 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from dpar.config import Patchify, Training, Transformer, parse_experiment
+from dpar.config import (
+    EntropyModel,
+    Experiment,
+    Patchify,
+    Training,
+    Transformer,
+    load_experiment,
+    parse_experiment,
+)
 from dpar.data.codes import CodeMetadata, CodeRows, CodeStore, Manifest, rows_of_images, write_shard
 from dpar.files import digest, write_json
-from dpar.model.variants import build_model
+from dpar.model.variants import build_entropy_model, build_model, entropy_model_config
 from dpar.tracking import Job
 from dpar.train.distributed import ranks
 from dpar.train.loop import Task, train_to
 from dpar.train.objective import Patching
 
 GRID, VOCAB, CLASSES, VIEWS, IMAGES = (4, 4), 32, 3, 2, 22
-Kind = Literal["dpar", "llamagen", "unconditional"]
+Kind = Literal["dpar", "llamagen", "unconditional", "distilled"]
 
 
 def code_rows(seed: int = 0, images: int = IMAGES, views: int = VIEWS, *, scored: bool = True) -> CodeRows:
@@ -75,12 +83,12 @@ def tiny_task(kind: Kind, *, dropout: float = 0.1, attention: str = "auto", seed
     }  # fmt: skip
     patchify = Patchify(threshold=2.0, max_length=3)
     torch.manual_seed(seed)
-    model = build_model(
-        transformer(kind, dropout, attention),
-        vocab_size=VOCAB,
-        grid=GRID,
-        num_classes=None if kind == "unconditional" else CLASSES,
-    )
+    sizes: dict[str, Any] = {"vocab_size": VOCAB, "grid": GRID, "num_classes": CLASSES}
+    if kind in ("unconditional", "distilled"):
+        gate = EntropyModel(kind=kind, model=transformer(kind, dropout), training=Training.model_validate(settings))
+        model = build_entropy_model(entropy_model_config(gate, **sizes))
+    else:
+        model = build_model(transformer(kind, dropout, attention), **sizes)
     return Task(
         model=model,
         training=Training.model_validate(settings | training),
@@ -133,6 +141,11 @@ class Results:
         write_json(folder / "thresholds.json", {"p_avg": {"1.6": {"threshold": 2.0, "achieved": 1.61}}})
         return made
 
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment."""
+        return load_experiment(self.folder / "experiment.json")
+
     def set(self, values: dict[str, Any]) -> None:
         """Replaces the experiment."""
         write_json(self.folder / "experiment.json", parse_experiment(values, "tiny").model_dump(mode="json"))
@@ -152,14 +165,15 @@ class Results:
         flags = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
         return [*flags, "--model", model, "--milestone", milestone, *more]
 
-    def train_entropy_model(self) -> list[str]:
+    def train_entropy_model(self, network: str = "entropy_model", store: str = "codes") -> list[str]:
         """The stage's flags, as the rule gives them."""
         paths = {
             "experiment": self.folder / "experiment.json",
-            "train": self.folder / "codes/train/manifest.json",
-            "val": self.folder / "codes/val/manifest.json",
-            "state": self.folder / "state/entropy_model",
-            "output": self.folder / "entropy_model",
+            "network": network,
+            "train": self.folder / store / "train/manifest.json",
+            "val": self.folder / store / "val/manifest.json",
+            "state": self.folder / "state" / network,
+            "output": self.folder / network,
         }
         return [word for name, path in paths.items() for word in (f"--{name}", str(path))]
 

@@ -33,6 +33,11 @@ def tiny(**changes):
         tables={
             "comparison": {"title": "Both", "rows": [{"model": "llamagen"}, {"model": "dpar"}]},
             "lengths": {"title": "Lengths", "rows": [{"model": "dpar"}], "vary": {"patchify.max_length": [2, 4]}},
+            "gates": {
+                "title": "Gates",
+                "rows": [{"model": "dpar"}],
+                "vary": {"inference.gate": [None, "small", "distilled"]},
+            },
         },
         **changes,
     )
@@ -40,6 +45,8 @@ def tiny(**changes):
     training = {"steps": 8, "batch_size": 8, "checkpoint_every": 2, "validate_every": 4, "log_every": 4}
     for place in (values, values["entropy_model"]):
         place["training"] = {**place["training"], **training}
+    gate = {"model": {"architecture": "llamagen", "width": 32, "heads": 1, "layers": 1}, "training": values["training"]}
+    values["gates"] = {"small": gate, "distilled": gate | {"kind": "distilled"}}
     values["sampling"] |= {"num_images": 40, "seeds": [0], "batch_size": 20}
     return values
 
@@ -64,6 +71,7 @@ def test_the_graph_runs_to_the_report_and_a_second_run_does_nothing(snakemake, e
     results = tmp_path / "results" / "tiny"
     page = (results / "report.html").read_text()
     assert "data:image/png;base64," in page
+    assert "Gates beside the entropy model" in page
     assert "http" not in page.replace("http-equiv", "")
     assert not list(results.rglob("*.partial"))
 
@@ -88,15 +96,14 @@ def test_the_graph_runs_to_the_report_and_a_second_run_does_nothing(snakemake, e
     triggers = ("--rerun-triggers", "mtime", "params", "input", "software-env")
     planned = snakemake("--dry-run", "--configfile", experiment, *triggers)
     jobs = job_counts(planned.stdout + planned.stderr)
-    assert jobs["sample_images"] == 3
-    assert {"train_model", "train_tokenizer", "train_entropy_model", "encode_images", "score_entropies"}.isdisjoint(
-        jobs
-    )
+    assert jobs["sample_images"] == 5
+    remade = {"train_model", "train_tokenizer", "train_entropy_model", "encode_images", "score_entropies"}
+    assert (remade | {"calibrate_gate", "compare_gates"}).isdisjoint(jobs)
 
     # and the same run brings everything up to date
     run = snakemake("--cores", "2", "--configfile", experiment, *triggers)
     assert run.returncode == 0, run.stderr[-3000:]
-    assert job_counts(run.stdout + run.stderr)["sample_images"] == 3
+    assert job_counts(run.stdout + run.stderr)["sample_images"] == 5
     planned = snakemake("--dry-run", "--configfile", experiment, *triggers)
     assert "Nothing to be done" in planned.stdout + planned.stderr
 

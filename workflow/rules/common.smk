@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 from dpar.commands.run import LOCKED, RETRAIN, only_run, retraining
-from dpar.config import FIGURES, TRAINING_PACE, parse_experiment
+from dpar.config import FIGURES, TRAINING_PACE, gate_folder, parse_experiment
 from dpar.errors import InputError
 from dpar.files import digest, write_json
-from dpar.grid import figure_rows, model_cells, p_avg_targets, sample_cells, table_rows
+from dpar.grid import figure_rows, gated_cells, model_cells, p_avg_targets, sample_cells, table_rows
 from dpar.recipes import RECIPES
 from dpar.report import paper
 from dpar.report.targets import COMPUTED, pareto_file, sized_tables, table_files
@@ -68,6 +68,7 @@ wildcard_constraints:
     features=r"reference|[^/]+/seed\d+",
     table="|".join(map(re.escape, EXPERIMENT.tables)) or "none",
     figure="|".join(["samples", *map(re.escape, EXPERIMENT.figures)]),
+    gate="|".join(map(re.escape, EXPERIMENT.gates)) or "none",
 
 
 def recipe(stage, *settings):
@@ -93,6 +94,11 @@ def shards(store, split):
 def folder(path):
     """The files of the model folder at `path`."""
     return [f"{RESULTS}/{path}/{name}" for name in MODEL_FILES]
+
+
+def gate_files(gate):
+    """What sampling needs of that network; the threshold of the entropy model belongs to the patches."""
+    return folder(gate_folder(gate)) + ([f"{RESULTS}/{gate_folder(gate)}.thresholds.json"] if gate else [])
 
 
 def is_gated(patchify, transformer):

@@ -212,6 +212,7 @@ rule write_report:
         ablations=expand(RESULTS + "/figures/{table}.png", table=EXPERIMENT.tables),
         paretos=[f"{RESULTS}/{pareto_file(name)}" for name, table in EXPERIMENT.tables.items() if table.is_grid],
         figures=expand(RESULTS + "/figures/{figure}.png", figure=[*FIGURES, *EXPERIMENT.figures]),
+        gates=[RESULTS + "/gates/comparison.json"] if EXPERIMENT.gates else [],
         tokenizer=RESULTS + "/tokenizer/report.json",
         reconstructions=RESULTS + "/tokenizer/reconstructions.png",
         noise_floor=RESULTS + "/metrics/noise_floor.json",
@@ -231,6 +232,6 @@ rule write_report:
         captions=CAPTIONS,
     shell:
         STAGE + " --tables {input.tables} --models {input.models} --ablations {input.ablations}"
-        " --paretos {input.paretos} --figures {input.figures} --captions {params.captions:q} --tokenizer {input.tokenizer} --reconstructions {input.reconstructions}"
+        " --paretos {input.paretos} --figures {input.figures} --gates {input.gates} --captions {params.captions:q} --tokenizer {input.tokenizer} --reconstructions {input.reconstructions}"
         " --noise-floor {input.noise_floor} --thresholds {input.thresholds}"
         " --histories {input.histories} --output {output}" + LOGGED

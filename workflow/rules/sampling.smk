@@ -33,17 +33,23 @@ def completed_cell():
 COMPLETED = completed_cell()
 
 
+def thresholds_to_sample(wildcards):
+    """The entropy model's threshold, where it is calibrated; a gate has its own."""
+    cell = SAMPLES[wildcards.cell]
+    return [] if cell.gate else threshold_of_cell(cell.model, cell.patchify)
+
+
 rule sample_images:
     """Draw one shard of images with classifier-free guidance."""
     input:
         model=sampled_model,
         entropy_model=lambda wildcards: (
-            folder("entropy_model")
+            gate_files(SAMPLES[wildcards.cell].gate)
             if is_gated(SAMPLES[wildcards.cell].patchify, sampled_transformer(wildcards))
             else []
         ),
         tokenizer=folder("tokenizer"),
-        thresholds=lambda wildcards: threshold_of_cell(SAMPLES[wildcards.cell].model, SAMPLES[wildcards.cell].patchify),
+        thresholds=thresholds_to_sample,
     output:
         images=RESULTS + "/samples/{cell}/seed{seed}/{shard}.npz",
         picture=RESULTS + "/samples/{cell}/seed{seed}/{shard}.png",
@@ -60,6 +66,7 @@ rule sample_images:
     shell:
         STAGE + " --cell {wildcards.cell} --seed {wildcards.seed}"
         " --shard {wildcards.shard} --model-folder {params.model} --entropy-model {params.results}/entropy_model"
+        " --gates {params.results}/gates"
         " --tokenizer {params.results}/tokenizer --thresholds {input.thresholds} --output {output.images}"
         " --picture {output.picture}" + LOGGED
 

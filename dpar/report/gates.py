@@ -1,0 +1,51 @@
+"""Gates beside the entropy model, for people: what compare_gates measured as a table, and its conditions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+TITLE = "Gates beside the entropy model"
+
+
+def readable(found: Mapping[str, Any]) -> pd.DataFrame:
+    """The comparison as people read it."""
+
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.4g}"
+
+    rows = []
+    for row in found["rows"]:
+        is_gate, alike = row["gate"] is not None, row["agreement"]
+        rows.append(
+            {
+                "Model": f"{row['model']}, {row['milestone']}",
+                "Gate": row["gate"] or "entropy model",
+                "Kind": row["kind"],
+                "Parameters": f"{row['parameters']:,}",
+                "Its GMACs/image": number(row["gate_gmacs"]),
+                "Sampling GMACs/image": number(row["sampling_gmacs"]),
+                "E_Th (nats)": number(row["threshold"]),
+                "P_avg": number(row["mean_patch_length"]),
+                "Steps": number(row["steps"]),
+                "Correlation": number(row["correlation"]) if is_gate else "–",
+                "Agreement (chance)": f"{alike['share']:.4f} ({alike['chance']:.4f})" if is_gate else "–",
+                "Precision": number(alike["precision"]) if is_gate else "–",
+                "Recall": number(alike["recall"]) if is_gate else "–",
+                "Val. NLL (nats/token)": f"{row['nll']:.4f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def notes(found: Mapping[str, Any]) -> list[str]:
+    """What the numbers rest on."""
+    return [
+        f"{found['images']} held-out images; the models were trained on the entropy model's patches alone.",
+        "A gate's E_Th gives the P_avg of the entropy model's on training images.",
+        "Agreement: share of tokens that open a patch in both or in neither, of those that no rule decides beforehand "
+        "(the first two, and beginnings of rows where they begin patches); chance: as many starts anywhere. Precision "
+        "and recall are those of starts.",
+        "GMACs: 1e9 multiply-accumulates of sampling one image, attention and guidance counted, softmax and the sum of "
+        "Eq. 3 not.",
+    ]

@@ -1,0 +1,127 @@
+"""Finds the thresholds in nats at which a gate's patches are as long as the entropy model's.
+
+A gate's entropies have another scale, so that a threshold of the entropy model means nothing to it. What carries over
+is the mean patch length: it is measured on a part of the training images, and the gate's threshold is searched there
+as any threshold is that is calibrated.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from dpar import tracking
+from dpar.config import Patchify, gate_folder, load_experiment
+from dpar.data.codes import open_codes
+from dpar.device import default_device
+from dpar.errors import InputError, run_command
+from dpar.files import read_json, write_json
+from dpar.grid import gated_cells, merged_thresholds, threshold_of
+from dpar.patchify import calibrate, simulate
+from dpar.stages.score_entropies import scored
+from dpar.weights import model_config
+
+ROWS = 4096
+"""Views that are scored, at most: a million tokens at 256 an image."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of this stage."""
+    flags = argparse.ArgumentParser(prog="calibrate_gate", description=__doc__)
+    flags.add_argument("--experiment", type=Path, required=True)
+    flags.add_argument("--gate", required=True, help="a name under `gates` of the experiment")
+    flags.add_argument("--gate-folder", type=Path, required=True)
+    flags.add_argument("--manifest", type=Path, required=True, help="training codes, scored by the entropy model")
+    flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
+    flags.add_argument("--output", type=Path, required=True, help="gates/GATE.thresholds.json")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the stage, for every patch rule under which the experiment samples through gates.
+
+    Raises:
+        InputError: an unknown gate, or codes or a network that were made for something else.
+    """
+    args = parser().parse_args(argv)
+    experiment = load_experiment(args.experiment)
+    settings = experiment.network(gate_folder(args.gate))
+    with tracking.job(
+        rule="calibrate_gate",
+        experiment=args.experiment,
+        name=f"calibrate_gate[{args.gate}]",
+        inputs=[args.gate_folder, args.manifest, *args.thresholds],
+        outputs=[args.output],
+        params={"gate": args.gate, "kind": settings.kind},
+    ) as job:
+        store = open_codes(
+            args.manifest, resolution=experiment.images.resolution, vocab_size=experiment.tokenizer.vocab_size
+        )
+        if store.entropy is None:
+            raise InputError(f"the codes of {args.manifest} have no entropies; give the manifest of scored codes")
+        tokens, entropy = (stored.reshape(-1, store.metadata.length) for stored in (store.tokens, store.entropy))
+        rows = np.random.default_rng(experiment.seed).choice(len(tokens), min(ROWS, len(tokens)), replace=False)
+        rows.sort()
+        found = scored(args.gate_folder, settings, tokens[rows], store.metadata, args.manifest, default_device())
+        thresholds = merged_thresholds(map(read_json, args.thresholds))
+        patchifies = {cell.patchify.model_dump_json(): cell.patchify for cell in gated_cells(experiment)}
+        rules = [
+            matched(patchify, threshold_of(patchify, thresholds), entropy[rows], found, experiment.grid[1])
+            for patchify in patchifies.values()
+        ]
+        for rule in rules:
+            print(
+                "E_Th {threshold:.6f} nats gives P_avg {achieved:.4f}; {entropy_model_threshold:.6f} nats of the "
+                "entropy model give {wanted:.4f}".format(**rule),
+                flush=True,
+            )
+            job.summary({"threshold": rule["threshold"], "wanted": rule["wanted"], "achieved": rule["achieved"]})
+        write_json(
+            args.output,
+            {
+                "gate": model_config(args.gate_folder)["sha256"],
+                "entropy_model": store.metadata.entropy_model,
+                "images": len(rows),
+                "rules": rules,
+            },
+        )
+
+
+def matched(
+    patchify: Patchify,
+    threshold: float | None,
+    expected: Float32[np.ndarray, "N T"],
+    found: Float32[np.ndarray, "N T"],
+    grid_width: int,
+) -> dict[str, Any]:
+    """The gate's threshold under one patch rule, for JSON, with both mean patch lengths.
+
+    Args:
+        threshold: E_Th of the entropy model in nats.
+        expected: its entropies.
+        found: the gate's.
+    """
+    assert threshold is not None, "static patches ask no entropies"
+    rule: dict[str, Any] = {"grid_width": grid_width, "row_boundary": patchify.row_boundary}
+
+    def mean_patch_length(entropy: Float32[np.ndarray, "N T"], nats: float) -> float:
+        counts = simulate(entropy, thresholds=[nats], max_lengths=[patchify.max_length], **rule)
+        return counts[nats, patchify.max_length].mean_patch_length
+
+    wanted = mean_patch_length(expected, threshold)
+    of_gate = calibrate(found, wanted, max_length=patchify.max_length, **rule)
+    return {
+        "patchify": patchify.model_dump(mode="json"),
+        "entropy_model_threshold": threshold,
+        "threshold": of_gate,
+        "wanted": wanted,
+        "achieved": mean_patch_length(found, of_gate),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
