@@ -20,7 +20,7 @@ RECIPES = {
     "count_patches": 1,
     "train_model": 1,
     "evaluate_likelihood": 1,
-    "sample_images": 1,
+    "sample_images": 2,
     "complete_images": 1,
     "train_classifier": 1,
     "extract_features": 1,
