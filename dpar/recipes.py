@@ -23,7 +23,7 @@ RECIPES = {
     "describe_models": 1,
     "train_model": 1,
     "evaluate_likelihood": 1,
-    "sample_images": 1,
+    "sample_images": 2,
     "complete_images": 2,
     "train_classifier": 1,
     "extract_features": 1,

@@ -1,16 +1,17 @@
 """Images a second of the sampler beside Algorithm 2 as written and beside LlamaGen, and where the time goes.
 
-Networks have random weights and thresholds that give patches of about 1.81 tokens; speed depends on sizes alone. Two
-sets of sizes: the demo's, and the B variants of Table 1 on 16 x 16 tokens of 16,384 codes.
+Networks have random weights and thresholds that give patches as long as the paper's; speed depends on sizes alone. By
+default two pairs are timed: the demo's, and the B variants of Table 1 on 16 x 16 tokens of 16,384 codes.
 """
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,78 +20,122 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dpar.benchmarks.conditions import conditions
+from dpar.benchmarks.train import MAX_LENGTH, PAPER_P_AVG
+from dpar.commands.info import DOWNSAMPLE, NUM_CLASSES, VOCAB_SIZE
 from dpar.commands.patchify import read_entropies
-from dpar.config import VARIANTS, Autoencoder, Patchify
+from dpar.config import VARIANTS, Autoencoder, Patchify, Transformer
 from dpar.device import default_device
 from dpar.entropy import token_entropies
+from dpar.errors import InputError
 from dpar.evaluation.flops import forward_parts, sampling_gmacs
 from dpar.model.dpar import DPAR, DPARConfig
 from dpar.model.llamagen import LlamaGen, LlamaGenConfig
+from dpar.model.variants import model_config
 from dpar.patchify import PatchCounts, calibrate, patch_starts
 from dpar.sampling.literal import LiteralDPAR, literal, literal_entropy
-from dpar.sampling.networks import Networks
+from dpar.sampling.memory import out_of_memory
+from dpar.sampling.networks import PRECISIONS, Networks
 from dpar.sampling.noise import image_seed
-from dpar.sampling.sampler import SampleResult, sample
+from dpar.sampling.sampler import SampleResult, Step, sample
 from dpar.sampling.schedule import PARTS, CallCost, scheduled
 from dpar.tokenizer.autoencoder import VQAutoencoder
 
-P_AVG, MAX_LENGTH, CFG_SCALE = 1.81, 4, 2.0
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 PIECES = 4  # of a sequence, one position of each being timed
+WARM_UP = 4  # tokens
 
 
 @dataclass(frozen=True)
 class Sizes:
     """What is timed together: DPAR, its entropy model, LlamaGen, the tokenizer; in which batches of images, how often.
 
-    Algorithm 2 as written is timed in the batches `literal`. Without `repeats` everything is timed once: DPAR while its
-    parts are watched, and Algorithm 2 as written in pieces.
+    Algorithm 2 as written is timed in the batches `literal`, in pieces; where all is small enough (`whole`) also from
+    its first token to its last, and images are drawn again in other batches to be compared.
     """
 
     dpar: DPARConfig
     entropy_model: LlamaGenConfig
     llamagen: LlamaGenConfig
     tokenizer: Autoencoder
+    p_avg: float
     batches: tuple[int, ...]
     literal: tuple[int, ...]
-    repeats: int
+    turns: int
+    whole: bool
 
 
-def _table1(name: str) -> dict[str, Any]:
-    return {key: value for key, value in VARIANTS[name].items() if key != "architecture"}
+@dataclass(frozen=True)
+class How:
+    """The precision of the two models (the entropy model's is always float32), and guidance."""
+
+    precision: str
+    cfg_scale: float
 
 
 _DEMO = {"vocab_size": 256, "grid": (8, 8), "width": 96, "heads": 3}
-_BASE = {"vocab_size": 16384, "grid": (16, 16)}
-SIZES = {
-    "demo": Sizes(
-        DPARConfig(**_DEMO, num_classes=8, layers=2, decoder_layers=1),
-        LlamaGenConfig(**_DEMO, layers=3),
-        LlamaGenConfig(**_DEMO, num_classes=8, layers=4),
-        Autoencoder.model_validate(
-            {"vocab_size": 256, "channels": 32, "pixel_shuffle": 4, "multipliers": (1, 2), "residual_blocks": 1}
-            | {"z_channels": 64, "groups": 1, "attention": False}
-        ),
-        batches=(1, 16, 64, 256),
-        literal=(16, 64),
-        repeats=3,
+DEMO = Sizes(
+    DPARConfig(**_DEMO, num_classes=8, layers=2, decoder_layers=1),
+    LlamaGenConfig(**_DEMO, layers=3),
+    LlamaGenConfig(**_DEMO, num_classes=8, layers=4),
+    Autoencoder.model_validate(
+        {"vocab_size": 256, "channels": 32, "pixel_shuffle": 4, "multipliers": (1, 2), "residual_blocks": 1}
+        | {"z_channels": 64, "groups": 1, "attention": False}
     ),
-    "base": Sizes(
-        DPARConfig(**_BASE, **_table1("DPAR-B"), num_classes=1000),
-        LlamaGenConfig(**_BASE, **_table1("LlamaGen-B")),
-        LlamaGenConfig(**_BASE, **_table1("LlamaGen-B"), num_classes=1000),
+    p_avg=PAPER_P_AVG[256],
+    batches=(1, 16, 64, 256),
+    literal=(16, 64),
+    turns=3,
+    whole=True,
+)  # fmt: skip
+
+
+def table1(size: str, resolution: int) -> Sizes:
+    """A pair of Table 1 at `resolution` pixels, with the entropy model of the paper: an unconditional LlamaGen-B."""
+    side = resolution // DOWNSAMPLE
+
+    def config(variant: str, num_classes: int | None) -> Any:
+        transformer = Transformer.model_validate({"variant": variant})
+        return model_config(transformer, vocab_size=VOCAB_SIZE, grid=(side, side), num_classes=num_classes)
+
+    return Sizes(
+        config(f"DPAR-{size}", NUM_CLASSES),
+        config("LlamaGen-B", None),
+        config(f"LlamaGen-{size}", NUM_CLASSES),
         Autoencoder.model_validate({}),
+        p_avg=PAPER_P_AVG[resolution],
         batches=(16, 48),
         literal=(16,),
-        repeats=0,
-    ),
-}  # fmt: skip
+        turns=1,
+        whole=False,
+    )
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of this benchmark."""
+    pairs = [name.removeprefix("DPAR-") for name in VARIANTS if name.startswith("DPAR-")]
     flags = argparse.ArgumentParser(prog="dpar bench sample", description=__doc__)
-    flags.add_argument("--sizes", choices=SIZES, nargs="+", default=list(SIZES), help="which networks (default: all)")
+    flags.add_argument(
+        "--size",
+        choices=["demo", *pairs],
+        nargs="+",
+        default=["demo", "B"],
+        help="of the pairs: the demo's, or one of Table 1 (default: demo B)",
+    )
+    flags.add_argument(
+        "--resolution", type=int, choices=PAPER_P_AVG, default=256, help="pixels, of pairs of Table 1 (default: 256)"
+    )
+    flags.add_argument("--precision", choices=PRECISIONS, help="default: bfloat16 on a GPU, else float32")
+    flags.add_argument("--cfg", type=float, default=2.0, metavar="SCALE", help="of guidance (default: 2)")
+    flags.add_argument(
+        "--batches",
+        type=int,
+        nargs="+",
+        metavar="IMAGES",
+        help="at a time; Algorithm 2 as written is timed in the first (default: what two CPU cores have time for)",
+    )
+    flags.add_argument(
+        "--turns", type=int, help="of DPAR and LlamaGen with each batch (default: 3, on Table 1's sizes 1)"
+    )
     flags.add_argument(
         "--entropies",
         metavar="FILE",
@@ -101,102 +146,179 @@ def parser() -> argparse.ArgumentParser:
     return flags
 
 
+def chosen(args: argparse.Namespace) -> dict[str, Sizes]:
+    """What the flags ask for, by name."""
+    found = {name: DEMO if name == "demo" else table1(name, args.resolution) for name in args.size}
+    if args.batches is not None:
+        batches = tuple(args.batches)
+        found = {name: replace(sizes, batches=batches, literal=batches[:1]) for name, sizes in found.items()}
+    if args.turns is not None:
+        found = {name: replace(sizes, turns=args.turns) for name, sizes in found.items()}
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Times everything and prints what was found.
 
     Raises:
-        InputError: the file of entropies cannot be used.
+        InputError: the file of entropies cannot be used, or the memory is too small for the smallest batch.
     """
     args = parser().parse_args(argv)
     entropy = made_up_entropies() if args.entropies is None else read_entropies(args.entropies)
     device = default_device()
-    start = time.monotonic()
-    models = {name: measure(SIZES[name], device) for name in args.sizes}
+    how = How(args.precision or ("bfloat16" if device.type == "cuda" else "float32"), args.cfg)
+    start, busy = time.monotonic(), time.process_time()
+    models = {name: measure(sizes, how, device) for name, sizes in chosen(args).items()}
     costs = {f"{device.type}, {name}": found.pop("costs") for name, found in models.items()}
     found = {
         "speedup_over_literal": min(model["speedup_over_literal"] for model in models.values()),
+        "over_gmacs_ratio": min(max(e["over_gmacs_ratio"] for e in model["engine"]) for model in models.values()),
         "models": models,
         "schedules": schedules(entropy, costs | gpu_costs()),
         "seconds": time.monotonic() - start,
+        "processor_seconds": time.process_time() - busy,
         "conditions": conditions(device)
-        | {"weights": "random", "precision": "float32", "cfg_scale": CFG_SCALE}
+        | {"weights": "random", "precision": how.precision, "cfg_scale": how.cfg_scale}
         | {"seconds_of": clock(device)},
     }
     print(json.dumps(found, indent=2) if args.json else table(found))
 
 
-def measure(sizes: Sizes, device: torch.device) -> dict[str, Any]:
+def measure(sizes: Sizes, how: How, device: torch.device) -> dict[str, Any]:
     """What one set of sizes gives; its value `costs` is no JSON."""
     networks, threshold = untrained(sizes, device)
     gate, baseline = networks.entropy_model, _random(LlamaGen(sizes.llamagen)).to(device)
+    for model in (networks.model, baseline):
+        model.to(PRECISIONS[how.precision])
     patchify = Patchify.model_validate({"threshold": threshold, "max_length": MAX_LENGTH})
-    how = {"patchify": patchify, "threshold": threshold}
+    settings = {"patchify": patchify, "threshold": threshold, "cfg_scale": how.cfg_scale}
 
-    def draw(model: DPAR | LlamaGen, batch: int) -> SampleResult:
-        return sample(model, gate, **_request(batch, sizes, device), **how, cfg_scale=CFG_SCALE)
+    def draw(model: DPAR | LlamaGen, batch: int, **more: Any) -> SampleResult:
+        return sample(model, gate, **_request(batch, sizes, device), **settings, **more)
 
-    draw(networks.model, 2)  # the first calls allocate and choose
-    draw(baseline, 2)
+    pixels = pixel_seconds(networks, sizes)
     engine: list[dict[str, Any]] = []
     timings: list[Timings] = []
     plain: list[dict[str, Any]] = []
     for batch in sizes.batches:
         say(f"{batch} images at a time")
-        ours = [timed(lambda batch=batch: draw(networks.model, batch), device)[0] for _ in range(sizes.repeats)]
-        theirs = [timed(lambda batch=batch: draw(baseline, batch), device)[0] for _ in range(max(1, sizes.repeats))]
-        with watched(networks) as timing:
-            timing.total, result = timed(lambda batch=batch: draw(networks.model, batch), device)
+        try:
+            for model in (networks.model, baseline):
+                begun(lambda observe, model=model, batch=batch: draw(model, batch, observe=observe))
+            ours, theirs = in_turns(
+                [lambda model=model, batch=batch: draw(model, batch) for model in (networks.model, baseline)],
+                sizes.turns,
+                device,
+            )
+            with watched(networks) as timing:
+                timing.total, result = timed(lambda batch=batch: draw(networks.model, batch), device)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            if not engine:
+                raise InputError(f"{batch} images at a time do not fit the memory; give fewer: --batches") from None
+            say(f"{batch} images at a time do not fit the memory")
+            break
         timings.append(timing)
-        engine.append(compared(sizes, result, min([*ours, timing.total]), min(theirs), timing))
+        engine.append(compared(sizes, how, result, ours, theirs, timing, pixels))
         if batch in sizes.literal:
-            plain.append(measure_literal(sizes, networks, result, how, device))
+            plain.append(measure_literal(sizes, networks, result, settings, device))
             plain[-1]["speedup"] = engine[-1]["images_per_s"] / plain[-1]["images_per_s"]
-    few = result.tokens[: 4 if not sizes.repeats else 16]
-    side = sizes.tokenizer.downsample * sizes.dpar.grid[0]
     return {
         "speedup_over_literal": max(found["speedup"] for found in plain),
         "literal": plain,
         "engine": engine,
-        "pixels_seconds_per_image": timed(lambda: networks.pixels(few, side), device)[0] / len(few),
-        "images_that_differ": differing(sizes, networks, how) if sizes.repeats else {},
+        "pixels_seconds_per_image": pixels,
+        "images_that_differ": differing(sizes, networks, settings) if sizes.whole else {},
         "costs": fitted(timings),
     }
 
 
-def compared(sizes: Sizes, drawn: SampleResult, ours: float, theirs: float, timing: "Timings") -> dict[str, Any]:
+class _Begun(Exception):  # noqa: N818  # nothing has gone wrong
+    """Enough of a draw to warm up."""
+
+
+def begun(draw: Callable[[Callable[[Step], object]], object]) -> None:
+    """The first tokens of a draw: the first calls of a size allocate, choose and compile."""
+    seen: list[Step] = []
+
+    def observe(step: Step) -> None:
+        seen.append(step)
+        if len(seen) == WARM_UP:
+            raise _Begun
+
+    with suppress(_Begun):
+        draw(observe)
+
+
+def in_turns(works: Sequence[Callable[[], object]], turns: int, device: torch.device) -> list[list[float]]:
+    """Seconds of each of `works` in each of the turns; every other turn goes backwards."""
+    seconds: list[list[float]] = [[] for _ in works]
+    for turn in range(turns):
+        for i in range(len(works))[:: 1 if turn % 2 == 0 else -1]:
+            seconds[i].append(timed(works[i], device)[0])
+    return seconds
+
+
+def pixel_seconds(networks: Networks, sizes: Sizes) -> float:
+    """Seconds that the decoder to pixels takes an image."""
+    config, device = sizes.dpar, networks.device
+    count = 32 if sizes.whole or device.type == "cuda" else 4
+    tokens = torch.randint(0, config.vocab_size, (count, config.tokens), device=device)
+    side = sizes.tokenizer.downsample * config.grid[0]
+    networks.pixels(tokens[: count if device.type == "cuda" else 1], side)
+    return timed(lambda: networks.pixels(tokens, side), device)[0] / count
+
+
+def compared(
+    sizes: Sizes,
+    how: How,
+    drawn: SampleResult,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    timing: "Timings",
+    pixels: float,
+) -> dict[str, Any]:
     """One batch size: images a second, calls of the patch transformer, and multiply-adds, beside LlamaGen's.
 
+    Images a second are medians of the turns without pixels; the ratio is the median of the turns' own.
+
     Args:
-        ours: seconds that the batch took.
+        ours: seconds that the batch took, turn by turn.
         theirs: seconds that LlamaGen took for as many images.
+        pixels: seconds an image.
     """
     patches = drawn.starts.sum(1).cpu().numpy()
-    gmacs = float(np.mean(sampling_gmacs(sizes.dpar, patches, entropy_model=sizes.entropy_model)))
-    llamagen_gmacs = float(sampling_gmacs(sizes.llamagen))
+    batch, branches = len(patches), 1 if how.cfg_scale in (0, 1) else 2
+    guided = {"guided": branches == 2}
+    gmacs = float(np.mean(sampling_gmacs(sizes.dpar, patches, entropy_model=sizes.entropy_model, **guided)))
+    llamagen_gmacs = float(sampling_gmacs(sizes.llamagen, **guided))
+    ratio = statistics.median(their / our for our, their in zip(ours, theirs, strict=True))
     calls = timing.calls["patch_transformer"]
     return {
-        "batch": len(patches),
-        "images_per_s": len(patches) / ours,
-        "llamagen_images_per_s": len(patches) / theirs,
-        "over_llamagen": theirs / ours,
+        "batch": batch,
+        "images_per_s": batch / statistics.median(ours),
+        "llamagen_images_per_s": batch / statistics.median(theirs),
+        "over_llamagen": ratio,
         "inverse_gmacs_ratio": llamagen_gmacs / gmacs,
+        "over_gmacs_ratio": ratio * gmacs / llamagen_gmacs,
         "gmacs_per_image": gmacs,
         "llamagen_gmacs_per_image": llamagen_gmacs,
         "mean_patches": float(patches.mean()),
         "patch_transformer_calls": calls,
-        "patch_transformer_rows_per_call": 2 * timing.rows["patch_transformer"] / calls,
-        "shares": timing.shares(),
+        "patch_transformer_rows_per_call": branches * float(patches.sum()) / calls,
+        "shares": timing.shares(batch * pixels),
     }
 
 
 def untrained(sizes: Sizes, device: torch.device) -> tuple[Networks, float]:
-    """Networks whose predictions vary, and the threshold that gives patches of about P_AVG tokens."""
+    """Networks whose predictions vary, and the threshold that gives patches of about `sizes.p_avg` tokens."""
     torch.manual_seed(0)
     model, gate = _random(DPAR(sizes.dpar)).to(device), _random(LlamaGen(sizes.entropy_model)).to(device)
     tokens = torch.randint(0, sizes.dpar.vocab_size, (16, sizes.dpar.tokens), device=device)
     with torch.inference_mode():
         entropy = token_entropies(gate, tokens, "unconditional").cpu()
-    threshold = calibrate(entropy, P_AVG, max_length=MAX_LENGTH, grid_width=sizes.dpar.grid[1])
+    threshold = calibrate(entropy, sizes.p_avg, max_length=MAX_LENGTH, grid_width=sizes.dpar.grid[1])
     tokenizer = VQAutoencoder(sizes.tokenizer).to(device).eval()
     return Networks(model, gate, tokenizer, {}, {}), threshold
 
@@ -244,9 +366,14 @@ class Timings:
     rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
     total: float = 0.0
 
-    def shares(self) -> dict[str, float]:
-        """Of the whole time; the rest is noise, guidance, the draw and bookkeeping."""
-        shares = {part: seconds / self.total for part, seconds in self.seconds.items()}
+    def shares(self, pixels: float) -> dict[str, float]:
+        """Of the time from labels to pictures; the rest is noise, guidance, the draw and bookkeeping.
+
+        Args:
+            pixels: seconds that the drawn images take to become pixels.
+        """
+        parts = self.seconds | {"pixels": pixels}
+        shares = {part: seconds / (self.total + pixels) for part, seconds in parts.items()}
         return shares | {"rest": 1 - sum(shares.values())}
 
 
@@ -297,7 +424,7 @@ def watched(networks: Networks) -> Iterator[Timings]:
 
 
 def measure_literal(
-    sizes: Sizes, networks: Networks, drawn: SampleResult, how: dict[str, Any], device: torch.device
+    sizes: Sizes, networks: Networks, drawn: SampleResult, settings: dict[str, Any], device: torch.device
 ) -> dict[str, Any]:
     """Algorithm 2 as written, for the batch `drawn`: whole if the sizes are small, and from PIECES of its positions.
 
@@ -310,16 +437,18 @@ def measure_literal(
     tokens, starts, batch = drawn.tokens, drawn.starts, len(drawn.tokens)
     request = _request(batch, sizes, device)
     fires = starts.any(0).cpu().numpy()
+    branches = [request["labels"]]
+    if settings["cfg_scale"] != 1:
+        branches.append(torch.full_like(request["labels"], model.null_label))
     found: dict[str, Any] = {
         "batch": batch,
         "patch_transformer_calls": int(fires.sum()),
-        "patch_transformer_rows_per_call": 2 * batch,
+        "patch_transformer_rows_per_call": len(branches) * batch,
     }
-    null = torch.full_like(request["labels"], model.null_label)
 
     def step(t: int) -> None:
         literal_entropy(gate, tokens[:, :t])
-        for labels in (request["labels"], null):
+        for labels in branches:
             LiteralDPAR(model, labels).logits(tokens[:, :t], starts[:, : t + 1])
 
     estimate = 0.0
@@ -329,14 +458,14 @@ def measure_literal(
         with torch.inference_mode():
             estimate += len(piece) * timed(lambda t=middle: step(t), device)[0]
     found |= {"estimated_images_per_s": batch / estimate, "images_per_s": batch / estimate}
-    if sizes.repeats:
+    if sizes.whole:
         say("literal, whole")
-        whole, _ = timed(lambda: list(literal(model, gate, **request, **how, cfg_scale=CFG_SCALE)), device)
+        whole, _ = timed(lambda: list(literal(model, gate, **request, **settings)), device)
         found["images_per_s"] = batch / whole
     return found
 
 
-def differing(sizes: Sizes, networks: Networks, how: dict[str, Any]) -> dict[str, float]:
+def differing(sizes: Sizes, networks: Networks, settings: dict[str, Any]) -> dict[str, float]:
     """The share of images that are not the same in a batch of another size and order, by precision."""
     count, device, model, gate = 64, networks.device, networks.model, networks.entropy_model
     assert gate is not None
@@ -344,7 +473,7 @@ def differing(sizes: Sizes, networks: Networks, how: dict[str, Any]) -> dict[str
 
     def draw(chosen: Tensor) -> Tensor:
         some = {name: value[chosen] for name, value in images.items()}
-        return sample(model, gate, **some, **how, cfg_scale=CFG_SCALE).tokens
+        return sample(model, gate, **some, **settings).tokens
 
     for precision in (torch.float64, torch.float32, torch.bfloat16):
         model.to(precision)
@@ -379,10 +508,9 @@ def gpu_costs() -> dict[str, dict[str, CallCost]]:
     kernels launched one by one each layer also costs KERNELS launches; in a captured graph none.
     """
     found = {}
-    gate = SIZES["base"].entropy_model
-    for variant in ("DPAR-B", "DPAR-XL"):
-        config = DPARConfig(**_BASE, **_table1(variant), num_classes=1000)
-        patches = config.tokens / P_AVG
+    for variant in ("B", "XL"):
+        sizes = table1(variant, 256)
+        config, gate, patches = sizes.dpar, sizes.entropy_model, sizes.dpar.tokens / sizes.p_avg
         parts = {"entropy_model": forward_parts(gate)} | {
             name: {name: part} for name, part in forward_parts(config, patches).items()
         }
@@ -402,7 +530,7 @@ def gpu_costs() -> dict[str, dict[str, CallCost]]:
                     2 * weights / BANDWIDTH + depth * KERNELS * launch,
                     branches * (weights / MULTIPLY_ADDS + 2 * entries / BANDWIDTH),
                 )
-            found[f"GPU (assumed), {variant}, {name}"] = costs
+            found[f"GPU (assumed), DPAR-{variant}, {name}"] = costs
     return found
 
 
@@ -418,7 +546,7 @@ def schedules(entropy: np.ndarray, costs: dict[str, dict[str, CallCost]]) -> dic
     side = round(entropy.shape[1] ** 0.5)
     rule = {"max_length": MAX_LENGTH, "grid_width": side}
     starts: Bool[np.ndarray, "N T"] = patch_starts(
-        np.asarray(entropy), threshold=calibrate(entropy, P_AVG, **rule), **rule
+        np.asarray(entropy), threshold=calibrate(entropy, PAPER_P_AVG[256], **rule), **rule
     )
     counts = PatchCounts.of(starts)
     found: dict[str, Any] = {
@@ -450,7 +578,7 @@ def table(found: dict[str, Any]) -> str:
     for name, model in found["models"].items():
         lines += [
             f"{name}: {model['speedup_over_literal']:.1f}x Algorithm 2 as written, in equal batches",
-            f"  {'':22} batch  images/s  calls  rows/call  LlamaGen  ratio  by MACs",
+            f"  {'':22} batch  images/s  calls  rows/call  LlamaGen  ratio  by MACs  of that",
         ]
         lines += [
             f"  {'as written':22}{plain['batch']:>6}{plain['images_per_s']:>10.3g}{plain['patch_transformer_calls']:>7}"
@@ -460,7 +588,7 @@ def table(found: dict[str, Any]) -> str:
         lines += [
             f"  {'sampler':22}{e['batch']:>6}{e['images_per_s']:>10.3g}{e['patch_transformer_calls']:>7}"
             f"{e['patch_transformer_rows_per_call']:>11.1f}{e['llamagen_images_per_s']:>10.3g}"
-            f"{e['over_llamagen']:>7.2f}{e['inverse_gmacs_ratio']:>9.2f}"
+            f"{e['over_llamagen']:>7.2f}{e['inverse_gmacs_ratio']:>9.2f}{e['over_gmacs_ratio']:>9.2f}"
             for e in model["engine"]
         ]
         best = max(model["engine"], key=lambda e: e["images_per_s"])

@@ -106,8 +106,9 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "*batch N D"], rope: Float[Tensor, "... half 2"], attend: Attend
     ) -> Float[Tensor, "*batch N D"]:
-        q, k, v = self.wqkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        return self.dropout(self.wo(attend(rotate(q, rope), rotate(k, rope), v).flatten(-2)))
+        qk, v = self.wqkv(x).unflatten(-1, (3, self.heads, -1)).split((2, 1), -3)
+        q, k = rotate(qk, rope[..., None, :, :]).unbind(-3)
+        return self.dropout(self.wo(attend(q, k, v.squeeze(-3)).flatten(-2)))
 
 
 class Block(nn.Module):

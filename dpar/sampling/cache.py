@@ -8,30 +8,28 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dpar.device import sent
+
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-class _Storage:
-    """Room for the keys and values of every layer, taken once."""
+class TokenCache:
+    """The cache of a stack in which all rows stand at the same position."""
 
     def __init__(self, layers: int, rows: int, length: int, heads: int, like: Float[Tensor, "..."]):
-        """Args:
-        layers: blocks that share the positions.
-        rows: sequences.
-        length: the most positions a row will hold.
-        like: a weight; dtype and device are taken from it. Its width is heads x head_dim.
+        """Room for the keys and values of every layer, taken once.
+
+        Args:
+            layers: blocks that share the positions.
+            rows: sequences.
+            length: the most positions a row will hold.
+            like: a weight; dtype and device are taken from it. Its width is heads x head_dim.
         """
-        shape = (layers, rows, heads, length, like.shape[-1] // heads)
-        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
-        self.values = torch.zeros_like(self.keys)
+        self.keys, self.values = like.new_empty(2, layers, rows, heads, length, like.shape[-1] // heads)
 
     def keep(self, rows: int) -> None:
         """Goes on with the first `rows` rows alone."""
         self.keys, self.values = self.keys[:, :rows], self.values[:, :rows]
-
-
-class TokenCache(_Storage):
-    """The cache of a stack in which all rows stand at the same position."""
 
     def attend(self, layer: int, position: int) -> Attend:
         """Attention of the token at `position` of every row to itself and all before it; its key and value are kept."""
@@ -49,43 +47,46 @@ class TokenCache(_Storage):
         return attend
 
 
-class RaggedCache(_Storage):
-    """The cache of a stack in which each row has read as many entries as it has: rows enter a step as they please."""
+class RaggedCache:
+    """The cache of a stack in which each row has read as many entries as it has: rows enter a step as they please.
+
+    The rows that enter are gathered from those that do not, which moves all that they have read. So key and value of an
+    entry lie side by side, and entries of a row one after the other: what is moved is one run of memory a row.
+    """
 
     def __init__(self, layers: int, rows: int, length: int, heads: int, like: Float[Tensor, "..."]):
-        super().__init__(layers, rows, length, heads, like)
+        """As `TokenCache`; filled, since what a row has not read is hidden by a weight of 0, and 0 x NaN is no 0."""
+        self.entries = like.new_zeros(layers, rows, length, 2, heads, like.shape[-1] // heads)
+        self.bias = like.new_full((rows, length), -torch.inf)  # of attention's scores: 0 where an entry has been read
         self.lengths = np.zeros(rows, dtype=np.int64)
 
     def keep(self, rows: int) -> None:
-        super().keep(rows)
-        self.lengths = self.lengths[:rows]
+        """Goes on with the first `rows` rows alone."""
+        self.entries, self.bias, self.lengths = self.entries[:, :rows], self.bias[:rows], self.lengths[:rows]
 
     def append(self, rows: Int[np.ndarray, " n"]) -> Callable[[int], Attend]:
         """A new entry for each of `rows` (rising): layer -> attention of that entry to its own row, itself included."""
         slots = self.lengths[rows]
         self.lengths[rows] += 1
         until = int(slots.max()) + 1
-        device = self.keys.device
+        index, place = sent(torch.from_numpy(np.stack([rows, rows * self.bias.shape[1] + slots])), self.bias.device)
         everyone = len(rows) == len(self.lengths)
-        index, slot = torch.from_numpy(np.stack([rows, slots])).to(device, non_blocking=True)
-        bias = None
-        if slots.min() + 1 < until:
-            unseen = torch.arange(until, device=device) > slot[:, None]
-            bias = torch.zeros(unseen.shape, dtype=self.keys.dtype, device=device).masked_fill_(unseen, -torch.inf)
-            bias = bias[:, None, None]
+        self.bias.view(-1).index_fill_(0, place, 0)
+
+        def entering(read: Tensor) -> Tensor:
+            return read[:, :until] if everyone else read[:, :until].index_select(0, index)
+
+        bias = entering(self.bias)[:, None, None] if slots.min() + 1 < until else None
 
         def of_layer(layer: int) -> Attend:
-            keys, values = self.keys[layer], self.values[layer]
+            entries = self.entries[layer]
 
             def attend(
                 q: Float[Tensor, "n 1 H Dh"], k: Float[Tensor, "n 1 H Dh"], v: Float[Tensor, "n 1 H Dh"]
             ) -> Float[Tensor, "n 1 H Dh"]:
-                keys[index, :, slot] = k[:, 0]
-                values[index, :, slot] = v[:, 0]
-                past_keys, past_values = keys[:, :, :until], values[:, :, :until]
-                if not everyone:
-                    past_keys, past_values = past_keys.index_select(0, index), past_values.index_select(0, index)
-                out = F.scaled_dot_product_attention(q.transpose(1, 2), past_keys, past_values, attn_mask=bias)
+                entries.flatten(0, 1).index_copy_(0, place, torch.cat((k, v), 1))
+                keys, values = entering(entries).transpose(1, 3).unbind(2)
+                out = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=bias)
                 return out.transpose(1, 2)
 
             return attend

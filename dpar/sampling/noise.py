@@ -25,14 +25,14 @@ def image_seed(seed: int, image: int) -> int:
 
 def _shifted(x: Int[Tensor, "..."], bits: int) -> Int[Tensor, "..."]:
     """Logical shift to the right (int64's own repeats the sign)."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def hashed(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
     """SplitMix64's output function: 64 well mixed bits of each 64-bit word."""
-    x = (x ^ _shifted(x, 30)) * FIRST
-    x = (x ^ _shifted(x, 27)) * SECOND
-    return x ^ _shifted(x, 31)
+    x = _shifted(x, 30).bitwise_xor_(x).mul_(FIRST)
+    x = _shifted(x, 27).bitwise_xor_(x).mul_(SECOND)
+    return _shifted(x, 31).bitwise_xor_(x)
 
 
 def gumbel(seeds: Int[Tensor, " B"], start: int, stop: int, vocab_size: int) -> Float[Tensor, "B S V"]:
@@ -44,5 +44,5 @@ def gumbel(seeds: Int[Tensor, " B"], start: int, stop: int, vocab_size: int) -> 
     """
     counters = torch.arange(start * vocab_size, stop * vocab_size, device=seeds.device)
     words = hashed(hashed(seeds)[:, None] + (counters + 1) * STEP)
-    uniform = (_shifted(words, 12).double() + 0.5) * 2.0**-52  # in (0, 1), both ends out of reach
-    return -(-uniform.log_()).log_().view(len(seeds), stop - start, vocab_size)
+    uniform = _shifted(words, 12).double().add_(0.5).mul_(2.0**-52)  # in (0, 1), both ends out of reach
+    return uniform.log_().neg_().log_().neg_().view(len(seeds), stop - start, vocab_size)

@@ -24,8 +24,13 @@ class Request:
         return Request(self.images[part], self.labels[part], self.seeds[part])
 
 
-def request(*, num_images: int, num_classes: int, labels: str, seed: int, shard: int = 0, shards: int = 1) -> Request:
+def request(
+    *, num_images: int, num_classes: int, labels: str, seed: int, batch_size: int, shard: int = 0, shards: int = 1
+) -> Request:
     """Shard `shard` of `shards` of a set of `num_images` samples: a run of consecutive images.
+
+    Shards are made of whole batches, as long as each gets one: only the last batch of the set is short, and an image is
+    drawn beside the same others whatever the number of shards.
 
     Args:
         labels: `balanced` (image i is of class i modulo the number of classes) or `uniform` (drawn at random).
@@ -35,12 +40,15 @@ def request(*, num_images: int, num_classes: int, labels: str, seed: int, shard:
     """
     if not 0 <= shard < shards:
         raise InputError(f"shard {shard} does not exist; there are {shards} shards, counted from 0")
-    images = np.arange(shard * num_images // shards, (shard + 1) * num_images // shards)
+    unit = batch_size if num_images > (shards - 1) * batch_size else 1
+    units = -(-num_images // unit)
+    first, last = (min(n * units // shards * unit, num_images) for n in (shard, shard + 1))
+    images = np.arange(first, last)
     if not len(images):
         raise InputError(f"shard {shard} of {shards} is empty: {num_images} images; lower sampling.shards")
     seeds = np.array([image_seed(seed, int(image)) for image in images])
     if labels == "balanced":
         drawn = images % num_classes
-    else:  # the top bits of a word that no other draw of the image uses
+    else:  # the remainder of a word that no other draw of the image uses
         drawn = np.array([image_seed(int(word), -1) % num_classes for word in seeds])
     return Request(images, drawn, seeds)

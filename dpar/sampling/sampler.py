@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dpar.config import Patchify
+from dpar.device import sent
 from dpar.entropy import said_entropy
 from dpar.errors import InputError
 from dpar.model.dpar import DPAR
@@ -81,7 +82,7 @@ class TokenStream:
         if previous is None:
             x = self.model.cls_embedding(self.labels)
         else:
-            x = self.model.tok_embeddings(previous).repeat(len(self.labels) // len(previous), 1)
+            x = self.model.tok_embeddings(torch.cat([previous] * (len(self.labels) // len(previous))))
         place = position - self.first
         x, rope = x[:, None], self.rope[place : place + 1]
         for i, layer in enumerate(self.model.layers):
@@ -149,8 +150,8 @@ class PatchStream:
         self.patch_cache = RaggedCache(len(model.patch_transformer.layers), rows, length, heads, like)
         self.decoder_cache = TokenCache(len(self.decoder), rows, length, heads, like)
         # states of the tokens after each encoder layer, and what each decoder layer adds to the tokens of a patch
-        self.states = like.new_zeros(len(self.encoder), batch, length - 1, config.width)
-        self.copied = like.new_zeros(len(self.decoder), rows, 1, config.width)
+        self.states = like.new_empty(len(self.encoder), batch, length - 1, config.width)
+        self.copied = like.new_empty(len(self.decoder), rows, 1, config.width)
         self.first = np.zeros(batch, dtype=np.int64)
         self.offsets = np.arange(0, rows, batch)[:, None]  # of the branches
 
@@ -176,43 +177,42 @@ class PatchStream:
         opening = opens.cpu().numpy().nonzero()[0]
         if len(opening):
             self._open(position, opening)
-        x = x.repeat(len(self.offsets), 1, 1)
+        x = torch.cat([x] * len(self.offsets))
         for i, layer in enumerate(self.decoder):
             x = layer.block(x + self.copied[i], rope, self.decoder_cache.attend(i, position))
         return model.decoder.output(model.decoder.norm(x))[:, 0]
 
     def _open(self, position: int, images: Int[np.ndarray, " n"]) -> None:
         """Closes the patches that end before `position`, and asks the patch transformer about the ones that begin."""
-        model = self.model
+        model, branches = self.model, len(self.offsets)
+        first, rows = self.first[images], (self.offsets + images).ravel()
+        sizes = position - first  # tokens of the patches that end
+        behind = sizes.cumsum() - sizes
+        ids = np.repeat(np.arange(len(images)), sizes)
+        tokens = images[ids] * self.states.shape[2] + np.arange(len(ids)) + (first - behind)[ids]
+        self.first[images] = position
+        lists = rows, np.tile(first, branches), tokens, ids
+        index, first, tokens, ids = sent(torch.from_numpy(np.concatenate(lists)), self.states.device).split(
+            [len(numbers) for numbers in lists]
+        )
         if position == 0:
             x = model.cls_embedding(self.labels)
             rope = zero_rope(len(x), model.config.head_dim, device=x.device, dtype=self.rope.dtype)
         else:
-            x = self._closed(position, images).repeat(len(self.offsets), 1)
-            first = torch.from_numpy(self.first[images]).to(x.device, non_blocking=True)
+            x = torch.cat([self._closed(tokens, ids, len(images))] * branches)
             rope = torch.where(self.by_last, self.patch_rope[position - 1], self.patch_rope.index_select(0, first))
-            rope = rope.repeat(len(self.offsets), 1, 1)
-        self.first[images] = position
-        rows = (self.offsets + images).ravel()
         attend = self.patch_cache.append(rows)
         x, rope = x[:, None], rope[:, None]
         for i, layer in enumerate(model.patch_transformer.layers):
             x = layer(x, rope, attend(i))
-        index = torch.from_numpy(rows).to(x.device, non_blocking=True)
         for i, layer in enumerate(self.decoder):
             self.copied[i].index_copy_(0, index, layer.projection(layer.norm(x)))
 
-    def _closed(self, position: int, images: Int[np.ndarray, " n"]) -> Float[Tensor, "n D"]:
-        """States of the patches of `images` that end with the token before `position` (Eq. 5)."""
-        first = self.first[images]
-        sizes = position - first
-        behind = sizes.cumsum() - sizes
-        ids = np.repeat(np.arange(len(images)), sizes)
-        token = np.arange(len(ids)) + (first - behind)[ids]
-        image, token, ids = torch.from_numpy(np.stack([images[ids], token, ids])).to(self.states.device)
+    def _closed(self, tokens: Int[Tensor, " N"], ids: Int[Tensor, " N"], count: int) -> Float[Tensor, "count D"]:
+        """States of the patches of which `tokens`, counted through all images, are members `ids` (Eq. 5)."""
         patches = None
         for layer, states in zip(self.encoder, self.states, strict=True):
-            patches = layer.gather(states[image, token], patches, ids, len(images))
+            patches = layer.gather(states.flatten(0, 1).index_select(0, tokens), patches, ids, count)
         assert patches is not None
         return patches
 

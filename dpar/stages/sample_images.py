@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         num_classes=experiment.images.num_classes,
         labels=sampling.labels,
         seed=args.seed,
+        batch_size=sampling.batch_size,
         shard=args.shard,
         shards=sampling.shards,
     )

@@ -1,6 +1,7 @@
 """The sampling benchmark says what is true of tiny networks; no time is expected of it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,25 +24,28 @@ TINY = Sizes(
     LlamaGenConfig(**_SIZES, num_classes=3, layers=2),
     Autoencoder(vocab_size=40, channels=8, multipliers=(1, 1), residual_blocks=1, z_channels=8, groups=1,
                 code_dim=4, attention=False, pixel_shuffle=1),
+    p_avg=1.81,
     batches=(2, 16),
     literal=(16,),
-    repeats=1,
+    turns=1,
+    whole=True,
 )  # fmt: skip
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(benchmark, "SIZES", {"base": TINY})
+    monkeypatch.setattr(benchmark, "DEMO", TINY)
     monkeypatch.setattr(benchmark, "PIECES", 2)
     monkeypatch.setattr(benchmark, "gpu_costs", dict)
     monkeypatch.setattr(benchmark, "made_up_entropies", lambda: made_up_entropies(512, 4))
 
 
 def test_what_it_says_of_tiny_networks(tiny, capsys):
-    main(["--json", "--sizes", "base"])
+    main(["--json", "--size", "demo"])
     found = json.loads(capsys.readouterr().out)
-    model = found["models"]["base"]
+    model = found["models"]["demo"]
     assert found["speedup_over_literal"] == model["speedup_over_literal"] > 0
+    assert found["over_gmacs_ratio"] == max(e["over_gmacs_ratio"] for e in model["engine"])
     for e, batch in zip(model["engine"], TINY.batches, strict=True):
         assert e["batch"] == batch
         assert e["over_llamagen"] == pytest.approx(e["images_per_s"] / e["llamagen_images_per_s"])
@@ -50,18 +54,86 @@ def test_what_it_says_of_tiny_networks(tiny, capsys):
         )
         assert 1 <= 16 / e["mean_patches"] <= 4
         assert sum(e["shares"].values()) == pytest.approx(1)
+        assert e["shares"]["pixels"] > 0
         assert e["llamagen_gmacs_per_image"] == pytest.approx(sampling_gmacs(TINY.llamagen))
         assert e["inverse_gmacs_ratio"] == pytest.approx(e["llamagen_gmacs_per_image"] / e["gmacs_per_image"])
+        assert e["over_gmacs_ratio"] == pytest.approx(e["over_llamagen"] / e["inverse_gmacs_ratio"])
     (plain,) = model["literal"]
     assert plain["batch"] == 16
     assert plain["patch_transformer_calls"] == model["engine"][1]["patch_transformer_calls"]
     assert plain["speedup"] == pytest.approx(model["engine"][1]["images_per_s"] / plain["images_per_s"])
     assert model["images_that_differ"]["float64"] == 0
-    assert set(found["schedules"]["speed_over_lock_step"]) == {"cpu, base"}
+    assert set(found["schedules"]["speed_over_lock_step"]) == {"cpu, demo"}
     assert found["conditions"]["seconds_of"] in ("wall", "processor")
     text = benchmark.table(found)
     assert "Algorithm 2 as written" in text
     assert "speed over lock-step" in text
+
+
+def test_without_guidance_and_in_half_precision(tiny, capsys, monkeypatch):
+    """One branch is computed and counted, and both models are in the precision that is asked for."""
+    monkeypatch.setattr(benchmark, "DEMO", replace(TINY, whole=False))
+    seen = []
+
+    def sampled(model, gate, **settings):
+        seen.append((model.tok_embeddings.weight.dtype, gate.tok_embeddings.weight.dtype))
+        return sample(model, gate, **settings)
+
+    monkeypatch.setattr(benchmark, "sample", sampled)
+    main(["--json", "--size", "demo", "--cfg", "1", "--precision", "bfloat16", "--batches", "3", "--turns", "2"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["conditions"]["precision"] == "bfloat16"
+    assert set(seen) == {(torch.bfloat16, torch.float32)}
+    (e,), (plain,) = found["models"]["demo"]["engine"], found["models"]["demo"]["literal"]
+    assert e["batch"] == plain["batch"] == plain["patch_transformer_rows_per_call"] == 3
+    assert e["llamagen_gmacs_per_image"] == pytest.approx(sampling_gmacs(TINY.llamagen, guided=False))
+    assert e["patch_transformer_calls"] * e["patch_transformer_rows_per_call"] == pytest.approx(3 * e["mean_patches"])
+
+
+def test_flags_choose_pairs_of_table_1():
+    args = benchmark.parser().parse_args(["--size", "demo", "XL", "--resolution", "384", "--batches", "64", "128"])
+    pairs = benchmark.chosen(args)
+    assert pairs["demo"].dpar == benchmark.DEMO.dpar
+    for sizes in pairs.values():
+        assert (sizes.batches, sizes.literal) == ((64, 128), (64,))
+    big = pairs["XL"]
+    assert (big.dpar.width, big.dpar.layers, big.dpar.grid, big.p_avg) == (1280, 30, (24, 24), 2.06)
+    assert (big.llamagen.layers, big.llamagen.num_classes) == (36, 1000)
+    assert (big.entropy_model.layers, big.entropy_model.width, big.entropy_model.num_classes) == (12, 768, None)
+
+
+def test_both_take_turns_and_the_last_to_go_goes_first(monkeypatch):
+    order = []
+    monkeypatch.setattr(benchmark, "timed", lambda work, device: (work(), None))
+    works = [lambda: order.append("a") or 1.0, lambda: order.append("b") or 2.0]
+    assert benchmark.in_turns(works, 3, torch.device("cpu")) == [[1.0] * 3, [2.0] * 3]
+    assert "".join(order) == "abbaab"
+
+
+def test_a_warm_up_is_the_beginning_of_a_draw():
+    networks, threshold = benchmark.untrained(TINY, torch.device("cpu"))
+    how = {"patchify": Patchify(threshold=threshold, max_length=4), "threshold": threshold, "cfg_scale": 2.0}
+    request, calls = benchmark._request(2, TINY, torch.device("cpu")), []
+    handle = networks.model.decoder.output.register_forward_hook(lambda *_: calls.append(1))
+    benchmark.begun(lambda observe: sample(networks.model, networks.entropy_model, **request, **how, observe=observe))
+    handle.remove()
+    assert len(calls) == benchmark.WARM_UP < 16
+
+
+def test_batches_beyond_the_memory_end_the_list(tiny, capsys, monkeypatch):
+    def sampled(model, gate, **settings):
+        if len(settings["labels"]) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return sample(model, gate, **settings)
+
+    monkeypatch.setattr(benchmark, "DEMO", replace(TINY, literal=(2,), whole=False))
+    monkeypatch.setattr(benchmark, "sample", sampled)
+    main(["--json", "--size", "demo"])
+    shown = capsys.readouterr()
+    assert [e["batch"] for e in json.loads(shown.out)["models"]["demo"]["engine"]] == [2]
+    assert "16 images at a time do not fit the memory" in shown.err
+    with pytest.raises(InputError, match="16 images at a time do not fit the memory; give fewer: --batches"):
+        main(["--size", "demo", "--batches", "16"])
 
 
 def test_watching_counts_what_the_sampler_computes():
@@ -101,7 +173,7 @@ def test_the_cost_of_a_call_and_of_an_image_is_found_again():
 def test_the_assumed_gpu_reads_every_weight_once_a_call():
     costs = gpu_costs()["GPU (assumed), DPAR-B, in a graph"]
     with torch.device("meta"):
-        gate = LlamaGen(benchmark.SIZES["base"].entropy_model)
+        gate = LlamaGen(benchmark.table1("B", 256).entropy_model)
     weights = sum(p.numel() for name, p in gate.named_parameters() if p.ndim == 2 and "embeddings" not in name)
     assert costs["entropy_model"].fixed == pytest.approx(2 * weights / benchmark.BANDWIDTH)
     launched = gpu_costs()["GPU (assumed), DPAR-B, launched one by one"]
@@ -122,9 +194,9 @@ def test_a_file_of_entropies_takes_their_place(tiny, tmp_path, capsys, monkeypat
     costs = {part: CallCost(1.0, 0.1) for part in PARTS}
     monkeypatch.setattr(benchmark, "measure", lambda *_: {"speedup_over_literal": 1.0, "costs": costs})
     np.save(tmp_path / "entropy.npy", made_up_entropies(128, 4))
-    main(["--json", "--sizes", "base", "--entropies", str(tmp_path / "entropy.npy")])
+    main(["--json", "--size", "demo", "--entropies", str(tmp_path / "entropy.npy")])
     found = json.loads(capsys.readouterr().out)["schedules"]
     assert found["images"] == 128
-    assert list(found["speed_over_lock_step"]["cpu, base"]) == ["16", "64"]
+    assert list(found["speed_over_lock_step"]["cpu, demo"]) == ["16", "64"]
     with pytest.raises(InputError, match="does not exist"):
         main(["--entropies", str(tmp_path / "missing.npy")])

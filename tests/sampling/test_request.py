@@ -8,27 +8,45 @@ from dpar.sampling.request import request
 
 
 @pytest.mark.parametrize("labels", ["balanced", "uniform"])
-def test_shards_are_a_division_of_the_whole(labels):
-    settings = {"num_images": 103, "num_classes": 7, "labels": labels, "seed": 3}
+@pytest.mark.parametrize(
+    ("batch_size", "lengths"),
+    [
+        (1, [25, 26, 26, 26]),
+        (10, [20, 30, 30, 23]),
+        (34, [34, 34, 34, 1]),
+        (35, [25, 26, 26, 26]),
+    ],
+)
+def test_shards_are_a_division_of_the_whole(labels, batch_size, lengths):
+    """Of whole batches where every shard can have one, else of images."""
+    settings = {"num_images": 103, "num_classes": 7, "labels": labels, "seed": 3, "batch_size": batch_size}
     whole = request(**settings)
     parts = [request(**settings, shard=shard, shards=4) for shard in range(4)]
     for name in ("images", "labels", "seeds"):
         assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert list(map(len, parts)) == lengths
     assert len(set(whole.seeds.tolist())) == 103
 
 
+def test_a_set_has_as_many_batches_as_it_would_have_in_one_shard():
+    """What ImageNet's experiment draws: 196 batches of 256, and at most 13 a job."""
+    settings = {"num_images": 50_000, "num_classes": 1000, "labels": "balanced", "seed": 0, "batch_size": 256}
+    batches = [-(-len(request(**settings, shard=shard, shards=16)) // 256) for shard in range(16)]
+    assert sum(batches) == 196
+    assert max(batches) == 13
+
+
 def test_balanced_and_uniform_labels():
-    balanced = request(num_images=50, num_classes=10, labels="balanced", seed=0)
+    balanced = request(num_images=50, num_classes=10, labels="balanced", seed=0, batch_size=8)
     assert (np.bincount(balanced.labels) == 5).all()
-    uniform = request(num_images=20_000, num_classes=10, labels="uniform", seed=0)
+    uniform = request(num_images=20_000, num_classes=10, labels="uniform", seed=0, batch_size=8)
     assert np.abs(np.bincount(uniform.labels, minlength=10) / 20_000 - 0.1).max() < 0.01
-    other = request(num_images=20_000, num_classes=10, labels="uniform", seed=1)
+    other = request(num_images=20_000, num_classes=10, labels="uniform", seed=1, batch_size=8)
     assert not np.array_equal(uniform.labels, other.labels)
 
 
 def test_shards_that_do_not_exist_or_are_empty():
-    settings = {"num_images": 2, "num_classes": 2, "labels": "balanced", "seed": 0}
+    settings = {"num_images": 2, "num_classes": 2, "labels": "balanced", "seed": 0, "batch_size": 4}
     with pytest.raises(InputError, match="shard 3 does not exist"):
         request(**settings, shard=3, shards=3)
     with pytest.raises(InputError, match="is empty"):
