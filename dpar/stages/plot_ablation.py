@@ -13,6 +13,7 @@ from dpar.config import Experiment, load_experiment
 from dpar.errors import run_command
 from dpar.files import read_json
 from dpar.report.figures import curves, error_bars, heat_maps, save
+from dpar.report.tables import MADE
 
 PANELS = {
     "nll": "validation NLL (nats/token)",
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def draw(experiment: Experiment, table: str, frame: pd.DataFrame, floor: dict) -> Figure:
     """The figure of a table as its CSV file has it."""
     metric = floor["metric"]
-    frame = frame[frame["cell"].notna()]  # rows that the paper quotes from others have none
+    frame = frame[frame["source"] == MADE] if "source" in frame else frame
     if experiment.tables[table].is_course:
         return course(experiment, frame, metric)
     panels = {"frechet_distance": metric, **{name: title for name, title in PANELS.items() if name in frame}}

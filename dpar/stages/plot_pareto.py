@@ -58,7 +58,9 @@ def points(experiment: Experiment, table: str, frame: pd.DataFrame) -> dict[str,
     varied = list(experiment.tables[table].vary)
     found = {}
     for name, title in COSTS.items():
-        measured = frame.dropna(subset=[name, "frechet_distance"]) if name in frame else frame[:0]
+        if name not in frame:
+            continue
+        measured = frame.dropna(subset=[name, "frechet_distance"])
         found[title] = [
             (label(varied, measured, i) or str(cell), float(cost), float(value))
             for i, (cell, cost, value) in enumerate(
