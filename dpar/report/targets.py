@@ -75,8 +75,11 @@ def summary(name: str, experiment: Experiment) -> str:
 
 
 def sized_tables(experiment: Experiment) -> list[str]:
-    """The tables with the models as the experiment describes them, fully trained: what Figure 1b is drawn from."""
-    return [
+    """The tables with the models as the experiment describes them, fully trained: what Figure 1b is drawn from.
+
+    Where tables stand for the paper's, they alone.
+    """
+    found = [
         name
         for name, table in experiment.tables.items()
         if not (table.linear_probe or table.is_course)
@@ -85,6 +88,7 @@ def sized_tables(experiment: Experiment) -> list[str]:
             for row in table_rows(experiment, name)
         )
     ]
+    return [name for name in found if experiment.tables[name].paper] or found
 
 
 def refusal(name: str, experiment: Experiment, configs: Path) -> str:
