@@ -133,9 +133,7 @@ def trainings(experiment: Experiment, model: ModelCell, milestone: str, data: Da
     return found
 
 
-def samples(
-    experiment: Experiment, model: ModelCell, cell: SampleCell, data: Data, measured: bool
-) -> dict[Key, Job]:
+def samples(experiment: Experiment, model: ModelCell, cell: SampleCell, data: Data, measured: bool) -> dict[Key, Job]:
     """The drawing of a set of samples, with its pixels, and the features that measure it."""
     patches = patches_of(experiment, model, cell.patchify, data)
     side = experiment.evaluation.resolution or experiment.images.resolution

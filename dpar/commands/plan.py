@@ -126,7 +126,9 @@ def text(found: dict[str, Any]) -> str:
     widths = [max(12, len(word) + 2) for word in head]
 
     def line(cells: Sequence[str]) -> str:
-        return cells[0].ljust(24) + "".join(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+        return cells[0].ljust(24) + "".join(
+            cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)
+        )
 
     def row(name: str, alone: float, new: dict[str, float]) -> str:
         hours = [_hours(hours) for hours in (alone, *(new[k] for k in ("gpu_hours", *STAGES)))]
@@ -195,7 +197,9 @@ def known_rates(experiment: Experiment, args: argparse.Namespace) -> tuple[Rates
     if not training or not sampling:
         raise InputError(f"{args.measured} has no finished training with samples; leave --measured away")
     rates = statistics.median(training), statistics.median(sampling)
-    stated = f"measured in {args.measured}: {rates[0] / 1e9:,.1f} GFLOP/s in training, {rates[1] / 1e9:,.1f} in sampling"
+    stated = (
+        f"measured in {args.measured}: {rates[0] / 1e9:,.1f} GFLOP/s in training, {rates[1] / 1e9:,.1f} in sampling"
+    )
     return Rates(rates[0], rates[1], rates[1]), f"{stated}, and in encoding and scoring as in sampling"
 
 
@@ -214,7 +218,11 @@ def measured_training(experiment: Experiment, results: Path) -> Iterator[float]:
 
 def measured_sampling(experiment: Experiment, results: Path) -> Iterator[float]:
     """Operations a second of one device, one number a job that drew images."""
-    counted, cells, models = read_json(results / "patch_counts.json")["cells"], sample_cells(experiment), model_cells(experiment)
+    counted, cells, models = (
+        read_json(results / "patch_counts.json")["cells"],
+        sample_cells(experiment),
+        model_cells(experiment),
+    )
     for events in sorted(results.glob("tracking/spool/sample_images/*/events.jsonl")):
         speeds, name = [], None
         for event in map(json.loads, events.read_text().splitlines()):

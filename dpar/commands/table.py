@@ -76,9 +76,7 @@ def table(experiment: Experiment, name: str, args: argparse.Namespace) -> str:
     return tables.to_markdown(shown, title, [*notes, *missing(experiment, args, results, cells)])
 
 
-def missing(
-    experiment: Experiment, args: argparse.Namespace, results: Path, cells: Sequence[SampleCell]
-) -> list[str]:
+def missing(experiment: Experiment, args: argparse.Namespace, results: Path, cells: Sequence[SampleCell]) -> list[str]:
     """A line for each cell that lacks measurements, with the command that makes them, and one for all."""
     lines = []
     for cell in {cell.slug: cell for cell in cells}.values():

@@ -255,7 +255,7 @@ def curves(
         histories: name -> (x values, y values).
         printed: what the paper prints for some of them, shown as hollow points; given, the curves have points too.
     """
-    figure = new_figure(6.2, 3.4)
+    figure = new_figure(7.6, 3.4)
     axes = figure.subplots()
     styles = ("-", "--", "-.", ":")
     seen: dict[str, int] = {}
@@ -280,7 +280,7 @@ def curves(
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -299,7 +299,8 @@ def pareto(panels: Mapping[str, Sequence[tuple[str, float, float]]], metric: str
             axis.plot(x, y, "o", color=DPAR, markerfacecolor=DPAR if i in front else "white", markersize=5)
             axis.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7)
         axis.set_xlabel(cost)
-        axis.margins(x=0.18, y=0.15)
+        axis.xaxis.set_major_locator(MaxNLocator(5))  # more numbers would run into each other
+        axis.margins(x=0.3, y=0.15)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(metric)
     return figure

@@ -34,7 +34,9 @@ def targets(experiment: Experiment) -> dict[str, list[str]]:
         for target in {name, table.paper or name}:
             found[target] = list(dict.fromkeys([*found.get(target, []), *files]))
     found |= {name: [f"figures/{name}.png"] for name in experiment.figures}
-    every = [file for name in (*COMPUTED, *experiment.tables) for file in found[name] if not file.startswith("figures/")]
+    every = [
+        file for name in (*COMPUTED, *experiment.tables) for file in found[name] if not file.startswith("figures/")
+    ]
     found["all_tables"] = list(dict.fromkeys(every))
     return found
 

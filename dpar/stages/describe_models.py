@@ -34,9 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = {"table1": architectures(experiment), "table8": costs(experiment)}
     notes = {"table1": architecture_notes(experiment), "table8": cost_notes(experiment)}
     outputs = [args.output / f"{name}.{form}" for name in found for form in ("csv", "md", "tex")]
-    with tracking.job(
-        rule="describe_models", experiment=args.experiment, inputs=[], outputs=outputs, params={}
-    ) as job:
+    with tracking.job(rule="describe_models", experiment=args.experiment, inputs=[], outputs=outputs, params={}) as job:
         for name, frame in found.items():
             shown = frame.map(shown_number)
             write_text(args.output / f"{name}.csv", frame.to_csv(index=False))

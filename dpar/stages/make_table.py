@@ -75,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         shown = tables.readable(whole, first["metric"])
         repeated = bool(experiment.training_seeds)
         notes = conditions(first, floor, "trainings" if repeated else "sampling seeds") + probe_conditions(probes)
-        notes += [f"A row's runs: `dpar lineage {args.metrics[0]}`, and so on; the dashboard has the table under its name."]
+        notes += [
+            f"A row's runs: `dpar lineage {args.metrics[0]}`, and so on; the dashboard has the table under its name."
+        ]
         notes += [QUOTED] if whole is not frame else []
         write_text(args.csv, whole.to_csv(index=False))
         write_text(args.latex, tables.to_latex(shown, title))

@@ -61,7 +61,10 @@ def draw(experiment: Experiment, table: str, frame: pd.DataFrame, floor: dict) -
     if experiment.tables[table].is_grid:
         varied = down, across = list(experiment.tables[table].vary)
         # a threshold that was calibrated is shown in nats, as the paper shows it
-        names = {value: level(down, value, part) for value, part in frame.groupby(down, sort=False)}
+        names = {
+            axis: {value: level(axis, value, part) for value, part in frame.groupby(axis, sort=False)}
+            for axis in varied
+        }
         order = {axis: frame[axis].unique() for axis in varied}  # as the experiment lists them
         grids = {
             title: frame.pivot(index=down, columns=across, values=name).reindex(
@@ -72,8 +75,8 @@ def draw(experiment: Experiment, table: str, frame: pd.DataFrame, floor: dict) -
         first = next(iter(grids.values()))
         return heat_maps(
             {title: grid.to_numpy(float) for title, grid in grids.items()},
-            [names[value] for value in first.index],
-            [str(value) for value in first.columns],
+            [names[down][value] for value in first.index],
+            [names[across][value] for value in first.columns],
             _axis(down),
             _axis(across),
             unranked=[PANELS["patch_length"]],
@@ -111,11 +114,15 @@ def level(key: str, value: object, part: pd.DataFrame) -> str:
     return str(value)
 
 
-def _axis(key: str) -> str:
+def symbol(key: str) -> str:
+    """What varies, as the paper writes it."""
     name = key.rpartition(".")[2]
-    return {"p_avg": "$E_{Th}$ (nats)", "threshold": "$E_{Th}$ (nats)", "max_length": "$P_{max}$ (tokens)"}.get(
-        name, name
-    )
+    return {"p_avg": "$E_{Th}$", "threshold": "$E_{Th}$", "max_length": "$P_{max}$"}.get(name, name)
+
+
+def _axis(key: str) -> str:
+    unit = {"$E_{Th}$": " (nats)", "$P_{max}$": " (tokens)"}
+    return symbol(key) + unit.get(symbol(key), "")
 
 
 if __name__ == "__main__":

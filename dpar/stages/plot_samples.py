@@ -75,9 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         job.image(args.output, key=args.figure, step=0)
 
 
-def real_images(
-    index: ImageIndex, classes: Sequence[int], side: int
-) -> UInt8[np.ndarray, "rows pictures side side 3"]:
+def real_images(index: ImageIndex, classes: Sequence[int], side: int) -> UInt8[np.ndarray, "rows pictures side side 3"]:
     """The first images of each class."""
     labels = np.asarray(index.labels)
     found = [[index.read(int(i)) for i in np.flatnonzero(labels == c)[:PICTURES]] for c in classes]

@@ -20,6 +20,7 @@ from dpar.report.page import Section, page
 from dpar.report.tables import readable
 from dpar.tracking.environment import git_commit, versions
 
+
 def parser() -> argparse.ArgumentParser:
     """The flags of this stage."""
     flags = argparse.ArgumentParser(prog="write_report", description=__doc__)

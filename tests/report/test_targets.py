@@ -10,7 +10,9 @@ from tests.test_config import CONFIG, SHIPPED, demo, load_experiment, parse_expe
 
 @pytest.mark.parametrize("name", targets.PAPER)
 def test_every_table_and_figure_of_the_paper_is_made_at_its_scale(name):
-    having = [n for n in ("imagenet256", "imagenet384") if name in targets.targets(load_experiment(CONFIG / f"{n}.yaml"))]
+    having = [
+        n for n in ("imagenet256", "imagenet384") if name in targets.targets(load_experiment(CONFIG / f"{n}.yaml"))
+    ]
     assert having
 
 

@@ -30,7 +30,7 @@ def frame():
 def test_a_cell_is_a_point_named_by_what_varies(frame):
     panels = plot_pareto.points(parse_experiment(demo(), "test"), TABLE, frame)
     assert list(panels) == ["training GMACs/image"]
-    assert panels["training GMACs/image"][0] == ("2.800 ($P_{avg}$ 1.4), 2", 4.0, 5.0)
+    assert panels["training GMACs/image"][0] == ("$E_{Th}$ 2.800, $P_{max}$ 2", 4.0, 5.0)
     assert len(panels["training GMACs/image"]) == 3
 
 

@@ -43,7 +43,14 @@ def test_samples_stand_beside_real_images_a_row_a_class(tmp_path, experiment, mo
     plot_samples.main(
         [
             *("--experiment", str(tmp_path / "experiment.json"), "--index", str(tmp_path / "val.json")),
-            *("--figure", "samples", "--samples", *map(str, samples), "--output", str(tmp_path / "figures" / "samples.png")),
+            *(
+                "--figure",
+                "samples",
+                "--samples",
+                *map(str, samples),
+                "--output",
+                str(tmp_path / "figures" / "samples.png"),
+            ),
         ]
     )
     assert list(shown["columns"]) == ["real", *(path.parents[1].name for path in samples)]

@@ -306,7 +306,9 @@ def test_every_setting_that_a_stage_reads_makes_it_out_of_date(tmp_path):
 def test_reads_are_found_through_names_functions_and_cells():
     assert {"evaluation.k", "evaluation.splits", "seed"} <= reads("compute_metrics")
     assert {"sampling.num_images", "evaluation.k"} <= reads("measure_noise_floor")
-    assert {"sampling.cfg_scale", "sampling.top_p", "patchify.max_length", "evaluation.resolution"} <= reads("sample_images")
+    assert {"sampling.cfg_scale", "sampling.top_p", "patchify.max_length", "evaluation.resolution"} <= reads(
+        "sample_images"
+    )
     assert {"training.learning_rate", "models", "images.num_classes", "tokenizer.vocab_size"} <= reads("train_model")
     assert "sampling.cfg_scale" not in reads("train_model")
     assert "training.learning_rate" not in reads("sample_images")
