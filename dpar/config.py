@@ -444,8 +444,8 @@ class Table(Settings):
 
     A row is flat: `model` names an entry of `models`; `milestone` a state of its training (default: the end); keys such
     as `patchify.max_length`, `transformer.position` and `sampling.cfg_scale` replace that setting of the experiment;
-    `inference.threshold` replaces a setting of `patchify` for sampling alone; `paper.fid` is what the paper prints, where
-    its settings are not the row's (where they are, `dpar/report/paper_tables.yaml` has it).
+    `inference.threshold` replaces a setting of `patchify` for sampling alone; `paper.fid` is what the paper prints,
+    where its settings are not the row's (where they are, `dpar/report/paper_tables.yaml` has it).
     """
 
     title: str

@@ -56,7 +56,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Data:
-    """Images of the training set and of the held-out set, and the patches an image by model, where they were counted."""
+    """Images of the training set and the held-out set, and patches an image by model where they were counted."""
 
     train: int
     val: int

@@ -1,4 +1,4 @@
-"""Draws one table: heat maps of a two-dimensional grid, curves over the length of training, else points with spreads."""
+"""Draws one table: heat maps of a grid, curves over the length of training, or points with their spread."""
 
 import argparse
 import sys

@@ -12,7 +12,6 @@ from dpar.stages import plot_samples
 from tests.report import made_up
 from tests.test_config import demo
 
-
 PNG = (Path(__file__).parents[2] / "docs/results/demo/samples.png").read_bytes()
 
 

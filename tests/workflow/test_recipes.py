@@ -155,7 +155,7 @@ class Reads(ast.NodeVisitor):
         group, inner = fields(path), f"{path}.{node.attr}".strip(".")
         return inner if group is not None and (node.attr in group.model_fields or inner in PROPERTIES) else path
 
-    def visit_Assign(self, node: ast.Assign) -> None:  # noqa: N802
+    def visit_Assign(self, node: ast.Assign) -> None:
         names = getattr(node.targets[0], "elts", [node.targets[0]])
         values = getattr(node.value, "elts", [node.value])
         pairs = zip(names, values, strict=True) if len(names) == len(values) else [(None, node.value)]
@@ -163,18 +163,18 @@ class Reads(ast.NodeVisitor):
             if not (isinstance(name, ast.Name) and name.id in self.known):
                 self.visit(value)
 
-    def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: N802
+    def visit_Attribute(self, node: ast.Attribute) -> None:
         path = self._path(node)
         if path is None:
             self.generic_visit(node)
         elif path:
             self._read(path)
 
-    def visit_Name(self, node: ast.Name) -> None:  # noqa: N802
+    def visit_Name(self, node: ast.Name) -> None:
         if self.known.get(node.id):
             self._read(self.known[node.id])
 
-    def visit_Call(self, node: ast.Call) -> None:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> None:
         function = getattr(self.module, ast.unparse(node.func).partition(".")[0], None)
         for name in ast.unparse(node.func).split(".")[1:]:
             function = getattr(function, name, None)
@@ -221,7 +221,8 @@ def recipes(values: Mapping[str, Any], folder: Path) -> dict[str, set[str]]:
     kinds = {
         "split": ("train", "val"), "model": ("dpar", "llamagen"), "cell": ("dpar", "llamagen"), "store": ("scored",),
         "table": ("comparison", "threshold_by_length"), "features": ("reference", "dpar/seed0"),
-        "figure": ("samples", *values.get("figures", ())), "milestone": ("step400",), "seed": ("0",), "shard": ("00000",),
+        "figure": ("samples", *values.get("figures", ())), "milestone": ("step400",), "seed": ("0",),
+        "shard": ("00000",),
     }  # fmt: skip
     for rule in rules:
         recipe = dict(rule.params.items()).get("recipe")

@@ -1,4 +1,4 @@
-"""Expensive results are safe: what is out of date after a change, on results that are finished as far as the graph sees.
+"""Expensive results are safe: what is out of date after a change, on results that the graph takes for finished.
 
 The files are empty and marked as made (`snakemake --touch`), in a checkout that the test may change.
 """
