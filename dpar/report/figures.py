@@ -27,6 +27,7 @@ matplotlib.rcParams.update(
     }
 )
 
+THUMBNAIL = 0.62  # inches, the side of a picture among many
 DPAR, LLAMAGEN, NEUTRAL = "#c0392b", "#2c6fbb", "#888888"
 
 
@@ -109,7 +110,7 @@ def entropy_maps(
 
 
 def sample_columns(
-    columns: Mapping[str, NDArray[np.uint8]], row_names: Sequence[str], side: float = 0.62, band: int = 6
+    columns: Mapping[str, NDArray[np.uint8]], row_names: Sequence[str], side: float = THUMBNAIL, band: int = 6
 ) -> Figure:
     """Pictures in named blocks of columns, a row a class; blocks that find no place go on in a band below.
 

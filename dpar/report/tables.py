@@ -96,7 +96,7 @@ def with_quoted(frame: pd.DataFrame, quoted: Sequence[Mapping[str, Any]]) -> pd.
         for entry in quoted
     ]
     whole = pd.concat([pd.DataFrame(rows), frame.assign(source=MADE)], ignore_index=True)
-    return whole[["source", *frame.columns]]
+    return whole.reindex(columns=["source", *frame.columns])
 
 
 def _row(

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def draw(experiment: Experiment, table: str, frame: pd.DataFrame, floor: dict) -> Figure:
     """The figure of a table as its CSV file has it."""
     metric = floor["metric"]
-    frame = frame[frame["source"] == MADE] if "source" in frame else frame
+    frame = frame.loc[frame["source"] == MADE] if "source" in frame else frame
     if experiment.tables[table].is_course:
         return course(experiment, frame, metric)
     panels = {"frechet_distance": metric, **{name: title for name, title in PANELS.items() if name in frame}}

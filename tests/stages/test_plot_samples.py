@@ -32,9 +32,9 @@ def test_samples_stand_beside_real_images_a_row_a_class(tmp_path, experiment, mo
     )
     shown = {}
 
-    def remember(columns, names, draw=plot_samples.sample_columns, **how):
+    def remember(columns, names, side, draw=plot_samples.sample_columns):
         shown.update(columns=columns, names=names)
-        return draw(columns, names, **how)
+        return draw(columns, names, side)
 
     monkeypatch.setattr(plot_samples, "sample_columns", remember)
     samples = sorted(tmp_path.glob("samples/*/seed0/00000.npz"))
@@ -71,12 +71,13 @@ def test_a_figure_shows_its_cells_and_classes_alone(tmp_path, monkeypatch):
     values = demo(images__resolution=32, images__num_classes=4, figures={"figure5": figure})
     made_up.write(tmp_path, parse_experiment(values, "test"))
     shown = {}
-    monkeypatch.setattr(plot_samples, "sample_columns", lambda *args, **how: shown.update(args=args, how=how))
+    monkeypatch.setattr(plot_samples, "sample_columns", lambda *args: shown.update(args=args))
     monkeypatch.setattr(plot_samples, "save", lambda figure, path: path.write_bytes(PNG))
     flags = ["--experiment", tmp_path / "experiment.json", "--figure", "figure5"]
     flags += ["--samples", tmp_path / "samples" / "dpar" / "seed0" / "00000.npz", "--output", tmp_path / "f.png"]
     plot_samples.main(list(map(str, flags)))
-    columns, names = shown["args"]
+    columns, names, side = shown["args"]
+    assert side == plot_samples.THUMBNAIL, "32 pixels are less than a thumbnail"
     assert names == ["class 3", "class 1"]
     assert {name: block.shape for name, block in columns.items()} == {"dpar": (2, 5, 32, 32, 3)}
     assert (columns["dpar"][:, 4] == 255).all(), "four images of each class were drawn"
