@@ -32,6 +32,7 @@ rule all:
     default_target: True
     input:
         RESULTS + "/report.html",
+        TARGETS["all_tables"],
         RESULTS + "/tokenizer/report.json",
         expand(RESULTS + "/{store}/{split}/verified.json", store="scored", split=SPLITS),
 

@@ -56,7 +56,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Data:
-    """Images of the training set and of the held-out set, and the patches an image by model, where they were counted."""
+    """Images of the training set and the held-out set, and patches an image by model where they were counted."""
 
     train: int
     val: int
@@ -110,7 +110,8 @@ def preparation(experiment: Experiment, data: Data) -> dict[Key, Job]:
     config = cost.entropy_network(experiment)
     if scorer.training is not None:
         macs = images_seen(scorer.training, scorer.training.length, data) * float(flops.training_gmacs(config)) * 1e9
-        size = cost.parameters_of(config) * (FLOAT_BYTES + STATE_BYTES)
+        weights = cost.parameters_of(config)  # type: ignore[arg-type]  # frozen: it has a hash
+        size = weights * (FLOAT_BYTES + STATE_BYTES)
         found[("train_entropy_model",)] = Job(macs, "training", size)
     # training reads codes and entropies from flat files of their own
     size = 2 * views * tokens * (CODE_BYTES + ENTROPY_BYTES)
@@ -178,7 +179,7 @@ def assumed_patches(experiment: Experiment, patchify: Patchify) -> float:
         assert patchify.p_avg is not None
         return math.ceil(rows * columns / patchify.p_avg)
     wanted = patchify.p_avg or _printed_length(experiment, patchify.threshold)
-    return _tossed(rows * columns, columns, wanted, experiment.patchify, patchify)
+    return _tossed(rows * columns, columns, wanted, experiment.patchify, patchify)  # type: ignore[arg-type]  # frozen: it has a hash
 
 
 @cache
@@ -208,7 +209,8 @@ def _printed_length(experiment: Experiment, threshold: float | None) -> float:
 
 def tokenizer_macs(experiment: Experiment) -> tuple[float, float]:
     """Multiply-accumulates of the tokenizer's encoder and decoder on one image."""
-    return _tokenizer_macs(experiment.tokenizer.autoencoder, experiment.images.resolution)
+    own = experiment.tokenizer.autoencoder
+    return _tokenizer_macs(own, experiment.images.resolution)  # type: ignore[arg-type]  # frozen: it has a hash
 
 
 @cache

@@ -96,7 +96,7 @@ def retraining(again: Mapping[str, str], *, meant: bool) -> str:
     return (
         f"this run would train again, and overwrite, what is finished:\n{listed}\n"
         "Nothing was started. Undo what changed to keep them; to train them again say `dpar run --retrain ...`, or set "
-        f"{RETRAIN}=1 for snakemake. Files that merely look older than what they were made from, such as copied results, "
+        f"{RETRAIN}=1 for snakemake. Files that merely look older than what they were made from, as copied ones may, "
         "are put right by `snakemake --touch`. `-n` lists every job with its reason"
     )
 

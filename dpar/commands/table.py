@@ -13,7 +13,7 @@ from dpar.config import Experiment, load_experiment
 from dpar.files import read_json
 from dpar.grid import SampleCell, p_avg_targets, table_rows
 from dpar.report import paper, tables
-from dpar.report.targets import tables_of
+from dpar.report.targets import metric_files, tables_of
 from dpar.stages.make_table import QUOTED, conditions, probe_conditions
 
 
@@ -80,7 +80,7 @@ def missing(experiment: Experiment, args: argparse.Namespace, results: Path, cel
     """A line for each cell that lacks measurements, with the command that makes them, and one for all."""
     lines = []
     for cell in {cell.slug: cell for cell in cells}.values():
-        wanted = [f"results/{experiment.name}/metrics/{cell.slug}/seed{seed}.json" for seed in cell.sampling.seeds]
+        wanted = [f"results/{experiment.name}/{path}" for path in metric_files([cell])]
         absent = [path for path in wanted if not (args.directory / path).is_file()]
         if absent:
             lines.append(

@@ -24,7 +24,7 @@ def network(experiment: Experiment, transformer: Transformer) -> LlamaGenConfig 
 
 def parameters(experiment: Experiment, transformer: Transformer) -> int:
     """Weights of `transformer` on this experiment's tokens and classes."""
-    return parameters_of(network(experiment, transformer))
+    return parameters_of(network(experiment, transformer))  # type: ignore[arg-type]  # frozen: it has a hash
 
 
 @cache

@@ -27,6 +27,7 @@ matplotlib.rcParams.update(
     }
 )
 
+THUMBNAIL = 0.62  # inches, the side of a picture among many
 DPAR, LLAMAGEN, NEUTRAL = "#c0392b", "#2c6fbb", "#888888"
 
 
@@ -109,7 +110,7 @@ def entropy_maps(
 
 
 def sample_columns(
-    columns: Mapping[str, NDArray[np.uint8]], row_names: Sequence[str], side: float = 0.62, band: int = 6
+    columns: Mapping[str, NDArray[np.uint8]], row_names: Sequence[str], side: float = THUMBNAIL, band: int = 6
 ) -> Figure:
     """Pictures in named blocks of columns, a row a class; blocks that find no place go on in a band below.
 
@@ -255,7 +256,7 @@ def curves(
         histories: name -> (x values, y values).
         printed: what the paper prints for some of them, shown as hollow points; given, the curves have points too.
     """
-    figure = new_figure(6.2, 3.4)
+    figure = new_figure(7.6, 3.4)
     axes = figure.subplots()
     styles = ("-", "--", "-.", ":")
     seen: dict[str, int] = {}
@@ -280,7 +281,7 @@ def curves(
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -299,7 +300,8 @@ def pareto(panels: Mapping[str, Sequence[tuple[str, float, float]]], metric: str
             axis.plot(x, y, "o", color=DPAR, markerfacecolor=DPAR if i in front else "white", markersize=5)
             axis.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7)
         axis.set_xlabel(cost)
-        axis.margins(x=0.18, y=0.15)
+        axis.xaxis.set_major_locator(MaxNLocator(5))  # more numbers would run into each other
+        axis.margins(x=0.3, y=0.15)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(metric)
     return figure

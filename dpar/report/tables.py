@@ -15,6 +15,8 @@ from dpar.report import paper
 
 # Not shown: names for programs, and what a column of its own says already.
 HIDDEN = {"cell", "training", "patchify.max_length", "patchify.threshold", "inference.threshold", "sampling.cfg_scale"}
+# The source of a row that is not quoted, in a table with rows that are.
+MADE = "made here"
 # What compute_metrics measures, as tables call it; the first one's name depends on the feature network.
 METRICS = ("frechet_distance", "inception_score", "precision", "recall", "class_agreement", "steps")
 # What linear_probe measures, in per cent; the paper does not print the protocol, so that no difference is shown.
@@ -94,8 +96,8 @@ def with_quoted(frame: pd.DataFrame, quoted: Sequence[Mapping[str, Any]]) -> pd.
         }
         for entry in quoted
     ]
-    whole = pd.concat([pd.DataFrame(rows), frame.assign(source="made here")], ignore_index=True)
-    return whole[["source", *frame.columns]]
+    whole = pd.concat([pd.DataFrame(rows), frame.assign(source=MADE)], ignore_index=True)
+    return whole.reindex(columns=["source", *frame.columns])
 
 
 def _row(

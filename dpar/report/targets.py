@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dpar.config import Experiment, load_experiment
 from dpar.errors import InputError
-from dpar.grid import table_rows
+from dpar.grid import SampleCell, table_rows
 
 # Figures 1a and 3 are drawings of the paper.
 PAPER = (*(f"table{n}" for n in range(1, 13)), "figure1b", "figure2", *(f"figure{n}" for n in range(4, 13)))
@@ -23,20 +23,32 @@ SUMMARIES = {
 
 
 def targets(experiment: Experiment) -> dict[str, list[str]]:
-    """The names that can be made for `experiment`, and of each its files below the experiment's results."""
+    """The names that can be made for `experiment`, and of each its files below the experiment's results.
+
+    A table's are also the measurements of its cells, so that one that was deleted is made again.
+    """
     found: dict[str, list[str]] = {name: table_files(name) for name in COMPUTED} | ALWAYS
     for name, table in experiment.tables.items():
         files = [*table_files(name), f"figures/{name}.png", *([pareto_file(name)] if table.is_grid else [])]
+        files += metric_files(cell for row in table_rows(experiment, name) for cell in row.samples)
         for target in {name, table.paper or name}:
-            found[target] = [*found.get(target, []), *files]
+            found[target] = list(dict.fromkeys([*found.get(target, []), *files]))
     found |= {name: [f"figures/{name}.png"] for name in experiment.figures}
-    found["all_tables"] = [file for name in (*COMPUTED, *experiment.tables) for file in table_files(name)]
+    every = [
+        file for name in (*COMPUTED, *experiment.tables) for file in found[name] if not file.startswith("figures/")
+    ]
+    found["all_tables"] = list(dict.fromkeys(every))
     return found
 
 
 def table_files(name: str) -> list[str]:
     """The three forms of a table, below the results."""
     return [f"tables/{name}.{form}" for form in ("csv", "md", "tex")]
+
+
+def metric_files(cells: Iterable[SampleCell]) -> list[str]:
+    """The measurements of sets of samples, below the results."""
+    return [f"metrics/{cell.slug}/seed{seed}.json" for cell in cells for seed in cell.sampling.seeds]
 
 
 def pareto_file(name: str) -> str:
@@ -65,8 +77,11 @@ def summary(name: str, experiment: Experiment) -> str:
 
 
 def sized_tables(experiment: Experiment) -> list[str]:
-    """The tables with the models as the experiment describes them, fully trained: what Figure 1b is drawn from."""
-    return [
+    """The tables with the models as the experiment describes them, fully trained: what Figure 1b is drawn from.
+
+    Where tables stand for the paper's, they alone.
+    """
+    found = [
         name
         for name, table in experiment.tables.items()
         if not (table.linear_probe or table.is_course)
@@ -75,6 +90,7 @@ def sized_tables(experiment: Experiment) -> list[str]:
             for row in table_rows(experiment, name)
         )
     ]
+    return [name for name in found if experiment.tables[name].paper] or found
 
 
 def refusal(name: str, experiment: Experiment, configs: Path) -> str:

@@ -1,4 +1,4 @@
-"""Draws one table: heat maps of a two-dimensional grid, curves over the length of training, else points with spreads."""
+"""Draws one table: heat maps of a grid, curves over the length of training, or points with their spread."""
 
 import argparse
 import sys
@@ -13,6 +13,7 @@ from dpar.config import Experiment, load_experiment
 from dpar.errors import run_command
 from dpar.files import read_json
 from dpar.report.figures import curves, error_bars, heat_maps, save
+from dpar.report.tables import MADE
 
 PANELS = {
     "nll": "validation NLL (nats/token)",
@@ -53,14 +54,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 def draw(experiment: Experiment, table: str, frame: pd.DataFrame, floor: dict) -> Figure:
     """The figure of a table as its CSV file has it."""
     metric = floor["metric"]
-    frame = frame[frame["cell"].notna()]  # rows that the paper quotes from others have none
+    frame = frame.loc[frame["source"] == MADE] if "source" in frame else frame
     if experiment.tables[table].is_course:
         return course(experiment, frame, metric)
     panels = {"frechet_distance": metric, **{name: title for name, title in PANELS.items() if name in frame}}
     if experiment.tables[table].is_grid:
         varied = down, across = list(experiment.tables[table].vary)
         # a threshold that was calibrated is shown in nats, as the paper shows it
-        names = {value: level(down, value, part) for value, part in frame.groupby(down, sort=False)}
+        names = {
+            axis: {value: level(axis, value, part) for value, part in frame.groupby(axis, sort=False)}
+            for axis in varied
+        }
         order = {axis: frame[axis].unique() for axis in varied}  # as the experiment lists them
         grids = {
             title: frame.pivot(index=down, columns=across, values=name).reindex(
@@ -71,8 +75,8 @@ def draw(experiment: Experiment, table: str, frame: pd.DataFrame, floor: dict) -
         first = next(iter(grids.values()))
         return heat_maps(
             {title: grid.to_numpy(float) for title, grid in grids.items()},
-            [names[value] for value in first.index],
-            [str(value) for value in first.columns],
+            [names[down][value] for value in first.index],
+            [names[across][value] for value in first.columns],
             _axis(down),
             _axis(across),
             unranked=[PANELS["patch_length"]],
@@ -110,11 +114,15 @@ def level(key: str, value: object, part: pd.DataFrame) -> str:
     return str(value)
 
 
-def _axis(key: str) -> str:
+def symbol(key: str) -> str:
+    """What varies, as the paper writes it."""
     name = key.rpartition(".")[2]
-    return {"p_avg": "$E_{Th}$ (nats)", "threshold": "$E_{Th}$ (nats)", "max_length": "$P_{max}$ (tokens)"}.get(
-        name, name
-    )
+    return {"p_avg": "$E_{Th}$", "threshold": "$E_{Th}$", "max_length": "$P_{max}$"}.get(name, name)
+
+
+def _axis(key: str) -> str:
+    unit = {"$E_{Th}$": " (nats)", "$P_{max}$": " (tokens)"}
+    return symbol(key) + unit.get(symbol(key), "")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dpar.config import Experiment, load_experiment
 from dpar.errors import InputError, run_command
 from dpar.files import read_json
 from dpar.report.figures import pareto, save
-from dpar.stages.plot_ablation import level
+from dpar.stages.plot_ablation import level, symbol
 
 COSTS = {"training_gmacs": "training GMACs/image", "sampling_gmacs": "sampling GMACs/image"}
 
@@ -58,7 +58,9 @@ def points(experiment: Experiment, table: str, frame: pd.DataFrame) -> dict[str,
     varied = list(experiment.tables[table].vary)
     found = {}
     for name, title in COSTS.items():
-        measured = frame.dropna(subset=[name, "frechet_distance"]) if name in frame else frame[:0]
+        if name not in frame:
+            continue
+        measured = frame.dropna(subset=[name, "frechet_distance"])
         found[title] = [
             (label(varied, measured, i) or str(cell), float(cost), float(value))
             for i, (cell, cost, value) in enumerate(
@@ -73,7 +75,8 @@ def points(experiment: Experiment, table: str, frame: pd.DataFrame) -> dict[str,
 
 def label(varied: Sequence[str], frame: pd.DataFrame, place: int) -> str:
     """What varies in one row, in short."""
-    return ", ".join(level(key, frame[key].iloc[place], frame.iloc[[place]]).replace("\n", " ") for key in varied)
+    row = frame.iloc[[place]]
+    return ", ".join(f"{symbol(key)} {level(key, row[key].iloc[0], row).partition(chr(10))[0]}" for key in varied)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from dpar.config import load_experiment
 from dpar.data.crops import center_crop
 from dpar.data.images import ImageIndex
 from dpar.errors import InputError, run_command
-from dpar.report.figures import sample_columns, save
+from dpar.report.figures import THUMBNAIL, sample_columns, save
 
 MOST_CLASSES, PICTURES = 10, 4
 DOTS = 150  # an inch: a figure of its own shows pixels as they are
@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             with np.load(path) as stored:
                 columns[name] = of_classes(stored["arr_0"], stored["labels"], classes, pictures)
         side = next(iter(columns.values())).shape[2]
-        inches = {} if figure is None else {"side": max(0.62, side / DOTS)}
-        save(sample_columns(columns, [f"class {c}" for c in classes], **inches), args.output)
+        inches = THUMBNAIL if figure is None else max(THUMBNAIL, side / DOTS)
+        save(sample_columns(columns, [f"class {c}" for c in classes], inches), args.output)
         job.image(args.output, key=args.figure, step=0)
 
 

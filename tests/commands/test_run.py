@@ -51,3 +51,23 @@ def test_the_last_words_name_report_and_dashboard(tmp_path):
     text = run.where_to_look(tmp_path)
     assert f"{tmp_path}/report.html" in text
     assert f"track ui --results {tmp_path}" in text
+
+
+def test_what_would_be_trained_again_is_named_with_its_reason_and_the_way_on():
+    again = {"results/demo/models/dpar/step400": "params have changed since last execution"}
+    told = run.retraining(again, meant=False)
+    assert "  results/demo/models/dpar/step400: settings or recipe have changed since last execution" in told
+    assert "Nothing was started" in told
+    assert "dpar run --retrain" in told
+    assert "DPAR_RETRAIN=1" in told
+    assert "Nothing was started" not in run.retraining(again, meant=True)
+    assert "results/demo/models/dpar/step400" in run.retraining(again, meant=True)
+
+
+@pytest.mark.parametrize("flags", [[], ["--retrain"]])
+def test_retraining_is_told_to_the_snakefile_alone(tmp_path, monkeypatch, flags):
+    monkeypatch.chdir(ROOT)
+    told = {}
+    monkeypatch.setattr(run, "_run", lambda command, lock, said: told.update(said) or 0)
+    run.main(["--config", "config/demo.yaml", "--directory", str(tmp_path), *flags])
+    assert told == ({run.RETRAIN: "1"} if flags else {})

@@ -62,3 +62,28 @@ def test_sample_blocks_are_titled_and_rows_named():
     assert [axes.get_title() for axes in figure.axes] == ["real", "dpar"]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["class 0", "class 5"]
     assert np.asarray(figure.axes[0].images[0].get_array()).shape == (16, 24, 3)
+
+
+def test_blocks_that_find_no_place_go_on_below():
+    block = np.zeros((2, 3, 8, 8, 3), np.uint8)
+    names = [f"dpar{i}" for i in range(8)]
+    figure = figures.sample_columns(dict.fromkeys(names, block), ["class 0", "class 5"], band=3)
+    assert [axes.get_title() for axes in figure.axes if axes.images] == names
+    assert sum(len(axes.get_yticklabels()) for axes in figure.axes if axes.images) == 3 * 2
+
+
+def test_the_front_holds_what_nothing_beats():
+    points = [(1.0, 5.0), (2.0, 3.0), (2.0, 4.0), (3.0, 3.0), (4.0, 1.0)]
+    front = figures.pareto_front(points)
+    assert front == [0, 1, 4]
+    beaten = set(range(5)) - set(front)
+    for i in beaten:
+        x, y = points[i]
+        assert any(a <= x and b <= y and (a, b) != (x, y) for a, b in points)
+
+
+def test_the_papers_points_are_hollow_and_beside_the_curves():
+    figure = figures.curves({"DPAR-B": ([50, 100], [5.0, 4.0])}, "epochs", "FID", {"DPAR-B": ([50], [5.5])})
+    ours, theirs = figure.axes[0].lines
+    assert (list(ours.get_xdata()), ours.get_marker()) == ([50, 100], "o")
+    assert (list(theirs.get_ydata()), theirs.get_markerfacecolor()) == ([5.5], "none")

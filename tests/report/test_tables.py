@@ -6,6 +6,8 @@ import pytest
 
 from dpar.config import parse_experiment
 from dpar.errors import InputError
+from dpar.evaluation.flops import sampling_gmacs
+from dpar.model.variants import model_config
 from dpar.report import tables
 from tests.report.made_up import metrics
 from tests.test_config import demo
@@ -116,10 +118,10 @@ def test_llamagen_has_no_patches():
     assert math.isnan(row["patch_length"])
 
 
-def test_what_was_not_measured_is_a_dash_and_never_zero():
+def test_a_cell_without_measurements_is_missing_and_never_zero():
     frame = built({"model": "llamagen"}, {"model": "dpar"})
     shown = tables.readable(frame, "FD[x, 4]")
-    assert shown["FD[x, 4]"].tolist() == ["–", "3 ± 2.6"]
+    assert shown["FD[x, 4]"].tolist() == ["missing", "3 ± 2.6"]
     assert shown["Parameters"].tolist() == ["2,000,000", "2,000,000"]
 
 
@@ -140,3 +142,31 @@ def test_markdown_and_latex_hold_every_cell():
     assert r"\caption{50\% \& more}" in latex
     assert r"3 $\pm$ 2.6" in latex
     assert latex.count("&") == 2 * (len(shown.columns) - 1) + 1
+
+
+def test_rows_that_the_paper_quotes_stand_above_ours_and_say_so():
+    frame = built({"model": "dpar", "paper.fid": 2.5})
+    assert tables.with_quoted(frame, []) is frame
+    entry = {"kind": "diffusion", "model": "ADM", "parameters": 554e6, "fid": 4.59, "steps": 250}
+    whole = tables.with_quoted(frame, [entry])
+    assert whole["source"].tolist() == ["quoted, diffusion", tables.MADE]
+    shown = tables.readable(whole, "FID")
+    assert shown["Paper FID"].tolist() == ["4.59", "2.5"]
+    assert shown["FID"].tolist() == ["–", "3 ± 2.6"]
+    assert shown["Parameters"].tolist() == ["554,000,000", "2,000,000"]
+    assert shown["Seeds"].tolist() == ["–", "3"]
+
+
+def test_the_cost_of_sampling_follows_from_the_steps_that_were_drawn():
+    measured = {(cell, 0): metrics(1.0) for cell in ("dpar", "dpar-eth4", "llamagen")}
+    for (cell, _), found in measured.items():
+        found["values"]["steps"] = 20.0 if cell == "dpar-eth4" else 40.0
+    rows = [{"model": "dpar"}, {"model": "dpar", "inference.threshold": 4.0}, {"model": "llamagen"}]
+    usual, fewer, baseline = built(*rows, measured=measured)["sampling_gmacs"]
+    assert fewer < usual
+    experiment = parse_experiment(demo(), "test")
+    config = model_config(
+        experiment.models["llamagen"], vocab_size=256, grid=experiment.grid, num_classes=experiment.images.num_classes
+    )
+    assert baseline == pytest.approx(sampling_gmacs(config))
+    assert built({"model": "dpar"}).get("sampling_gmacs") is None

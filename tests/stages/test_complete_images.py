@@ -7,6 +7,7 @@ from PIL import Image
 
 from dpar.data.images import ImageIndex, open_images
 from dpar.errors import InputError
+from dpar.files import read_json, write_json
 from dpar.sampling.networks import Networks, load_networks
 from dpar.stages import complete_images
 from tests.stages.sampled import CLASSES, write_results
@@ -27,8 +28,9 @@ def results(tmp_path_factory):
     return results
 
 
-def complete(results, model="dpar"):
+def complete(results, model="dpar", cell=None):
     flags = {
+        "cell": cell or model,
         "experiment": results / "experiment.json",
         "index": results / "val.json",
         "model-folder": results / "models" / model / "step1",
@@ -76,3 +78,20 @@ def test_pictures_of_another_size_are_refused(results):
     )
     with pytest.raises(InputError, match="the pictures have 16 x 16 pixels, the model draws 8 x 8"):
         networks.tokens(np.zeros((1, 16, 16, 3), np.uint8))
+
+
+def test_the_guidance_is_the_cells_own(results, monkeypatch):
+    experiment = read_json(results / "experiment.json")
+    experiment["tables"]["main"]["rows"].append({"model": "dpar", "sampling.cfg_scale": 3.5})
+    write_json(results / "experiment.json", experiment)
+    scales, draw = set(), Networks.draw
+
+    def remember(self, labels, seeds, **how):
+        scales.add(how["cfg_scale"])
+        return draw(self, labels, seeds, **how)
+
+    monkeypatch.setattr(Networks, "draw", remember)
+    complete(results, cell="dpar-cfg3.5")
+    assert scales == {3.5}
+    with pytest.raises(InputError, match="no such set of samples; there are dpar,"):
+        complete(results, cell="dpar-cfg9")

@@ -70,3 +70,24 @@ def test_the_stage_writes_the_picture(tmp_path, drawn):
         ]
     )
     assert output.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_table_over_the_length_of_training_becomes_curves_beside_the_papers(tmp_path):
+    values = demo(training={"epochs": 300, "milestones": [50, 100]})
+    values["tables"] = {"t": {"title": "T", "rows": [{"model": "dpar"}], "vary": {"milestone": [50, 300]}}}
+    experiment = parse_experiment(values, "test")
+    frame = pd.DataFrame(
+        {
+            "source": ["quoted, diffusion", "made here", "made here"],
+            "model": ["ADM", "dpar", "dpar"],
+            "milestone": [None, "epoch300", "epoch50"],
+            "frechet_distance": [None, 3.0, 5.0],
+            "paper_fid": [4.59, None, 5.96],
+        }
+    )
+    floor = {"metric": "FID", "frechet_distance": {"mean": 0.5, "sd": 0.1}}
+    ours, theirs = plot_ablation.draw(experiment, "t", frame, floor).axes[0].lines
+    assert (list(ours.get_xdata()), list(ours.get_ydata())) == ([50, 300], [5.0, 3.0])
+    assert (list(theirs.get_xdata()), list(theirs.get_ydata())) == ([50], [5.96])
+    other = plot_ablation.draw(experiment, "t", frame, {**floor, "metric": "FD[classifier,4]"})
+    assert len(other.axes[0].lines) == 1, "the paper's FID says nothing beside another distance"

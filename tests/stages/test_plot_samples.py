@@ -1,5 +1,7 @@
 """The stage that shows samples beside real images."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,6 +11,8 @@ from dpar.data.images import ImageIndex, open_images
 from dpar.stages import plot_samples
 from tests.report import made_up
 from tests.test_config import demo
+
+PNG = (Path(__file__).parents[2] / "docs/results/demo/samples.png").read_bytes()
 
 
 @pytest.fixture
@@ -28,9 +32,9 @@ def test_samples_stand_beside_real_images_a_row_a_class(tmp_path, experiment, mo
     )
     shown = {}
 
-    def remember(columns, names, draw=plot_samples.sample_columns):
+    def remember(columns, names, side, draw=plot_samples.sample_columns):
         shown.update(columns=columns, names=names)
-        return draw(columns, names)
+        return draw(columns, names, side)
 
     monkeypatch.setattr(plot_samples, "sample_columns", remember)
     samples = sorted(tmp_path.glob("samples/*/seed0/00000.npz"))
@@ -38,7 +42,14 @@ def test_samples_stand_beside_real_images_a_row_a_class(tmp_path, experiment, mo
     plot_samples.main(
         [
             *("--experiment", str(tmp_path / "experiment.json"), "--index", str(tmp_path / "val.json")),
-            *("--samples", *map(str, samples), "--output", str(tmp_path / "figures" / "samples.png")),
+            *(
+                "--figure",
+                "samples",
+                "--samples",
+                *map(str, samples),
+                "--output",
+                str(tmp_path / "figures" / "samples.png"),
+            ),
         ]
     )
     assert list(shown["columns"]) == ["real", *(path.parents[1].name for path in samples)]
@@ -50,5 +61,23 @@ def test_samples_stand_beside_real_images_a_row_a_class(tmp_path, experiment, mo
 
 
 def test_a_class_with_few_pictures_is_filled_up_with_white():
-    block = plot_samples._padded([np.zeros((8, 8, 3), np.uint8)], 8)
-    assert [int(picture.max()) for picture in block] == [0] + [255] * (plot_samples.PICTURES - 1)
+    images, labels = np.zeros((3, 8, 8, 3), np.uint8), np.array([0, 1, 1])
+    block = plot_samples.of_classes(images, labels, [1, 0], 2)
+    assert [[int(picture.max()) for picture in row] for row in block] == [[0, 0], [0, 255]]
+
+
+def test_a_figure_shows_its_cells_and_classes_alone(tmp_path, monkeypatch):
+    figure = {"title": "F", "rows": [{"model": "dpar"}], "classes": [3, 1], "images": 5}
+    values = demo(images__resolution=32, images__num_classes=4, figures={"figure5": figure})
+    made_up.write(tmp_path, parse_experiment(values, "test"))
+    shown = {}
+    monkeypatch.setattr(plot_samples, "sample_columns", lambda *args: shown.update(args=args))
+    monkeypatch.setattr(plot_samples, "save", lambda figure, path: path.write_bytes(PNG))
+    flags = ["--experiment", tmp_path / "experiment.json", "--figure", "figure5"]
+    flags += ["--samples", tmp_path / "samples" / "dpar" / "seed0" / "00000.npz", "--output", tmp_path / "f.png"]
+    plot_samples.main(list(map(str, flags)))
+    columns, names, side = shown["args"]
+    assert side == plot_samples.THUMBNAIL, "32 pixels are less than a thumbnail"
+    assert names == ["class 3", "class 1"]
+    assert {name: block.shape for name, block in columns.items()} == {"dpar": (2, 5, 32, 32, 3)}
+    assert (columns["dpar"][:, 4] == 255).all(), "four images of each class were drawn"

@@ -1,29 +1,34 @@
 """The stage that writes the page."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from dpar.config import parse_experiment
+from dpar.config import FIGURES, parse_experiment
 from dpar.errors import InputError
 from dpar.files import write_json
 from dpar.report.figures import new_figure, save
-from dpar.stages import make_table, write_report
+from dpar.stages import describe_models, make_table, write_report
 from tests.report import made_up
 from tests.stages.test_make_table import arguments
 from tests.test_config import demo
 
-FIGURES = ("samples", "completions", "entropy_maps", "compute")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
 def page(tmp_path):
     """Writes the page of made-up results; returns what makes it and where it is."""
-    experiment = parse_experiment(demo(), "test")
+    figure = {"title": "Uncurated, of a kind", "rows": [{"model": "dpar"}], "classes": [0]}
+    experiment = parse_experiment(demo(figures={"figure5": figure}), "test")
     files = made_up.write(tmp_path, experiment)
     for table in experiment.tables:
         make_table.main(list(map(str, arguments(tmp_path, files, table))))
-    pictures = [tmp_path / "figures" / f"{n}.png" for n in (*experiment.tables, *FIGURES)]
+    flags = ["--experiment", str(tmp_path / "experiment.json"), "--output", str(tmp_path / "tables")]
+    describe_models.main(flags)
+    pareto = tmp_path / "figures" / "pareto" / "threshold_by_length.png"
+    pictures = [pareto, *(tmp_path / "figures" / f"{n}.png" for n in (*experiment.tables, *FIGURES, "figure5"))]
     pictures.append(tmp_path / "tokenizer" / "reconstructions.png")
     for path in pictures:
         save(new_figure(1, 1), path)
@@ -37,7 +42,9 @@ def page(tmp_path):
         *("--experiment", tmp_path / "experiment.json"),
         *("--tables", *(tmp_path / "tables" / f"{t}.csv" for t in tables)),
         *("--ablations", *(tmp_path / "figures" / f"{t}.png" for t in tables)),
-        *("--figures", *(tmp_path / "figures" / f"{n}.png" for n in FIGURES)),
+        *("--figures", *(tmp_path / "figures" / f"{n}.png" for n in (*FIGURES, "figure5"))),
+        *("--models", tmp_path / "tables" / "table1.csv", tmp_path / "tables" / "table8.csv"),
+        *("--paretos", pareto, "--captions", ROOT / "workflow" / "report"),
         *("--tokenizer", tmp_path / "tokenizer" / "report.json"),
         *("--reconstructions", tmp_path / "tokenizer" / "reconstructions.png"),
         *(part for name, path in files.items() if name != "patch-counts" for part in (f"--{name}", path)),
@@ -57,7 +64,13 @@ def test_the_page_holds_every_table_figure_and_condition(page, monkeypatch):
     assert "0123abc with uncommitted changes" in text
     assert "Entropy threshold and maximum patch length. A frame marks the smallest value." in text
     assert "DPAR beside LlamaGen. Bars are standard deviations" in text
-    assert text.count("data:image/png;base64,") == 2 + 4 + 1 + 1  # tables, figures, curves, reconstructions
+    # tables, one of them with a Pareto plot; figures, one of them the experiment's; curves, reconstructions
+    assert text.count("data:image/png;base64,") == 3 + 5 + 1 + 1
+    assert "Uncurated, of a kind" in text
+    assert " ".join((ROOT / "workflow/report/completions.rst").read_text().split()) in text
+    assert "Held-out images (above)" in text
+    assert '<a href="metrics/dpar_pmax2">dpar</a>' in text
+    assert "35.6 patches an image are assumed" in text
     assert "DPAR beside LlamaGen" in text
     assert "Entropy threshold and maximum patch length" in text
     assert "Not comparable to published numbers" in text

@@ -13,6 +13,7 @@ import yaml
 from dpar.config import load_experiment
 from dpar.grid import model_cells, sample_cells, table_rows
 from dpar.recipes import RECIPES
+from dpar.report import targets
 from tests.test_config import CONFIG, SHIPPED, demo
 from tests.workflow.conftest import ROOT, job_counts
 
@@ -42,6 +43,35 @@ def test_an_experiment_resolves_to_its_full_list_of_jobs_without_any_data(snakem
     ]
     assert jobs.get("linear_probe", 0) == len({(cell.model, cell.milestone) for cell in probed})
     assert (name == "imagenet256") == bool(probed)
+
+
+@pytest.mark.parametrize("name", ["imagenet256", "imagenet384"])
+def test_every_table_and_figure_of_the_paper_can_be_asked_for_by_its_name(snakemake, name):
+    asked = [target for target in targets.targets(load_experiment(CONFIG / f"{name}.yaml")) if target in targets.PAPER]
+    run = snakemake("--dry-run", "--quiet", "rules", "--configfile", CONFIG / f"{name}.yaml", "--", *asked)
+    assert run.returncode == 0, run.stdout + run.stderr
+    jobs = job_counts(run.stdout + run.stderr)
+    assert {target: jobs.get(target) for target in asked} == dict.fromkeys(asked, 1)
+    assert jobs["describe_models"] == 1
+
+
+def test_a_table_resolves_to_the_jobs_that_it_needs_and_no_others(snakemake):
+    run = snakemake("--dry-run", "--configfile", CONFIG / "imagenet256.yaml", "table4")
+    jobs = job_counts(run.stdout + run.stderr)
+    trained = re.findall(r"wildcards: model=(\S+), milestone=(\S+)", run.stdout + run.stderr)
+    assert {state for _, state in trained} == {"epoch50"}
+    assert {model for model, _ in trained} == {"DPAR-L", *(f"DPAR-L_eth{e}" for e in ("7.6", "7.7", "7.9", "8"))}
+    assert jobs["train_model"] == 5
+    assert jobs["sample_images"] == 5 * 16
+    assert jobs["make_table"] == 1
+    assert {"linear_probe", "plot_samples", "write_report", "describe_models"}.isdisjoint(jobs)
+
+
+def test_a_target_of_another_experiment_is_refused_with_the_file_that_has_it(snakemake):
+    run = snakemake("--dry-run", "--configfile", CONFIG / "imagenet256.yaml", "table12")
+    assert run.returncode != 0
+    assert "table12 is no part of the experiment imagenet256" in run.stdout + run.stderr
+    assert "--configfile config/imagenet384.yaml" in run.stdout + run.stderr
 
 
 def test_a_bare_snakemake_at_the_root_runs_the_demo(snakemake):

@@ -14,7 +14,7 @@ from dpar.files import digest, write_json
 from dpar.grid import figure_rows, gated_cells, model_cells, p_avg_targets, sample_cells, table_rows
 from dpar.recipes import RECIPES
 from dpar.report import paper
-from dpar.report.targets import COMPUTED, pareto_file, sized_tables, table_files
+from dpar.report.targets import COMPUTED, metric_files, pareto_file, sized_tables, table_files
 
 
 def read_experiment():

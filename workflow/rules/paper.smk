@@ -2,10 +2,7 @@
 
 from dpar.report import targets
 
-TARGETS = {
-    name: [f"{RESULTS}/{path}" for path in paths]
-    for name, paths in targets.targets(EXPERIMENT).items()
-}
+TARGETS = {name: [f"{RESULTS}/{path}" for path in paths] for name, paths in targets.targets(EXPERIMENT).items()}
 
 
 def files_of_target(name):

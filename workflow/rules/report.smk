@@ -3,10 +3,6 @@
 CAPTIONS = Path(workflow.basedir) / "workflow" / "report"
 
 
-def metric_files(cells):
-    return [f"{RESULTS}/metrics/{cell.slug}/seed{seed}.json" for cell in cells for seed in cell.sampling.seeds]
-
-
 def likelihood_files(cells):
     return sorted({f"{RESULTS}/likelihood/{cell.model}/{cell.milestone}.json" for cell in cells})
 
@@ -27,7 +23,7 @@ def table_cells(name):
 rule make_table:
     """Print one table: ours, the paper's where it has one, and their conditions."""
     input:
-        metrics=lambda wildcards: metric_files(table_cells(wildcards.table)),
+        metrics=lambda wildcards: [f"{RESULTS}/{path}" for path in metric_files(table_cells(wildcards.table))],
         likelihoods=lambda wildcards: likelihood_files(table_cells(wildcards.table)),
         linear_probes=lambda wildcards: probe_files(wildcards.table),
         noise_floor=RESULTS + "/metrics/noise_floor.json",

@@ -1,0 +1,98 @@
+"""`dpar plan`: alone, beyond what stands above, and together; rates assumed or measured."""
+
+import json
+
+import pytest
+
+from dpar import cli
+from dpar.commands import plan
+from dpar.errors import InputError
+from dpar.files import write_json
+from dpar.planning import Job, Rates
+from tests.test_config import CONFIG, demo, parse_experiment
+
+TRAINING, SAMPLING = 100.0, 10.0
+
+
+def job(hours, size=0.0):
+    return Job(hours * 3600 * TRAINING / 2, "training", size)
+
+
+def test_what_two_targets_share_is_paid_once():
+    shared, own = ("train_model", "a", "epoch50"), ("train_model", "b", "epoch50")
+    longer = ("train_model", "a", "epoch300")
+    needed = {
+        "table4": {shared: job(2, 1e9), own: job(3, 2e9)},
+        "table11": {shared: job(2, 1e9), longer: job(10, 4e9)},
+        "extra": {own: job(3, 2e9)},
+    }
+    found = plan.bill(needed, Rates(TRAINING, 1.0, SAMPLING), gpus=5)
+    alone = [target["alone"]["gpu_hours"] for target in found["targets"]]
+    new = [target["beyond_those_above"]["gpu_hours"] for target in found["targets"]]
+    assert alone == pytest.approx([5, 12, 3])
+    assert new == pytest.approx([5, 10, 0])
+    assert found["whole"] == pytest.approx(
+        {"gpu_hours": 15, "preparation": 0, "training": 15, "sampling": 0, "days": 15 / 5 / 24, "gigabytes": 7}
+    )
+    assert found["paper"]["gpu_hours"] == pytest.approx(15)
+    assert [(t["model"], t["to"], t["targets"]) for t in found["trainings"]] == [
+        ("a", "epoch50", ["table4", "table11"]),
+        ("b", "epoch50", ["table4", "extra"]),
+        ("a", "epoch300", ["table11"]),
+    ]
+
+
+def test_the_bill_of_one_table_is_printed(capsys):
+    config = str(CONFIG / "imagenet256.yaml")
+    assert cli.main(["plan", "--config", config, "--target", "table4", "--gpus", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [target["target"] for target in found["targets"]] == ["table4"]
+    assert found["images"] == [1_281_167, 50_000]
+    assert {training["model"] for training in found["trainings"]} == {
+        "DPAR-L", *(f"DPAR-L_eth{threshold}" for threshold in ("7.6", "7.7", "7.9", "8"))
+    }  # fmt: skip
+    # 50 epochs of L-256: 3 x 57.5e9 MACs an image by 2 operations, at 40 % of 312e12 a second
+    by_hand = 50 * 1_281_167 * 2 * 172.5e9 / (0.4 * 312e12) / 3600
+    (default,) = [t["gpu_hours"] for t in found["trainings"] if t["model"] == "DPAR-L"]
+    assert default == pytest.approx(by_hand, rel=0.01)
+    assert found["whole"]["days"] == pytest.approx(found["whole"]["gpu_hours"] / 4 / 24)
+
+    plan.main(["--config", config, "--target", "table4"])
+    shown = capsys.readouterr().out
+    assert "assumed: A100, 40% of 312 TFLOP/s in training" in shown
+    assert "all together" in shown
+
+
+def test_targets_come_in_the_papers_order_and_then_the_experiments_own():
+    assert plan.default_targets(plan.load_experiment(CONFIG / "imagenet256.yaml")) == [
+        "table2", "table3", "table4", "table5", "table6", "table7", "table9", "table10", "table11",
+        "figure1b", "figure2", "figure5", "figure6", "figure7", "figure8", "largest", "grid", "queries",
+    ]  # fmt: skip
+
+
+def test_images_that_nobody_counted_are_asked_for(tmp_path):
+    config = CONFIG / "photos64.yaml"
+    with pytest.raises(InputError, match="say it with --images"):
+        plan.main(["--config", str(config)])
+
+
+def test_measured_speeds_take_the_place_of_assumed_ones(tmp_path):
+    experiment = parse_experiment(demo(), "test")
+    write_json(tmp_path / "experiment.json", experiment.model_dump(mode="json"))
+    cells = {name: {"steps": 40.0} for name in plan.model_cells(experiment)}
+    write_json(tmp_path / "patch_counts.json", {"cells": cells})
+    with pytest.raises(InputError, match="no finished training"):
+        plan.known_rates(experiment, plan.parser().parse_args(["--measured", str(tmp_path)]))
+    history = tmp_path / "models" / "llamagen" / "step400" / "history.jsonl"
+    history.parent.mkdir(parents=True)
+    history.write_text("".join(json.dumps({"step": s, "perf/images_per_s": v}) + "\n" for s, v in ((1, 9), (2, 10))))
+    events = tmp_path / "tracking" / "spool" / "sample_images" / "a" / "events.jsonl"
+    events.parent.mkdir(parents=True)
+    lines = [{"event": "start", "params": {"cell": "llamagen"}}]
+    lines += [{"event": "metrics", "step": s, "values": {"sample/images_per_s": v}} for s, v in ((64, 1.0), (128, 4.0))]
+    events.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rates, source = plan.known_rates(experiment, plan.parser().parse_args(["--measured", str(tmp_path)]))
+    config = plan.cost.network(experiment, experiment.models["llamagen"])
+    assert rates.training == pytest.approx(2e9 * plan.flops.training_gmacs(config) * 9.5)
+    assert rates.sampling == rates.float32 == pytest.approx(2e9 * plan.flops.sampling_gmacs(config) * 4.0)
+    assert "measured in" in source

@@ -1,0 +1,54 @@
+"""`dpar table`: what is there, what is missing, and the command for it."""
+
+import pytest
+import yaml
+
+from dpar.commands import table
+from dpar.config import parse_experiment
+from dpar.errors import InputError
+from tests.report import made_up
+from tests.test_config import demo
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "demo.yaml"
+    path.write_text(yaml.safe_dump(demo()))
+    return path
+
+
+def show(capsys, config, name, *flags):
+    table.main([name, "--config", str(config), "--directory", str(config.parent), *flags])
+    return capsys.readouterr().out
+
+
+def test_without_results_every_cell_is_missing_with_the_command_that_makes_it(config, capsys):
+    shown = show(capsys, config, "threshold_by_length")
+    assert shown.count("| missing") == 4
+    run = f"dpar run --config {config} --directory {config.parent} --"
+    seeds = " ".join(f"results/demo/metrics/dpar_pmax2/seed{seed}.json" for seed in range(3))
+    assert f"- Missing: dpar_pmax2, 0 of 3 seeds; `{run} {seeds}`" in shown
+    assert f"- All of it: `{run} threshold_by_length`; what that would run: `{run} threshold_by_length -n`" in shown
+
+
+def test_what_is_there_is_shown_and_the_rest_is_missing(config, capsys):
+    results = config.parent / "results" / "demo"
+    made_up.write(results, parse_experiment(demo(), "test"))
+    (results / "metrics" / "dpar_pmax2" / "seed1.json").unlink()
+    for seed in range(3):
+        (results / "metrics" / "dpar_pavg1.4" / f"seed{seed}.json").unlink()
+    shown = show(capsys, config, "threshold_by_length")
+    assert shown.count("| missing") == 1
+    assert "Missing: dpar_pmax2, 2 of 3 seeds" in shown
+    assert "Missing: dpar_pavg1.4, 0 of 3 seeds" in shown
+    assert "Missing: dpar," not in shown
+    assert "Noise floor, 48 real images" in shown
+    assert "Missing" not in show(capsys, config, "comparison")
+
+
+def test_the_papers_name_of_a_table_is_enough(config, capsys):
+    assert "DPAR beside LlamaGen" in show(capsys, config, "table2")
+    assert show(capsys, config, "table2", "--format", "csv").startswith("model,")
+    assert r"\toprule" in show(capsys, config, "table2", "--format", "latex")
+    with pytest.raises(InputError, match="table7 is no target of demo"):
+        show(capsys, config, "table7")

@@ -1,0 +1,78 @@
+"""Targets: every table and figure of the paper belongs to an experiment, or is refused with the one that has it."""
+
+import pytest
+
+from dpar.errors import InputError
+from dpar.grid import figure_rows, sample_cells
+from dpar.report import targets
+from tests.test_config import CONFIG, SHIPPED, demo, load_experiment, parse_experiment
+
+
+@pytest.mark.parametrize("name", targets.PAPER)
+def test_every_table_and_figure_of_the_paper_is_made_at_its_scale(name):
+    having = [
+        n for n in ("imagenet256", "imagenet384") if name in targets.targets(load_experiment(CONFIG / f"{n}.yaml"))
+    ]
+    assert having
+
+
+def test_a_target_of_another_experiment_is_refused_with_the_file_that_has_it():
+    told = targets.refusal("table12", load_experiment(CONFIG / "imagenet256.yaml"), CONFIG)
+    assert "table12 is no part of the experiment imagenet256" in told
+    assert "--configfile config/imagenet384.yaml" in told
+    assert "imagenet256.yaml" not in told
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_all_tables_are_all_of_them_in_three_forms(name):
+    experiment = load_experiment(CONFIG / f"{name}.yaml")
+    found = targets.targets(experiment)["all_tables"]
+    assert len(found) == len(set(found))
+    tables = [file for file in found if file.startswith("tables/")]
+    assert len(tables) == 3 * (len(experiment.tables) + 2)
+    pictured = {row.sample.slug for name in experiment.figures for row in figure_rows(experiment, name)}
+    cells = {slug: cell for slug, cell in sample_cells(experiment).items() if slug not in pictured}
+    assert set(found) >= {*tables, *targets.metric_files(cells.values())}
+
+
+def test_the_tables_of_a_target_are_those_that_stand_for_it():
+    experiment = load_experiment(CONFIG / "demo.yaml")
+    assert targets.tables_of(experiment, ["table2"]) == ["comparison"]
+    assert targets.tables_of(experiment, ["threshold_by_length"]) == ["threshold_by_length"]
+    with pytest.raises(InputError, match="table7 is no target of demo; targets are table1, "):
+        targets.tables_of(experiment, ["table7"])
+
+
+def test_figure_1b_needs_the_papers_fully_trained_models_alone():
+    own = parse_experiment(demo(tables={"t": {"title": "T", "rows": [{"model": "dpar"}]}}), "test")
+    assert targets.sized_tables(own) == ["t"]
+    assert targets.sized_tables(load_experiment(CONFIG / "imagenet256.yaml")) == ["table2", "table11"]
+
+
+def test_figures_5_to_12_show_dpar_xl_with_the_papers_guidance():
+    shown = {}
+    for name in ("imagenet256", "imagenet384"):
+        experiment = load_experiment(CONFIG / f"{name}.yaml")
+        for figure in experiment.figures:
+            (row,) = figure_rows(experiment, figure)
+            shown[figure] = experiment.images.resolution, row.model.slug, row.sample.sampling.cfg_scale
+    scales = (1.75, 1.9, 2.0, 2.1)
+    assert shown == {
+        f"figure{5 + 4 * block + i}": (side, "DPAR-XL", scale)
+        for block, side in enumerate((256, 384))
+        for i, scale in enumerate(scales)
+    }
+
+
+@pytest.mark.parametrize(
+    ("figures", "named"),
+    [
+        ({"comparison": [0]}, "comparison: a table or figure of this name exists"),
+        ({"samples": [0]}, "samples"),
+        ({"figure5": [8]}, "class 8 is not among the 8 classes"),
+    ],
+)
+def test_a_figure_that_cannot_be_is_named(figures, named):
+    values = {name: {"title": "F", "rows": [{"model": "dpar"}], "classes": c} for name, c in figures.items()}
+    with pytest.raises(InputError, match=named):
+        parse_experiment(demo(figures=values), "test")
