@@ -23,7 +23,7 @@ from dpar.grid import gated_cells, merged_thresholds, threshold_of
 from dpar.model.dpar import DPARConfig
 from dpar.model.llamagen import LlamaGenConfig
 from dpar.patchify import Agreement, PatchCounts, starts_for
-from dpar.report.gates import TITLE, notes, readable
+from dpar.report.gates import BLIND, TITLE, notes, readable
 from dpar.report.tables import to_markdown
 from dpar.sampling.networks import gate_threshold, gate_thresholds
 from dpar.stages.score_entropies import scored
@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         clocks = [Clock.of(args.entropy_model, None, experiment.entropy_model, codes, args.manifest, device)]
         for gate, folder in gates.items():
             clocks.append(Clock.of(folder, gate, experiment.network(gate_folder(gate)), codes, args.manifest, device))
+        clocks.append(clocks[0].blind())
         rows = []
         for cell in gated_cells(experiment):
             folder = models[cell.model, cell.milestone]
@@ -107,7 +108,7 @@ class Clock:
     """A network that places boundaries, and the codes with its entropies of them."""
 
     folder: Path
-    gate: str | None  # None for the entropy model
+    gate: str | None  # None for the entropy model, BLIND for what it says of other images
     kind: EntropyKind
     config: LlamaGenConfig
     parameters: int
@@ -127,9 +128,14 @@ class Clock:
         parameters = sum(p.numel() for p in network.parameters())
         return cls(folder, gate, settings.kind, network.config, parameters, model_config(folder)["sha256"], codes)
 
+    def blind(self) -> "Clock":
+        """The same, with each image's entropies put to the next image: patches alike, in places that mean nothing."""
+        assert self.codes.entropy is not None
+        return replace(self, gate=BLIND, codes=replace(self.codes, entropy=np.roll(self.codes.entropy, 1, axis=0)))
+
     def patching(self, patchify: Patchify, thresholds: Mapping[str, Any], grid_width: int) -> Patching:
         """The rule with this network's threshold; `thresholds` are the entropy model's."""
-        if self.gate is None:
+        if self.gate in (None, BLIND):
             return Patching(patchify, threshold_of(patchify, thresholds), grid_width)
         return Patching(patchify, gate_threshold(self.folder, patchify), grid_width)
 
