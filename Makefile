@@ -10,7 +10,7 @@ SHELL := /bin/bash
 
 help:
 	@echo "make demo       the whole pipeline on generated images, about ten minutes on two cores"
-	@echo "make photos64   the same on real photos, 90 minutes of CPU time; PHOTOS=FOLDER with train.parquet and val.parquet"
+	@echo "make photos64   the same on real photos, about 100 minutes of CPU time; PHOTOS=FOLDER with train.parquet and val.parquet"
 	@echo "make dashboard  the MLflow dashboard of the last run"
 	@echo "make audit      proof that every output of the demo belongs to a finished run"
 	@echo "make test       all tests that need no GPU"

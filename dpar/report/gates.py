@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 TITLE = "Gates beside the entropy model"
+BLIND = "another image's entropies"  # no gate's name has spaces
 
 
 def readable(found: Mapping[str, Any]) -> pd.DataFrame:
@@ -16,15 +17,15 @@ def readable(found: Mapping[str, Any]) -> pd.DataFrame:
 
     rows = []
     for row in found["rows"]:
-        is_gate, alike = row["gate"] is not None, row["agreement"]
+        is_gate, is_real, alike = row["gate"] is not None, row["gate"] != BLIND, row["agreement"]
         rows.append(
             {
                 "Model": f"{row['model']}, {row['milestone']}",
                 "Gate": row["gate"] or "entropy model",
-                "Kind": row["kind"],
-                "Parameters": f"{row['parameters']:,}",
-                "Its GMACs/image": number(row["gate_gmacs"]),
-                "Sampling GMACs/image": number(row["sampling_gmacs"]),
+                "Kind": row["kind"] if is_real else "–",
+                "Parameters": f"{row['parameters']:,}" if is_real else "–",
+                "Its GMACs/image": number(row["gate_gmacs"] if is_real else None),
+                "Sampling GMACs/image": number(row["sampling_gmacs"] if is_real else None),
                 "E_Th (nats)": number(row["threshold"]),
                 "P_avg": number(row["mean_patch_length"]),
                 "Steps": number(row["steps"]),
@@ -42,6 +43,8 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     """What the numbers rest on."""
     return [
         f"{found['images']} held-out images; the models were trained on the entropy model's patches alone.",
+        f"With {BLIND} patches have the usual lengths in places that say nothing of the image: what a gate without any "
+        "skill would do.",
         "A gate's E_Th gives the P_avg of the entropy model's on training images.",
         "Agreement: share of tokens that open a patch in both or in neither, of those that no rule decides beforehand "
         "(the first two, and beginnings of rows where they begin patches); chance: as many starts anywhere. Precision "

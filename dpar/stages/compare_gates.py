@@ -2,8 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from dpar import tracking
-from dpar.config import gate_folder, load_experiment
+from dpar.config import EntropyKind, EntropyModel, Patchify, gate_folder, load_experiment
 from dpar.data.codes import CodeStore, open_codes
 from dpar.device import default_device
 from dpar.errors import run_command
@@ -23,7 +23,7 @@ from dpar.grid import gated_cells, merged_thresholds, threshold_of
 from dpar.model.dpar import DPARConfig
 from dpar.model.llamagen import LlamaGenConfig
 from dpar.patchify import Agreement, PatchCounts, starts_for
-from dpar.report.gates import TITLE, notes, readable
+from dpar.report.gates import BLIND, TITLE, notes, readable
 from dpar.report.tables import to_markdown
 from dpar.sampling.networks import gate_threshold, gate_thresholds
 from dpar.stages.score_entropies import scored
@@ -69,48 +69,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     ) as job:
         device = default_device()
         codes = open_codes(args.manifest, entropy_model=model_config(args.entropy_model)["sha256"])
-        placing: dict[str | None, tuple[CodeStore, LlamaGenConfig, dict[str, Any]]] = {}
-        for gate, folder in {None: args.entropy_model, **gates}.items():
-            settings, store = experiment.network(gate_folder(gate)), codes
-            if gate is not None:
-                tokens = codes.tokens.reshape(-1, codes.metadata.length)
-                entropy = scored(folder, settings, tokens, codes.metadata, args.manifest, device)
-                store = replace(codes, entropy=entropy.reshape(codes.tokens.shape))
-            network = load_model(folder, settings.stored_as)
-            about = {
-                "gate": gate,
-                "kind": settings.kind,
-                "parameters": sum(p.numel() for p in network.parameters()),
-                "correlation": correlation(codes, store),
-                "sha256": model_config(folder)["sha256"],
-            }
-            placing[gate] = store, network.config, about
+        clocks = [Clock.of(args.entropy_model, None, experiment.entropy_model, codes, args.manifest, device)]
+        for gate, folder in gates.items():
+            clocks.append(Clock.of(folder, gate, experiment.network(gate_folder(gate)), codes, args.manifest, device))
+        clocks.append(clocks[0].blind())
         rows = []
         for cell in gated_cells(experiment):
             folder = models[cell.model, cell.milestone]
             origin = model_config(folder)["provenance"]
             codes.metadata.expect(args.manifest, tokenizer=origin["tokenizer"], entropy_model=origin["entropy_model"])
             model = load_model(folder, "dpar", device)
-            expected = None
-            for gate, (store, config, about) in placing.items():
-                threshold = threshold_of(cell.patchify, thresholds)
-                if gate is not None:
-                    threshold = gate_threshold(gates[gate], cell.patchify)
-                patching = Patching(cell.patchify, threshold, experiment.grid[1])
-                starts = starts_for(cell.patchify, threshold, first_view(store), experiment.grid[1])
-                expected = starts if expected is None else expected
-                guided = cell.sampling.cfg_scale not in (0, 1)
-                found = likelihood(model, store, patching=patching, precision=origin["precision"], ranks=Ranks(device))
+            usual, *others = (clock.patching(cell.patchify, thresholds, experiment.grid[1]) for clock in clocks)
+            expected = clocks[0].starts(usual)
+            for clock, patching in zip(clocks, (usual, *others), strict=True):
+                starts = clock.starts(patching)
+                found = likelihood(
+                    model, clock.codes, patching=patching, precision=origin["precision"], ranks=Ranks(device)
+                )
                 rows.append(
-                    {
-                        "model": cell.model,
-                        "milestone": cell.milestone,
-                        "patchify": cell.patchify.model_dump(mode="json"),
-                    }
-                    | about
-                    | {"threshold": threshold, "mean_patch_length": found.mean_patch_length, "nll": found.nll}
-                    | agreement(expected, starts, experiment.grid[1], cell.patchify.row_boundary)
-                    | cost(model.config, config, PatchCounts.of(starts), guided=guided)
+                    {"model": cell.model, "milestone": cell.milestone}
+                    | {"patchify": cell.patchify.model_dump(mode="json")}
+                    | {"gate": clock.gate, "kind": clock.kind, "parameters": clock.parameters, "sha256": clock.sha256}
+                    | {"threshold": patching.threshold, "mean_patch_length": found.mean_patch_length, "nll": found.nll}
+                    | {"correlation": correlation(clocks[0].codes, clock.codes)}
+                    | {"agreement": agreement(expected, starts, patching)}
+                    | cost(model.config, clock.config, starts, guided=cell.sampling.cfg_scale not in (0, 1))
                 )
         found = {"images": codes.num_images, "codes": codes.digest, "rows": rows}
         write_json(args.output, found)
@@ -120,10 +103,51 @@ def main(argv: Sequence[str] | None = None) -> None:
         job.note(markdown)
 
 
+@dataclass(frozen=True)
+class Clock:
+    """A network that places boundaries, and the codes with its entropies of them."""
+
+    folder: Path
+    gate: str | None  # None for the entropy model, BLIND for what it says of other images
+    kind: EntropyKind
+    config: LlamaGenConfig
+    parameters: int
+    sha256: str
+    codes: CodeStore
+
+    @classmethod
+    def of(
+        cls, folder: Path, gate: str | None, settings: EntropyModel, codes: CodeStore, where: Path, device: torch.device
+    ) -> "Clock":
+        """The clock in `folder`; `codes` have the entropy model's entropies, a gate scores them anew."""
+        if gate is not None:
+            tokens = codes.tokens.reshape(-1, codes.metadata.length)
+            entropy = scored(folder, settings, tokens, codes.metadata, where, device)
+            codes = replace(codes, entropy=entropy.reshape(codes.tokens.shape))
+        network = load_model(folder, settings.stored_as)
+        parameters = sum(p.numel() for p in network.parameters())
+        return cls(folder, gate, settings.kind, network.config, parameters, model_config(folder)["sha256"], codes)
+
+    def blind(self) -> "Clock":
+        """The same, with each image's entropies put to the next image: patches alike, in places that mean nothing."""
+        assert self.codes.entropy is not None
+        return replace(self, gate=BLIND, codes=replace(self.codes, entropy=np.roll(self.codes.entropy, 1, axis=0)))
+
+    def patching(self, patchify: Patchify, thresholds: Mapping[str, Any], grid_width: int) -> Patching:
+        """The rule with this network's threshold; `thresholds` are the entropy model's."""
+        if self.gate in (None, BLIND):
+            return Patching(patchify, threshold_of(patchify, thresholds), grid_width)
+        return Patching(patchify, gate_threshold(self.folder, patchify), grid_width)
+
+    def starts(self, patching: Patching) -> Bool[Tensor, "B T"]:
+        """Where patches begin in the view of each image that likelihoods are measured on."""
+        return starts_for(patching.rule, patching.threshold, first_view(self.codes), patching.grid_width)
+
+
 def first_view(codes: CodeStore) -> Tensor:
     """Entropies in nats of the view of each image that likelihoods are measured on (B, T)."""
     assert codes.entropy is not None
-    return torch.from_numpy(np.ascontiguousarray(codes.entropy[:, 0]))
+    return torch.from_numpy(np.array(codes.entropy[:, 0]))
 
 
 def correlation(expected: CodeStore, found: CodeStore) -> float:
@@ -133,20 +157,20 @@ def correlation(expected: CodeStore, found: CodeStore) -> float:
 
 
 def agreement(
-    expected: Bool[Tensor, "B T"], starts: Bool[Tensor, "B T"], grid_width: int, row_boundary: bool
-) -> dict[str, Any]:
+    expected: Bool[Tensor, "B T"], starts: Bool[Tensor, "B T"], patching: Patching
+) -> dict[str, int | float | None]:
     """How well `starts` are the `expected` ones, for JSON."""
-    found = Agreement.of(expected, starts, grid_width=grid_width, row_boundary=row_boundary)
-    names = ("tokens", "share", "chance", "precision", "recall")
-    return {"agreement": {name: getattr(found, name) for name in names}}
+    found = Agreement.of(expected, starts, grid_width=patching.grid_width, row_boundary=patching.rule.row_boundary)
+    return {name: getattr(found, name) for name in ("tokens", "share", "chance", "precision", "recall")}
 
 
-def cost(model: DPARConfig, gate: LlamaGenConfig, counts: PatchCounts, *, guided: bool) -> dict[str, float]:
-    """1e9 multiply-accumulates of sampling an image, attention counted: the network that gates, and all together."""
+def cost(model: DPARConfig, clock: LlamaGenConfig, starts: Bool[Tensor, "B T"], *, guided: bool) -> dict[str, float]:
+    """1e9 multiply-accumulates of sampling an image, attention counted: the clock's alone, and all together."""
+    counts = PatchCounts.of(starts)
     patches = np.arange(counts.tokens + 1.0)
-    together = flops.sampling_gmacs(model, patches, entropy_model=gate, guided=guided)
+    together = flops.sampling_gmacs(model, patches, entropy_model=clock, guided=guided)
     return {
-        "gate_gmacs": float(flops.full_gmacs(gate)),
+        "gate_gmacs": float(flops.full_gmacs(clock)),
         "sampling_gmacs": counts.expectation(np.asarray(together)),
         "steps": counts.mean,
     }

@@ -1,4 +1,4 @@
-from dpar.report.gates import notes, readable
+from dpar.report.gates import BLIND, notes, readable
 
 ROW = {
     "model": "dpar", "milestone": "step8", "gate": None, "kind": "unconditional", "parameters": 1234567,
@@ -18,6 +18,12 @@ def test_a_gate_stands_beside_the_entropy_model_and_what_is_not_there_is_a_dash(
     assert small["Agreement (chance)"] == "0.9123 (0.5123)"
     assert (small["Precision"], small["Recall"], small["Correlation"]) == ("–", "0", "0.8765")
     assert usual["Val. NLL (nats/token)"] == "4.5679"
+
+
+def test_a_blind_clock_is_no_network():
+    (row,) = readable({"rows": [ROW | {"gate": BLIND}]}).to_dict("records")
+    assert row["Kind"] == row["Parameters"] == row["Its GMACs/image"] == row["Sampling GMACs/image"] == "–"
+    assert row["Steps"] == "35.5"
 
 
 def test_the_notes_say_on_how_many_images():

@@ -11,6 +11,7 @@ from dpar.errors import InputError
 from dpar.evaluation.flops import full_gmacs, sampling_gmacs
 from dpar.files import read_json, write_json
 from dpar.patchify import patch_starts
+from dpar.report.gates import BLIND
 from dpar.stages import calibrate_gate, compare_gates
 from dpar.weights import load_model, model_config
 from tests.stages.gated import KINDS, calibrate_flags, write_results
@@ -103,6 +104,10 @@ def test_the_entropy_model_agrees_with_itself_and_other_networks_do_not(results)
     by_gate = {row["gate"]: row for row in rows if row["patchify"]["max_length"] == 3}
     assert by_gate["same"]["agreement"]["share"] == by_gate[None]["agreement"]["share"] == 1
     assert by_gate["same"]["nll"] == by_gate[None]["nll"]
+    blind = by_gate[BLIND]
+    assert blind["steps"] == pytest.approx(by_gate[None]["steps"])
+    assert blind["agreement"]["share"] < 1
+    assert blind["nll"] != by_gate[None]["nll"]
     for gate in ("small", "distilled", "null"):
         assert by_gate[gate]["agreement"]["share"] < 1
         assert by_gate[gate]["sampling_gmacs"] < by_gate[None]["sampling_gmacs"]

@@ -8,9 +8,11 @@ import pytest
 from dpar.config import FIGURES, parse_experiment
 from dpar.errors import InputError
 from dpar.files import write_json
+from dpar.report import gates
 from dpar.report.figures import new_figure, save
 from dpar.stages import describe_models, make_table, write_report
 from tests.report import made_up
+from tests.report.test_gates import ROW
 from tests.stages.test_make_table import arguments
 from tests.test_config import demo
 
@@ -51,8 +53,8 @@ def page(tmp_path):
         *("--histories", history, "--output", tmp_path / "report.html"),
     ]
 
-    def write():
-        write_report.main(list(map(str, flags)))
+    def write(*more):
+        write_report.main(list(map(str, [*flags, *more])))
         return (tmp_path / "report.html").read_text()
 
     return write
@@ -77,6 +79,15 @@ def test_the_page_holds_every_table_figure_and_condition(page, monkeypatch):
     assert "25.68" in text
     assert "weight_decay" in text
     assert "<script" not in text
+
+
+def test_gates_have_a_section_where_there_are_any(page, tmp_path):
+    assert gates.TITLE not in page()
+    write_json(tmp_path / "gates" / "comparison.json", {"images": 17, "rows": [ROW, ROW | {"gate": "small"}]})
+    text = page("--gates", tmp_path / "gates" / "comparison.json")
+    assert text.count(gates.TITLE) == 2  # in the list of sections, and above its own
+    assert "<td>small</td>" in text
+    assert "17 held-out images" in text
 
 
 def test_a_table_without_its_conditions_is_not_shown(page, tmp_path):

@@ -38,11 +38,17 @@ def test_an_experiment_resolves_to_its_full_list_of_jobs_without_any_data(snakem
     assert jobs["compute_metrics"] == sum(len(c.sampling.seeds) for c in cells)
     assert jobs["encode_images"] == experiment.codes.train_shards + experiment.codes.val_shards
     assert jobs["make_table"] == len(experiment.tables)
+    networks = experiment.networks.values()
+    assert jobs.get("train_entropy_model", 0) == sum(network.training is not None for network in networks)
+    assert jobs.get("import_entropy_model", 0) == sum(network.weights is not None for network in networks)
+    assert jobs.get("calibrate_gate", 0) == len(experiment.gates)
+    assert jobs.get("compare_gates", 0) == (len(experiment.gates) > 0)
     probed = [
         row.sample for t, table in experiment.tables.items() if table.linear_probe for row in table_rows(experiment, t)
     ]
     assert jobs.get("linear_probe", 0) == len({(cell.model, cell.milestone) for cell in probed})
     assert (name == "imagenet256") == bool(probed)
+    assert (name in ("photos64", "imagenet256")) == bool(experiment.gates)
 
 
 @pytest.mark.parametrize("name", ["imagenet256", "imagenet384"])

@@ -28,6 +28,8 @@ rule train_entropy_model:
         folder("{network}"),
     log:
         RESULTS + "/logs/train_entropy_model/{network}.log",
+    wildcard_constraints:
+        network=networks_with("training"),
     priority: 2  # every DPAR waits for it
     conda:
         "../../envs/dpar.yaml"
@@ -35,8 +37,6 @@ rule train_entropy_model:
     resources:
         gpu=0,
         nodes=1,
-    wildcard_constraints:
-        network=networks_with("training"),
     params:
         recipe=lambda wildcards: recipe(
             "train_entropy_model",
@@ -47,7 +47,8 @@ rule train_entropy_model:
         folder=RESULTS + "/{network}",
         state=RESULTS + "/state/{network}",
     shell:
-        TRAINING + " --network {wildcards.network} --train {input.train} --val {input.val} --state {params.state} --restart"
+        TRAINING
+        + " --network {wildcards.network} --train {input.train} --val {input.val} --state {params.state} --restart"
         " --output {params.folder}" + LOGGED
 
 
@@ -57,10 +58,10 @@ rule import_entropy_model:
         folder("{network}"),
     log:
         RESULTS + "/logs/import_entropy_model/{network}.log",
-    conda:
-        "../../envs/dpar.yaml"
     wildcard_constraints:
         network=networks_with("weights"),
+    conda:
+        "../../envs/dpar.yaml"
     params:
         recipe=lambda wildcards: recipe(
             "import_entropy_model",
@@ -160,7 +161,8 @@ rule compare_gates:
         gpu=0,
     params:
         recipe=recipe(
-            "compare_gates", *([cell.patchify, cell.sampling.cfg_scale not in (0, 1)] for cell in gated_cells(EXPERIMENT))
+            "compare_gates",
+            *([cell.patchify, cell.sampling.cfg_scale not in (0, 1)] for cell in gated_cells(EXPERIMENT)),
         ),
         entropy_model=RESULTS + "/entropy_model",
         gates=[f"{RESULTS}/{gate_folder(gate)}" for gate in EXPERIMENT.gates],
