@@ -291,9 +291,9 @@ def compared(
     """
     patches = drawn.starts.sum(1).cpu().numpy()
     batch, branches = len(patches), 1 if how.cfg_scale in (0, 1) else 2
-    guided = {"guided": branches == 2}
-    gmacs = float(np.mean(sampling_gmacs(sizes.dpar, patches, entropy_model=sizes.entropy_model, **guided)))
-    llamagen_gmacs = float(sampling_gmacs(sizes.llamagen, **guided))
+    guided = branches == 2
+    gmacs = float(np.mean(sampling_gmacs(sizes.dpar, patches, entropy_model=sizes.entropy_model, guided=guided)))
+    llamagen_gmacs = float(sampling_gmacs(sizes.llamagen, guided=guided))
     ratio = statistics.median(their / our for our, their in zip(ours, theirs, strict=True))
     calls = timing.calls["patch_transformer"]
     return {
