@@ -53,6 +53,8 @@ gpu-bench:
 	  || failed="$$failed L-256-compiled"; \
 	$(PYTHON) $(TRAIN) --size XL --resolution 384 --batch-size 32 --accumulate 2 --compile \
 	  > $(BENCH)/XL-384-compiled.json || failed="$$failed XL-384-compiled"; \
+	$(PYTHON) -m dpar.cli bench sample --size XL --cfg 2 --batches 32 64 128 256 --turns 3 --json \
+	  > $(BENCH)/sample-XL-256.json || failed="$$failed sample-XL-256"; \
 	test -z "$$failed" || { echo "failed:$$failed; the rest has run"; exit 1; }
 
 check: .venv/.installed-dev

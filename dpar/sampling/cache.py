@@ -10,6 +10,9 @@ from torch import Tensor
 
 from dpar.device import sent
 
+# queries, keys and values of one entry of each row (R, 1, H, head_dim) -> mixed values of the same shape. A function
+# that is made anew for each layer of each step has no shapes in its signature: Python would work them out every time,
+# which at the demo's sizes took longer than a matrix product.
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -35,9 +38,7 @@ class TokenCache:
         """Attention of the token at `position` of every row to itself and all before it; its key and value are kept."""
         keys, values = self.keys[layer], self.values[layer]
 
-        def attend(
-            q: Float[Tensor, "R 1 H Dh"], k: Float[Tensor, "R 1 H Dh"], v: Float[Tensor, "R 1 H Dh"]
-        ) -> Float[Tensor, "R 1 H Dh"]:
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys[:, :, position] = k[:, 0]
             values[:, :, position] = v[:, 0]
             until = position + 1
@@ -81,9 +82,7 @@ class RaggedCache:
         def of_layer(layer: int) -> Attend:
             entries = self.entries[layer]
 
-            def attend(
-                q: Float[Tensor, "n 1 H Dh"], k: Float[Tensor, "n 1 H Dh"], v: Float[Tensor, "n 1 H Dh"]
-            ) -> Float[Tensor, "n 1 H Dh"]:
+            def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 entries.flatten(0, 1).index_copy_(0, place, torch.cat((k, v), 1))
                 keys, values = entering(entries).transpose(1, 3).unbind(2)
                 out = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=bias)
