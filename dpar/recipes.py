@@ -29,7 +29,7 @@ RECIPES = {
     "extract_features": 1,
     "compute_metrics": 1,
     "measure_noise_floor": 1,
-    "linear_probe": 1,
+    "linear_probe": 2,
     "make_table": 2,
     "plot_entropy_maps": 1,
     "plot_samples": 2,

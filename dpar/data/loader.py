@@ -105,16 +105,17 @@ def batch_at(store: CodeStore, step: int, part: int, parts: int, batch_size: int
 
 
 def sequential(
-    store: CodeStore, batch_size: int, *, view: int = 0, rank: int = 0, world_size: int = 1
+    store: CodeStore, batch_size: int, *, view: int | Int[np.ndarray, "I"] = 0, rank: int = 0, world_size: int = 1
 ) -> Iterator[Batch]:
-    """One view of every image, in the order stored, each once; the last batch may be smaller.
+    """One view of every image (the same of all, or each its own), in the order stored; the last batch may be smaller.
 
     Of several ranks, rank `r` gets batches r, r + world_size, ...
     """
+    views = np.broadcast_to(view, store.num_images)
     for step, begin in enumerate(range(0, store.num_images, batch_size)):
         if step % world_size == rank:
             images = np.arange(begin, min(begin + batch_size, store.num_images))
-            yield _gather(store, images, np.full_like(images, view), step, 0)
+            yield _gather(store, images, views[images], step, 0)
 
 
 def _gather(store: CodeStore, images: np.ndarray, views: np.ndarray, step: int, epoch: int) -> Batch:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from dpar.data.crops import center_crop, to_model_input, to_uint8
@@ -296,6 +296,16 @@ class ImageArray:
     def conditions(self) -> dict[str, Any] | None:
         """How the images were made, where the file says it."""
         return json.loads(str(self.arrays["conditions"])) if "conditions" in self.arrays else None
+
+    def pictures(self, chosen: Bool[np.ndarray, "N"]) -> Iterator[UInt8[Tensor, "3 H W"]]:
+        """The chosen images in the file's order; what lies behind the last of them is not read.
+
+        Raises:
+            InputError: the file ends too early.
+        """
+        last = int(chosen.nonzero()[0][-1]) if chosen.any() else -1
+        stored = (image for batch in self.batches() for image in batch)
+        return (image for wanted, image in zip(chosen[: last + 1], stored, strict=False) if wanted)
 
     def batches(self, size: int = BATCH) -> Iterator[UInt8[Tensor, "B 3 H W"]]:
         """The images in the file's order.

@@ -13,6 +13,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,19 +112,24 @@ class Arrays(ImageSet):
             )
         wanted = np.zeros(len(self), bool)
         wanted[rows] = True
-        stored = (image for file in self.files for batch in file.batches() for image in batch)
-        return (image for image, chosen in zip(stored, wanted, strict=True) if chosen)
+        of_files = np.split(wanted, np.cumsum([len(file) for file in self.files])[:-1])
+        return (image for file, chosen in zip(self.files, of_files, strict=True) for image in file.pictures(chosen))
 
     def conditions(self) -> dict[str, Any]:
         """How the images were drawn and whence a reference was made, as the files say themselves."""
         steps = [file.arrays["patches"] for file in self.files if "patches" in file.arrays]
         return {
-            "source_digest": _digest_of(file.path for file in self.files),
+            "source_digest": self._digest,
             "shards": len(self.files),
             "crop": "none",
             "drawn": self._drawn(),
             "steps": float(np.concatenate(steps).mean()) if len(steps) == len(self.files) else None,
         }
+
+    @cached_property
+    def _digest(self) -> str:
+        digests = [sha256_file(file.path) for file in self.files]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def _drawn(self) -> dict[str, Any] | None:
         stated = [file.conditions for file in self.files if file.conditions is not None]
@@ -257,11 +263,6 @@ def _ahead(load: Any, rows: Int[np.ndarray, "n"]) -> Iterator[UInt8[Tensor, "3 H
     return mapped(load, map(int, rows), threads=len(os.sched_getaffinity(0)), ahead=2 * BATCH)
 
 
-def _digest_of(paths: Iterator[Path]) -> str:
-    digests = [sha256_file(path) for path in paths]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
 def resize_clean(pixels: UInt8[Tensor, "3 H W"], side: int = SIDE) -> Float[Tensor, "3 side side"]:
     """clean-fid's resize (Parmar et al. 2022): Pillow's bicubic, antialiased, each channel as floats, in [0, 255]."""
     channels = [Image.fromarray(channel.numpy().astype(np.float32)) for channel in pixels]
@@ -298,6 +299,83 @@ def batches(
         yield torch.stack(batch)
 
 
+@dataclass
+class Pass:
+    """Images on their way through a network, once it is sure that they fit each other.
+
+    Args:
+        side: pixels of the centre square that is cut first; null = images as they are (of an index, its own).
+        rows: which images, in rising order; null = all.
+
+    Raises:
+        InputError: the images do not fit the network, or hold statistics of the other profile.
+    """
+
+    images: ImageSet
+    extractor: Extractor
+    side: int | None = None
+    profile: Profile = "adm"
+    rows: Int[np.ndarray, "n"] | None = None
+
+    def __post_init__(self):
+        images, extractor = self.images, self.extractor
+        if self.profile == "clean" and extractor.name != "inception":
+            raise InputError(f"--profile clean is a way to feed Inception; {extractor.name} takes images as they are")
+        if self.profile == "clean" and "mu" in images.moments:
+            raise InputError(
+                f"{images.source} holds statistics by ADM's resize, which --profile clean must not be compared with; "
+                "give the images of the reference instead"
+            )
+        self.chosen = np.arange(len(images)) if self.rows is None else self.rows
+        if not len(self.chosen):
+            raise InputError(f"{images.source} holds no images to measure; check the path")
+        self.side = self.side or extractor.resolution or (images.side if isinstance(images, Indexed) else None)
+        if extractor.resolution not in (None, self.side):
+            raise InputError(
+                f"the {extractor.name} was trained on images of {extractor.resolution} pixels, these are to be "
+                f"measured at {self.side}; run train_classifier again, or measure at its own size"
+            )
+        self._seen: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def batches(self, which: Int[np.ndarray, "m"] | slice = slice(None)) -> Iterator[Tensor]:
+        """The images as the network takes them; of the chosen ones, those of number `which`, in rising order.
+
+        Raises:
+            InputError: an image cannot be read, or has another size.
+        """
+        for batch in batches(self.images, self.chosen[which], side=self.side, profile=self.profile):
+            self._seen = batch.shape[-1]
+            yield batch
+
+    def features(self, outputs: Sequence[Float[np.ndarray, "n _"]]) -> Features:
+        """What the network says of the chosen images, with the statistics that their file may hold."""
+        images, extractor = self.images, self.extractor
+        features, logits, spatial = outputs[0], *(*outputs[1:], None, None)[:2]
+        return Features(
+            features,
+            logits,
+            None if images.labels is None else images.labels[self.chosen],
+            spatial,
+            _statistics(images, extractor),
+            {
+                "extractor": extractor.name,
+                "extractor_sha256": extractor.sha256,
+                "extractor_accuracy": extractor.provenance.get("accuracy"),
+                "profile": self.profile,
+                "resize": RESIZE[self.profile] if extractor.name == "inception" else "none",
+                "resolution": self.side or images.side or (self._seen if self.profile == "adm" else None),
+                "dtype": "float32",
+                "versions": {"dpar": __version__, "torch": torch.__version__, "numpy": np.__version__},
+                "source": images.source,
+                **images.conditions(),
+                "count": len(features),
+            },
+        )
+
+
 def describe(
     images: ImageSet,
     extractor: Extractor,
@@ -309,58 +387,13 @@ def describe(
     """What the network says of the images, with the statistics that their file may hold.
 
     Args:
-        side: pixels of the centre square that is cut first; null = images as they are (of an index, its own).
-        rows: which images, in rising order; null = all.
+        side: as of `Pass`, like `rows`.
 
     Raises:
         InputError: the images cannot be read, do not fit the network, or hold statistics of the other profile.
     """
-    if profile == "clean" and extractor.name != "inception":
-        raise InputError(f"--profile clean is a way to feed Inception; {extractor.name} takes images as they are")
-    if profile == "clean" and "mu" in images.moments:
-        raise InputError(
-            f"{images.source} holds statistics by ADM's resize, which --profile clean must not be compared with; "
-            "give the images of the reference instead"
-        )
-    rows = np.arange(len(images)) if rows is None else rows
-    if not len(rows):
-        raise InputError(f"{images.source} holds no images to measure; check the path")
-    side = side or extractor.resolution or (images.side if isinstance(images, Indexed) else None)
-    if extractor.resolution not in (None, side):
-        raise InputError(
-            f"the {extractor.name} was trained on images of {extractor.resolution} pixels, these are to be measured "
-            f"at {side}; run train_classifier again, or measure at its own size"
-        )
-    seen: list[int] = []
-
-    def passed() -> Iterator[Tensor]:
-        for batch in batches(images, rows, side=side, profile=profile):
-            seen[:] = [batch.shape[-1]]
-            yield batch
-
-    outputs = extract(extractor, reported(passed(), len(rows), "described", size=BATCH))
-    features, logits, spatial = outputs[0], *(*outputs[1:], None, None)[:2]
-    found = images.conditions()
-    return Features(
-        features,
-        logits,
-        None if images.labels is None else images.labels[rows],
-        spatial,
-        _statistics(images, extractor),
-        {
-            "extractor": extractor.name,
-            "extractor_sha256": extractor.sha256,
-            "extractor_accuracy": extractor.provenance.get("accuracy"),
-            "profile": profile,
-            "resize": RESIZE[profile] if extractor.name == "inception" else "none",
-            "resolution": side or images.side or (seen[0] if profile == "adm" else None),
-            "dtype": "float32",
-            "versions": {"dpar": __version__, "torch": torch.__version__, "numpy": np.__version__},
-            "source": images.source,
-            **found,
-            "count": len(features),
-        },
-    )
+    whole = Pass(images, extractor, side, profile, rows)
+    return whole.features(extract(extractor, reported(whole.batches(), len(whole), "described", size=BATCH)))
 
 
 def _statistics(images: ImageSet, extractor: Extractor) -> dict[str, Gaussian]:

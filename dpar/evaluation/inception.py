@@ -23,6 +23,10 @@ from dpar.errors import InputError
 from dpar.files import sha256_file
 
 SIDE = 299  # pixels of the network's input
+STEM, BODY = (
+    4,
+    16,
+)  # images at a time in either part on a CPU: larger outputs than 32 MiB are new, cold memory each time
 SPATIAL_CHANNELS = 7  # of Mixed_6d's 1x1 branch, the features of sFID
 
 
@@ -198,10 +202,12 @@ class Inception(nn.Module):
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Activations:
         """`pool_3`, logits without bias and spatial features of images in [0, 255], in one pass."""
-        x = (resize_tf1(images, SIDE) - 128) / 128
-        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
-        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, stride=2)))
-        x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, stride=2))))
+        pieces = images.split(BODY if images.device.type == "cpu" else len(images))
+        return Activations(*map(torch.cat, zip(*map(self._activations, pieces), strict=True)))
+
+    def _activations(self, images: Float[Tensor, "B 3 H W"]) -> Activations:
+        pieces = images.split(STEM if images.device.type == "cpu" else len(images))
+        x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(torch.cat([self._stem(some) for some in pieces]))))
         x = self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))
         x = self.Mixed_6d(x)
         # the block's output begins with its 1x1 branch
@@ -209,6 +215,12 @@ class Inception(nn.Module):
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(self.Mixed_6e(x))))
         pool = x.mean((2, 3))
         return Activations(pool, F.linear(pool, self.fc.weight), spatial)
+
+    def _stem(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 192 35 35"]:
+        x = (resize_tf1(images, SIDE) - 128) / 128
+        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
+        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, stride=2)))
+        return F.max_pool2d(x, 3, stride=2)
 
     def fold(self) -> "Inception":
         """This network, in eval mode, with each normalisation folded into its convolution, in channels-last order."""
@@ -220,18 +232,15 @@ class Inception(nn.Module):
 
 
 def resize_tf1(images: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B C side side"]:
-    """TensorFlow 1's ResizeBilinear: pixel i comes from i * in / out, without half-pixel centres or antialiasing."""
-    for dimension in (2, 3):
-        size = images.shape[dimension]
-        if size == side:
-            continue
-        source = torch.arange(side, dtype=torch.float32, device=images.device) * (size / side)
-        low = source.long()
-        shape = [-1 if d == dimension else 1 for d in range(4)]
-        first = images.index_select(dimension, low)
-        second = images.index_select(dimension, (low + 1).clamp(max=size - 1))
-        images = torch.lerp(first, second, (source - low).to(images.dtype).view(shape))
-    return images
+    """TensorFlow 1's ResizeBilinear: pixel i comes from i * in / out, without half-pixel centres or antialiasing.
+
+    PyTorch's `align_corners` takes pixel i from i * (in - 1) / (out - 1): with one more row and column on either side,
+    copies of the last, the two agree.
+    """
+    if images.shape[2:] == (side, side):
+        return images
+    larger = F.pad(images, (0, 1, 0, 1), mode="replicate")
+    return F.interpolate(larger, (side + 1, side + 1), mode="bilinear", align_corners=True)[:, :, :side, :side]
 
 
 # our block's convolutions -> their names in the TorchScript file

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dpar.errors import InputError
 
 TILE = 4096  # rows and columns of distances held at a time: 64 MiB
 ROWS = 8  # whose neighbours' exact distances are computed at a time, within a processor's cache
+FEW = 1024  # rows of distances that are screened again in float64
 SPARE = 4  # neighbours beyond the k-th whose distances are computed exactly, should float32 have misplaced them
 
 
@@ -32,8 +33,11 @@ class _Points:
     centre: Float[Tensor, "D"]
     scale: float
 
-    def tile(self, start: int, size: int) -> tuple[Float[Tensor, "n D"], Float[Tensor, "n"]]:
-        near = (self.raw[start : start + size] - self.centre.to(self.raw.dtype)).mul_(1 / self.scale).float()
+    def rows(
+        self, which: slice | Int[Tensor, "n"], dtype: torch.dtype = torch.float32
+    ) -> tuple[Float[Tensor, "n D"], Float[Tensor, "n"]]:
+        wide = torch.promote_types(self.raw.dtype, dtype)
+        near = (self.raw[which].to(wide) - self.centre.to(wide)).mul_(1 / self.scale).to(dtype)
         return near, near.square().sum(1)
 
 
@@ -45,7 +49,8 @@ def precision_recall(samples: Float[Tensor, "N D"], reference: Float[Tensor, "M 
     the reference in some ball of the samples.
 
     Distances are screened in float32 tiles, and every comparison that rounding could turn is settled in float64 from
-    the features as given: the result is that of float64 throughout, in the memory of a tile.
+    the features as given: the result is that of float64 throughout, in the memory of a tile. A point whose neighbours
+    are nearer than float32 can tell, as in a collapsed set, is screened again in float64.
 
     Raises:
         InputError: a set has no k-th neighbour, or a feature is not finite.
@@ -80,9 +85,9 @@ def _tiles(a: _Points, b: _Points) -> Iterator[tuple[slice, slice, Float[Tensor,
     # ten times the error of a sum of D products added pairwise or in a few dozen lanes
     unit = torch.finfo(torch.float32).eps * (10 + math.sqrt(a.raw.shape[1]))
     for start in range(0, len(a.raw), TILE):
-        x, x_square = a.tile(start, TILE)
+        x, x_square = a.rows(slice(start, start + TILE))
         for column in range(start if a is b else 0, len(b.raw), TILE):
-            y, y_square = b.tile(column, TILE)
+            y, y_square = b.rows(slice(column, column + TILE))
             size = x_square[:, None] + y_square
             yield (
                 slice(start, start + len(x)),
@@ -100,19 +105,48 @@ def _squared_radii(points: _Points, k: int) -> Float[Tensor, "N"]:
     """The squared distance of each point to its k-th neighbour in its own set, float64, in the features' own units."""
     keep = k + 1 + SPARE
     radii = points.raw.new_empty(len(points.raw), dtype=torch.float64)
+    unsure = []
     found = defaultdict(list)  # first row of a tile -> its nearest, tile by tile; a tile serves its mirror image too
-    for i, j, distances, _ in _tiles(points, points):
-        for own, other, between in ((i, j, distances), (j, i, distances.T))[: 1 + (i != j)]:
-            nearest = between.topk(min(keep, between.shape[1]), largest=False)
-            found[own.start].append((nearest.values, nearest.indices + other.start))
+    for i, j, distances, slack in _tiles(points, points):
+        mirrored = [(i, j, distances, slack)] + ([(j, i, distances.T, slack.T)] if i != j else [])
+        for own, other, between, error in mirrored:
+            found[own.start].append((*_nearest(between, keep, other.start), error.amax(1, keepdim=True)))
         if j.stop == len(points.raw):
-            values, indices = (torch.cat(parts, 1) for parts in zip(*found.pop(i.start), strict=True))
-            neighbours = indices.gather(1, values.topk(min(keep, values.shape[1]), largest=False).indices)
-            for start, some in zip(range(i.start, i.stop, ROWS), neighbours.split(ROWS), strict=True):
-                own = slice(start, start + len(some))
-                exact = _exact(points.raw[own, None], points.raw[some])
-                radii[own] = exact.kthvalue(k + 1).values
+            values, indices, errors = (torch.cat(parts, 1) for parts in zip(*found.pop(i.start), strict=True))
+            radii[i] = _settled(points, torch.arange(i.start, i.stop, device=values.device), values, indices, k)
+            # whoever was left out is at least this far away
+            farthest = values.topk(min(keep, values.shape[1]), largest=False).values[:, -1] - errors.amax(1)
+            near = (radii[i] > 0) & (radii[i] / points.scale**2 > farthest)
+            unsure += [near.nonzero()[:, 0] + i.start] if keep < len(points.raw) else []
+    for rows in torch.cat(unsure).split(FEW) if unsure else []:
+        x, x_square = points.rows(rows, torch.float64)
+        parts = []
+        for start in range(0, len(points.raw), TILE):
+            y, y_square = points.rows(slice(start, start + TILE), torch.float64)
+            parts.append(_nearest(torch.addmm(x_square[:, None] + y_square, x, y.T, alpha=-2), keep, start))
+        values, indices = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+        radii[rows] = _settled(points, rows, values, indices, k)
     return radii
+
+
+def _nearest(distances: Float[Tensor, "n m"], keep: int, start: int) -> tuple[Float[Tensor, "n _"], Int[Tensor, "n _"]]:
+    """The smallest distances of each row, and whose they are if the first column is number `start`."""
+    nearest = distances.topk(min(keep, distances.shape[1]), largest=False)
+    return nearest.values, nearest.indices + start
+
+
+def _settled(
+    points: _Points, rows: Int[Tensor, "n"], values: Float[Tensor, "n m"], indices: Int[Tensor, "n m"], k: int
+) -> Float[Tensor, "n"]:
+    """The squared radii of these points, exact among the candidates that screening found nearest."""
+    keep = min(k + 1 + SPARE, values.shape[1])
+    neighbours = indices.gather(1, values.topk(keep, largest=False).indices)
+    return torch.cat(
+        [
+            _exact(points.raw[own, None], points.raw[some]).kthvalue(k + 1).values
+            for own, some in zip(rows.split(ROWS), neighbours.split(ROWS), strict=True)
+        ]
+    )
 
 
 def _within(

@@ -1,4 +1,8 @@
-"""Computes the features of the real images, or of one set of samples, once for all metrics."""
+"""Computes the features of the real images, or of one set of samples, once for all metrics.
+
+Processes (`dpar.launch --gpus N`) share the images. Parts are kept as they are finished: the same command goes on with
+those that are missing, and neither changes a bit of the features.
+"""
 
 import argparse
 import sys
@@ -11,10 +15,13 @@ from jaxtyping import Int
 
 from dpar import tracking
 from dpar.config import Experiment, load_experiment
-from dpar.device import default_device
 from dpar.errors import InputError, run_command
 from dpar.evaluation.features import Extractor, open_extractor, save_features
-from dpar.evaluation.image_sets import ImageSet, Indexed, describe, open_set, unseen
+from dpar.evaluation.image_sets import Files, ImageSet, Indexed, Pass, open_set, unseen
+from dpar.evaluation.parts import Parts, add_missing
+from dpar.files import digest
+from dpar.recipes import RECIPES
+from dpar.train.distributed import ranks
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,29 +40,53 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage."""
     args = parser().parse_args(argv)
     experiment = load_experiment(args.experiment)
-    with tracking.job(
-        rule="extract_features",
-        experiment=args.experiment,
-        name=f"extract_features[{'/'.join(args.output.with_suffix('').parts[-2:])}]",
-        inputs=[args.extractor, *args.images],
-        outputs=[args.output],
-        params={
-            "extractor": experiment.evaluation.extractor,
-            "reference_images": experiment.evaluation.reference_images,
-            "seed": experiment.seed,
-        },
-    ) as job:
-        extractor = open_extractor(args.extractor, default_device())
+    with (
+        ranks() as here,
+        tracking.job(
+            rule="extract_features",
+            experiment=args.experiment,
+            name=f"extract_features[{'/'.join(args.output.with_suffix('').parts[-2:])}]",
+            inputs=[args.extractor, *args.images],
+            outputs=[args.output],
+            params={
+                "extractor": experiment.evaluation.extractor,
+                "reference_images": experiment.evaluation.reference_images,
+                "seed": experiment.seed,
+            },
+        ) as job,
+    ):
+        extractor = open_extractor(args.extractor, here.device)
         if experiment.evaluation.extractor == "inception" and extractor.name != "inception":
             raise InputError(f"{args.extractor} holds {extractor.name}, the experiment's extractor is inception")
         side = experiment.evaluation.resolution or experiment.images.resolution
         images = open_set(args.images)
+        if isinstance(images, Files):
+            raise InputError(f"{images.source}: expected an index (.json), or images in npz files")
         rows, left_out = choose(images, extractor, experiment)
-        features = describe(images, extractor, side=side, rows=rows)
-        features = replace(features, conditions=features.conditions | {"left_out": left_out})
-        save_features(args.output, features)
-        job.summary({"images": len(features)})
-        print(f"{len(features)} images, features of {features.features.shape[1]} dimensions: {args.output}")
+        whole = Pass(images, extractor, side, rows=rows)
+        parts = Parts(args.output, here.from_main(identity(whole) if here.main else ""), len(whole))
+        add_missing(parts, whole, here)
+        if here.main:
+            features = whole.features(parts.collected())
+            features = replace(features, conditions=features.conditions | {"left_out": left_out})
+            save_features(args.output, features)
+            parts.remove()
+            job.summary({"images": len(features)})
+            print(f"{len(features)} images, features of {features.features.shape[1]} dimensions: {args.output}")
+        here.wait_for_main()
+
+
+def identity(whole: Pass) -> str:
+    """Of all that decides the outputs."""
+    return digest(
+        [
+            whole.images.conditions(),
+            whole.chosen.tolist(),
+            whole.side,
+            whole.extractor.sha256,
+            RECIPES["extract_features"],
+        ]
+    )
 
 
 def choose(images: ImageSet, extractor: Extractor, experiment: Experiment) -> tuple[Int[np.ndarray, "n"], int]:

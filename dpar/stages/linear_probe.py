@@ -3,14 +3,15 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dpar import tracking
 from dpar.config import load_experiment
 from dpar.data.codes import open_codes
-from dpar.data.loader import batches, sequential, steps_per_epoch
+from dpar.data.loader import epoch_views, sequential
 from dpar.device import default_device, full_float32
 from dpar.errors import InputError, run_command
 from dpar.evaluation.linear_probe import describe_codes, fit_probe, top_k_accuracy
@@ -58,13 +59,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             open_codes(manifest, tokenizer=made["tokenizer"], entropy_model=made["entropy_model"])
             for manifest in (args.train, args.val)
         )
-        size = min(images_at_once(model.config, device), train.num_images)
-        epoch = islice(batches(train, batch_size=size, seed=experiment.seed), steps_per_epoch(train, size))
+        size = images_at_once(model.config, device)
+        views = epoch_views(np.arange(train.num_images), train.num_views, experiment.seed, epoch=0)
         how: dict[str, Any] = {"patching": patching, "precision": made["precision"], "device": device}
         with full_float32():
             (seen, seen_labels), (unseen, unseen_labels) = (
                 [part.to(device) for part in describe_codes(model, images, **how)]
-                for images in (epoch, sequential(val, size))
+                for images in (sequential(train, size, view=views), sequential(val, size))
             )
             probe = fit_probe(
                 seen,

@@ -117,7 +117,16 @@ def test_pixels_are_centred_on_128(network):
     network(torch.full((1, 3, 8, 8), 255.0))
     handle.remove()
     assert seen[0].shape == (1, 3, 299, 299)
-    assert seen[0].unique().tolist() == [127 / 128]
+    torch.testing.assert_close(seen[0], torch.full_like(seen[0], 127 / 128))
+
+
+def test_pieces_of_a_batch_change_nothing_and_come_in_order(network, monkeypatch):
+    monkeypatch.setattr("dpar.evaluation.inception.STEM", 1)
+    monkeypatch.setattr("dpar.evaluation.inception.BODY", 2)
+    images = 255 * torch.rand(3, 3, 20, 20, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        for ours, expected in zip(network(images), zip(*map(network, images.split(1)), strict=True), strict=True):
+            torch.testing.assert_close(ours, torch.cat(expected), rtol=1e-5, atol=1e-5)
 
 
 def test_every_convolution_has_one_name_in_the_torchscript_file(network):

@@ -50,6 +50,14 @@ def test_float64_features_closer_than_float32_can_tell_are_told_apart():
     assert 0 < check(samples, reference).recall < 1
 
 
+def test_neighbours_nearer_than_float32_can_tell_are_found_all_the_same():
+    centres = draw(4, 16, 5, 100.0).repeat(60, 1)
+    samples, reference = centres + draw(240, 16, 0, 1e-3), centres + draw(240, 16, 1, 1e-3)
+    found = check(samples, reference)
+    assert 0 < found.precision < 1
+    assert 0 < found.recall < 1
+
+
 @pytest.mark.parametrize(("reach", "share"), [(1 - 1e-10, 1.0), (1.0, 1.0), (1 + 1e-10, 0.0)])
 def test_a_ball_ends_where_float64_says(reach, share):
     left = 64.0 * torch.arange(100, dtype=torch.float64)[:, None]

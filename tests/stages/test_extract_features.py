@@ -1,17 +1,20 @@
 """The stage extract_features: real images without those the classifier knows, samples in their order, ADM's files."""
 
+from functools import wraps
+
 import numpy as np
 import pytest
 import torch
 
 from dpar.data.images import ImageIndex
 from dpar.errors import InputError
-from dpar.evaluation import inception
-from dpar.evaluation.classifier import training_half
-from dpar.evaluation.features import load_features
+from dpar.evaluation import inception, parts
+from dpar.evaluation.classifier import Classifier, training_half
+from dpar.evaluation.features import BATCH, load_features
 from dpar.files import sha256_file
 from dpar.stages import extract_features
 from tests.evaluation.tiny import CLASSES, DIMS, SIDE, write_classifier, write_experiment, write_index, write_samples
+from tests.train.processes import run_on_ranks
 
 
 def run(results, *images, extractor=None, **changes):
@@ -77,6 +80,87 @@ def test_how_samples_were_drawn_goes_with_their_features(tmp_path):
     for mixture in ((shards[0], other), (shards[0], write_samples(tmp_path / "plain.npz", 4))):
         with pytest.raises(InputError, match=r"0\.npz and its fellow shards were not drawn alike"):
             run(tmp_path, *mixture)
+
+
+def on_ranks(folder, command, part):
+    """The stage on one of several ranks, parts being `part` images."""
+    parts.PART = part
+    extract_features.main(command)
+
+
+@pytest.mark.slow
+def test_two_processes_describe_images_to_the_bit_as_one_does(tmp_path):
+    write_classifier(tmp_path / "classifier")
+    shards = [write_samples(tmp_path / f"{i:05d}.npz", 70, first=70 * i) for i in range(3)]
+    experiment, files = write_experiment(tmp_path), []
+    for size in (1, 2):
+        files.append(tmp_path / f"of{size}" / "seed0.npz")
+        command = ["--experiment", experiment, "--extractor", tmp_path / "classifier", "--output", files[-1]]
+        command = [str(word) for word in [*command, "--images", *shards]]
+        ends = run_on_ranks(on_ranks, size, tmp_path / f"ranks{size}", command=command, part=BATCH)
+        assert [code for code, _ in ends] == [0] * size, ends
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert len(load_features(files[1])) == 210
+    assert [path.name for path in files[1].parent.iterdir()] == ["seed0.npz"]
+
+
+def test_a_killed_job_goes_on_with_the_parts_that_are_missing(tmp_path, monkeypatch):
+    write_classifier(tmp_path / "classifier")
+    samples = write_samples(tmp_path / "s.npz", 3 * BATCH + 5)
+    whole = run(tmp_path, samples)
+    monkeypatch.setattr(parts, "PART", BATCH)
+    passes = []
+    monkeypatch.setattr(Classifier, "forward", counted(Classifier.forward, passes))
+    monkeypatch.setattr(parts.Parts, "add", killed(parts.Parts.add, at=3))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, samples)
+    assert (len(passes), len(hidden(tmp_path))) == (3, 1)
+    monkeypatch.setattr(parts.Parts, "add", vars(parts.Parts)["add"].__wrapped__)
+    found = run(tmp_path, samples)
+    assert passes == [BATCH] * 4 + [5], "the two parts that were finished are not described again"
+    for name in ("features", "logits", "labels"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+    assert found.conditions == whole.conditions
+    assert hidden(tmp_path) == []
+
+
+def test_parts_of_other_images_are_thrown_away(tmp_path, monkeypatch):
+    write_classifier(tmp_path / "classifier")
+    samples = write_samples(tmp_path / "s.npz", BATCH + 5)
+    monkeypatch.setattr(parts, "PART", BATCH)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(parts.Parts, "add", killed(parts.Parts.add, at=2))
+        run(tmp_path, samples)
+    write_samples(samples, BATCH + 5, first=1)
+    found = run(tmp_path, samples)
+    assert hidden(tmp_path) == []
+    np.testing.assert_array_equal(found.features, run(tmp_path, samples).features)
+    np.testing.assert_array_equal(found.labels, (1 + np.arange(BATCH + 5)) % CLASSES)
+
+
+def counted(forward, passes):
+    def call(self, images):
+        passes.append(len(images))
+        return forward(self, images)
+
+    return call
+
+
+def killed(add, at):
+    """`add` that is interrupted when it is called for the `at`-th time."""
+    calls = iter(range(1, 1 + at))
+
+    @wraps(add)
+    def call(self, *arguments):
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        add(self, *arguments)
+
+    return call
+
+
+def hidden(results):
+    return list((results / "features").glob(".*.parts"))
 
 
 def test_inception_keeps_spatial_features_and_the_references_own_statistics(tmp_path, monkeypatch):

@@ -63,12 +63,13 @@ rule extract_features:
         "../../envs/dpar.yaml"
     resources:
         gpu=0,
+        nodes=1,
     params:
         recipe=features_recipe,
         extractor=EXTRACTOR,
         images=lambda wildcards, input: input.images or EXPERIMENT.evaluation.reference,
     shell:
-        STAGE + " --extractor {params.extractor:q}" " --images {params.images:q} --output {output}" + LOGGED
+        TRAINING + " --extractor {params.extractor:q}" " --images {params.images:q} --output {output}" + LOGGED
 
 
 rule compute_metrics:
