@@ -13,6 +13,7 @@ from dpar.errors import InputError
 from dpar.files import digest, write_json
 from dpar.grid import model_cells, p_avg_targets, sample_cells, table_rows
 from dpar.recipes import RECIPES
+from dpar.slurm import check_partitions, longest_jobs, only_jobs
 
 
 def read_experiment():
@@ -31,8 +32,8 @@ MODELS = model_cells(EXPERIMENT)
 SAMPLES = sample_cells(EXPERIMENT)
 SPLITS = ("train", "val")
 LOCKS = []
-# All DPARs wait for the same entropies: together they fill the cores.
-TRAINING_THREADS = max(1, (workflow.cores or 1) // max(1, sum(cell.transformer.is_dpar for cell in MODELS.values())))
+# All DPARs wait for the same entropies: together they fill the cores, where one machine runs all jobs.
+TRAINING_THREADS = max(1, (workflow.resource_settings.cores or 1) // max(1, sum(cell.transformer.is_dpar for cell in MODELS.values())))
 SHARD_COUNT = {
     "train": EXPERIMENT.codes.train_shards,
     "val": EXPERIMENT.codes.val_shards,
@@ -41,15 +42,21 @@ SHARD_SUFFIX = {"parquet": "parquet", "webdataset": "tar"}[EXPERIMENT.codes.form
 MODEL_FILES = ("model.safetensors", "config.json")
 # A stage has its rule's name; a training may need several processes.
 STAGE = f"python -m dpar.stages.{{rule}} --experiment {RESULTS}/experiment.json"
+# The shell around it outlives the signals that ask it to save its state, and so does its job.
 TRAINING = (
-    "python -m dpar.launch --gpus {resources.gpu} --nodes {resources.nodes}"
+    "trap : INT TERM USR1; "
+    "python -m dpar.launch --gpus {resources.gpu} --nodes {resources.nodes} --cpus {resources.cpus_per_task}"
     f" dpar.stages.{{rule}} --experiment {RESULTS}/experiment.json"
 )
 # The rules' `python` is the one that runs Snakemake, unless --sdm conda puts its own before it.
 os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
 # One log a job: everything the stage says, on the screen and in the file; tee outlives the signals that ask a stage to
 # stop, so that one that saves its state on the way out can still say so.
-LOGGED = " 2>&1 | (trap '' INT TERM USR1; exec tee {log})"
+KILLED = "killed (SIGKILL) by somebody, or for needing more memory than there was; see docs/slurm.md on mem_mb"
+LOGGED = (
+    " 2>&1 | (trap '' INT TERM USR1; exec tee {log})"
+    f" || {{{{ status=$?; [ $status != 137 ] || echo 'error: {KILLED}' | tee -a {{log}}; exit $status; }}}}"
+)
 
 
 wildcard_constraints:
@@ -112,6 +119,21 @@ def lock_results():
         LOCKS.append(lock)  # held until this process ends
         try:
             lock.__enter__()
+        except InputError as error:
+            raise WorkflowError(str(error))
+
+
+def check_slurm():
+    """Before the first job: that Slurm is there, has room for every job, and works on no job of a run before.
+
+    The profile names the run in DPAR_SLURM_RUN.
+    """
+    if "DPAR_SLURM_RUN" in os.environ:
+        asked = [(job.rule.name, job.resources) for job in workflow.dag.needrun_jobs() if not job.is_local]
+        try:
+            longest = longest_jobs()
+            check_partitions(((name, r.slurm_partition, r.runtime) for name, r in asked), longest)
+            only_jobs(Path(RESULTS, "tracking", "slurm_run"), os.environ["DPAR_SLURM_RUN"])
         except InputError as error:
             raise WorkflowError(str(error))
 

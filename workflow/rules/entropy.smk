@@ -18,6 +18,7 @@ if EXPERIMENT.entropy_model.weights is None:
         resources:
             gpu=0,
             nodes=1,
+            cpus_per_task=1,
         params:
             recipe=recipe(
                 "train_entropy_model",
