@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     job = os.environ.get("SLURM_JOB_ID")
     line = command(args.module, args.arguments, gpus=args.gpus, nodes=args.nodes, cpus=args.cpus, job=job)
+    if args.gpus > 1:
+        os.environ.pop("OMP_NUM_THREADS", None)  # Snakemake's is all the job's; torchrun gives each process one
     if job is None:
         os.execvp(line[0], line)
     raise SystemExit(run_in_job(line, job))

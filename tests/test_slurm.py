@@ -41,7 +41,7 @@ def test_a_partition_that_is_not_there_is_named_with_those_that_are(program):
     longest = longest_jobs()
     assert longest == {"short": 60, "long": math.inf}
     check_partitions([("a", "short", 60), ("b", "long", 10000)], longest)
-    with pytest.raises(InputError, match="rule b asks for the partition gpu, .* it has short, long"):
+    with pytest.raises(InputError, match=r"rule b asks for the partition gpu, .* it has short, long"):
         check_partitions([("a", "short", 60), ("b", "gpu", 60)], longest)
 
 
@@ -57,7 +57,7 @@ def test_no_scheduler_on_the_path(program):
 
 def test_a_scheduler_that_does_not_answer(program):
     program("sinfo", "echo 'slurm_load_partitions: Unable to contact slurm controller' >&2; exit 1")
-    with pytest.raises(InputError, match="`sinfo .*` failed: slurm_load_partitions: Unable to contact"):
+    with pytest.raises(InputError, match=r"`sinfo .*` failed: slurm_load_partitions: Unable to contact"):
         longest_jobs()
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -81,13 +82,25 @@ def test_trainings_that_start_together_share_the_cores(snakemake, tmp_path):
         assert all(("threads: 2" in job) == (threads == 2) for job in jobs), name
 
 
+def constant(name):
+    """The value of a constant of common.smk that is made of other texts."""
+    tree = ast.parse((ROOT / "workflow/rules/common.smk").read_text().split("wildcard_constraints")[0])
+    texts = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            with suppress(NameError):
+                source = compile(ast.Expression(node.value), "common.smk", "eval")
+                texts[node.targets[0].id] = eval(source, {"__builtins__": {}}, texts)
+    return texts[name]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_the_log_holds_what_a_stage_says_after_a_signal_to_the_whole_job(tmp_path, number):
     """The shell line ends in `LOGGED` as the rules have it; only the stage answers the signal."""
-    (logged,) = re.findall(r"^LOGGED = (.*)$", (ROOT / "workflow/rules/common.smk").read_text(), re.MULTILINE)
+    logged = constant("LOGGED")
     name = number.name.removeprefix("SIG")
     (tmp_path / "stage").write_text(f"trap 'echo saved; exit' {name}; echo ready; while :; do sleep 0.05; done")
-    line = f"bash {tmp_path}/stage" + ast.literal_eval(logged).format(log=tmp_path / "log")
+    line = f"bash {tmp_path}/stage" + logged.format(log=tmp_path / "log")
     # the shell around the pipeline outlives the signal so that it is seen to end
     job = subprocess.Popen(["bash", "-c", f"trap : {name}; {line}"], stdout=subprocess.PIPE, start_new_session=True)
     assert job.stdout is not None
@@ -96,6 +109,15 @@ def test_the_log_holds_what_a_stage_says_after_a_signal_to_the_whole_job(tmp_pat
     assert job.stdout.read().endswith(b"saved\n")
     job.wait(60)
     assert (tmp_path / "log").read_text().endswith("saved\n")
+
+
+def test_a_stage_that_is_killed_says_what_that_may_mean(tmp_path):
+    (tmp_path / "stage").write_text("kill -9 $$")
+    line = f"set -euo pipefail; bash {tmp_path}/stage" + constant("LOGGED").format(log=tmp_path / "log")
+    run = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert run.returncode == 137
+    assert run.stdout == (tmp_path / "log").read_text()
+    assert re.fullmatch(r"error: killed .* more memory .*\n", run.stdout)
 
 
 def test_an_experiment_without_a_name_is_not_taken_for_the_demo(snakemake, tmp_path):
