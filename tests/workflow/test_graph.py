@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+import yte
 
 from dpar.config import load_experiment
 from dpar.grid import model_cells, sample_cells, table_rows
 from dpar.recipes import RECIPES
 from tests.test_config import CONFIG, SHIPPED, demo
-from tests.workflow.conftest import ROOT, job_counts
+from tests.workflow.conftest import ROOT, asked_resources, job_counts
 
 RULE_FILES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
 RULES = {name: file for file in RULE_FILES for name in re.findall(r"^ *rule (\w+):", file.read_text(), re.MULTILINE)}
@@ -55,11 +56,7 @@ def test_the_slurm_profile_resolves_and_asks_for_each_rules_resources(snakemake)
     pytest.importorskip("snakemake_executor_plugin_slurm", reason="the slurm extra is not installed")
     run = snakemake("--dry-run", "--profile", "slurm", cwd=ROOT)
     assert run.returncode == 0, run.stdout + run.stderr
-    asked = {}
-    for rule, resources in re.findall(
-        r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", run.stdout + run.stderr, re.M
-    ):
-        asked[rule] = dict(part.split("=", 1) for part in resources.split(", "))
+    asked = asked_resources(run.stdout + run.stderr)
     assert {"train_model", "sample_images", "encode_images", "compute_metrics"} <= set(asked)
     for rule, resources in asked.items():
         if rule != "all":
@@ -70,8 +67,29 @@ def test_the_slurm_profile_resolves_and_asks_for_each_rules_resources(snakemake)
 
 
 def test_the_slurm_profile_speaks_of_rules_that_exist():
-    profile = yaml.safe_load((ROOT / "slurm" / "config.yaml").read_text())
+    profile = yte.process_yaml((ROOT / "slurm" / "config.yaml").read_text())
     assert set(profile["set-resources"]) <= set(RULES)
+
+
+def test_a_site_changes_what_one_rule_asks_of_slurm_and_keeps_the_rest(monkeypatch, tmp_path):
+    (tmp_path / "site.yaml").write_text(
+        "sample_images: {mem_mb: 128000, constraint: a100}\nverify_codes: {runtime: 30}\n"
+    )
+    plain = yte.process_yaml((ROOT / "slurm" / "config.yaml").read_text())["set-resources"]
+    monkeypatch.setenv("DPAR_SLURM_RESOURCES", str(tmp_path / "site.yaml"))
+    changed = yte.process_yaml((ROOT / "slurm" / "config.yaml").read_text())["set-resources"]
+    assert changed.pop("verify_codes") == {"runtime": 30}
+    assert changed.pop("sample_images") == plain.pop("sample_images") | {"mem_mb": 128000, "constraint": "a100"}
+    assert changed == plain
+
+
+def test_over_several_nodes_a_training_asks_for_each_nodes_share(monkeypatch):
+    monkeypatch.setenv("DPAR_GPUS", "16")
+    monkeypatch.setenv("DPAR_NODES", "2")
+    asked = yte.process_yaml((ROOT / "slurm" / "config.yaml").read_text())["set-resources"]["train_model"]
+    assert asked["gpu"] == 16
+    assert asked["nodes"] == asked["tasks"] == 2
+    assert (asked["cpus_per_task"], asked["mem_mb"]) == (64, 256000)
 
 
 def test_trainings_that_start_together_share_the_cores(snakemake, tmp_path):

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from dpar.slurm import minutes
-from tests.workflow.conftest import ROOT, job_counts
+from tests.workflow.conftest import ROOT, asked_resources, job_counts
 from tests.workflow.test_end_to_end import tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
@@ -118,12 +118,6 @@ def frozen(name: str, folder: Path, state: str, run: Run) -> list[psutil.Process
     return ranks
 
 
-def resources(dry_run: str) -> dict[str, dict[str, str]]:
-    """What each rule asks for, by the words of a dry run."""
-    found = re.findall(r"^ *rule (\w+):\n(?:    .*\n)*?    +resources: (.*)$", dry_run, re.MULTILINE)
-    return {rule: dict(part.split("=", 1) for part in line.split(", ")) for rule, line in found}
-
-
 def megabytes(text: str) -> float:
     """Memory as Slurm prints it: `8000M`, `62.50G`."""
     return float(text[:-1]) * {"M": 1, "G": 1024}[text[-1]]
@@ -162,7 +156,7 @@ def test_the_graph_survives_all_that_happens_on_a_cluster(folder):
     one_node = {"DPAR_GPUS": "2"}
     planned = Run(folder, "--dry-run", **one_node)
     assert planned.end() == 0, planned.text()
-    asked = resources(planned.text())
+    asked = asked_resources(planned.text())
 
     run = Run(folder, "results/tiny/models/dpar/step16/model.safetensors", **one_node)
     # killed: Snakemake submits it again
