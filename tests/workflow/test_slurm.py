@@ -236,7 +236,7 @@ def test_the_graph_survives_all_that_happens_on_a_cluster(folder):
 def test_a_failing_job_shows_its_log_and_one_over_its_memory_says_so(folder):
     experiment = folder / "experiment.yaml"
     values = yaml.safe_load(experiment.read_text())
-    values["images"] |= {"source": "folder", "train": "photos/train", "val": "photos/val"}
+    values["images"] |= {"source": "folder", "train": "photos/train", "val": "photos/val", "generated": None}
     experiment.write_text(yaml.safe_dump(values))
     run = Run(folder, "results/tiny/index/train.json", "--retries", "0")
     assert run.end() != 0
@@ -263,7 +263,7 @@ def test_a_partition_that_does_not_exist_is_named_before_any_job(folder):
 
 def test_a_machine_without_a_scheduler_is_named_before_any_job(folder):
     (folder / "bin").mkdir()
-    for program in ("bash", "sh", "git", "tee"):
+    for program in ("bash", "git", "sh", "tee", "which"):
         (folder / "bin" / program).symlink_to(shutil.which(program))
     run = Run(folder, PATH=str(folder / "bin"))
     assert run.end() != 0
