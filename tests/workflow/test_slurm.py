@@ -143,6 +143,7 @@ def folder(tmp_path: Path) -> Path:
     """A folder to run in, with an experiment whose trainings save often."""
     values = tiny()
     del values["tables"]["lengths"]
+    values["codes"]["train_shards"] = 1
     values["tokenizer"]["training"] |= {"steps": 24, "checkpoint_every": 2}
     for place in (values, values["entropy_model"]):
         place["training"] |= {"steps": 16, "checkpoint_every": 2, "validate_every": 8, "log_every": 4}
