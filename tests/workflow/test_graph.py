@@ -90,6 +90,7 @@ def test_over_several_nodes_a_training_asks_for_each_nodes_share(monkeypatch):
     assert asked["gpu"] == 16
     assert asked["nodes"] == asked["tasks"] == 2
     assert (asked["cpus_per_task"], asked["mem_mb"]) == (64, 256000)
+    assert "--gpus-per-node=8" in asked["slurm_extra"]
 
 
 def test_trainings_that_start_together_share_the_cores(snakemake, tmp_path):
