@@ -65,7 +65,7 @@ class Run:
         return self.process.wait(900)
 
 
-def wait_for(condition: Callable[[], V], run: Run | None = None, seconds: float = 400) -> V:
+def wait_for(condition: Callable[[], V], run: Run | None = None, seconds: float = 1800) -> V:
     """The first true value of `condition`, which must come before `run` ends."""
     until = time.monotonic() + seconds
     while not (found := condition()):
