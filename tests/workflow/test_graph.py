@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -102,15 +101,9 @@ def test_trainings_that_start_together_share_the_cores(snakemake, tmp_path):
 
 
 def constant(name):
-    """The value of a constant of common.smk that is made of other texts."""
-    tree = ast.parse((ROOT / "workflow/rules/common.smk").read_text().split("wildcard_constraints")[0])
-    texts = {}
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            with suppress(NameError):
-                source = compile(ast.Expression(node.value), "common.smk", "eval")
-                texts[node.targets[0].id] = eval(source, {"__builtins__": {}}, texts)
-    return texts[name]
+    """The value of a constant of common.smk."""
+    (value,) = re.findall(rf"^{name} = (\(.*?^\)|.*?)$", (ROOT / "workflow/rules/common.smk").read_text(), re.M | re.S)
+    return ast.literal_eval(value)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
@@ -132,7 +125,8 @@ def test_the_log_holds_what_a_stage_says_after_a_signal_to_the_whole_job(tmp_pat
 
 def test_a_stage_that_is_killed_says_what_that_may_mean(tmp_path):
     (tmp_path / "stage").write_text("kill -9 $$")
-    line = f"set -euo pipefail; bash {tmp_path}/stage" + constant("LOGGED").format(log=tmp_path / "log")
+    text = f"{constant('PREFIX')} bash {tmp_path}/stage{constant('LOGGED')}"
+    line = text.format(log=tmp_path / "log")
     run = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
     assert run.returncode == 137
     assert run.stdout == (tmp_path / "log").read_text()

@@ -54,11 +54,13 @@ TRAINING = (
 os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
 # One log a job: everything the stage says, on the screen and in the file; tee outlives the signals that ask a stage to
 # stop, so that one that saves its state on the way out can still say so.
-KILLED = "killed (SIGKILL) by somebody, or for needing more memory than there was; see docs/slurm.md on mem_mb"
-LOGGED = (
-    " 2>&1 | (trap '' INT TERM USR1; exec tee {log})"
-    f" || {{{{ status=$?; [ $status != 137 ] || echo 'error: {KILLED}' | tee -a {{log}}; exit $status; }}}}"
+LOGGED = " 2>&1 | (trap '' INT TERM USR1; exec tee {log}) || ended $? {log}"
+PREFIX = (
+    "set -euo pipefail; "
+    "ended() {{ if [ $1 = 137 ]; then echo 'error: killed (SIGKILL) by somebody, or for needing more memory than there"
+    " was; see docs/slurm.md on mem_mb' | tee -a $2; fi; return $1; }}; "
 )
+shell.prefix(PREFIX)
 
 
 wildcard_constraints:
