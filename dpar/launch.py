@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     job = os.environ.get("SLURM_JOB_ID")
     line = command(args.module, args.arguments, gpus=args.gpus, nodes=args.nodes, cpus=args.cpus, job=job)
     if args.gpus > 1:
-        os.environ.pop("OMP_NUM_THREADS", None)  # Snakemake's is all the job's; torchrun gives each process one
+        os.environ["OMP_NUM_THREADS"] = "1"  # Snakemake's is for all the job's cores, and each of these has its GPU
     if job is None:
         os.execvp(line[0], line)
     raise SystemExit(run_in_job(line, job))
