@@ -119,7 +119,7 @@ def frozen(name: str, folder: Path, state: str, run: Run) -> list[psutil.Process
 
 
 def megabytes(text: str) -> float:
-    """Memory as Slurm prints it: `8000M`, `62.50G`."""
+    """Memory as Slurm prints it, rounded: `8000M`, `62.50G`."""
     return float(text[:-1]) * {"M": 1, "G": 1024}[text[-1]]
 
 
@@ -231,7 +231,7 @@ def test_the_graph_survives_all_that_happens_on_a_cluster(folder):
         if job["NumNodes"] == "1":  # as in the dry run
             assert minutes(job["TimeLimit"]) == (limit if shortened else float(want["runtime"])), rule
             assert job["CPUs/Task"] == want["cpus_per_task"], rule
-            assert megabytes(job["MinMemoryNode"]) == int(want["mem_mb"]), rule
+            assert megabytes(job["MinMemoryNode"]) == pytest.approx(int(want["mem_mb"]), rel=1e-3), rule
             assert job.get("TresPerJob") == (f"gres:gpu:{want['gpu']}" if "gpu" in want else None), rule
     assert seen == set(asked) - LOCAL
 
