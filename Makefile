@@ -6,7 +6,7 @@ PHOTOS ?= ../shared/data/photos64
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: help demo photos64 dashboard audit test endurance-test bench gpu-bench check format slurm-dry-run clean
+.PHONY: help demo photos64 dashboard audit test endurance-test slurm-test bench gpu-bench check format slurm-dry-run clean
 
 help:
 	@echo "make demo       the whole pipeline on generated images, about ten minutes on two cores"
@@ -15,6 +15,7 @@ help:
 	@echo "make audit      proof that every output of the demo belongs to a finished run"
 	@echo "make test       all tests that need no GPU"
 	@echo "make endurance-test  the graph, killed again and again"
+	@echo "make slurm-test  the graph through a Slurm of two nodes on this machine, whose packages root installs"
 	@echo "make bench      time and FLOPs of a training step beside LlamaGen's, under ten minutes on two idle cores"
 	@echo "make gpu-bench  the same on a CUDA machine, after the tests that need one"
 	@echo "make check      formatting, lint and types"
@@ -37,6 +38,9 @@ test: .venv/oracles/.installed
 
 endurance-test: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m endurance
+
+slurm-test: .venv/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm -rs
 
 bench: .venv/.installed
 	$(BIN)/dpar bench train --json

@@ -37,9 +37,22 @@ rule all:
         expand(RESULTS + "/{store}/{split}/verified.json", store="scored", split=SPLITS),
 
 
+# Seconds each, so not worth a job of a cluster's.
+localrules:
+    describe_models,
+    make_table,
+    plot_ablation,
+    plot_compute,
+    plot_entropy_maps,
+    plot_pareto,
+    plot_samples,
+    write_report,
+
+
 onstart:
     lock_results()
     guard_trainings()
+    check_slurm()
     write_experiment()
     start_tracking()
 

@@ -1,5 +1,8 @@
 """How a training stage is started for the resources it was given."""
 
+import os
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -8,31 +11,80 @@ from dpar.errors import InputError
 from dpar.launch import command
 
 
+def start(*, gpus=0, nodes=1, cpus=1, job=None, arguments=("--a", "b c")):
+    return command("m", arguments, gpus=gpus, nodes=nodes, cpus=cpus, job=job)
+
+
 def test_one_process_without_or_with_one_gpu():
     for gpus in (0, 1):
-        assert command("m", ["--a"], gpus=gpus, nodes=1, environment={}) == [sys.executable, "-m", "m", "--a"]
+        assert start(gpus=gpus) == [sys.executable, "-m", "m", "--a", "b c"]
 
 
 def test_torchrun_on_one_node():
-    line = command("m", ["--a"], gpus=8, nodes=1, environment={})
+    line = start(gpus=8)
     assert line[1:4] == ["-m", "dpar.train.torchrun", "--nproc-per-node=8"]
-    assert line[-4:] == ["--standalone", "-m", "m", "--a"]
+    assert line[-5:] == ["--standalone", "-m", "m", "--a", "b c"]
 
 
-def test_srun_starts_one_torchrun_a_node():
-    line = command("m", ["--a", "b c"], gpus=16, nodes=2, environment={"SLURM_JOB_ID": "7", "HEAD_NODE": "n1"})
-    assert line[:4] == ["srun", "--nodes=2", "--ntasks=2", "--gres=gpu:8"]
-    assert "-m dpar.train.torchrun --nproc-per-node=8" in line[-1]
-    assert "--rdzv-endpoint=n1:29500" in line[-1]
-    assert "'b c'" in line[-1]
+def test_srun_starts_one_torchrun_a_node_with_its_part_of_the_job():
+    line = start(gpus=16, nodes=2, cpus=64, job="7")
+    assert line[:5] == ["srun", "--nodes=2", "--ntasks=2", "--cpus-per-task=64", "--gres=gpu:8"]
+    shown = subprocess.run(
+        ["bash", "-c", line[-1].replace("exec ", "printf '%s\\n' ", 1)],
+        env={"SLURM_NODEID": "1", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"}, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    assert shown[:4] == [sys.executable, "-m", "dpar.train.torchrun", "--nproc-per-node=8"]
+    assert {"--nnodes=2", "--node-rank=1", "--master-addr=10.0.0.7"} <= set(shown)
+    assert shown[-4:] == ["-m", "m", "--a", "b c"]
+
+
+def test_jobs_that_share_a_node_meet_at_ports_of_their_own():
+    lines = {start(gpus=2, nodes=2, job=str(job))[-1] for job in range(100, 104)}
+    assert len(lines) == 4
 
 
 def test_what_cannot_be_started_is_refused():
-    with pytest.raises(InputError, match="divided over 2 nodes"):
-        command("m", [], gpus=3, nodes=2, environment={"SLURM_JOB_ID": "7"})
-    with pytest.raises(InputError, match="divided over 2 nodes"):
-        command("m", [], gpus=0, nodes=2, environment={"SLURM_JOB_ID": "7"})
+    for gpus in (0, 3):
+        with pytest.raises(InputError, match="divided over 2 nodes"):
+            start(gpus=gpus, nodes=2, job="7")
     with pytest.raises(InputError, match="at least one node"):
-        command("m", [], gpus=2, nodes=0, environment={})
+        start(gpus=2, nodes=0)
     with pytest.raises(InputError, match="Slurm allocation"):
-        command("m", [], gpus=4, nodes=2, environment={})
+        start(gpus=4, nodes=2)
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(0, False), (1, False), (75, True)])
+def test_in_a_slurm_job_a_training_that_saved_on_request_starts_again(tmp_path, status, requeued):
+    """Its state of 75 is kept, and the signal that asked for it does not end the launcher, which got it too."""
+    (tmp_path / "stage.py").write_text(
+        "import signal, sys, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: sys.exit({status}))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    for name, text in (("squeue", "echo RUNNING"), ("scontrol", 'echo "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text} >> {tmp_path}/asked; echo RUNNING\n")
+        (tmp_path / name).chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    imports = os.pathsep.join([str(tmp_path), os.getcwd()])
+    job = subprocess.Popen(
+        [sys.executable, "-m", "dpar.launch", "stage"],
+        env={**os.environ, "SLURM_JOB_ID": "7", "PATH": path, "PYTHONPATH": imports},
+        stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    assert job.stdout is not None
+    assert job.stdout.readline() == b"ready\n"
+    os.killpg(job.pid, signal.SIGTERM)
+    assert job.wait(60) == status
+    asked = tmp_path / "asked"
+    assert (asked.exists() and "requeue 7" in asked.read_text()) == requeued
+
+
+def test_a_training_that_was_killed_in_a_slurm_job_ends_as_a_shell_would_say_it(tmp_path):
+    (tmp_path / "stage.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    imports = os.pathsep.join([str(tmp_path), os.getcwd()])
+    run = subprocess.run(
+        [sys.executable, "-m", "dpar.launch", "stage"],
+        env={**os.environ, "SLURM_JOB_ID": "7", "PYTHONPATH": imports}, timeout=60,
+    )  # fmt: skip
+    assert run.returncode == 137

@@ -33,3 +33,9 @@ def snakemake(tmp_path) -> Snakemake:
 def job_counts(output: str) -> dict[str, int]:
     """Rule -> number of jobs in the `Job stats` of a dry run."""
     return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", output, flags=re.MULTILINE)}
+
+
+def asked_resources(output: str) -> dict[str, dict[str, str]]:
+    """Rule -> what its jobs ask for, in the words of a dry run."""
+    found = re.findall(r"^ *(?:local)?rule (\w+):\n(?:    .*\n)*?    +resources: (.*)$", output, flags=re.MULTILINE)
+    return {rule: dict(part.split("=", 1) for part in resources.split(", ")) for rule, resources in found}

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+import yte
 
 from dpar.config import load_experiment
 from dpar.grid import model_cells, sample_cells, table_rows
 from dpar.recipes import RECIPES
 from dpar.report import targets
 from tests.test_config import CONFIG, SHIPPED, demo
-from tests.workflow.conftest import ROOT, job_counts
+from tests.workflow.conftest import ROOT, asked_resources, job_counts
 
 RULE_FILES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
 RULES = {name: file for file in RULE_FILES for name in re.findall(r"^ *rule (\w+):", file.read_text(), re.MULTILINE)}
@@ -90,11 +91,7 @@ def test_the_slurm_profile_resolves_and_asks_for_each_rules_resources(snakemake)
     pytest.importorskip("snakemake_executor_plugin_slurm", reason="the slurm extra is not installed")
     run = snakemake("--dry-run", "--profile", "slurm", cwd=ROOT)
     assert run.returncode == 0, run.stdout + run.stderr
-    asked = {}
-    for rule, resources in re.findall(
-        r"^(?:local)?rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", run.stdout + run.stderr, re.M
-    ):
-        asked[rule] = dict(part.split("=", 1) for part in resources.split(", "))
+    asked = asked_resources(run.stdout + run.stderr)
     assert {"train_model", "sample_images", "encode_images", "compute_metrics"} <= set(asked)
     for rule, resources in asked.items():
         if rule != "all":
@@ -105,8 +102,30 @@ def test_the_slurm_profile_resolves_and_asks_for_each_rules_resources(snakemake)
 
 
 def test_the_slurm_profile_speaks_of_rules_that_exist():
-    profile = yaml.safe_load((ROOT / "slurm" / "config.yaml").read_text())
+    profile = yte.process_yaml((ROOT / "slurm" / "config.yaml").read_text())
     assert set(profile["set-resources"]) <= set(RULES)
+
+
+def test_a_site_changes_what_one_rule_asks_of_slurm_and_keeps_the_rest(monkeypatch, tmp_path):
+    (tmp_path / "site.yaml").write_text(
+        "sample_images: {mem_mb: 128000, constraint: a100}\nverify_codes: {runtime: 30}\n"
+    )
+    plain = yte.process_yaml((ROOT / "slurm" / "config.yaml").read_text())["set-resources"]
+    monkeypatch.setenv("DPAR_SLURM_RESOURCES", str(tmp_path / "site.yaml"))
+    changed = yte.process_yaml((ROOT / "slurm" / "config.yaml").read_text())["set-resources"]
+    assert changed.pop("verify_codes") == {"runtime": 30}
+    assert changed.pop("sample_images") == plain.pop("sample_images") | {"mem_mb": 128000, "constraint": "a100"}
+    assert changed == plain
+
+
+def test_over_several_nodes_a_training_asks_for_each_nodes_share(monkeypatch):
+    monkeypatch.setenv("DPAR_GPUS", "16")
+    monkeypatch.setenv("DPAR_NODES", "2")
+    asked = yte.process_yaml((ROOT / "slurm" / "config.yaml").read_text())["set-resources"]["train_model"]
+    assert asked["gpu"] == 16
+    assert asked["nodes"] == asked["tasks"] == 2
+    assert (asked["cpus_per_task"], asked["mem_mb"]) == (64, 256000)
+    assert "--gpus-per-node=8" in asked["slurm_extra"]
 
 
 def test_trainings_that_start_together_share_the_cores(snakemake, tmp_path):
@@ -117,13 +136,19 @@ def test_trainings_that_start_together_share_the_cores(snakemake, tmp_path):
         assert all(("threads: 2" in job) == (threads == 2) for job in jobs), name
 
 
+def constant(name):
+    """The value of a constant of common.smk."""
+    (value,) = re.findall(rf"^{name} = (\(.*?^\)|.*?)$", (ROOT / "workflow/rules/common.smk").read_text(), re.M | re.S)
+    return ast.literal_eval(value)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_the_log_holds_what_a_stage_says_after_a_signal_to_the_whole_job(tmp_path, number):
     """The shell line ends in `LOGGED` as the rules have it; only the stage answers the signal."""
-    (logged,) = re.findall(r"^LOGGED = (.*)$", (ROOT / "workflow/rules/common.smk").read_text(), re.MULTILINE)
+    logged = constant("LOGGED")
     name = number.name.removeprefix("SIG")
     (tmp_path / "stage").write_text(f"trap 'echo saved; exit' {name}; echo ready; while :; do sleep 0.05; done")
-    line = f"bash {tmp_path}/stage" + ast.literal_eval(logged).format(log=tmp_path / "log")
+    line = f"bash {tmp_path}/stage" + logged.format(log=tmp_path / "log")
     # the shell around the pipeline outlives the signal so that it is seen to end
     job = subprocess.Popen(["bash", "-c", f"trap : {name}; {line}"], stdout=subprocess.PIPE, start_new_session=True)
     assert job.stdout is not None
@@ -132,6 +157,16 @@ def test_the_log_holds_what_a_stage_says_after_a_signal_to_the_whole_job(tmp_pat
     assert job.stdout.read().endswith(b"saved\n")
     job.wait(60)
     assert (tmp_path / "log").read_text().endswith("saved\n")
+
+
+def test_a_stage_that_is_killed_says_what_that_may_mean(tmp_path):
+    (tmp_path / "stage").write_text("kill -9 $$")
+    text = f"{constant('PREFIX')} bash {tmp_path}/stage{constant('LOGGED')}"
+    line = text.format(log=tmp_path / "log")
+    run = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert run.returncode == 137
+    assert run.stdout == (tmp_path / "log").read_text()
+    assert re.fullmatch(r"error: killed .* more memory .*\n", run.stdout)
 
 
 def test_an_experiment_without_a_name_is_not_taken_for_the_demo(snakemake, tmp_path):

@@ -15,6 +15,7 @@ from dpar.grid import figure_rows, gated_cells, model_cells, p_avg_targets, samp
 from dpar.recipes import RECIPES
 from dpar.report import paper
 from dpar.report.targets import COMPUTED, metric_files, pareto_file, sized_tables, table_files
+from dpar.slurm import check_partitions, longest_jobs, only_jobs
 
 
 def read_experiment():
@@ -33,8 +34,10 @@ MODELS = model_cells(EXPERIMENT)
 SAMPLES = sample_cells(EXPERIMENT)
 SPLITS = ("train", "val")
 LOCKS = []
-# All DPARs wait for the same entropies: together they fill the cores.
-TRAINING_THREADS = max(1, (workflow.cores or 1) // max(1, sum(cell.transformer.is_dpar for cell in MODELS.values())))
+# All DPARs wait for the same entropies: together they fill the cores, where one machine runs all jobs.
+TRAINING_THREADS = max(
+    1, (workflow.resource_settings.cores or 1) // max(1, sum(cell.transformer.is_dpar for cell in MODELS.values()))
+)
 SHARD_COUNT = {
     "train": EXPERIMENT.codes.train_shards,
     "val": EXPERIMENT.codes.val_shards,
@@ -45,15 +48,23 @@ TRAININGS = ("train_tokenizer", "train_entropy_model", "train_model")
 MODEL_FILES = ("model.safetensors", "config.json")
 # A stage has its rule's name; a training may need several processes.
 STAGE = f"python -m dpar.stages.{{rule}} --experiment {RESULTS}/experiment.json"
+# The shell around it outlives the signals that ask it to save its state, and so does its job.
 TRAINING = (
-    "python -m dpar.launch --gpus {resources.gpu} --nodes {resources.nodes}"
+    "trap : INT TERM USR1; "
+    "python -m dpar.launch --gpus {resources.gpu} --nodes {resources.nodes} --cpus {resources.cpus_per_task}"
     f" dpar.stages.{{rule}} --experiment {RESULTS}/experiment.json"
 )
 # The rules' `python` is the one that runs Snakemake, unless --sdm conda puts its own before it.
 os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
 # One log a job: everything the stage says, on the screen and in the file; tee outlives the signals that ask a stage to
 # stop, so that one that saves its state on the way out can still say so.
-LOGGED = " 2>&1 | (trap '' INT TERM USR1; exec tee {log})"
+LOGGED = " 2>&1 | (trap '' INT TERM USR1; exec tee {log}) || ended $? {log}"
+PREFIX = (
+    "set -euo pipefail; "
+    "ended() {{ if [ $1 = 137 ]; then echo 'error: killed (SIGKILL) by somebody, or for needing more memory than there"
+    " was; see docs/slurm.md on mem_mb' | tee -a $2; fi; return $1; }}; "
+)
+shell.prefix(PREFIX)
 
 
 wildcard_constraints:
@@ -139,6 +150,21 @@ def guard_trainings():
         raise WorkflowError(retraining(again, meant=False))
     if again:
         print(retraining(again, meant=True), file=sys.stderr)
+
+
+def check_slurm():
+    """Before the first job: that Slurm is there, has room for every job, and works on no job of a run before.
+
+    The profile names the run in DPAR_SLURM_RUN.
+    """
+    if "DPAR_SLURM_RUN" in os.environ:
+        asked = [(job.rule.name, job.resources) for job in workflow.dag.needrun_jobs() if not job.is_local]
+        try:
+            longest = longest_jobs()
+            check_partitions(((name, r.slurm_partition, r.runtime) for name, r in asked), longest)
+            only_jobs(Path(RESULTS, "tracking", "slurm_run"), os.environ["DPAR_SLURM_RUN"])
+        except InputError as error:
+            raise WorkflowError(str(error))
 
 
 def tracking_command(*arguments):

@@ -37,6 +37,7 @@ rule train_entropy_model:
     resources:
         gpu=0,
         nodes=1,
+        cpus_per_task=1,
     params:
         recipe=lambda wildcards: recipe(
             "train_entropy_model",

@@ -64,6 +64,7 @@ rule extract_features:
     resources:
         gpu=0,
         nodes=1,
+        cpus_per_task=1,
     params:
         recipe=features_recipe,
         extractor=EXTRACTOR,

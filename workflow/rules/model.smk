@@ -48,6 +48,7 @@ rule train_model:
     resources:
         gpu=0,
         nodes=1,
+        cpus_per_task=1,
     params:
         recipe=training_recipe,
         folder=RESULTS + "/models/{model}/{milestone}",

@@ -16,6 +16,8 @@ if EXPERIMENT.tokenizer.weights is None:
         threads: 2
         resources:
             gpu=0,
+            nodes=1,
+            cpus_per_task=1,
         params:
             recipe=recipe(
                 "train_tokenizer",
@@ -27,7 +29,7 @@ if EXPERIMENT.tokenizer.weights is None:
             folder=RESULTS + "/tokenizer",
             state=RESULTS + "/state/tokenizer",
         shell:
-            STAGE + " --train-index {input.train}"
+            TRAINING + " --train-index {input.train}"
             " --val-index {input.val} --state {params.state} --restart --output {params.folder}" + LOGGED
 
 else:
