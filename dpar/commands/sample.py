@@ -17,11 +17,12 @@ from dpar.data.crops import center_crop
 from dpar.device import default_device
 from dpar.errors import InputError
 from dpar.files import write_bytes
+from dpar.generator import beside
 from dpar.sampling.memory import in_pieces
 from dpar.sampling.networks import load_networks
 from dpar.sampling.noise import image_seed
 from dpar.sampling.picture import contact_sheet
-from dpar.weights import CONFIG, model_config
+from dpar.weights import model_config
 
 COLUMNS = 8  # of the picture
 BATCH = 32  # images
@@ -66,9 +67,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--threshold", type=float, metavar="NATS", help="E_Th (default: the one of training)")
     flags.add_argument("--max-length", type=int, metavar="TOKENS", help="P_max (default: the one of training)")
     flags.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the model")
-    beside = "folder (default: looked for beside the models of the checkpoint's results)"
-    flags.add_argument("--entropy-model", type=Path, metavar="DIR", help=beside)
-    flags.add_argument("--tokenizer", type=Path, metavar="DIR", help=beside)
+    where = "folder (default: looked for in the checkpoint, and beside the models of its results)"
+    flags.add_argument("--entropy-model", type=Path, metavar="DIR", help=where)
+    flags.add_argument("--tokenizer", type=Path, metavar="DIR", help=where)
     flags.add_argument("--json", action="store_true", help="print JSON")
     return flags
 
@@ -86,8 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     gated = patchify is not None and patchify.strategy == "dynamic"
     networks = load_networks(
         args.checkpoint,
-        (args.entropy_model or _beside(args.checkpoint, "entropy_model")) if gated else None,
-        args.tokenizer or _beside(args.checkpoint, "tokenizer"),
+        (args.entropy_model or beside(args.checkpoint, "entropy_model")) if gated else None,
+        args.tokenizer or beside(args.checkpoint, "tokenizer"),
         precision=args.precision,
         device=default_device(),
     )
@@ -194,18 +195,3 @@ def _picture(path: Path, side: int) -> UInt8[np.ndarray, "side side 3"]:
             return np.array(center_crop(image.convert("RGB"), side))
     except (OSError, SyntaxError) as error:
         raise InputError(f"--image {path} cannot be read as a picture ({error}); give a PNG or JPEG file") from None
-
-
-def _beside(checkpoint: Path, name: str) -> Path:
-    """The folder `name` of the results that hold the checkpoint at models/MODEL/MILESTONE.
-
-    Raises:
-        InputError: it is not there.
-    """
-    for folder in checkpoint.resolve().parents:
-        if (folder / name / CONFIG).exists():
-            return folder / name
-    raise InputError(
-        f"there is no {name} folder beside {checkpoint} or above it; give --{name.replace('_', '-')} DIR, "
-        "the one that the checkpoint was trained with"
-    )

@@ -82,7 +82,7 @@ def _row(
 ) -> dict[str, Any]:
     sample, is_dpar = row.sample, row.model.transformer.is_dpar
     measured = [metrics[sample.slug, seed] for seed in sample.sampling.seeds if (sample.slug, seed) in metrics]
-    likelihood, over_seeds = likelihoods.get((sample.model, sample.milestone), {}), _over_seeds(measured)
+    likelihood, over_seeds = likelihoods.get((sample.model, sample.milestone), {}), over_all_seeds(measured)
     patch_length = likelihood.get("mean_patch_length")
     if sample.patchify != row.model.patchify:  # Table 6: the likelihood was measured with the patches of training
         likelihood, steps = {}, over_seeds.get("steps")
@@ -113,7 +113,7 @@ def _row(
     return found
 
 
-def _over_seeds(measured: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def over_all_seeds(measured: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Mean and standard deviation over sampling seeds of each metric."""
     found: dict[str, float | None] = {}
     for name in METRICS:

@@ -30,7 +30,7 @@ def results_of(path: Path) -> Path:
 
 
 @dataclass
-class _Sources:
+class Sources:
     """What a walk ends at, and how many jobs it has met with each commit and each settings."""
 
     commits: Counter[str] = field(default_factory=Counter)
@@ -44,6 +44,13 @@ class _Sources:
         self.commits[_commit(maker)] += 1
         self.settings[maker.config] += 1
         self.whole.setdefault(maker.config, maker.spool / CONFIG)
+
+    def facts(self) -> list[str]:
+        """The same in few lines, without places on this machine."""
+        lines = [f"images: {line}" for line in self.images]
+        lines += [f"given from outside: {line}" for line in self.outside]
+        lines += [f"code: commit {commit}, {count} jobs" for commit, count in self.commits.items()]
+        return lines + [f"settings: {name}, {count} jobs" for name, count in self.settings.items()]
 
     def text(self) -> Iterator[str]:
         """The last lines of a lineage."""
@@ -104,10 +111,17 @@ def of_row(table: str, row: str, results: Path) -> str:
     return _text(results, ledger, lines, list(makers.values()))
 
 
+def sources(results: Path, ledger: Ledger, makers: list[Manifest]) -> Sources:
+    """What everything before the jobs `makers`, and they themselves, end at."""
+    found = Sources()
+    _walk(results, ledger, makers, "", {}, found)
+    return found
+
+
 def _text(results: Path, ledger: Ledger, head: list[str], makers: list[Manifest]) -> str:
-    sources = _Sources()
-    tree = _walk(results, ledger, makers, "", {}, sources)
-    return "\n".join([*head, *tree, *sources.text()])
+    found = Sources()
+    tree = _walk(results, ledger, makers, "", {}, found)
+    return "\n".join([*head, *tree, *found.text()])
 
 
 def _commit(manifest: Manifest) -> str:
@@ -119,7 +133,7 @@ def _when(manifest: Manifest) -> str:
 
 
 def _walk(
-    results: Path, ledger: Ledger, makers: list[Manifest], indent: str, seen: dict[Path, bool], sources: _Sources
+    results: Path, ledger: Ledger, makers: list[Manifest], indent: str, seen: dict[Path, bool], sources: Sources
 ) -> list[str]:
     """The lines of the jobs `makers` and all before them; of several jobs of one rule, the first stands for all."""
     lines: list[str] = []
