@@ -31,8 +31,9 @@ def results_of(path: Path) -> Path:
 
 @dataclass
 class Sources:
-    """What a walk ends at, and how many jobs it has met with each commit and each settings."""
+    """The jobs that a walk has met, how many with each commit and each settings, and what it ends at."""
 
+    jobs: list[Manifest] = field(default_factory=list)
     commits: Counter[str] = field(default_factory=Counter)
     settings: Counter[str] = field(default_factory=Counter)
     whole: dict[str, Path] = field(default_factory=dict)
@@ -41,6 +42,7 @@ class Sources:
 
     def add(self, maker: Manifest) -> None:
         """Counts a job."""
+        self.jobs.append(maker)
         self.commits[_commit(maker)] += 1
         self.settings[maker.config] += 1
         self.whole.setdefault(maker.config, maker.spool / CONFIG)

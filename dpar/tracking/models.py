@@ -19,10 +19,9 @@ def model_of_run(store: Store, run_id: str) -> Path:
     Raises:
         InputError: there is no such run, or it is about no model, or about several.
     """
-    from mlflow.exceptions import MlflowException
-
     with only_writer(store):
         client = open_store(store)
+    from mlflow.exceptions import MlflowException  # only now: `open_store` has told MLflow to keep quiet
 
     def tags(run: str) -> dict[str, str]:
         return dict(client.get_run(run).data.tags)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 URI_VARIABLE = "DPAR_TRACKING_URI"
+PATIENCE = 10.0  # seconds for a server to say that it is well
 _SCHEMES = ("sqlite", "postgresql", "mysql", "http", "https")
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -153,7 +154,7 @@ def open_store(store: Store) -> "MlflowClient":
 
 def _check_server(store: Store) -> None:
     try:
-        with urllib.request.urlopen(f"{store.uri.rstrip('/')}/health", timeout=10) as answer:
+        with urllib.request.urlopen(f"{store.uri.rstrip('/')}/health", timeout=PATIENCE) as answer:
             if answer.read().strip() == b"OK":
                 return
         reason = "it answers, but not as MLflow does"

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dpar.tracking.runs import last_images
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
@@ -154,8 +156,11 @@ def _train(runs: "list[Run]") -> list[dict[str, Any]]:
         section = charts.section(title) if curves else ""
         for key in curves:
             charts.add(section, "LINE", key, metricKey=key, selectedMetricKeys=[key], **_UNSMOOTHED)
-    if any(run.data.tags.get("mlflow.loggedImages") for run in runs):
-        charts.add(charts.section("Pictures"), "IMAGE", "Reconstructions", imageKeys=["reconstructions"], step=0)
+    last: dict[str, int] = {}
+    for run in runs:
+        last |= {key: max(step, last.get(key, 0)) for key, step in last_images(run.data.tags).items()}
+    for key, step in sorted(last.items(), reverse=True):
+        charts.add(charts.section("Pictures by step"), "IMAGE", key.capitalize(), imageKeys=[key], step=step)
     return [_page("", columns, None), _page("", columns, None, charts=charts)]
 
 

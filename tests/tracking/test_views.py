@@ -4,6 +4,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dpar.tracking import mirror, views
 from dpar.tracking.store import Store, open_store
@@ -94,3 +95,15 @@ def test_views_fit_into_a_tag_even_with_many_metrics(results: Path, store: Store
     assert longest < 20_000
     cards = state_of(query, "dpar/demo/train", "2 Curves and pictures")["compareRunCharts"]
     assert len(cards) == 60
+
+
+def test_pictures_stand_by_step_and_open_at_the_last(results: Path, store: Store, job, query):
+    Image.new("RGB", (8, 8)).save(results / "grid.png")
+    for rule, key, last in (("train_model", "samples", 30), ("train_tokenizer", "reconstructions", 20)):
+        with job(rule) as running:
+            for step in range(10, last + 1, 10):
+                running.image(results / "grid.png", key=key, step=step)
+    mirror.sync(store)
+    cards = state_of(query, "dpar/demo/train", "2 Curves and pictures")["compareRunCharts"]
+    shown = [(card["displayName"], card["imageKeys"], card["step"]) for card in cards if card["type"] == "IMAGE"]
+    assert shown == [("Samples", ["samples"], 30), ("Reconstructions", ["reconstructions"], 20)]

@@ -13,6 +13,7 @@ from dpar.errors import InputError
 from dpar.files import digest, write_json
 from dpar.grid import model_cells, p_avg_targets, sample_cells, table_rows
 from dpar.recipes import RECIPES
+from dpar.tracking.store import find_store
 
 
 def read_experiment():
@@ -129,7 +130,16 @@ def write_experiment():
 
 
 def start_tracking():
-    """Carries spools into MLflow every few seconds while the graph runs, so that curves can be watched."""
+    """Carries spools into MLflow every few seconds while the graph runs, so that curves can be watched.
+
+    An address with a typo ends the run here; one that does not answer is said once, and its records wait on disk.
+    """
+    try:
+        store = find_store(RESULTS)
+    except InputError as error:
+        raise WorkflowError(str(error))
+    if not store.embedded and subprocess.call(tracking_command("sync")) != 0:
+        print(f"tracking: the run goes on without {store.describe()}; the records wait in {RESULTS}/tracking/spool")
     os.makedirs(f"{RESULTS}/tracking", exist_ok=True)
     with open(f"{RESULTS}/tracking/sync.log", "a") as log:
         subprocess.Popen(

@@ -1,0 +1,177 @@
+"""Makes the pictures of docs/dashboard.md from a results folder: `python docs/screenshots.py results/demo`.
+
+Needs Chromium (`apt install chromium`) and nothing beyond the package: the browser is spoken to through a pipe, in the
+protocol of its own developer tools. It sees this machine only.
+"""
+
+import argparse
+import base64
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dpar.errors import InputError, run_command
+from dpar.tracking import dashboard, mirror
+from dpar.tracking.store import find_store, only_writer, open_store
+
+WIDTH, HEIGHT = 1500, 950  # pixels of a picture
+COLOURS = 128  # of a picture's palette
+SECONDS = 600.0  # to wait for what a page shall show
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--hide-scrollbars", "--remote-debugging-pipe",
+]  # fmt: skip
+
+
+class Browser:
+    """A page of a Chromium that listens to a pipe."""
+
+    def __init__(self, profile: str):
+        program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+        if program is None:
+            raise InputError("there is no chromium on the path; install Debian's package `chromium`")
+        theirs, self._to = os.pipe()
+        self._from, ours = os.pipe()
+
+        def as_three_and_four() -> None:
+            for end, number in ((os.dup(theirs), 3), (os.dup(ours), 4)):
+                os.dup2(end, number)
+
+        self.process = subprocess.Popen(
+            [program, *FLAGS, f"--user-data-dir={profile}", f"--window-size={WIDTH},{HEIGHT}"],
+            preexec_fn=as_three_and_four, pass_fds=(3, 4), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(theirs)
+        os.close(ours)
+        self._buffer, self._number, self._session = b"", 0, None
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """The answer to a command of the protocol."""
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params}
+        message |= {"sessionId": self._session} if self._session else {}
+        os.write(self._to, json.dumps(message).encode() + b"\0")
+        while True:
+            while b"\0" not in self._buffer:
+                piece = os.read(self._from, 2**16)
+                if not piece:
+                    raise InputError("chromium has ended; start it by hand with the flags of this script to see why")
+                self._buffer += piece
+            line, _, self._buffer = self._buffer.partition(b"\0")
+            answer = json.loads(line)
+            if answer.get("id") == self._number:
+                if "error" in answer:
+                    raise InputError(f"{method}: {answer['error']['message']}")
+                return answer["result"]
+
+    def ask(self, expression: str) -> Any:
+        """The value of a JavaScript expression in the page."""
+        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def wait(self, expression: str, what: str) -> None:
+        """Returns when the expression is true.
+
+        Raises:
+            InputError: it does not become true.
+        """
+        deadline = time.monotonic() + SECONDS
+        while not self.ask(f"Boolean({expression})"):
+            if time.monotonic() > deadline:
+                raise InputError(f"after {SECONDS:.0f} s the page does not show {what}; it shows:\n{self.text()[:2000]}")
+            time.sleep(0.3)
+
+    def text(self) -> str:
+        """All that the page says."""
+        return self.ask("document.body.innerText") or ""
+
+    def open(self, address: str, *expected: str) -> None:
+        """Opens a page and waits until it says everything that is expected."""
+        self.call("Page.navigate", url="about:blank")  # an address that differs after # alone would not be loaded
+        self.call("Page.navigate", url=address)
+        for text in expected:
+            self.wait(f"(document.body?.innerText ?? '').includes({json.dumps(text)})", repr(text))
+
+    def click(self, text: str) -> None:
+        """Clicks what has exactly this text."""
+        found = f"[...document.querySelectorAll('a,button,label,[role=tab],span')].find(e => e.innerText?.trim() === {json.dumps(text)})"
+        self.wait(found, f"anything called {text!r}")
+        self.ask(f"{found}.click()")
+
+    def scroll_to(self, text: str) -> None:
+        """Brings the element that begins with this text to the top."""
+        found = f"[...document.querySelectorAll('h1,h2,h3,h4,span,div,p,button')].filter(e => e.innerText?.trim().startsWith({json.dumps(text)})).at(-1)"
+        self.wait(found, text)
+        self.ask(f"{found}.scrollIntoView({{block: 'start'}})")
+
+    def picture(self) -> Image.Image:
+        """What the page looks like when it has come to rest."""
+        before = b""
+        for _ in range(60):
+            time.sleep(1.0)
+            now = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+            if now == before:
+                break
+            before = now
+        return Image.open(io.BytesIO(before)).convert("RGB")
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """A browser without a past, ended with the block."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        page = Browser(profile)
+        try:
+            yield page
+        finally:
+            page.process.terminate()
+            page.process.wait()
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Writes a small PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Takes all pictures."""
+    flags = argparse.ArgumentParser(description=__doc__)
+    flags.add_argument("results", type=Path, help="a results folder whose run has finished")
+    flags.add_argument("--out", type=Path, default=Path(__file__).parent / "dashboard")
+    args = flags.parse_args(argv)
+    store = find_store(args.results)
+    mirror.sync(store)
+    with socket.socket() as probe:
+        probe.bind((dashboard.HOST, 0))
+        port = probe.getsockname()[1]
+    with dashboard.serving(store, port), browser() as page:
+        views = {title.partition(": ")[2]: address for title, address in dashboard.links(store, port)}
+        print(views)
+        # the assistant's panel would cover a quarter of each page
+        page.open(f"http://{dashboard.HOST}:{port}/", "Experiments")
+        page.ask("localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false')")
+        page.open(views["1 Every row, best first"], "llamagen")
+        save(page.picture(), args.out / "rows.png")
+        page.open(views["2 What decides quality and cost"], "Quality")
+        save(page.picture(), args.out / "charts.png")
+        page.open(views["2 Curves and pictures"], "Loss")
+        save(page.picture(), args.out / "curves.png")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
