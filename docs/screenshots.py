@@ -24,9 +24,9 @@ from PIL import Image
 
 from dpar.errors import InputError, run_command
 from dpar.tracking import dashboard, mirror
-from dpar.tracking.store import find_store, only_writer, open_store
+from dpar.tracking.store import Store, find_store, only_writer, open_store
 
-WIDTH, HEIGHT = 1500, 950  # pixels of a picture
+WIDTH, HEIGHT = 1600, 960  # pixels of a picture
 COLOURS = 128  # of a picture's palette
 SECONDS = 600.0  # to wait for what a page shall show
 FLAGS = [
@@ -50,7 +50,7 @@ class Browser:
                 os.dup2(end, number)
 
         self.process = subprocess.Popen(
-            [program, *FLAGS, f"--user-data-dir={profile}", f"--window-size={WIDTH},{HEIGHT}"],
+            [program, *FLAGS, f"--user-data-dir={profile}"],
             preexec_fn=as_three_and_four, pass_fds=(3, 4), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(theirs)
@@ -58,6 +58,7 @@ class Browser:
         self._buffer, self._number, self._session = b"", 0, None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.call("Emulation.setDeviceMetricsOverride", width=WIDTH, height=HEIGHT, deviceScaleFactor=1, mobile=False)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """The answer to a command of the protocol."""
@@ -91,7 +92,9 @@ class Browser:
         deadline = time.monotonic() + SECONDS
         while not self.ask(f"Boolean({expression})"):
             if time.monotonic() > deadline:
-                raise InputError(f"after {SECONDS:.0f} s the page does not show {what}; it shows:\n{self.text()[:2000]}")
+                raise InputError(
+                    f"after {SECONDS:.0f} s the page does not show {what}; it shows:\n{self.text()[:2000]}"
+                )
             time.sleep(0.3)
 
     def text(self) -> str:
@@ -105,17 +108,21 @@ class Browser:
         for text in expected:
             self.wait(f"(document.body?.innerText ?? '').includes({json.dumps(text)})", repr(text))
 
+    def _last(self, text: str) -> str:
+        """The innermost element whose text begins so, as JavaScript."""
+        begins = f"e => e.innerText?.trim().startsWith({json.dumps(text)})"
+        return f"[...document.querySelectorAll('body *')].filter({begins}).at(-1)"
+
     def click(self, text: str) -> None:
-        """Clicks what has exactly this text."""
-        found = f"[...document.querySelectorAll('a,button,label,[role=tab],span')].find(e => e.innerText?.trim() === {json.dumps(text)})"
-        self.wait(found, f"anything called {text!r}")
-        self.ask(f"{found}.click()")
+        """Clicks what begins with this text."""
+        self.wait(self._last(text), repr(text))
+        self.ask(f"{self._last(text)}.click()")
 
     def scroll_to(self, text: str) -> None:
-        """Brings the element that begins with this text to the top."""
-        found = f"[...document.querySelectorAll('h1,h2,h3,h4,span,div,p,button')].filter(e => e.innerText?.trim().startsWith({json.dumps(text)})).at(-1)"
-        self.wait(found, text)
-        self.ask(f"{found}.scrollIntoView({{block: 'start'}})")
+        """Brings what begins with this text to the top, as far as the page goes."""
+        self.wait(self._last(text), repr(text))
+        self.ask(f"{self._last(text)}.scrollIntoView({{block: 'start'}})")
+        time.sleep(5.0)  # cards are filled when they come into sight
 
     def picture(self) -> Image.Image:
         """What the page looks like when it has come to rest."""
@@ -159,18 +166,43 @@ def main(argv: list[str] | None = None) -> None:
     with socket.socket() as probe:
         probe.bind((dashboard.HOST, 0))
         port = probe.getsockname()[1]
-    with dashboard.serving(store, port), browser() as page:
+    with dashboard.serving(store, port, seconds=SECONDS), browser() as page:
         views = {title.partition(": ")[2]: address for title, address in dashboard.links(store, port)}
-        print(views)
-        # the assistant's panel would cover a quarter of each page
-        page.open(f"http://{dashboard.HOST}:{port}/", "Experiments")
-        page.ask("localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false')")
-        page.open(views["1 Every row, best first"], "llamagen")
+        home = f"http://{dashboard.HOST}:{port}/"
+        page.open(home, "Experiments")
+        page.ask("localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false')")  # it would cover a quarter of a page
+        page.open(views["1 Every row, best first"], "matching runs", "threshold")
         save(page.picture(), args.out / "rows.png")
-        page.open(views["2 What decides quality and cost"], "Quality")
+        page.open(views["2 What decides quality and cost"], "Quality (")
         save(page.picture(), args.out / "charts.png")
-        page.open(views["2 Curves and pictures"], "Loss")
-        save(page.picture(), args.out / "curves.png")
+        page.scroll_to("Cost (")
+        save(page.picture(), args.out / "cost.png")
+        page.open(views["2 Curves and pictures"], "Loss (")
+        page.scroll_to("Pictures by step")
+        save(page.picture(), args.out / "pictures.png")
+        row, model = best_row(store)
+        page.open(f"{home}{row}", "Made from")
+        page.click("Show more")
+        save(page.picture(), args.out / "row.png")
+        page.open(f"{home}{model}", "made by")
+        save(page.picture(), args.out / "model.png")
+
+
+def best_row(store: Store) -> tuple[str, str]:
+    """The pages of the best row of a DPAR, and of its model, relative to the server's address."""
+    with only_writer(store):
+        client = open_store(store)
+    experiments = {e.name.rpartition("/")[2]: e.experiment_id for e in client.search_experiments()}
+    best = ["metrics.`eval/frechet_distance` ASC"]
+    rows = client.search_runs([experiments["results"]], "params.model = 'dpar'", order_by=best, max_results=1)
+    if not rows:
+        raise InputError(f"{store.results} has no table with a row of a DPAR; run the demo to its end")
+    (read,) = rows[0].inputs.model_inputs
+    page = "?workflowType=machine_learning"
+    return (
+        f"#/experiments/{experiments['results']}/runs/{rows[0].info.run_id}{page}",
+        f"#/experiments/{experiments['train']}/models/{read.model_id}{page}",
+    )
 
 
 if __name__ == "__main__":

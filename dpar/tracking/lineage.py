@@ -1,5 +1,6 @@
 """What a file was made from, job by job, back to images, code and settings; read from manifests alone."""
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -49,10 +50,11 @@ class Sources:
 
     def facts(self) -> list[str]:
         """The same in few lines, without places on this machine."""
-        lines = [f"images: {line}" for line in self.images]
+        lines = [f"code: commit {commit}, {count} jobs" for commit, count in self.commits.items()]
+        lines += [f"settings: {name}, {count} jobs" for name, count in self.settings.items()]
+        lines += [f"images: {line}" for line in self.images]
         lines += [f"given from outside: {line}" for line in self.outside]
-        lines += [f"code: commit {commit}, {count} jobs" for commit, count in self.commits.items()]
-        return lines + [f"settings: {name}, {count} jobs" for name, count in self.settings.items()]
+        return [re.sub(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b", r"\1", line) for line in lines]
 
     def text(self) -> Iterator[str]:
         """The last lines of a lineage."""

@@ -19,7 +19,7 @@ from dpar.errors import InputError
 from dpar.tracking import lineage, views
 from dpar.tracking.ledger import Ledger, Manifest, files_of, is_running, read_events, spool_key, spools
 from dpar.tracking.replay import Point, Run, replay
-from dpar.tracking.runs import SMALL, RunIndex, RunWriter
+from dpar.tracking.runs import SMALL, RunIndex, RunWriter, readable_text
 from dpar.tracking.spool import CONFIG, EVENTS, MANIFEST
 from dpar.tracking.store import Store, only_writer, open_store, profile_of, tracking_folder
 
@@ -273,7 +273,11 @@ class Round:
                     continue
                 folder = Path(path).parent
                 params = {"uri": (self.results / folder).as_uri(), "sha256": sha256, **manifest.params}
-                note = f"Weights in `{folder}`, {artefact.bytes:,} bytes, made by {self._link(manifest)}; not copied."
+                note = (
+                    f"Weights in `{folder}` (`uri` and `sha256` below), made by {self._link(manifest)}; not copied. "
+                    f"`dpar export {writer.run_id} FOLDER` makes a folder that draws anywhere, with a card of all "
+                    "that was measured."
+                )
                 tags = {
                     "dpar.commit": manifest.commit or "",
                     "dpar.settings": manifest.config,
@@ -351,7 +355,8 @@ class Round:
                 self.index.delete(key)
 
     def _row(self, writer: RunWriter, row: Mapping[str, Any], spool: Path, run: Run) -> None:
-        writer.params(row["params"])
+        shown = {key: readable_text(value) for key, value in row["params"].items()}
+        writer.params({"table": row["table"], **shown})
         if row["image"]:
             problem = writer.image(spool / row["image"], "samples", 0, row["t"])
             self.counts.problems += [problem] if problem else []
@@ -362,6 +367,12 @@ class Round:
         metrics = {key: float(value) for key, value in row["metrics"].items()}
         metrics |= {"cost/training_s": sum(map(_seconds, trained))} if trained else {}
         writer.points([Point(key, value, row["t"], 0) for key, value in metrics.items()])
+        images = [made for maker in ends.jobs if maker.rule == "index_images" for made in maker.outputs]
+        weights = [sha256 for maker in trained for made in maker.outputs for _, sha256 in files_of(made)]
+        writer.inputs(
+            [(made.path, (self.results / made.path).as_uri(), made.sha256) for made in images],
+            [self.index.models[sha256] for sha256 in weights if sha256 in self.index.models],
+        )
         lines = [f"- {line}" for line in ends.facts()]
         lines += [f"- training: {self._link(maker)}" for maker in trained]
         lines += ["", "**Measured in**", ""]

@@ -321,5 +321,14 @@ def _readable(value: float) -> float:
     return value if value != value or abs(value) == float("inf") or value == int(value) else float(f"{value:.5g}")
 
 
+def readable_text(text: str) -> str:
+    """A parameter as a table should show it: one that is a number is cut to five digits."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return f"{number:.5g}" if "." in text and abs(number) < 1e5 else text
+
+
 def _chunks(items: list, size: int) -> Iterator[list]:
     return (items[start : start + size] for start in range(0, len(items), size))

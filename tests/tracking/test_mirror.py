@@ -275,6 +275,27 @@ def test_killed_at_any_step_and_resumed_there_is_one_run_with_every_step_once(re
     assert query("select value from tags where key='dpar.attempts'") == [("4",)]
 
 
+def test_a_row_of_a_table_names_its_images_its_model_and_what_it_was_made_from(results: Path, store, job, query):
+    with job("index_images", outputs=("index.json",)):
+        (results / "index.json").write_text('{"source": "folder", "path": "photos", "count": 3}')
+    with job("train_model", inputs=("index.json",), outputs=("model/model.safetensors",)):
+        (results / "model").mkdir()
+        (results / "model/model.safetensors").write_text("weights")
+    with job("make_table") as running:
+        row = {"cell": "row", "params": {"threshold": 2.345678901, "max_length": 4}, "metrics": {"fid": 2}}
+        running.result(table="t", sources=[results / "model/model.safetensors"], **row)
+    mirror.sync(store)
+    ((run,),) = query("select run_uuid from runs where name = 'row'")
+    datasets = "select datasets.name from inputs join datasets on dataset_uuid = source_id where destination_id = ?"
+    assert query(datasets, run) == [("index.json",)]
+    models = "select logged_models.name from inputs join logged_models on model_id = destination_id where source_id = ?"
+    assert query(models, run) == [("model",)]
+    params = dict(query("select key, value from params where run_uuid = ?", run))
+    assert params == {"table": "t", "threshold": "2.3457", "max_length": "4"}
+    ((note,),) = query("select value from tags where key = 'mlflow.note.content' and run_uuid = ?", run)
+    assert "- images: index.json: source folder, path photos, count 3\n- training: [train_model](#/exp" in note
+
+
 def test_a_running_job_shows_up_to_its_last_commit(results: Path, store: Store, job, query):
     with job("train_model") as running:
         for step in range(1, 8):

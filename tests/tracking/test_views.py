@@ -30,7 +30,9 @@ def table(results: Path, job) -> None:
     with job("make_table") as running:
         for number, (model, threshold) in enumerate((("dpar", 2.0), ("dpar", 3.0), ("dpar", 4.0), ("llamagen", None))):
             params = {"model": model, "images": 500, "cell": f"c{number}"}
-            params |= {} if threshold is None else {"threshold": threshold, "max_length": 2 * number + 2}
+            length = 2 * number + 2
+            lengths = {"max_length": length, "patchify.max_length": length}  # the second is what the first was set by
+            params |= {} if threshold is None else {"threshold": threshold, **lengths}
             metrics = {"eval/frechet_distance": 10 - number, "eval/frechet_distance_sd": 0.1, "val/nll": 3.0}
             metrics |= {"cost/training_gmacs": 5.0, "paper/fid": 2.5}
             running.result(table="t", cell=f"c{number}", params=params, metrics=metrics)
@@ -47,10 +49,11 @@ def test_the_table_of_results_shows_what_varies_then_the_best_metric_best_first(
         "params.`threshold`",
         "params.`max_length`",
         "metrics.`eval/frechet_distance`",
+        "metrics.`cost/training_gmacs`",
         "metrics.`val/nll`",
         "metrics.`paper/fid`",
-        "metrics.`cost/training_gmacs`",
         "params.`images`",
+        "params.`table`",
         "tags.`dpar.table`",
         "tags.`dpar.commit`",
     ]
