@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,7 @@ def save(picture: Image.Image, path: Path) -> None:
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Takes all pictures."""
     flags = argparse.ArgumentParser(description=__doc__)
     flags.add_argument("results", type=Path, help="a results folder whose run has finished")
@@ -197,6 +197,7 @@ def best_row(store: Store) -> tuple[str, str]:
     rows = client.search_runs([experiments["results"]], "params.model = 'dpar'", order_by=best, max_results=1)
     if not rows:
         raise InputError(f"{store.results} has no table with a row of a DPAR; run the demo to its end")
+    assert rows[0].inputs is not None
     (read,) = rows[0].inputs.model_inputs
     page = "?workflowType=machine_learning"
     return (
