@@ -118,7 +118,7 @@ def _results(runs: "list[Run]") -> list[dict[str, Any]]:
     metrics = sorted(metrics, key=lambda key: key != best)
     columns = [_column("params", key) for key in varying] + [_column("metrics", key) for key in metrics]
     columns += [_column("params", key) for key in constant]
-    columns += [_column("tags", "dpar.table"), _column("tags", "dpar.commit")]
+    columns.append(_column("tags", "dpar.commit"))
     table = _page("tags.`dpar.kind` = 'cell'", columns, best, ascending=smaller_is_better)
     charts = _Charts()
     across, along = _pick(varying, "threshold"), _pick(varying, "max_length")

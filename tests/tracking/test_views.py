@@ -52,9 +52,8 @@ def test_the_table_of_results_shows_what_varies_then_the_best_metric_best_first(
         "metrics.`cost/training_gmacs`",
         "metrics.`val/nll`",
         "metrics.`paper/fid`",
-        "params.`images`",
         "params.`table`",
-        "tags.`dpar.table`",
+        "params.`images`",
         "tags.`dpar.commit`",
     ]
 
