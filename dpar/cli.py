@@ -12,6 +12,7 @@ COMMANDS = {
     "track": "carry records into MLflow, audit them, open the dashboard",
     "lineage": "what a file was made from, back to images, code and settings",
     "convert": "an official file of LlamaGen as a model folder",
+    "export": "a trained model as one folder that draws anywhere, with its card",
     "sample": "draw images from a trained model",
     "patchify": "patch boundaries of stored entropies",
     "table": "a table from what has been made so far, and the commands for what is missing",

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dpar.tracking.store import find_store, only_writer, open_store
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
@@ -22,3 +24,13 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield torch.float64
     torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty, ready MLflow database; making one takes seconds, copying it none."""
+    store = find_store(tmp_path_factory.mktemp("migrated"))
+    with only_writer(store):
+        open_store(store)
+    assert store.database is not None
+    return store.database

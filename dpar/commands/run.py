@@ -14,6 +14,7 @@ from dpar.config import load_experiment
 from dpar.errors import InputError, run_command
 from dpar.files import only_process
 from dpar.grid import sample_cells
+from dpar.tracking.store import find_store
 
 # Set for the Snakefile, which otherwise takes the lock itself.
 LOCKED = "DPAR_RESULTS_LOCKED"
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the graph and says where the results are.
 
     Raises:
-        InputError: the experiment is not valid, another run of it is going on, or a stage failed.
+        InputError: the experiment or the tracking address is not valid, another run is going on, or a stage failed.
     """
     args = parser().parse_args(argv)
     if not Path("Snakefile").is_file():
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     experiment = load_experiment(args.config)
     sample_cells(experiment)  # a table that cannot be filled is refused here, in one line
     results = args.directory / "results" / experiment.name
+    find_store(results)  # and a tracking address with a typo
     snakemake = [sys.executable, "-m", "snakemake", "--directory", str(args.directory)]
     snakemake += ["--configfile", str(args.config.resolve()), "--cores", str(args.cores)]
     with only_run(results) as lock:

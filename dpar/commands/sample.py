@@ -17,6 +17,7 @@ from dpar.data.crops import center_crop
 from dpar.device import default_device
 from dpar.errors import InputError
 from dpar.files import write_bytes
+from dpar.generator import beside
 from dpar.sampling.memory import in_pieces
 from dpar.sampling.networks import gate_threshold, load_networks
 from dpar.sampling.noise import image_seed
@@ -68,16 +69,16 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--max-length", type=int, metavar="TOKENS", help="P_max (default: the one of training)")
     flags.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the model")
-    beside = "folder (default: looked for beside the models of the checkpoint's results)"
+    where = "folder (default: looked for in the checkpoint, and beside the models of its results)"
     places = flags.add_mutually_exclusive_group()
-    places.add_argument("--entropy-model", type=Path, metavar="DIR", help=beside)
+    places.add_argument("--entropy-model", type=Path, metavar="DIR", help=where)
     places.add_argument(
         "--gate",
         type=Path,
         metavar="NAME",
         help="a gate of the experiment, or its folder, that places the patches instead",
     )
-    flags.add_argument("--tokenizer", type=Path, metavar="DIR", help=beside)
+    flags.add_argument("--tokenizer", type=Path, metavar="DIR", help=where)
     flags.add_argument("--json", action="store_true", help="print JSON")
     return flags
 
@@ -97,15 +98,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.gate:
             raise InputError(f"--gate {args.gate}: the patches of {args.checkpoint}, if any, depend on no entropy")
     elif args.gate:
-        folder = args.gate if (args.gate / CONFIG).exists() else _beside(args.checkpoint, f"gates/{args.gate}")
+        folder = args.gate if (args.gate / CONFIG).exists() else beside(args.checkpoint, f"gates/{args.gate}")
         gate = model_config(folder)["provenance"].get("gate", folder.name)
         threshold = gate_threshold(folder, patchify) if args.threshold is None else threshold
     else:
-        folder = args.entropy_model or _beside(args.checkpoint, "entropy_model")
+        folder = args.entropy_model or beside(args.checkpoint, "entropy_model")
     networks = load_networks(
         args.checkpoint,
         folder,
-        args.tokenizer or _beside(args.checkpoint, "tokenizer"),
+        args.tokenizer or beside(args.checkpoint, "tokenizer"),
         gate=gate,
         precision=args.precision,
         device=default_device(),
@@ -214,19 +215,3 @@ def _picture(path: Path, side: int) -> UInt8[np.ndarray, "side side 3"]:
             return np.array(center_crop(image.convert("RGB"), side))
     except (OSError, SyntaxError) as error:
         raise InputError(f"--image {path} cannot be read as a picture ({error}); give a PNG or JPEG file") from None
-
-
-def _beside(checkpoint: Path, name: str) -> Path:
-    """The folder `name` of the results that hold the checkpoint at models/MODEL/MILESTONE.
-
-    Raises:
-        InputError: it is not there.
-    """
-    for folder in checkpoint.resolve().parents:
-        if (folder / name / CONFIG).exists():
-            return folder / name
-    flag = "gate" if name.startswith("gates/") else name.replace("_", "-")
-    raise InputError(
-        f"there is no {name} folder beside {checkpoint} or above it; give --{flag} DIR, "
-        "the one that was made in the checkpoint's experiment"
-    )

@@ -1,5 +1,6 @@
 """DPAR: tokens to patches, a causal transformer over patches, patches to tokens (Section 3.2, Algorithm 1)."""
 
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from dpar.model.patch_encoder import PatchEncoder
 from dpar.model.patch_transformer import PatchTransformer
 from dpar.model.rope import Position, grid_rope, patch_rope, zero_rope
 from dpar.packing import PatchLayout
+from dpar.weights import load_model
 
 
 class DPARConfig(TransformerConfig):
@@ -44,6 +46,15 @@ class DPAR(nn.Module):
         self.encoder = PatchEncoder(width, heads, config.encoder_layers, config.query_pooling)
         self.patch_transformer = PatchTransformer(width, heads, config.layers, config.dropout)
         self.decoder = PatchDecoder(width, heads, config.decoder_layers, config.vocab_size)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "DPAR":
+        """The network in a model folder, or in one that `dpar export` wrote; `dpar.Generator` draws with it.
+
+        Raises:
+            InputError: the folder holds something else, or weights that are damaged.
+        """
+        return load_model(folder, "dpar")
 
     @property
     def null_label(self) -> int:

@@ -112,7 +112,7 @@ def _row(
     sample, is_dpar = row.sample, row.model.transformer.is_dpar
     sets = [[metrics[s.slug, seed] for seed in s.sampling.seeds if (s.slug, seed) in metrics] for s in row.samples]
     measured = [m for of_training in sets for m in of_training]
-    over_seeds = {name: value for metric in METRICS for name, value in _spread(metric, sets).items()}
+    over_seeds = {name: value for metric in METRICS for name, value in spread(metric, sets).items()}
     states = [(s.model, s.milestone) for s in row.samples]
     predicted = [[likelihoods[state]] for state in states if state in likelihoods]
     patch_length = _mean_sd([found["mean_patch_length"] for (found,) in predicted if is_dpar])[0]
@@ -128,9 +128,9 @@ def _row(
         "threshold": threshold_of(sample.patchify, thresholds) if is_dpar and not sample.gate else None,
         "max_length": sample.patchify.max_length if is_dpar and sample.patchify.strategy == "dynamic" else None,
         "patch_length": patch_length,
-        **_spread("nll", predicted),
+        **spread("nll", predicted),
         **over_seeds,
-        **{name: value for metric in PROBED for name, value in _spread(metric, probed).items()},
+        **{name: value for metric in PROBED for name, value in spread(metric, probed).items()},
         "parameters": cost.get("parameters"),
         "training_gmacs": cost.get("training_gmacs"),
         "cfg_scale": sample.sampling.cfg_scale,
@@ -148,7 +148,7 @@ def _row(
     return found
 
 
-def _spread(name: str, sets: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, float | None]:
+def spread(name: str, sets: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, float | None]:
     """Mean of a quantity, and its standard deviation over trainings, or over the sampling seeds of a single one.
 
     Args:

@@ -20,11 +20,14 @@ from dpar.errors import InputError, run_command
 from dpar.files import read_json
 from dpar.grid import merged_thresholds, model_cells, threshold_of
 from dpar.model.dpar import DPARConfig
-from dpar.model.variants import build_model, model_config
+from dpar.model.variants import build_model
+from dpar.model.variants import model_config as sizes_of
 from dpar.recipes import RECIPES
+from dpar.sampling.preview import previewer
 from dpar.train.distributed import ranks
 from dpar.train.loop import Task, flat_params, train_to
 from dpar.train.objective import Patching
+from dpar.weights import model_config
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,6 +39,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--train", type=Path, required=True, help="manifest of training codes, scored for DPAR")
     flags.add_argument("--val", type=Path, required=True, help="manifest of held-out codes, scored for DPAR")
     flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
+    flags.add_argument("--tokenizer", type=Path, help="folder; with it, each checkpoint's samples are drawn")
+    flags.add_argument("--entropy-model", type=Path, help="folder; read where patches are dynamic")
     flags.add_argument("--state", type=Path, required=True, help="folder of checkpoints, kept between calls")
     flags.add_argument("--output", type=Path, required=True, help="the model folder")
     flags.add_argument("--history", type=Path, required=True, help="curves as JSON lines")
@@ -64,14 +69,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         "grid": experiment.grid,
         "num_classes": experiment.images.num_classes,
     }
-    is_dpar = isinstance(model_config(cell.transformer, **sizes), DPARConfig)
+    is_dpar = isinstance(sizes_of(cell.transformer, **sizes), DPARConfig)
+    gate = args.entropy_model if is_dpar and cell.patchify.strategy == "dynamic" else None
+    looked_with = [folder for folder in (args.tokenizer, gate) if args.tokenizer and folder]
     with (
         ranks() as here,
         tracking.job(
             rule="train_model",
             experiment=args.experiment,
             name=f"train_model[{args.model}/{args.milestone}]",
-            inputs=[args.train, args.val, *args.thresholds],
+            inputs=[args.train, args.val, *args.thresholds, *looked_with],
             outputs=[args.output, args.history],
             params={"model": args.model, "milestone": args.milestone, "seed": cell.seed}
             | flat_params(model=cell.transformer, patch=cell.patchify if is_dpar else None, train=cell.training),
@@ -84,6 +91,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         thresholds = merged_thresholds(map(read_json, args.thresholds))
         threshold = threshold_of(cell.patchify, thresholds) if is_dpar else None
         patching = Patching(cell.patchify, threshold, experiment.grid[1]) if is_dpar else None
+        for folder, expected in zip(looked_with, (tokenizer, entropy_model), strict=False):
+            if (found := model_config(folder)["sha256"]) != expected:
+                raise InputError(
+                    f"{folder} (sha256 {found[:12]}...) is not what made {args.train} ({str(expected)[:12]}...); "
+                    "give the folders of one experiment"
+                )
         torch.manual_seed(cell.seed)
         task = Task(
             model=build_model(cell.transformer, **sizes).to(here.device),
@@ -94,6 +107,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             seed=cell.seed,
             recipe=RECIPES["train_model"],
         )
+        picture = None
+        if args.tokenizer is not None and here.main:
+            patchify = cell.patchify if is_dpar else None
+            how = {"patchify": patchify, "threshold": threshold, "sampling": experiment.sampling}
+            picture = previewer(args.tokenizer, gate, **how, seed=experiment.seed)
         until = int(args.milestone.removeprefix(cell.training.unit))
         if cell.training.unit == "epoch":
             until *= steps_per_epoch(train, cell.training.batch_size)
@@ -115,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             provenance=provenance,
             ranks=here,
             job=job,
+            picture=picture,
             restart=args.restart,
         )
 

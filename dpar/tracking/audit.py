@@ -71,12 +71,12 @@ def audit(store: Store, outputs: Iterable[Path]) -> list[Finding]:
 
 def _finished_outputs(store: Store) -> dict[str, dict[str, str]]:
     """For every path the digests that finished runs of the store have for it, with the name of the run."""
-    from mlflow.exceptions import MlflowException
-
     if store.database and not store.database.exists():
         raise InputError(f"there is no tracking store {store.database} yet; run `dpar track sync`")
     with only_writer(store):
         client = open_store(store)
+    from mlflow.exceptions import MlflowException  # only now: `open_store` has told MLflow to keep quiet
+
     experiments = [client.get_experiment_by_name(f"dpar/{profile_of(store)}/{kind}") for kind in ("pipeline", "train")]
     ids = [experiment.experiment_id for experiment in experiments if experiment]
     found: dict[str, dict[str, str]] = {}

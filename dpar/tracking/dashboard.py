@@ -34,6 +34,7 @@ def serving(store: Store, port: int, *, seconds: float = 300.0) -> Iterator[subp
         raise InputError(f"{store.describe()} is a server already: open that address in a browser")
     _check_free(port)
     log = tracking_folder(store.results) / "server.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]
     command += ["--default-artifact-root", store.artifacts.as_uri(), "--host", HOST, "--port", str(port)]
     command += ["--workers", "1", "--x-frame-options", "DENY"]

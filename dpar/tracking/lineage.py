@@ -1,5 +1,6 @@
 """What a file was made from, job by job, back to images, code and settings; read from manifests alone."""
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -30,9 +31,10 @@ def results_of(path: Path) -> Path:
 
 
 @dataclass
-class _Sources:
-    """What a walk ends at, and how many jobs it has met with each commit and each settings."""
+class Sources:
+    """The jobs that a walk has met, how many with each commit and each settings, and what it ends at."""
 
+    jobs: list[Manifest] = field(default_factory=list)
     commits: Counter[str] = field(default_factory=Counter)
     settings: Counter[str] = field(default_factory=Counter)
     whole: dict[str, Path] = field(default_factory=dict)
@@ -41,9 +43,18 @@ class _Sources:
 
     def add(self, maker: Manifest) -> None:
         """Counts a job."""
+        self.jobs.append(maker)
         self.commits[_commit(maker)] += 1
         self.settings[maker.config] += 1
         self.whole.setdefault(maker.config, maker.spool / CONFIG)
+
+    def facts(self) -> list[str]:
+        """The same in few lines, without places on this machine."""
+        lines = [f"code: commit {commit}, {count} jobs" for commit, count in self.commits.items()]
+        lines += [f"settings: {name}, {count} jobs" for name, count in self.settings.items()]
+        lines += [f"images: {line}" for line in self.images]
+        lines += [f"given from outside: {line}" for line in self.outside]
+        return [re.sub(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b", r"\1", line) for line in lines]
 
     def text(self) -> Iterator[str]:
         """The last lines of a lineage."""
@@ -104,10 +115,17 @@ def of_row(table: str, row: str, results: Path) -> str:
     return _text(results, ledger, lines, list(makers.values()))
 
 
+def sources(results: Path, ledger: Ledger, makers: list[Manifest]) -> Sources:
+    """What everything before the jobs `makers`, and they themselves, end at."""
+    found = Sources()
+    _walk(results, ledger, makers, "", {}, found)
+    return found
+
+
 def _text(results: Path, ledger: Ledger, head: list[str], makers: list[Manifest]) -> str:
-    sources = _Sources()
-    tree = _walk(results, ledger, makers, "", {}, sources)
-    return "\n".join([*head, *tree, *sources.text()])
+    found = Sources()
+    tree = _walk(results, ledger, makers, "", {}, found)
+    return "\n".join([*head, *tree, *found.text()])
 
 
 def _commit(manifest: Manifest) -> str:
@@ -119,7 +137,7 @@ def _when(manifest: Manifest) -> str:
 
 
 def _walk(
-    results: Path, ledger: Ledger, makers: list[Manifest], indent: str, seen: dict[Path, bool], sources: _Sources
+    results: Path, ledger: Ledger, makers: list[Manifest], indent: str, seen: dict[Path, bool], sources: Sources
 ) -> list[str]:
     """The lines of the jobs `makers` and all before them; of several jobs of one rule, the first stands for all."""
     lines: list[str] = []

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from dpar import files
 from dpar.errors import InputError
-from dpar.tracking import views
+from dpar.tracking import lineage, views
 from dpar.tracking.ledger import Ledger, Manifest, files_of, is_running, read_events, spool_key, spools
 from dpar.tracking.replay import Point, Run, replay
-from dpar.tracking.runs import SMALL, RunIndex, RunWriter
+from dpar.tracking.runs import SMALL, RunIndex, RunWriter, readable_text
 from dpar.tracking.spool import CONFIG, EVENTS, MANIFEST
 from dpar.tracking.store import Store, only_writer, open_store, profile_of, tracking_folder
 
@@ -131,6 +131,11 @@ def _round(store: Store, client: "MlflowClient") -> Counts:
             f"the tracking store {store.describe()} refused: {reason}; the records wait on disk, "
             "run `dpar track sync` again later"
         ) from None
+    except OSError as error:  # the disk of the store is full, or gone
+        raise InputError(
+            f"the tracking store {store.describe()} cannot take {error.filename or 'a file'}: {error.strerror}; "
+            "the records wait on disk, run `dpar track sync` again when there is space"
+        ) from None
 
 
 class Round:
@@ -221,6 +226,7 @@ class Round:
         if manifest:
             writer.file(spool / MANIFEST, "provenance")
             self._small_outputs(writer, manifest)
+            writer.table("outputs", ["file", "bytes", "sha256", "uri"], list(self._listed(manifest)))
             self._model_outputs(writer, manifest, run)
             tags["dpar.outputs"] = str(sum(len(artefact.files) for artefact in manifest.outputs))
         writer.tag(tags | {"mlflow.note.content": self._note(run, manifest)})
@@ -253,6 +259,12 @@ class Round:
                     folder = Path("outputs") / file.relative_to(self.results).parent if inside else Path("outputs")
                     writer.file(file, folder.as_posix())
 
+    def _listed(self, manifest: Manifest) -> Iterator[list[Any]]:
+        """Every file that a job has made: its path in the results, size, digest and address."""
+        for artefact in manifest.outputs:
+            for record, (path, sha256) in zip(artefact.files, files_of(artefact), strict=True):
+                yield [path, record.bytes, sha256, (self.results / path).as_uri()]
+
     def _model_outputs(self, writer: RunWriter, manifest: Manifest, run: Run) -> None:
         step = max((point.step for point in run.points if not point.key.startswith("system/")), default=0)
         for artefact in manifest.outputs:
@@ -261,7 +273,11 @@ class Round:
                     continue
                 folder = Path(path).parent
                 params = {"uri": (self.results / folder).as_uri(), "sha256": sha256, **manifest.params}
-                note = f"Weights in `{folder}`, {artefact.bytes:,} bytes, made by {self._link(manifest)}; not copied."
+                note = (
+                    f"Weights in `{folder}` (`uri` and `sha256` below), made by {self._link(manifest)}; not copied. "
+                    f"`dpar export {writer.run_id} FOLDER` makes a folder that draws anywhere, with a card of all "
+                    "that was measured."
+                )
                 tags = {
                     "dpar.commit": manifest.commit or "",
                     "dpar.settings": manifest.config,
@@ -330,24 +346,49 @@ class Round:
                 note = run.note.strip() or f"{len(rows)} rows, each a run below this one."
                 parent.tag({"mlflow.note.content": f"{note}\n\nMade by {self._link(manifest)}."})
                 self._small_outputs(parent, manifest)
+                names = list(dict.fromkeys(key for row in rows for part in ("params", "metrics") for key in row[part]))
+                cells = [[row["cell"], *((row["params"] | row["metrics"]).get(key) for key in names)] for row in rows]
+                parent.table("rows", ["row", *names], cells)
                 parent.end("FINISHED", run.ended)
         for key in self.index.keys("results/"):
             if key not in wanted:
                 self.index.delete(key)
 
     def _row(self, writer: RunWriter, row: Mapping[str, Any], spool: Path, run: Run) -> None:
-        writer.params(row["params"])
-        writer.points([Point(key, float(value), row["t"], 0) for key, value in row["metrics"].items()])
+        shown = {key: readable_text(value) for key, value in row["params"].items()}
+        writer.params({"table": row["table"], **shown})
         if row["image"]:
             problem = writer.image(spool / row["image"], "samples", 0, row["t"])
             self.counts.problems += [problem] if problem else []
         makers = {path: self.ledger.latest(path) for path in row["sources"]}
-        lines = ["**Made from**", ""]
+        known = list({by.spool: by for by in makers.values() if by}.values())
+        ends = lineage.sources(self.results, self.ledger, known)
+        trained = [maker for maker in ends.jobs if maker.rule == "train_model"]
+        metrics = {key: float(value) for key, value in row["metrics"].items()}
+        metrics |= {"cost/training_s": sum(map(_seconds, trained))} if trained else {}
+        writer.points([Point(key, value, row["t"], 0) for key, value in metrics.items()])
+        images = [made for maker in ends.jobs if maker.rule == "index_images" for made in maker.outputs]
+        weights = [sha256 for maker in trained for made in maker.outputs for _, sha256 in files_of(made)]
+        writer.inputs(
+            [(made.path, (self.results / made.path).as_uri(), made.sha256) for made in images],
+            [self.index.models[sha256] for sha256 in weights if sha256 in self.index.models],
+        )
+        lines = [f"- {line}" for line in ends.facts()]
+        lines += [f"- training: {self._link(maker)}" for maker in trained]
+        lines += ["", "**Measured in**", ""]
         lines += [f"- `{path}`: {self._link(by) if by else 'given from outside'}" for path, by in makers.items()]
+        lines += ["", f"`dpar lineage {row['table']}:{row['cell']}` prints every job between."]
         keys = {path: self.index.keys(f"{spool_key(by.spool)}#") for path, by in makers.items() if by}
         stage_runs = {path: found.run_id for path, k in keys.items() if k and (found := self.index.get(k[-1]))}
-        writer.tag({"mlflow.note.content": "\n".join(lines), "mlflow.dpar.stage_runs": json.dumps(stage_runs)})
+        note = "\n".join(["**Made from**", "", *lines])
+        writer.tag({"mlflow.note.content": note, "mlflow.dpar.stage_runs": json.dumps(stage_runs)})
         writer.end("FINISHED", run.ended)
+
+
+def _seconds(maker: Manifest) -> float:
+    """How long all attempts of a job took."""
+    values = [p.value for p in replay(read_events(maker.spool))[-1].points if p.key == "time/wall_s"]
+    return values[-1] if values else 0.0
 
 
 def run_address(writer: RunWriter) -> str:

@@ -23,6 +23,14 @@ _MODEL_FREE = ("system/", "time/", "io/")  # numbers about the job and not about
 _NAMESPACE = uuid.UUID("6f2d3f0e-6a2b-5e0a-9b67-0f9c6c1d7c11")
 
 
+LAST_IMAGES = "mlflow.dpar.images"
+
+
+def last_images(tags: Mapping[str, str]) -> dict[str, int]:
+    """The series of pictures of a run with these tags, and the last step of each."""
+    return json.loads(tags.get(LAST_IMAGES, "{}"))
+
+
 class RunWriter:
     """One run of the store. Its tag `mlflow.dpar.mirrored` says how much of its spool it shows already.
 
@@ -125,8 +133,18 @@ class RunWriter:
                 return f"{file} cannot be shown: {error}"
             preview.save(small)
             self._client.log_artifacts(self.run_id, folder, "images")
-        self.tag({"mlflow.loggedImages": "True"})
+        self.tag({"mlflow.loggedImages": "True", LAST_IMAGES: json.dumps(last_images(self.tags) | {label: step})})
         return None
+
+    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """Shows a table that can be sorted and searched, whole each time."""
+        path = f"tables/{name}.json"
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, f"{name}.json").write_text(json.dumps({"columns": columns, "data": rows}))
+            self._client.log_artifacts(self.run_id, folder, "tables")
+        known = json.loads(self.tags.get("mlflow.loggedArtifacts", "[]"))
+        entry = {"path": path, "type": "table"}
+        self.tag({"mlflow.loggedArtifacts": json.dumps(known if entry in known else [*known, entry])})
 
     def file(self, file: Path, folder: str) -> None:
         """Copies a small file into the run's artifacts; nothing if it is gone or large."""
@@ -208,10 +226,8 @@ class RunIndex:
         self._runs: dict[str, RunWriter] = {}
         for kind in KINDS:
             name = f"dpar/{profile}/{kind}"
-            if client.get_experiment_by_name(name) is None:
-                client.create_experiment(name, artifact_location=f"{artifacts.as_uri()}/{kind}" if artifacts else None)
-            experiment = client.get_experiment_by_name(name)
-            assert experiment is not None
+            place = f"{artifacts.as_uri()}/{kind}" if artifacts else None
+            experiment = client.get_experiment_by_name(name) or _made(client, name, place)
             self.experiments[kind] = experiment
             for run in self.stored(kind):
                 writer = RunWriter(client, run)
@@ -254,6 +270,20 @@ class RunIndex:
         self.client.delete_run(self._runs.pop(key).run_id)
 
 
+def _made(client: "MlflowClient", name: str, place: str | None) -> "Experiment":
+    """A new experiment, or the one that another results folder has just made on the same server."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_experiment(name, artifact_location=place)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    return experiment
+
+
 def stored_runs(client: "MlflowClient", experiment_ids: list[str], query: str = "") -> "Iterator[StoredRun]":
     """All runs of the experiments that `query` selects."""
     if not experiment_ids:  # MLflow would take its default experiment
@@ -289,6 +319,15 @@ def _metric(point: Point, model_id: str | None) -> Any:
 def _readable(value: float) -> float:
     """A single number as a table should show it: whole numbers as they are, others to five digits."""
     return value if value != value or abs(value) == float("inf") or value == int(value) else float(f"{value:.5g}")
+
+
+def readable_text(text: str) -> str:
+    """A parameter as a table should show it: one that is a number is cut to five digits."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return f"{number:.5g}" if "." in text and abs(number) < 1e5 else text
 
 
 def _chunks(items: list, size: int) -> Iterator[list]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 URI_VARIABLE = "DPAR_TRACKING_URI"
+PATIENCE = 10.0  # seconds for a server to say that it is well
 _SCHEMES = ("sqlite", "postgresql", "mysql", "http", "https")
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -27,7 +28,7 @@ _ENVIRONMENT = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_AI_GATEWAY": "false",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what goes wrong is said once, in a line of ours
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the default lets one call to a server that is away wait for 247 s
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -153,7 +154,7 @@ def open_store(store: Store) -> "MlflowClient":
 
 def _check_server(store: Store) -> None:
     try:
-        with urllib.request.urlopen(f"{store.uri.rstrip('/')}/health", timeout=10) as answer:
+        with urllib.request.urlopen(f"{store.uri.rstrip('/')}/health", timeout=PATIENCE) as answer:
             if answer.read().strip() == b"OK":
                 return
         reason = "it answers, but not as MLflow does"

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dpar.tracking.runs import last_images
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
@@ -116,7 +118,7 @@ def _results(runs: "list[Run]") -> list[dict[str, Any]]:
     metrics = sorted(metrics, key=lambda key: key != best)
     columns = [_column("params", key) for key in varying] + [_column("metrics", key) for key in metrics]
     columns += [_column("params", key) for key in constant]
-    columns += [_column("tags", "dpar.table"), _column("tags", "dpar.commit")]
+    columns.append(_column("tags", "dpar.commit"))
     table = _page("tags.`dpar.kind` = 'cell'", columns, best, ascending=smaller_is_better)
     charts = _Charts()
     across, along = _pick(varying, "threshold"), _pick(varying, "max_length")
@@ -135,7 +137,7 @@ def _results(runs: "list[Run]") -> list[dict[str, Any]]:
         if cost:
             charts.add(charts.section("Cost"), "SCATTER", f"{best} against {cost}", **_costs(cost, best))
     if any(run.data.tags.get("mlflow.loggedImages") for run in rows):
-        charts.add(charts.section("Samples"), "IMAGE", "Samples", imageKeys=["samples"], step=0)
+        charts.image(charts.section("Samples"), "samples", 0)
     return [table, _page("tags.`dpar.kind` = 'cell'", columns, best, smaller_is_better, charts)]
 
 
@@ -154,8 +156,11 @@ def _train(runs: "list[Run]") -> list[dict[str, Any]]:
         section = charts.section(title) if curves else ""
         for key in curves:
             charts.add(section, "LINE", key, metricKey=key, selectedMetricKeys=[key], **_UNSMOOTHED)
-    if any(run.data.tags.get("mlflow.loggedImages") for run in runs):
-        charts.add(charts.section("Pictures"), "IMAGE", "Reconstructions", imageKeys=["reconstructions"], step=0)
+    last: dict[str, int] = {}
+    for run in runs:
+        last |= {key: max(step, last.get(key, 0)) for key, step in last_images(run.data.tags).items()}
+    for key, step in sorted(last.items(), reverse=True):
+        charts.image(charts.section("Pictures by step"), key, step)
     return [_page("", columns, None), _page("", columns, None, charts=charts)]
 
 
@@ -166,19 +171,22 @@ def _pipeline(runs: "list[Run]") -> list[dict[str, Any]]:
 
 
 def _params(rows: "list[Run]") -> tuple[list[str], list[str]]:
-    """Names of the parameters that differ between rows, and of those that do not."""
-    first = ("model", "threshold", "max_length")
-    names = sorted({key for run in rows for key in run.data.params} - {"cell", "training"})  # these repeat run names
+    """Names of the parameters that differ between rows, and of those that do not; what repeats another is left out."""
+    first = ("table", "model", "threshold", "max_length")
+    known = {key for run in rows for key in run.data.params}
+    names = sorted(key for key in known - {"cell", "training"} if key.rpartition(".")[2] not in known - {key})
     names.sort(key=lambda key: first.index(key) if key in first else len(first))
     varying = [key for key in names if len({run.data.params.get(key) for run in rows}) > 1]
     return varying, [key for key in names if key not in varying]
 
 
 def _metrics(rows: "list[Run]") -> list[str]:
-    """Names of the metrics, the measured ones before the paper's and the cost; deviations left out."""
-    groups = ("eval/", "val/", "paper/", "difference/", "patch/", "cost/")
+    """Names of the metrics, quality and cost first; deviations left out."""
+    first = ("eval/frechet_distance", "cost/training_gmacs", "cost/training_s", "patch/patch_length", "val/nll")
+    groups = (*first, "eval/", "val/", "paper/", "difference/", "patch/", "cost/")
     names = {key for run in rows for key in run.data.metrics if not key.endswith("_sd")}
-    return [key for group in groups for key in sorted(names) if key.startswith(group)][:16]
+    ordered = (key for group in groups for key in sorted(names) if key.startswith(group))
+    return list(dict.fromkeys(ordered))[:16]
 
 
 def _quality(metrics: list[str]) -> tuple[str | None, bool]:
@@ -239,6 +247,9 @@ class _Charts:
                 **settings,
             }
         )
+
+    def image(self, section: str, key: str, step: int) -> None:
+        self.add(section, "IMAGE", key.capitalize(), imageKeys=[key], step=step, showRunParams=False)
 
     def scatter(self, section: str, title: str, param: str, metric: str) -> None:
         self.add(section, "SCATTER", title, **_axes("xy", [(param, "PARAM"), (metric, "METRIC")]))

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -128,6 +128,7 @@ def train_to(
     provenance: Mapping[str, Any],
     ranks: Ranks,
     job: Job,
+    picture: Callable[[Any], bytes] | None = None,
     restart: bool = False,
 ) -> None:
     """Trains, from where `state` stands, until `until` steps are done, and writes the model folder and its history.
@@ -143,6 +144,7 @@ def train_to(
         provenance: for the model folder.
         ranks: all of them must call.
         job: told the curves.
+        picture: what a network draws, as a PNG, for a look at each checkpoint.
         restart: set a state that was made from something else aside and begin anew; and train once more, beside the
             state, to a step that it has passed and kept no copy of.
 
@@ -156,7 +158,7 @@ def train_to(
     with only_training(state) if ranks.main else contextlib.nullcontext():
         folder, done = ranks.from_main(_begin(task, until, state, kept, again, restart) if ranks.main else (state, 0))
         if done != until or not ranks.from_main(ranks.main and _is_whole(kept)):
-            trainer = Trainer(task, folder, ranks, job, done)
+            trainer = Trainer(task, folder, ranks, job, done, picture)
             trainer.run(until)
             trainer.keep(kept)
         if ranks.main:
@@ -341,10 +343,20 @@ class Trainer:
         ranks: this process and the others.
         job: told the curves.
         step: where to go on.
+        picture: what a network draws, as a PNG.
     """
 
-    def __init__(self, task: Task, state: Path, ranks: Ranks, job: Job, step: int = 0):
+    def __init__(
+        self,
+        task: Task,
+        state: Path,
+        ranks: Ranks,
+        job: Job,
+        step: int = 0,
+        picture: Callable[[Any], bytes] | None = None,
+    ):
         self.task, self.state, self.ranks, self.job, self.step = task, state, ranks, job, step
+        self.picture = picture
         self.model, training = task.model, task.training
         self.kind, self.parameters = type(self.model), sum(p.numel() for p in self.model.parameters())
         self.average = None if training.ema is None else copy.deepcopy(self.model)
@@ -387,11 +399,15 @@ class Trainer:
         """Writes the network to keep and the curves so far."""
         tensors = self.ranks.collected(self.averaged.state_dict())
         if self.ranks.main:
-            with torch.device("meta"):
-                network = self.kind(self.model.config)
-            network.load_state_dict(tensors, assign=True)
             write_text(folder / HISTORY, self.history.text())
-            save_model(folder, network, {})
+            save_model(folder, self._network(tensors), {})
+
+    def _network(self, tensors: Mapping[str, Tensor]) -> Any:
+        """A network of the kind in training, of these weights."""
+        with torch.device("meta"):
+            network = self.kind(self.model.config)
+        network.load_state_dict(tensors, assign=True)
+        return network
 
     def run(self, until: int) -> None:
         """Takes steps until `until` are done, and saves the last state.
@@ -425,7 +441,7 @@ class Trainer:
                         progress.show(self.step, {name: row[name] for name in SHOWN if name in row})
                     stopping = self.ranks.any(interruption.received is not None)
                     if at_end or stopping or self.step % training.checkpoint_every == 0:
-                        self.save()
+                        self.save(look=at_end or not stopping)
                 if stopping and not at_end:
                     progress.say(
                         f"stopped on request and saved after step {self.step}; the same command goes on from there "
@@ -433,8 +449,11 @@ class Trainer:
                     )
                     raise SystemExit(REQUEUE)
 
-    def save(self) -> None:
-        """Writes a checkpoint of the present state.
+    def save(self, *, look: bool = False) -> None:
+        """Writes a checkpoint of the present state, and before it what the network to keep draws now.
+
+        Args:
+            look: whether there is time to draw.
 
         Raises:
             InputError: the last loss is not finite, or the state cannot be written.
@@ -446,9 +465,18 @@ class Trainer:
             tensors |= {f"average.module.{name}": tensor for name, tensor in self.average.state_dict().items()}
         tensors = self.ranks.collected(tensors)
         if self.ranks.main:
+            if look and self.picture is not None:
+                self._show(self.picture, Checkpoint(self.step, tensors, {}))
             save_checkpoint(self.state, Checkpoint(self.step, tensors, {"window": asdict(self.window)}))
             self.job.commit(self.step)
         self.ranks.wait_for_main()
+
+    def _show(self, picture: Callable[[Any], bytes], checkpoint: Checkpoint) -> None:
+        weights = checkpoint.part("model." if self.average is None else "average.module.")
+        try:
+            self.job.image(picture(self._network(weights)), key="samples", step=self.step)
+        except InputError as error:  # no room beside what is trained is no reason to stop it
+            print(f"no picture at step {self.step}: {error}", file=sys.stderr)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.model.load_state_dict(checkpoint.part("model."))

@@ -31,6 +31,13 @@ def test_a_table_that_cannot_be_filled_is_one_line(tmp_path, monkeypatch):
         run.main(["--config", str(path), "--directory", str(tmp_path)])
 
 
+def test_a_tracking_address_with_a_typo_is_one_line_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("DPAR_TRACKING_URI", "htp://tracker:5000")
+    with pytest.raises(InputError, match=r"'htp://tracker:5000' is not a tracking address"):
+        run.main(["--config", "config/demo.yaml", "--directory", str(tmp_path)])
+
+
 def test_two_runs_into_one_folder_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     folder = tmp_path / "results" / "demo" / "tracking"

@@ -135,7 +135,7 @@ def test_networks_that_are_not_there_or_are_others(results, tmp_path, capsys):
     alone = tmp_path / "moved"
     shutil.copytree(results / "models" / "dpar" / "step1", alone)
     flags = ["--checkpoint", str(alone), "--labels", "0", "--n", "1", "--out", str(tmp_path / "grid.png")]
-    with pytest.raises(InputError, match=r"no entropy_model folder beside .* give --entropy-model DIR"):
+    with pytest.raises(InputError, match=r"no entropy_model folder in .* takes --entropy-model DIR"):
         main(flags)
     config = read_json(alone / "config.json")
     config["provenance"]["tokenizer"] = "0" * 64

@@ -1,5 +1,8 @@
 import json
+import os
+import shutil
 import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 
@@ -66,8 +69,6 @@ def test_the_audit_asks_the_graph_with_the_experiment_of_the_results(results: Pa
 
 
 def test_the_latest_results_are_meant_when_none_are_named(results: Path):
-    import os
-
     assert track.results_folder(None) == results
     other = Path("results/photos64/tracking")
     other.mkdir(parents=True)
@@ -93,3 +94,32 @@ def test_missing_results_and_bad_addresses_are_one_line(results: Path, capsys, m
     monkeypatch.chdir("results")
     with pytest.raises(InputError, match="no results below"):
         track.results_folder(None)
+
+
+GUARDED = """
+import builtins, os, sys
+imported = builtins.__import__
+def guarded(name, *rest, **more):
+    if name.split(".")[0] == "mlflow":
+        assert os.environ.get("MLFLOW_DISABLE_TELEMETRY") == os.environ.get("DO_NOT_TRACK") == "true", name
+        assert os.environ.get("MLFLOW_ALLOW_PICKLE_DESERIALIZATION") == "false", name
+    return imported(name, *rest, **more)
+builtins.__import__ = guarded
+from dpar.cli import main
+try:
+    main(["track", "audit", "--outputs", "outputs.txt"])
+except SystemExit as ended:
+    assert ended.code == 1  # the store is empty
+assert "mlflow" in sys.modules
+"""
+
+
+def test_mlflow_is_told_to_keep_quiet_before_it_is_imported(results: Path, migrated: Path):
+    """It asks its telemetry's server for instructions as soon as it is imported."""
+    shutil.copyfile(migrated, results / "tracking" / "mlflow.db")
+    Path("outputs.txt").write_text("results/demo/a.txt\n")
+    told = ("MLFLOW_", "DO_NOT_TRACK")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(told)}
+    environment["PYTHONPATH"] = str(Path(tracking.__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", GUARDED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

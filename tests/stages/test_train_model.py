@@ -7,13 +7,30 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from dpar.config import load_experiment
+from dpar.data.codes import CodeRows
 from dpar.errors import InputError
+from dpar.model.variants import build_model
 from dpar.stages import train_model
-from dpar.weights import load_model, model_config
-from tests.train.tiny import VOCAB, Results, code_rows, experiment_values, history, write_codes
+from dpar.tokenizer.autoencoder import VQAutoencoder
+from dpar.weights import load_model, model_config, save_model
+from tests.train.tiny import (
+    GRID,
+    VOCAB,
+    Results,
+    code_rows,
+    experiment_values,
+    history,
+    transformer,
+    write_codes,
+)
 
 
 @pytest.fixture
@@ -56,6 +73,40 @@ def test_the_job_is_told_curves_and_commits_and_ends_well(results):
         "train/loss", "train/grad_norm", "val/nll", "patch/mean_length", "patch/per_image",
         "perf/tokens_per_s", "perf/images_per_s", "perf/step_ms", "perf/memory_gib",
     }  # fmt: skip
+
+
+def networks_of(results):
+    """A tokenizer and an entropy model of these sizes, and codes that name them; the stage's flags for them."""
+    save_model(results.folder / "tokenizer", build_tokenizer(results), {})
+    gate = build_model(transformer("unconditional"), vocab_size=VOCAB, grid=GRID, num_classes=None)
+    save_model(results.folder / "entropy_model", gate, {})
+    known = {name: model_config(results.folder / name)["sha256"] for name in ("tokenizer", "entropy_model")}
+    for split, rows in (("train", code_rows()), ("val", code_rows(1, images=6, views=1))):
+        metadata = rows.metadata.model_copy(update=known)
+        write_codes(results.folder / "scored" / split, CodeRows(**(vars(rows) | {"metadata": metadata})))
+    return [f"--{name.replace('_', '-')}={results.folder / name}" for name in known]
+
+
+def build_tokenizer(results, seed=0):
+    torch.manual_seed(seed)
+    return VQAutoencoder(load_experiment(results.folder / "experiment.json").tokenizer.autoencoder)
+
+
+def test_samples_of_each_checkpoint_are_drawn_where_the_tokenizer_is_given(results):
+    more = networks_of(results)
+    train_model.main([*results.train_model(), *more])
+    (told,) = events(results)
+    pictures = [e for e in told if e["event"] == "image"]
+    assert [(e["key"], e["step"]) for e in pictures] == [("samples", step) for step in (2, 4, 6, 8)]
+    (spool,) = (results.folder / "tracking/spool/train_model").iterdir()
+    sheets = [np.asarray(Image.open(spool / e["file"])) for e in pictures]
+    assert all(sheet.shape == (2 * 32 + 2, 8 * 32 + 7 * 2, 3) for sheet in sheets)
+    assert not np.array_equal(sheets[0], sheets[-1])
+    read = {Path(artefact["path"]).name for artefact in told[0]["inputs"]}
+    assert {"tokenizer", "entropy_model"} <= read
+    save_model(results.folder / "tokenizer", build_tokenizer(results, seed=1), {})
+    with pytest.raises(InputError, match="is not what made"):
+        train_model.main([*results.train_model(), *more])
 
 
 def test_milestones_follow_one_another_from_one_state(results):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dpar import tracking
-from dpar.tracking.store import Store, find_store, only_writer, open_store
+from dpar.tracking.store import Store, find_store
 
 
 @pytest.fixture
@@ -36,16 +36,6 @@ def job(results: Path) -> Callable[..., AbstractContextManager[tracking.Job]]:
         )
 
     return start
-
-
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty, ready MLflow database; making one takes seconds, copying it none."""
-    store = find_store(tmp_path_factory.mktemp("migrated"))
-    with only_writer(store):
-        open_store(store)
-    assert store.database is not None
-    return store.database
 
 
 @pytest.fixture

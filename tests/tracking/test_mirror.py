@@ -1,3 +1,4 @@
+import json
 import math
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from dpar.errors import InputError
+from dpar.files import sha256_file
 from dpar.tracking import mirror
 from dpar.tracking.ledger import read_events, spools
 from dpar.tracking.runs import RunWriter, entity_name
@@ -127,6 +129,38 @@ def test_small_files_are_copied_and_large_ones_are_named(recorded: Path, store: 
     assert names.count("provenance/manifest.json") == names.count("config/experiment.json") == 3
     ((note,),) = query("select value from tags join runs using (run_uuid) where name='b' and key='mlflow.note.content'")
     assert "`likelihood.json`: [evaluate_likelihood](#/experiments/" in note
+    assert "- code: commit " in note
+    assert "- training: [train_model[dpar]](#/experiments/" in note
+    assert "`dpar lineage t:b` prints every job between." in note
+
+
+def test_each_run_lists_its_files_with_address_size_and_digest_and_a_table_its_rows(recorded: Path, store, dump, query):
+    mirror.sync(store)
+    tables: dict[str, list[dict]] = {}
+    for path, content in dump()[1].items():
+        if "/tables/" in path:
+            value = json.loads(content)
+            rows = [dict(zip(value["columns"], row, strict=True)) for row in value["data"]]
+            tables.setdefault(Path(path).name, []).extend(rows)
+    listed = {row["file"]: row for row in tables["outputs.json"]}
+    assert listed.keys() == {"model/model.safetensors", "model/config.json", "likelihood.json", "t.csv"}
+    for name, row in listed.items():
+        file = recorded / name
+        assert (row["bytes"], row["sha256"]) == (file.stat().st_size, sha256_file(file))
+        assert row["uri"] == file.resolve().as_uri()
+    assert [(row["row"], row["val/nll"], row["threshold"]) for row in tables["rows.json"]] == [
+        ("a", 3.3, "3.3"),
+        ("b", 3.4, "3.4"),
+    ]
+    logged = query("select value from tags where key = 'mlflow.loggedArtifacts'")
+    assert sorted(value for (value,) in logged) == [
+        *['[{"path": "tables/outputs.json", "type": "table"}]'] * 3,
+        '[{"path": "tables/rows.json", "type": "table"}]',
+    ]
+    took = query("select value from metrics where key='time/wall_s' and run_uuid in"
+                 " (select run_uuid from runs where name='train_model[dpar]')")  # fmt: skip
+    costs = query("select distinct value from metrics where key='cost/training_s'")
+    assert costs == took
 
 
 def test_a_second_sync_changes_nothing(recorded: Path, store: Store, dump):
@@ -239,6 +273,27 @@ def test_killed_at_any_step_and_resumed_there_is_one_run_with_every_step_once(re
     assert query("select value from metrics where key='train/loss' order by step") == [(1 / s,) for s in range(1, 201)]
     assert query("select status from runs") == [("FINISHED",)]
     assert query("select value from tags where key='dpar.attempts'") == [("4",)]
+
+
+def test_a_row_of_a_table_names_its_images_its_model_and_what_it_was_made_from(results: Path, store, job, query):
+    with job("index_images", outputs=("index.json",)):
+        (results / "index.json").write_text('{"source": "folder", "path": "photos", "count": 3}')
+    with job("train_model", inputs=("index.json",), outputs=("model/model.safetensors",)):
+        (results / "model").mkdir()
+        (results / "model/model.safetensors").write_text("weights")
+    with job("make_table") as running:
+        row = {"cell": "row", "params": {"threshold": 2.345678901, "max_length": 4}, "metrics": {"fid": 2}}
+        running.result(table="t", sources=[results / "model/model.safetensors"], **row)
+    mirror.sync(store)
+    ((run,),) = query("select run_uuid from runs where name = 'row'")
+    datasets = "select datasets.name from inputs join datasets on dataset_uuid = source_id where destination_id = ?"
+    assert query(datasets, run) == [("index.json",)]
+    models = "select logged_models.name from inputs join logged_models on model_id = destination_id where source_id = ?"
+    assert query(models, run) == [("model",)]
+    params = dict(query("select key, value from params where run_uuid = ?", run))
+    assert params == {"table": "t", "threshold": "2.3457", "max_length": "4"}
+    ((note,),) = query("select value from tags where key = 'mlflow.note.content' and run_uuid = ?", run)
+    assert "- images: index.json: source folder, path photos, count 3\n- training: [train_model](#/exp" in note
 
 
 def test_a_running_job_shows_up_to_its_last_commit(results: Path, store: Store, job, query):

@@ -4,6 +4,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dpar.tracking import mirror, views
 from dpar.tracking.store import Store, open_store
@@ -29,7 +30,9 @@ def table(results: Path, job) -> None:
     with job("make_table") as running:
         for number, (model, threshold) in enumerate((("dpar", 2.0), ("dpar", 3.0), ("dpar", 4.0), ("llamagen", None))):
             params = {"model": model, "images": 500, "cell": f"c{number}"}
-            params |= {} if threshold is None else {"threshold": threshold, "max_length": 2 * number + 2}
+            length = 2 * number + 2
+            lengths = {"max_length": length, "patchify.max_length": length}  # the second is what the first was set by
+            params |= {} if threshold is None else {"threshold": threshold, **lengths}
             metrics = {"eval/frechet_distance": 10 - number, "eval/frechet_distance_sd": 0.1, "val/nll": 3.0}
             metrics |= {"cost/training_gmacs": 5.0, "paper/fid": 2.5}
             running.result(table="t", cell=f"c{number}", params=params, metrics=metrics)
@@ -46,11 +49,11 @@ def test_the_table_of_results_shows_what_varies_then_the_best_metric_best_first(
         "params.`threshold`",
         "params.`max_length`",
         "metrics.`eval/frechet_distance`",
+        "metrics.`cost/training_gmacs`",
         "metrics.`val/nll`",
         "metrics.`paper/fid`",
-        "metrics.`cost/training_gmacs`",
+        "params.`table`",
         "params.`images`",
-        "tags.`dpar.table`",
         "tags.`dpar.commit`",
     ]
 
@@ -94,3 +97,15 @@ def test_views_fit_into_a_tag_even_with_many_metrics(results: Path, store: Store
     assert longest < 20_000
     cards = state_of(query, "dpar/demo/train", "2 Curves and pictures")["compareRunCharts"]
     assert len(cards) == 60
+
+
+def test_pictures_stand_by_step_and_open_at_the_last(results: Path, store: Store, job, query):
+    Image.new("RGB", (8, 8)).save(results / "grid.png")
+    for rule, key, last in (("train_model", "samples", 30), ("train_tokenizer", "reconstructions", 20)):
+        with job(rule) as running:
+            for step in range(10, last + 1, 10):
+                running.image(results / "grid.png", key=key, step=step)
+    mirror.sync(store)
+    cards = state_of(query, "dpar/demo/train", "2 Curves and pictures")["compareRunCharts"]
+    shown = [(card["displayName"], card["imageKeys"], card["step"]) for card in cards if card["type"] == "IMAGE"]
+    assert shown == [("Samples", ["samples"], 30), ("Reconstructions", ["reconstructions"], 20)]

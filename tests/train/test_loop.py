@@ -413,3 +413,27 @@ if __name__ == "__main__":
     GOLDEN.parent.mkdir(exist_ok=True)
     curves = {kind: losses(Path(tempfile.mkdtemp()), kind) for kind in KINDS}
     GOLDEN.write_text(json.dumps(curves, indent=1) + "\n")
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_each_checkpoint_is_looked_at_with_the_weights_that_would_be_kept(tmp_path, ema):
+    def fingerprint(network):
+        return np.concatenate([p.detach().numpy().ravel() for p in network.parameters()]).tobytes()
+
+    job = Recorder()
+    output = train(tmp_path / "looked", "dpar", 8, job=job, picture=fingerprint, ema=ema)
+    assert sorted(job.images) == [4, 8]
+    assert job.images[4] != job.images[8]
+    assert job.images[8] == fingerprint(weights.load_model(output, "dpar"))
+    blind = train(tmp_path / "blind", "dpar", 8, ema=ema)
+    assert (output / "model.safetensors").read_bytes() == (blind / "model.safetensors").read_bytes()
+
+
+def test_no_room_for_a_picture_is_no_reason_to_stop(tmp_path, capsys):
+    def too_large(network):
+        raise InputError("not even one image fits")
+
+    job = Recorder()
+    train(tmp_path, "llamagen", 8, job=job, picture=too_large)
+    assert (job.images, job.commits) == ({}, [0, 4, 8])
+    assert "no picture at step 4: not even one image fits" in capsys.readouterr().err

@@ -184,6 +184,7 @@ class Recorder(Job):
     def __init__(self, after: Callable[[int], None] = lambda step: None):
         self.points: dict[int, dict[str, float]] = {}
         self.commits: list[int] = []
+        self.images: dict[int, bytes] = {}
         self.after = after
 
     def metrics(self, values: Mapping[str, Any], *, step: int) -> None:
@@ -191,13 +192,25 @@ class Recorder(Job):
         self.points[step] = dict(values)
         self.after(step)
 
+    def image(self, image: str | Path | bytes, *, key: str, step: int) -> None:
+        """Keeps a picture."""
+        assert isinstance(image, bytes)
+        self.images[step] = image
+
     def commit(self, step: int) -> None:
         """Keeps a commit."""
         self.commits.append(step)
 
 
 def train(
-    folder: Path, kind: Kind, until: int = 20, *, job: Job | None = None, restart: bool = False, **settings: Any
+    folder: Path,
+    kind: Kind,
+    until: int = 20,
+    *,
+    job: Job | None = None,
+    picture: Callable[[Any], bytes] | None = None,
+    restart: bool = False,
+    **settings: Any,
 ) -> Path:
     """Trains a `tiny_task` in `folder` on as many ranks as the environment says; the model folder."""
     output = folder / f"model{until}"
@@ -211,6 +224,7 @@ def train(
             provenance={"made": "for a test"},
             ranks=here,
             job=job or Recorder(),
+            picture=picture,
             restart=restart,
         )
     return output

@@ -87,6 +87,14 @@ def test_a_bare_snakemake_at_the_root_runs_the_demo(snakemake):
     assert job_counts(run.stdout + run.stderr)["all"] == 1
 
 
+def test_a_tracking_address_with_a_typo_ends_the_run_before_its_first_job(snakemake, tmp_path, monkeypatch):
+    monkeypatch.setenv("DPAR_TRACKING_URI", "sqlite:///relative.db")
+    run = snakemake("--cores", "2", "--configfile", CONFIG / "demo.yaml")
+    assert run.returncode != 0
+    assert "must name the file by its whole path" in run.stdout + run.stderr
+    assert not list((tmp_path / "results").rglob("events.jsonl"))
+
+
 def test_the_slurm_profile_resolves_and_asks_for_each_rules_resources(snakemake):
     pytest.importorskip("snakemake_executor_plugin_slurm", reason="the slurm extra is not installed")
     run = snakemake("--dry-run", "--profile", "slurm", cwd=ROOT)

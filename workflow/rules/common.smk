@@ -16,6 +16,7 @@ from dpar.recipes import RECIPES
 from dpar.report import paper
 from dpar.report.targets import COMPUTED, metric_files, pareto_file, sized_tables, table_files
 from dpar.slurm import check_partitions, longest_jobs, only_jobs
+from dpar.tracking.store import find_store
 
 
 def read_experiment():
@@ -180,7 +181,16 @@ def write_experiment():
 
 
 def start_tracking():
-    """Carries spools into MLflow every few seconds while the graph runs, so that curves can be watched."""
+    """Carries spools into MLflow every few seconds while the graph runs, so that curves can be watched.
+
+    An address with a typo ends the run here; one that does not answer is said once, and its records wait on disk.
+    """
+    try:
+        store = find_store(RESULTS)
+    except InputError as error:
+        raise WorkflowError(str(error))
+    if not store.embedded and subprocess.call(tracking_command("sync")) != 0:
+        print(f"tracking: the run goes on without {store.describe()}; the records wait in {RESULTS}/tracking/spool")
     os.makedirs(f"{RESULTS}/tracking", exist_ok=True)
     with open(f"{RESULTS}/tracking/sync.log", "a") as log:
         subprocess.Popen(

@@ -1,0 +1,126 @@
+"""Writes a trained model as one folder that draws anywhere: weights, configuration, its other networks, a card."""
+
+import argparse
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from dpar import files
+from dpar.commands.track import results_folder
+from dpar.errors import InputError
+from dpar.generator import Generator, beside
+from dpar.report.card import model_card
+from dpar.tracking.hashes import read_artefact
+from dpar.tracking.ledger import Ledger
+from dpar.tracking.lineage import results_of, sources
+from dpar.tracking.models import model_of_run
+from dpar.tracking.spool import CONFIG as SETTINGS
+from dpar.tracking.store import URI_VARIABLE, find_store
+from dpar.weights import CONFIG, WEIGHTS, model_config
+
+CARD, PICTURE = "README.md", "samples.png"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `dpar export`."""
+    options = argparse.ArgumentParser(prog="dpar export", description=__doc__)
+    options.add_argument("what", metavar="RUN|FOLDER", help="a run's id in the dashboard, or a model folder")
+    options.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
+    options.add_argument("--results", type=Path, help="for a run: the results folder (default: the latest)")
+    options.add_argument("--uri", help=f"for a run: MLflow store (default: ${URI_VARIABLE}, or the results folder's)")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes the folder, loads it once, and says how to go on.
+
+    Raises:
+        InputError: there is no such model, it cannot draw, a network is missing or another, OUT is there already, or
+            there is no space.
+    """
+    args = parser().parse_args(argv)
+    folder = Path(args.what)
+    if not (folder / CONFIG).exists():
+        if folder.exists():
+            raise InputError(f"{folder} is no model folder: it has no {CONFIG}; give one such as models/dpar/step400")
+        folder = model_of_run(find_store(results_folder(args.results), args.uri), args.what)
+    if args.out.exists():
+        raise InputError(f"{args.out} is there already; give a new folder, or delete that one")
+    aside = args.out.absolute().with_name(f".{args.out.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        export(folder, aside)
+        os.rename(aside, args.out)
+    except OSError as error:
+        raise InputError(f"cannot write {args.out}: {error.strerror}; free some space, or give another place") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    total = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
+    print(
+        f"{args.out}: {folder}, {total:,} bytes\n"
+        f"next: dpar sample --checkpoint {args.out} --labels 0 --n 8 --out grid.png, or read {args.out / CARD}"
+    )
+
+
+def export(folder: Path, out: Path) -> None:
+    """Copies the model in `folder` and the networks it draws with to `out`, and writes the card.
+
+    Raises:
+        InputError: what `folder` holds cannot draw, or a network is missing, damaged or another.
+    """
+    described = model_config(folder)
+    if described["kind"] not in ("dpar", "llamagen") or described["model"]["num_classes"] is None:
+        raise InputError(f"{folder} holds a {described['kind']} that draws no classes; give a DPAR or a baseline")
+    patchify = described["provenance"].get("patchify")
+    needed = ["tokenizer"] + (["entropy_model"] if patchify and patchify["strategy"] == "dynamic" else [])
+    for source, target in [(folder, out), *((beside(folder, name), out / name) for name in needed)]:
+        target.mkdir(parents=True)
+        for name in (WEIGHTS, CONFIG):
+            shutil.copyfile(source / name, target / name)
+    side = Generator.from_pretrained(out, device="cpu").side  # which checks digests, and that they belong together
+    with safe_open(out / WEIGHTS, "numpy") as weights:
+        parameters = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    facts, copies = _facts(folder, described)
+    for name, path in copies.items():
+        shutil.copyfile(path, out / name)
+    card = model_card(
+        f"{folder.parent.name}/{folder.name}",
+        described,
+        parameters=parameters,
+        side=side,
+        picture=PICTURE if PICTURE in copies else None,
+        **facts,
+    )
+    files.write_text(out / CARD, card)
+
+
+def _facts(folder: Path, described: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Path]]:
+    """What the results that a model lies in say about these weights, by digest and not by name; files to go with it."""
+    weights = described["sha256"]
+    measured: dict[str, list[dict[str, Any]]] = {}
+    facts = {"measured": measured, "likelihood": None, "origin": [f"weights: `{WEIGHTS}`, sha256 `{weights}`"]}
+    copies: dict[str, Path] = {}
+    try:
+        results = results_of(folder / WEIGHTS)
+    except InputError:  # published weights, or an export that is exported again
+        facts["origin"].append("no records of a run lie beside the folder that was exported")
+        return facts, copies
+    for path in sorted(results.glob("metrics/*/seed*.json")):
+        found = files.read_json(path)
+        if found["conditions"].get("drawn", {}).get("networks", {}).get("model") == weights:
+            measured.setdefault(path.parent.name, []).append(found)
+            for picture in sorted(results.glob(f"samples/{path.parent.name}/{path.stem}/*.png"))[:1]:
+                copies.setdefault(PICTURE, picture)
+    for path in results.glob("likelihood/*/*.json"):
+        if (found := files.read_json(path))["model"] == weights:
+            facts["likelihood"] = found
+    ledger = Ledger(results)
+    makers = ledger.producers(read_artefact(folder / WEIGHTS, results))
+    facts["origin"] += sources(results, ledger, makers).facts()
+    copies |= {SETTINGS: makers[-1].spool / SETTINGS} if makers else {}
+    return facts, copies

@@ -1,0 +1,89 @@
+"""The card of an exported model: what it is, how it is used, what was measured about it and under which conditions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from dpar.report import tables
+
+_PATCHES = {None: "no patches", "dynamic": "patches that begin where the entropy model is uncertain"}
+
+
+def model_card(
+    name: str,
+    described: Mapping[str, Any],
+    *,
+    parameters: int,
+    side: int,
+    measured: Mapping[str, Sequence[Mapping[str, Any]]],
+    likelihood: Mapping[str, Any] | None,
+    origin: Sequence[str],
+    picture: str | None,
+) -> str:
+    """The card as Markdown, with the header that model hubs read.
+
+    Args:
+        described: the model folder's config.json.
+        parameters: of the model alone.
+        side: pixels of a side of its pictures.
+        measured: set of samples -> what compute_metrics wrote for each of its seeds; all drawn from this model.
+        likelihood: what evaluate_likelihood wrote.
+        origin: lines that say what it was made from.
+        picture: the name of a file with samples.
+    """
+    model, made = described["model"], described["provenance"]
+    kind = {"dpar": "DPAR", "llamagen": "LlamaGen"}[described["kind"]]
+    rows, columns = model["grid"]
+    strategy = (made.get("patchify") or {}).get("strategy")
+    lines = ["---", "library_name: dpar", "tags: [dpar, image-generation]", "---", "", f"# {name}", ""]
+    lines += [
+        f"{kind}, {parameters:,} parameters, {_PATCHES.get(strategy, f'{strategy} patches')}. It draws pictures of "
+        f"{side} x {side} pixels from {rows} x {columns} tokens, of {model['num_classes']} classes.",
+        "",
+    ]
+    lines += [f"![samples]({picture})", ""] if picture else []
+    lines += ["## Use", "", "Nothing is downloaded; this folder holds all networks, as safetensors.", "", "```"]
+    lines += ["dpar sample --checkpoint FOLDER --labels 0,1 --n 16 --out grid.png", "```", "", "```python"]
+    lines += ["import dpar", "", "generator = dpar.Generator.from_pretrained(FOLDER)"]
+    lines += ["pictures = generator([0, 1], seed=0, cfg_scale=2.0)  # uint8, N x side x side x 3", "```", ""]
+    lines += ["## Measured", ""]
+    if likelihood:
+        lines += [
+            f"Held-out negative log-likelihood: {likelihood['nll']:.4f} nats a token over {likelihood['images']:,} "
+            f"images ({likelihood['tokens']:,} tokens), in {likelihood['precision']}.",
+            "",
+        ]
+    for cell, seeds in measured.items():
+        lines += [_samples(cell, seeds)]
+    if not (likelihood or measured):
+        lines += ["Nothing: the results that this model lies in hold no measurement of these weights.", ""]
+    lines += ["## Made from", "", *(f"- {line}" for line in origin), ""]
+    lines += ["## Settings", "", "```", *(f"{key}: {value}" for key, value in {**model, **made}.items()), "```", ""]
+    return "\n".join(lines)
+
+
+def _samples(cell: str, seeds: Sequence[Mapping[str, Any]]) -> str:
+    """The metrics of one set of samples with its conditions."""
+    first = seeds[0]
+    stated = first["conditions"]
+    drawn, sampling = stated["drawn"], stated["drawn"]["sampling"]
+    row = {"threshold": drawn["threshold"], "max_length": (drawn["patchify"] or {}).get("max_length")}
+    for metric in tables.METRICS:
+        row |= tables.spread(metric, [seeds])
+    row |= {"cfg_scale": sampling["cfg_scale"], "images": stated["samples"]}
+    frame = pd.DataFrame([row | {"seeds": len(seeds)}]).astype({"max_length": "Int64"}).dropna(axis="columns")
+    settings = ", ".join(f"{key} {value}" for key, value in sampling.items() if key not in ("num_images", "shards"))
+    notes = [
+        f"{first['metric']}: {stated['samples']} samples against {stated['reference_samples']} images of "
+        f"`{stated['reference']}`, feature network `{stated['extractor']}` (`{str(stated['extractor_sha256'])[:12]}`), "
+        f"at {stated['resolution']} pixels.",
+        f"Drawn at step {drawn['step']}, seeds {', '.join(str(m['conditions']['drawn']['seed']) for m in seeds)}, with "
+        f"{settings}.",
+        "Values are mean ± standard deviation over sampling seeds.",
+        *(f"Warning: {text}" for text in dict.fromkeys(text for m in seeds for text in m["warnings"])),
+    ]
+    if not first["comparable_to_published"]:
+        notes.append(f"Not comparable to published numbers: {first['comparable_reason']}")
+    title = f"Samples `{cell}`"
+    return tables.to_markdown(tables.readable(frame, first["metric"]), title, notes).replace("## ", "### ", 1)

@@ -1,0 +1,182 @@
+"""`dpar export`: a folder that draws where nothing else is, with a card that says what was measured."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dpar
+from dpar import tracking
+from dpar.commands import export, sample
+from dpar.errors import InputError
+from dpar.files import read_json, write_json
+from dpar.weights import model_config
+from tests.stages.sampled import write_results
+
+
+def measured(results: Path, model: str, seed: int) -> dict:
+    """What compute_metrics writes, as far as a card shows it."""
+    described = model_config(results / "models" / model / "step1")
+    drawn = {"networks": {"model": described["sha256"]}, "seed": seed, "step": 1, "threshold": 3.4}
+    drawn |= {"patchify": {"max_length": 3}, "sampling": {"cfg_scale": 2.0, "temperature": 1.0, "num_images": 10}}
+    conditions = {"samples": 10, "reference_samples": 40, "reference": "train", "drawn": drawn, "resolution": 8}
+    return {
+        "metric": "FD[classifier,4]",
+        "values": {"frechet_distance": 1.0 + seed, "precision": 0.5},
+        "conditions": conditions | {"extractor": "classifier", "extractor_sha256": "c" * 64},
+        "warnings": ["few images"],
+        "comparable_to_published": False,
+        "comparable_reason": "10 samples, not 50,000",
+    }
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Results with two models, of which `dpar` was trained, sampled and measured by recorded jobs."""
+    results = write_results(tmp_path_factory.mktemp("work") / "results" / "demo")
+    folder, experiment = results / "models/dpar/step1", results / "experiment.json"
+    index = {"source": "folder", "path": "photos", "count": 4, "num_classes": 3, "digest": "feed"}
+    with tracking.job(rule="index_images", experiment=experiment, outputs=[results / "index/train.json"]):
+        write_json(results / "index/train.json", index)
+    with tracking.job(
+        rule="train_model",
+        name="train_model[dpar/step1]",
+        experiment=experiment,
+        inputs=[results / "index/train.json"],
+        outputs=[folder],
+    ):
+        pass
+    with tracking.job(rule="train_model", experiment=experiment, outputs=[results / "models/llamagen/step1"]):
+        pass
+    metrics = [results / f"metrics/dpar/seed{seed}.json" for seed in (0, 1)]
+    with tracking.job(rule="compute_metrics", experiment=experiment, inputs=[folder], outputs=metrics):
+        for seed, path in enumerate(metrics):
+            write_json(path, measured(results, "dpar", seed))
+    write_json(
+        results / "likelihood/dpar/step1.json",
+        {"model": model_config(folder)["sha256"], "nll": 3.25, "images": 4, "tokens": 64, "precision": "float32"},
+    )
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(results / "grid.png")
+    (results / "samples/dpar/seed0").mkdir(parents=True)
+    shutil.copy(results / "grid.png", results / "samples/dpar/seed0/00000.png")
+    with tracking.job(rule="make_table", experiment=experiment, inputs=metrics, outputs=[results / "t.csv"]) as job:
+        (results / "t.csv").write_text("fd\n1.5\n")
+        job.result(table="t", cell="dpar", params={}, metrics={"eval/frechet_distance": 1.5}, sources=metrics)
+    return results
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+NETWORK = ["config.json", "model.safetensors"]
+
+
+def test_the_folder_draws_without_the_results(results, tmp_path, capsys):
+    out = tmp_path / "out"
+    export.main([str(results / "models/dpar/step1"), str(out)])
+    assert f"next: dpar sample --checkpoint {out} --labels 0" in capsys.readouterr().out
+    inside = [f"{network}/{name}" for network in ("entropy_model", "tokenizer") for name in NETWORK]
+    assert files_in(out) == sorted(["README.md", "experiment.json", "samples.png", *NETWORK, *inside])
+
+    away = tmp_path / "elsewhere" / "model"
+    shutil.copytree(out, away)
+    shutil.rmtree(out)
+    flags = ["--labels", "2,0", "--n", "4", "--json"]
+    sample.main(["--checkpoint", str(results / "models/dpar/step1"), *flags, "--out", str(tmp_path / "a.png")])
+    before = json.loads(capsys.readouterr().out)
+    # a process that sees only the copy, and whose every connection would fail
+    line = "import socket; socket.socket.connect = None; from dpar.cli import main; raise SystemExit(main())"
+    alone = subprocess.run(
+        [sys.executable, "-c", line, "sample", "--checkpoint", "model", *flags, "--out", "b.png"],
+        cwd=away.parent, env={**os.environ, "PYTHONPATH": str(Path(dpar.__file__).parents[1])},
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    after = json.loads(alone.stdout)
+    assert (after["networks"], after["patches"]) == (before["networks"], before["patches"])
+    assert np.array_equal(np.asarray(Image.open(away.parent / "b.png")), np.asarray(Image.open(tmp_path / "a.png")))
+    assert dpar.Generator.from_pretrained(away)([1]).shape == (1, 8, 8, 3)
+    assert dpar.DPAR.from_pretrained(away).config.num_classes == 3
+
+
+def test_the_card_has_the_metrics_of_these_weights_with_their_conditions(results, tmp_path):
+    export.main([str(results / "models/dpar/step1"), str(tmp_path / "out")])
+    card = (tmp_path / "out/README.md").read_text()
+    assert card.startswith("---\nlibrary_name: dpar\n")
+    assert "It draws pictures of 8 x 8 pixels from 4 x 4 tokens, of 3 classes." in card
+    parameters = sum(p.numel() for p in dpar.DPAR.from_pretrained(tmp_path / "out").parameters())
+    assert f"DPAR, {parameters:,} parameters" in card
+    assert "3.2500 nats a token over 4 images (64 tokens)" in card
+    assert "| FD[classifier,4]" in card
+    assert "| 1.5 ± 0.71" in card
+    for line in (
+        "FD[classifier,4]: 10 samples against 40 images of `train`, feature network `classifier` (`cccccccccccc`)",
+        "Drawn at step 1, seeds 0, 1, with cfg_scale 2.0, temperature 1.0.",
+        "Warning: few images",
+        "Not comparable to published numbers: 10 samples, not 50,000",
+        f"weights: `model.safetensors`, sha256 `{model_config(results / 'models/dpar/step1')['sha256']}`",
+        "images: index/train.json: source folder, path photos, count 4, num_classes 3, digest feed",
+        "code: commit ",
+    ):
+        assert f"- {line}" in card
+    assert str(results) not in card
+
+    export.main([str(results / "models/llamagen/step1"), str(tmp_path / "other")])
+    other = (tmp_path / "other/README.md").read_text()
+    assert "Nothing: the results that this model lies in hold no measurement of these weights." in other
+    assert "LlamaGen" in other
+    assert not (tmp_path / "other/entropy_model").exists()
+
+
+def test_an_export_can_be_exported(results, tmp_path):
+    export.main([str(results / "models/dpar/step1"), str(tmp_path / "out")])
+    export.main([str(tmp_path / "out"), str(tmp_path / "again")])
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
+    assert "no records of a run" in (tmp_path / "again/README.md").read_text()
+
+
+def test_a_run_of_the_dashboard_stands_for_its_model(results, tmp_path, monkeypatch):
+    asked = []
+
+    def model(store, run):
+        asked.append((store.results, run))
+        return results / "models/dpar/step1"
+
+    monkeypatch.setattr(export, "model_of_run", model)
+    export.main(["5" * 32, str(tmp_path / "out"), "--results", str(results)])
+    assert asked == [(results, "5" * 32)]
+    assert model_config(tmp_path / "out")["sha256"] == model_config(results / "models/dpar/step1")["sha256"]
+
+
+def test_what_cannot_draw_or_is_damaged_is_refused_and_leaves_nothing(results, tmp_path):
+    def refused(what: Path, message: str, out: str = "out") -> None:
+        with pytest.raises(InputError, match=message):
+            export.main([str(what), str(tmp_path / out)])
+        assert files_in(tmp_path) == before
+
+    before = files_in(tmp_path)
+    refused(results / "entropy_model", "holds a llamagen that draws no classes")
+    refused(results / "tokenizer", "holds a tokenizer that draws no classes")
+    refused(results / "models", r"is no model folder: it has no config\.json")
+    broken = tmp_path / "results/demo/models/dpar/step1"
+    shutil.copytree(results, tmp_path / "results/demo")
+    weights = bytearray((broken / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (broken / "model.safetensors").write_bytes(weights)
+    before = files_in(tmp_path)
+    refused(broken, "the file was damaged")
+    tokenizer = tmp_path / "results/demo/tokenizer/config.json"
+    write_json(broken / "config.json", read_json(broken / "config.json") | {"sha256": "0" * 64})
+    (tmp_path / "taken").mkdir()
+    refused(broken, "taken is there already; give a new folder", "taken")
+    shutil.copy(results / "models/dpar/step1/model.safetensors", broken)
+    shutil.copy(results / "models/dpar/step1/config.json", broken)
+    write_json(tokenizer, read_json(tokenizer) | {"sha256": "1" * 64})
+    before = files_in(tmp_path)
+    refused(broken, "made with another tokenizer")

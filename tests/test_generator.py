@@ -1,0 +1,52 @@
+"""Pictures from Python are those of `dpar sample`."""
+
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dpar
+from dpar.commands import sample
+from dpar.errors import InputError
+from tests.stages.sampled import write_results
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return write_results(tmp_path_factory.mktemp("results"))
+
+
+@pytest.mark.parametrize("model", ["dpar", "llamagen"])
+def test_the_pictures_are_those_of_the_command(results, tmp_path, model):
+    folder = results / "models" / model / "step1"
+    out = tmp_path / "grid.png"
+    sample.main(["--checkpoint", str(folder), "--labels", "2", "--n", "3", "--cfg", "1.5", "--out", str(out)])
+    expected = np.asarray(Image.open(out))
+    generator = dpar.Generator.from_pretrained(folder)
+    pictures = generator([2, 2, 2], cfg_scale=1.5)
+    assert generator.side == 8
+    assert pictures.shape == (3, 8, 8, 3)
+    for image, picture in enumerate(pictures):
+        assert np.array_equal(expected[:, image * 10 : image * 10 + 8], picture)
+    assert not np.array_equal(generator([2, 2, 2], cfg_scale=1.5, seed=1), pictures)
+
+
+def test_the_network_alone(results):
+    network = dpar.DPAR.from_pretrained(results / "models/dpar/step1")
+    assert (network.config.num_classes, network.training) == (3, False)
+    with pytest.raises(InputError, match="holds a llamagen, expected a dpar"):
+        dpar.DPAR.from_pretrained(results / "models/llamagen/step1")
+
+
+def test_a_folder_without_its_other_networks_is_explained(results, tmp_path):
+    shutil.copytree(results / "models/dpar/step1", tmp_path / "alone")
+    with pytest.raises(InputError, match=r"no entropy_model folder in .*`dpar export` puts all networks into one"):
+        dpar.Generator.from_pretrained(tmp_path / "alone")
+
+
+def test_other_names_are_not_invented():
+    with pytest.raises(AttributeError, match="has no attribute 'Painter'"):
+        dpar.Painter  # noqa: B018
+    assert "dpar" in sys.modules
