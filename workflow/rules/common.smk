@@ -149,6 +149,8 @@ def write_experiment():
 
 def start_tracking():
     """Carries spools into MLflow every few seconds while the graph runs, so that curves can be watched."""
+    if workflow.touch:  # no stage runs
+        return
     os.makedirs(f"{RESULTS}/tracking", exist_ok=True)
     with open(f"{RESULTS}/tracking/sync.log", "a") as log:
         subprocess.Popen(
@@ -162,5 +164,5 @@ def start_tracking():
 
 def finish_tracking():
     """Carries the last spools into MLflow; a store that cannot be reached costs a line, never the results."""
-    if subprocess.call(tracking_command("sync")) != 0:
+    if not workflow.touch and subprocess.call(tracking_command("sync")) != 0:
         print(f"tracking: some records wait in {RESULTS}/tracking/spool; `dpar track sync` delivers them later")
