@@ -137,7 +137,7 @@ def text(found: dict[str, Any]) -> str:
     whole = found["whole"]
     lines = [
         f"{found['experiment']}: {found['images'][0]:,} training images, {found['gpus']} devices; {found['rates']}",
-        "GPU-hours of each target alone, and what is new of it after those above it; days of all devices at once",
+        "Hours of one device for each target alone, and what is new of it after those above; days of all devices together",
         "",
         line(head),
         *(row(t["target"], t["alone"]["gpu_hours"], t["beyond_those_above"]) for t in found["targets"]),

@@ -32,7 +32,7 @@ class Checkout:
         environment = {**os.environ, "PYTHONPATH": str(self.folder), "XDG_CACHE_HOME": str(self.folder / "cache")}
         command = [sys.executable, "-m", "snakemake", "--cores", "1", "--configfile", "tiny.yaml", *arguments]
         return subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False, timeout=600
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False, timeout=1200
         )
 
     def planned(self, *arguments):

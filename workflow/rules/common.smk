@@ -185,6 +185,8 @@ def start_tracking():
 
     An address with a typo ends the run here; one that does not answer is said once, and its records wait on disk.
     """
+    if workflow.touch:  # no stage runs
+        return
     try:
         store = find_store(RESULTS)
     except InputError as error:
@@ -204,5 +206,5 @@ def start_tracking():
 
 def finish_tracking():
     """Carries the last spools into MLflow; a store that cannot be reached costs a line, never the results."""
-    if subprocess.call(tracking_command("sync")) != 0:
+    if not workflow.touch and subprocess.call(tracking_command("sync")) != 0:
         print(f"tracking: some records wait in {RESULTS}/tracking/spool; `dpar track sync` delivers them later")
