@@ -31,8 +31,7 @@ def outlive_readers() -> None:
             io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False)),
             encoding=stream.encoding,
             errors=stream.errors,
-            line_buffering=stream.line_buffering,
-            write_through=stream.write_through,
+            line_buffering=stream.line_buffering or stream.write_through,  # the latter: PYTHONUNBUFFERED
         )
         setattr(sys, name, lasting)
 

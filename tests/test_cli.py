@@ -1,5 +1,6 @@
 """The program `dpar`: its subcommands exist, and errors are one line."""
 
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -76,3 +77,18 @@ def test_work_goes_on_when_the_reader_of_its_output_has_gone(tmp_path):
     process.stdout.close()
     assert process.wait(60) == 0
     assert (tmp_path / "product").read_text() == "done"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_progress_is_in_a_log_as_soon_as_it_is_said(tmp_path, unbuffered):
+    program = (
+        "import os, sys; from dpar.errors import run_command\n"
+        "def main(argv):\n"
+        "    print('said', file=sys.stderr)\n"
+        "    os._exit(0)  # what still lies in a buffer is lost\n"
+        "run_command(main)"
+    )
+    with (tmp_path / "log").open("w") as log:
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        subprocess.run([sys.executable, "-c", program], stderr=log, env=environment, check=True)
+    assert (tmp_path / "log").read_text() == "said\n"
