@@ -61,6 +61,9 @@ def compare(
             warnings.append(
                 f"{len(features)} {name} are few for features of {dims} dimensions: 10 times as many are advised"
             )
+    digest = samples.conditions.get("source_digest")
+    if digest is not None and digest == reference.conditions.get("source_digest"):
+        warnings.append("samples and reference are the same images: the numbers say nothing")
     distance = frechet_distance(gaussian_of(samples), gaussian_of(reference))
     ours, theirs = torch.from_numpy(samples.features), torch.from_numpy(reference.features)
     kernel, kernel_condition = _kernel_distance(ours, theirs, seed)
@@ -199,10 +202,17 @@ def _check_same_network(samples: Features, reference: Features) -> None:
 
 
 def gaussian_of(features: Features, which: str = "features") -> Gaussian:
-    """The stored statistics that these features stand for, else their own; `which` = `features` or `spatial`."""
+    """The stored statistics that these features stand for, else their own; `which` = `features` or `spatial`.
+
+    Raises:
+        InputError: the features are too few for their dimensions, or not finite; it names their source.
+    """
     if which in features.statistics:
         return features.statistics[which]
-    return fit_gaussian(torch.from_numpy(getattr(features, which)))
+    try:
+        return fit_gaussian(torch.from_numpy(getattr(features, which)))
+    except InputError as error:
+        raise InputError(f"{features.conditions.get('source', 'features')}: {error}") from None
 
 
 def _kernel_distance(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"], seed: int) -> tuple[float, str]:

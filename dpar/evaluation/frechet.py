@@ -35,6 +35,7 @@ def fit_gaussian(features: Float[Tensor, "N D"]) -> Gaussian:
         centred = block.double() - mean
         covariance.addmm_(centred.T, centred)
     covariance /= count - 1
+    _check_finite(covariance)
     return Gaussian(mean, (covariance + covariance.T) / 2, count)
 
 
@@ -68,6 +69,7 @@ class Moments:
         shift = self._sum / self.count
         _check_finite(shift)
         covariance = (self._products - self.count * shift.outer(shift)) / (self.count - 1)
+        _check_finite(covariance)
         return Gaussian((self._centre + shift).cpu(), ((covariance + covariance.T) / 2).cpu(), self.count)
 
 
@@ -79,9 +81,12 @@ def _check_enough(count: int, dims: int) -> None:
         )
 
 
-def _check_finite(mean: Float[Tensor, "D"]) -> None:
-    if not mean.isfinite().all():
-        raise InputError("the features contain NaN or infinity; look at the images or the network that made them")
+def _check_finite(moment: Float[Tensor, "*any"]) -> None:
+    if not moment.isfinite().all():
+        raise InputError(
+            "the features contain NaN, infinity or numbers too large to square; look at the images or the network that "
+            "made them"
+        )
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:

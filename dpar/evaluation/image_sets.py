@@ -402,8 +402,17 @@ def _statistics(images: ImageSet, extractor: Extractor) -> dict[str, Gaussian]:
     statistics = {}
     for name, mean, covariance in (("features", "mu", "sigma"), ("spatial", "mu_s", "sigma_s")):
         if mean in images.moments and covariance in images.moments:
-            moments = (torch.from_numpy(images.moments[key].astype(np.float64)) for key in (mean, covariance))
-            statistics[name] = Gaussian(*moments, count=0)
+            first, second = (torch.from_numpy(images.moments[key].astype(np.float64)) for key in (mean, covariance))
+            if (
+                second.shape != 2 * first.shape
+                or first.ndim != 1
+                or not (first.isfinite().all() and second.isfinite().all())
+            ):
+                raise InputError(
+                    f"{images.source} holds `{mean}` of shape {tuple(first.shape)} and `{covariance}` of shape "
+                    f"{tuple(second.shape)}; expected (D,) and (D, D), all finite: copy or make it again"
+                )
+            statistics[name] = Gaussian(first, second, count=0)
     return statistics
 
 

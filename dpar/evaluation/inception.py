@@ -330,7 +330,8 @@ def load_inception(path: str | Path, known: Mapping[str, WeightFile] | None = No
         sha256 = sha256_file(path)
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(
-            f"{path} is not a file; give `evaluation.inception_weights` one of:\n{_names(known)}"
+            f"{path} is not a file; give one of these (in an experiment, as `evaluation.inception_weights`):\n"
+            f"{_names(known)}"
         ) from None
     if sha256 not in known:
         raise InputError(

@@ -181,7 +181,7 @@ def test_what_cannot_be_evaluated_is_one_line_and_status_two(files, capsys):
         ({"extractor": None}, "holds images: give --extractor"),
         ({"samples": "cut.npz"}, "no whole npz file"),
         ({"samples": "grey.npz"}, "convert grey images or images with alpha first"),
-        ({"samples": "few.npz"}, "6 samples are too few for features of 6 dimensions"),
+        ({"samples": "few.npz"}, "few.npz: 6 samples are too few for features of 6 dimensions"),
         ({"samples": "missing"}, "does not exist"),
     ):
         assert run(files, **changes) == 2
@@ -201,7 +201,12 @@ def test_features_that_are_not_finite_are_refused(files, capsys):
 
     torch.jit.script(Broken()).save(files / "broken.pt")
     assert run(files, extractor="broken.pt") == 2
-    assert "NaN or infinity" in capsys.readouterr().err
+    assert "NaN, infinity" in capsys.readouterr().err
+
+
+def test_a_set_that_is_compared_with_itself_is_warned_of(files, capsys):
+    assert run(files, reference="samples.npz") == 0
+    assert "warning: samples and reference are the same images" in capsys.readouterr().err
 
 
 def test_grey_images_are_warned_of(files, capsys):

@@ -96,7 +96,7 @@ def test_sets_too_large_for_all_pairs_have_kid_from_subsets(monkeypatch):
 def test_few_images_are_warned_of_and_too_few_refused():
     found = compare(gaussian_features(30), gaussian_features(50, 1), split_size=30)
     assert found.warnings == ["30 samples are few for features of 4 dimensions: 10 times as many are advised"]
-    with pytest.raises(InputError, match="4 samples are too few"):
+    with pytest.raises(InputError, match="seed 0: 4 samples are too few"):
         compare(gaussian_features(4), gaussian_features(50, 1), split_size=4)
 
 

@@ -61,7 +61,7 @@ def test_moments_of_too_few_and_of_broken_features_are_refused():
     with pytest.raises(InputError, match="4 samples are too few for features of 4 dimensions"):
         moments.gaussian()
     moments.add(torch.full((1, 4), torch.nan))
-    with pytest.raises(InputError, match="NaN or infinity"):
+    with pytest.raises(InputError, match="NaN, infinity"):
         moments.gaussian()
 
 
@@ -104,3 +104,5 @@ def test_too_few_samples_other_dimensions_and_nan_are_refused():
     bad[7, 1] = float("nan")
     with pytest.raises(InputError, match="NaN"):
         fit_gaussian(bad)
+    with pytest.raises(InputError, match="too large to square"):
+        fit_gaussian(1e200 * draw(50, 3).double())

@@ -134,6 +134,15 @@ def test_statistics_belong_to_the_profile_that_made_them(tmp_path):
         describe(images, fake(), profile="clean")
 
 
+@pytest.mark.parametrize(
+    "moments", [{"mu": np.zeros((1, 3))}, {"sigma": np.eye(4)}, {"sigma": np.diag([1, 1, np.inf])}, {"mu": np.float64(1)}]
+)
+def test_statistics_of_a_wrong_shape_or_not_finite_are_refused(moments, tmp_path):
+    path = write_samples(tmp_path / "r.npz", 4, **({"mu": np.zeros(3), "sigma": np.eye(3)} | moments))
+    with pytest.raises(InputError, match=r"r\.npz holds `mu` of shape .* and `sigma` of shape .*all finite"):
+        describe(open_set([path]), fake())
+
+
 def test_a_networks_logits_and_spatial_features_are_kept_where_there_are_any(tmp_path):
     images = open_set([write_samples(tmp_path / "s.npz", 4)])
     found = describe(images, fake())
