@@ -121,9 +121,17 @@ def test_a_site_changes_what_one_rule_asks_of_slurm_and_keeps_the_rest(monkeypat
     plain = yte.process_yaml((ROOT / "slurm" / "config.yaml").read_text())["set-resources"]
     monkeypatch.setenv("DPAR_SLURM_RESOURCES", str(tmp_path / "site.yaml"))
     changed = yte.process_yaml((ROOT / "slurm" / "config.yaml").read_text())["set-resources"]
-    assert changed.pop("verify_codes") == {"runtime": 30}
+    assert changed.pop("verify_codes") == plain.pop("verify_codes") | {"runtime": 30}
     assert changed.pop("sample_images") == plain.pop("sample_images") | {"mem_mb": 128000, "constraint": "a100"}
     assert changed == plain
+
+
+def test_no_job_asks_for_more_minutes_than_a_site_allows(monkeypatch):
+    monkeypatch.setenv("DPAR_MINUTES", "50")
+    profile = yte.process_yaml((ROOT / "slurm" / "config.yaml").read_text())
+    asked = {rule: resources["runtime"] for rule, resources in profile["set-resources"].items()}
+    assert profile["default-resources"]["runtime"] == max(asked.values()) == 50
+    assert asked["generate_images"] + asked["index_images"] == asked["index_codes"] + asked["verify_codes"] == 50
 
 
 def test_over_several_nodes_a_training_asks_for_each_nodes_share(monkeypatch):

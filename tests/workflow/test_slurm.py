@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import psutil
 import pytest
@@ -45,6 +45,8 @@ def cluster() -> Iterator[None]:
 class Run:
     """One call of `snakemake --profile slurm` in `folder`, which goes on while the test looks on."""
 
+    started: ClassVar[list["subprocess.Popen[bytes]"]] = []
+
     def __init__(self, folder: Path, *arguments: str | Path, **environment: str):
         self.log = folder / f"snakemake{len(list(folder.glob('snakemake*.log')))}.log"
         command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--profile", ROOT / "slurm"]
@@ -55,6 +57,7 @@ class Run:
                 list(map(str, command)), cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT), **environment},
             )  # fmt: skip
+        self.started.append(self.process)
 
     def text(self) -> str:
         """All that it has said."""
@@ -139,7 +142,7 @@ def goes_on(spool: Path) -> list[int]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Iterator[Path]:
     """A folder to run in, with an experiment whose trainings save often."""
     values = tiny()
     del values["tables"]["lengths"]
@@ -148,7 +151,10 @@ def folder(tmp_path: Path) -> Path:
     for place in (values, values["entropy_model"]):
         place["training"] |= {"steps": 16, "checkpoint_every": 2, "validate_every": 8, "log_every": 4}
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(values))
-    return tmp_path
+    yield tmp_path
+    for process in Run.started:  # those of a test that failed
+        if process.poll() is None:
+            process.kill()
 
 
 def test_the_graph_survives_all_that_happens_on_a_cluster(folder):
