@@ -26,7 +26,7 @@ from dpar.errors import InputError, run_command
 from dpar.tracking import dashboard, mirror
 from dpar.tracking.store import Store, find_store, only_writer, open_store
 
-WIDTH, HEIGHT = 1600, 960  # pixels of a picture
+WIDTH, HEIGHT = 1600, 1040  # pixels of the window, with a frame that no picture shows
 COLOURS = 128  # of a picture's palette
 SECONDS = 600.0  # to wait for what a page shall show
 FLAGS = [
@@ -50,7 +50,7 @@ class Browser:
                 os.dup2(end, number)
 
         self.process = subprocess.Popen(
-            [program, *FLAGS, f"--user-data-dir={profile}"],
+            [program, *FLAGS, f"--user-data-dir={profile}", f"--window-size={WIDTH},{HEIGHT}"],
             preexec_fn=as_three_and_four, pass_fds=(3, 4), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(theirs)
@@ -58,7 +58,6 @@ class Browser:
         self._buffer, self._number, self._session = b"", 0, None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        self.call("Emulation.setDeviceMetricsOverride", width=WIDTH, height=HEIGHT, deviceScaleFactor=1, mobile=False)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """The answer to a command of the protocol."""

@@ -42,7 +42,7 @@ def postgres(tmp_path: Path) -> Iterator[str]:
         for parent in (folder, *folder.parents[:3]):
             parent.chmod(0o755)
         as_owner = {"user": owner.pw_uid, "group": owner.pw_gid, "cwd": "/"}
-    data, options = folder / "data", f"-c listen_addresses=127.0.0.1 -p {port} -k {folder}"
+    data, options = folder / "data", f"-c fsync=off -c listen_addresses=127.0.0.1 -p {port} -k {folder}"
     initialise = [pg_ctl.with_name("initdb"), "-D", data, "-A", "trust", "-U", "dpar", "--no-sync"]
     subprocess.run(initialise, check=True, capture_output=True, **as_owner)
     start = [pg_ctl, "-D", data, "-w", "-t", "300", "-o", options, "-l", folder / "log", "start"]
@@ -74,9 +74,9 @@ def carry(folder: Path, uri: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
-def test_eight_folders_are_carried_into_one_server_at_once(backend, tmp_path, migrated, request):
+def test_eight_folders_are_carried_into_one_server_at_once(backend, tmp_path, request):
     if backend == "sqlite":
-        shutil.copyfile(migrated, tmp_path / "server.db")
+        shutil.copyfile(request.getfixturevalue("migrated"), tmp_path / "server.db")
         uri = f"sqlite:///{tmp_path / 'server.db'}"
     else:
         uri = request.getfixturevalue("postgres")
@@ -84,7 +84,7 @@ def test_eight_folders_are_carried_into_one_server_at_once(backend, tmp_path, mi
     for folder in folders:
         record(folder)
     port = free_port()
-    with dashboard.serving(find_store(tmp_path / "server", uri), port):
+    with dashboard.serving(find_store(tmp_path / "server", uri), port, seconds=1200):
         address = f"http://127.0.0.1:{port}"
         context = multiprocessing.get_context("fork")
         children = [context.Process(target=carry, args=(folder, address)) for folder in folders]
