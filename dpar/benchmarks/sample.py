@@ -142,7 +142,7 @@ def parser() -> argparse.ArgumentParser:
         help="npy of real entropies (images, tokens), a square grid, for the simulated schedules (default: made-up "
         "ones with as many patches an image and as much spread)",
     )
-    flags.add_argument("--json", action="store_true", help="print JSON")
+    flags.add_argument("--json", action="store_true", help="print JSON, and the table for people on standard error")
     return flags
 
 
@@ -181,7 +181,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         | {"weights": "random", "precision": how.precision, "cfg_scale": how.cfg_scale}
         | {"seconds_of": clock(device)},
     }
-    print(json.dumps(found, indent=2) if args.json else table(found))
+    if args.json:
+        print(json.dumps(found, indent=2))
+    print(table(found), file=sys.stderr if args.json else sys.stdout)
 
 
 def measure(sizes: Sizes, how: How, device: torch.device) -> dict[str, Any]:

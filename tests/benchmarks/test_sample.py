@@ -42,7 +42,8 @@ def tiny(monkeypatch):
 
 def test_what_it_says_of_tiny_networks(tiny, capsys):
     main(["--json", "--size", "demo"])
-    found = json.loads(capsys.readouterr().out)
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
     model = found["models"]["demo"]
     assert found["speedup_over_literal"] == model["speedup_over_literal"] > 0
     assert found["over_gmacs_ratio"] == model["over_gmacs_ratio"] == max(e["over_gmacs_ratio"] for e in model["engine"])
@@ -65,9 +66,8 @@ def test_what_it_says_of_tiny_networks(tiny, capsys):
     assert model["images_that_differ"]["float64"] == 0
     assert set(found["schedules"]["speed_over_lock_step"]) == {"cpu, demo"}
     assert found["conditions"]["seconds_of"] in ("wall", "processor")
-    text = benchmark.table(found)
-    assert "Algorithm 2 as written" in text
-    assert "speed over lock-step" in text
+    assert "Algorithm 2 as written" in shown.err
+    assert "speed over lock-step" in shown.err
 
 
 def test_without_guidance_and_in_half_precision(tiny, capsys, monkeypatch):
@@ -194,6 +194,7 @@ def test_a_file_of_entropies_takes_their_place(tiny, tmp_path, capsys, monkeypat
     costs = {part: CallCost(1.0, 0.1) for part in PARTS}
     found = {"speedup_over_literal": 1.0, "over_gmacs_ratio": 1.0}
     monkeypatch.setattr(benchmark, "measure", lambda *_: {**found, "costs": costs})
+    monkeypatch.setattr(benchmark, "table", lambda _: "")
     np.save(tmp_path / "entropy.npy", made_up_entropies(128, 4))
     main(["--json", "--size", "demo", "--entropies", str(tmp_path / "entropy.npy")])
     found = json.loads(capsys.readouterr().out)["schedules"]
