@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Int
 
 from dpar import tracking
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"{images.source}: expected an index (.json), or images in npz files")
         rows, left_out = choose(images, extractor, experiment)
         whole = Pass(images, extractor, side, rows=rows)
-        parts = Parts(args.output, here.from_main(identity(whole) if here.main else ""), len(whole))
+        parts = Parts(args.output, here.from_main(identity(whole, here.device) if here.main else ""), len(whole))
         add_missing(parts, whole, here)
         if here.main:
             features = whole.features(parts.collected())
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         here.wait_for_main()
 
 
-def identity(whole: Pass) -> str:
+def identity(whole: Pass, device: torch.device) -> str:
     """Of all that decides the outputs."""
     return digest(
         [
@@ -85,6 +86,7 @@ def identity(whole: Pass) -> str:
             whole.side,
             whole.extractor.sha256,
             RECIPES["extract_features"],
+            device.type,  # which rounds in its own way
         ]
     )
 

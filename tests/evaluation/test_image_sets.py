@@ -135,7 +135,8 @@ def test_statistics_belong_to_the_profile_that_made_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "moments", [{"mu": np.zeros((1, 3))}, {"sigma": np.eye(4)}, {"sigma": np.diag([1, 1, np.inf])}, {"mu": np.float64(1)}]
+    "moments",
+    [{"mu": np.zeros((1, 3))}, {"sigma": np.eye(4)}, {"sigma": np.diag([1, 1, np.inf])}, {"mu": np.float64(1)}],
 )
 def test_statistics_of_a_wrong_shape_or_not_finite_are_refused(moments, tmp_path):
     path = write_samples(tmp_path / "r.npz", 4, **({"mu": np.zeros(3), "sigma": np.eye(3)} | moments))
