@@ -196,8 +196,9 @@ def best_row(store: Store) -> tuple[str, str]:
     rows = client.search_runs([experiments["results"]], "params.model = 'dpar'", order_by=best, max_results=1)
     if not rows:
         raise InputError(f"{store.results} has no table with a row of a DPAR; run the demo to its end")
-    assert rows[0].inputs is not None
-    (read,) = rows[0].inputs.model_inputs
+    inputs = client.get_run(rows[0].info.run_id).inputs  # a search leaves models out
+    assert inputs is not None
+    (read,) = inputs.model_inputs
     page = "?workflowType=machine_learning"
     return (
         f"#/experiments/{experiments['results']}/runs/{rows[0].info.run_id}{page}",
