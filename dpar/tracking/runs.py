@@ -159,6 +159,7 @@ class RunWriter:
             models: ids of models in the store.
         """
         from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
+        from mlflow.exceptions import MlflowException
 
         read = [
             DatasetInput(
@@ -167,7 +168,14 @@ class RunWriter:
             )
             for name, uri, sha256 in datasets
         ]
-        self._client.log_inputs(self.run_id, read, [LoggedModelInput(model) for model in models])
+        named = [LoggedModelInput(model) for model in models]
+        try:
+            self._client.log_inputs(self.run_id, read, named)
+        except MlflowException as error:
+            if "constraint" not in str(error):
+                raise
+            # another results folder has named the same data on the same server just now: it is there this time
+            self._client.log_inputs(self.run_id, read, named)
 
     def model(self, name: str, weights: str, params: Mapping[str, Any], tags: Mapping[str, str], step: int) -> str:
         """The id of the model the run has made, which is created if need be: by address and digest, never a copy.
