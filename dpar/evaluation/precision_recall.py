@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dpar.errors import InputError
 
-TILE = 4096  # rows and columns of distances held at a time: 64 MiB
+TILE = 1024  # rows and columns of distances held at a time: 4 MiB, which stay in a cache and in memory that is at hand
 ROWS = 8  # whose neighbours' exact distances are computed at a time, within a processor's cache
 FEW = 1024  # rows of distances that are screened again in float64
 SPARE = 4  # neighbours beyond the k-th whose distances are computed exactly, should float32 have misplaced them
