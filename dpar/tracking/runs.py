@@ -159,7 +159,6 @@ class RunWriter:
             models: ids of models in the store.
         """
         from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
-        from mlflow.exceptions import MlflowException
 
         read = [
             DatasetInput(
@@ -169,13 +168,7 @@ class RunWriter:
             for name, uri, sha256 in datasets
         ]
         named = [LoggedModelInput(model) for model in models]
-        try:
-            self._client.log_inputs(self.run_id, read, named)
-        except MlflowException as error:
-            if "constraint" not in str(error):
-                raise
-            # another results folder has named the same data on the same server just now: it is there this time
-            self._client.log_inputs(self.run_id, read, named)
+        send_again_if_taken(lambda: self._client.log_inputs(self.run_id, read, named))
 
     def model(self, name: str, weights: str, params: Mapping[str, Any], tags: Mapping[str, str], step: int) -> str:
         """The id of the model the run has made, which is created if need be: by address and digest, never a copy.
@@ -276,6 +269,18 @@ class RunIndex:
     def delete(self, key: str) -> None:
         """Takes the run called `key` out of sight."""
         self.client.delete_run(self._runs.pop(key).run_id)
+
+
+def send_again_if_taken(send: Callable[[], object]) -> None:
+    """Sends what is for all folders of a server; where another made the same at this moment, it is there by now."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        send()
+    except MlflowException as error:
+        if "constraint" not in str(error):
+            raise
+        send()
 
 
 def _made(client: "MlflowClient", name: str, place: str | None) -> "Experiment":

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dpar.tracking.runs import last_images
+from dpar.tracking.runs import last_images, send_again_if_taken
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -70,7 +70,8 @@ def install(index: "RunIndex", kind: str) -> None:
         wanted[f"{_PREFIX}{view.key}"] = encoded(view)
     for key, value in wanted.items():
         if experiment.tags.get(key) != value and len(value) <= _LIMIT:
-            index.client.set_experiment_tag(experiment.experiment_id, key, value)
+            tag = experiment.experiment_id, key, value
+            send_again_if_taken(lambda tag=tag: index.client.set_experiment_tag(*tag))
 
 
 def encoded(view: View) -> str:
