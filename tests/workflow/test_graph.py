@@ -165,8 +165,14 @@ def test_the_log_holds_what_a_stage_says_after_a_signal_to_the_whole_job(tmp_pat
     name = number.name.removeprefix("SIG")
     (tmp_path / "stage").write_text(f"trap 'echo saved; exit' {name}; echo ready; while :; do sleep 0.05; done")
     line = f"bash {tmp_path}/stage" + logged.format(log=tmp_path / "log")
-    # the shell around the pipeline outlives the signal so that it is seen to end
-    job = subprocess.Popen(["bash", "-c", f"trap : {name}; {line}"], stdout=subprocess.PIPE, start_new_session=True)
+    # the shell around the pipeline outlives the signal so that it is seen to end; a shell cannot trap what was ignored
+    # when it began, as SIGINT is where the tests run in the background
+    job = subprocess.Popen(
+        ["bash", "-c", f"trap : {name}; {line}"],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
     assert job.stdout is not None
     assert job.stdout.readline() == b"ready\n"
     os.killpg(job.pid, number)
