@@ -119,7 +119,7 @@ def test_a_gate_by_name_or_by_folder(tmp_path, capsys):
     assert (given["gate"], given["patches"]) == ("distilled", named["patches"])
     finer = draw(capsys, results, tmp_path / "finer.png", "--gate", "distilled", "--threshold", "2")
     assert sum(finer["patches"]) > sum(named["patches"])
-    with pytest.raises(InputError, match=r"no gates/smal folder beside .* give --gate DIR"):
+    with pytest.raises(InputError, match=r"no gates/smal folder in .* takes --gate DIR"):
         draw(capsys, results, tmp_path / "x.png", "--gate", "smal")
     with pytest.raises(InputError, match="entropy_model is no gate of an experiment"):
         draw(capsys, results, tmp_path / "x.png", "--gate", str(results / "entropy_model"), "--threshold", "2")

@@ -45,6 +45,8 @@ NEUTRAL = {
     *("name", "training_seeds", "tokenizer.training.checkpoint_every", "tokenizer.weights_sha256"),
     *("entropy_model.weights_sha256", "sampling.batch_size", "sampling.seeds"),
 }
+# What only the pictures beside a training's curves are drawn with, which are no outputs of it.
+PICTURED = {"train_model": "sampling."}
 # Another value, where none can be made up from the one that is there.
 OTHER: dict[str, dict[str, Any]] = {
     "images.source": {"images.source": "folder", "images.generated": None, "images.train": "a", "images.val": "b"},
@@ -146,6 +148,8 @@ class Reads(ast.NodeVisitor):
             return self.known.get(node.id)
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "load_experiment":
             return ""
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "experiment.network":
+            return "entropy_model"
         if not isinstance(node, ast.Attribute):
             return None
         path = self._path(node.value)
@@ -222,7 +226,7 @@ def recipes(values: Mapping[str, Any], folder: Path) -> dict[str, set[str]]:
         "split": ("train", "val"), "model": ("dpar", "llamagen"), "cell": ("dpar", "llamagen"), "store": ("scored",),
         "table": ("comparison", "threshold_by_length"), "features": ("reference", "dpar/seed0"),
         "figure": ("samples", *values.get("figures", ())), "milestone": ("step400",), "seed": ("0",),
-        "shard": ("00000",),
+        "shard": ("00000",), "network": ("entropy_model",), "gate": ("none",),
     }  # fmt: skip
     for rule in rules:
         recipe = dict(rule.params.items()).get("recipe")
@@ -283,7 +287,7 @@ def unnoticed(
         (stage, setting)
         for stage, settings in read.items()
         for setting in sorted(settings - NEUTRAL)
-        if not moved[setting] & ({stage} | above[stage])
+        if not moved[setting] & ({stage} | above[stage]) and not setting.startswith(PICTURED.get(stage, "\0"))
     ]
 
 
@@ -311,5 +315,6 @@ def test_reads_are_found_through_names_functions_and_cells():
         "sample_images"
     )
     assert {"training.learning_rate", "models", "images.num_classes", "tokenizer.vocab_size"} <= reads("train_model")
-    assert "sampling.cfg_scale" not in reads("train_model")
+    assert "evaluation.k" not in reads("train_model")
+    assert {"entropy_model.kind", "entropy_model.model"} <= reads("score_entropies")
     assert "training.learning_rate" not in reads("sample_images")
