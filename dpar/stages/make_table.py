@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         first = next(iter(metrics.values()))
         whole = tables.with_quoted(frame, paper.quoted(experiment, args.table))
         shown = tables.readable(whole, first["metric"])
-        repeated = bool(experiment.training_seeds)
+        repeated = len(experiment.training_seeds) > 1
         notes = conditions(first, floor, "trainings" if repeated else "sampling seeds") + probe_conditions(probes)
         notes += [
             f"A row's runs: `dpar lineage {args.metrics[0]}`, and so on; the dashboard has the table under its name."
