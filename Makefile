@@ -3,14 +3,17 @@ PYTHON ?= python3
 CORES ?= $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
 # where the photos of `make photos64` lie: train.parquet and val.parquet with the columns key, image and label
 PHOTOS ?= ../shared/data/photos64
+# where the images of `make fashion28` lie: train.parquet and test.parquet, the same columns
+FASHION ?= ../shared/data/fashion28
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: help demo photos64 dashboard audit test endurance-test slurm-test bench gpu-bench check format slurm-dry-run clean
+.PHONY: help demo photos64 fashion28 dashboard audit test endurance-test slurm-test bench gpu-bench check format slurm-dry-run clean
 
 help:
 	@echo "make demo       the whole pipeline on generated images, about ten minutes on two cores"
 	@echo "make photos64   the same on real photos, about 100 minutes of CPU time; PHOTOS=FOLDER with train.parquet and val.parquet"
+	@echo "make fashion28  every table of the paper on small images, hours of CPU time; FASHION=FOLDER with train and test.parquet"
 	@echo "make dashboard  the MLflow dashboard of the last run"
 	@echo "make audit      proof that every output of the demo belongs to a finished run"
 	@echo "make test       all tests that need no GPU"
@@ -26,6 +29,10 @@ demo: .venv/.installed
 photos64: .venv/.installed
 	$(BIN)/dpar run --config config/photos64.yaml --cores $(CORES) -- \
 	  --config 'images={train: $(PHOTOS)/train.parquet, val: $(PHOTOS)/val.parquet}'
+
+fashion28: .venv/.installed
+	$(BIN)/dpar run --config config/fashion28.yaml --cores $(CORES) -- \
+	  --config 'images={train: $(FASHION)/train.parquet, val: $(FASHION)/test.parquet}'
 
 dashboard: .venv/.installed
 	$(BIN)/dpar track ui

@@ -137,7 +137,7 @@ def text(found: dict[str, Any]) -> str:
     whole = found["whole"]
     lines = [
         f"{found['experiment']}: {found['images'][0]:,} training images, {found['gpus']} devices; {found['rates']}",
-        "Hours of one device for each target alone, and what is new of it after those above; days of all devices together",
+        "Hours of one device for each target alone, and what is new of it after those above; days of all together",
         "",
         line(head),
         *(row(t["target"], t["alone"]["gpu_hours"], t["beyond_those_above"]) for t in found["targets"]),
