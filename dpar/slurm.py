@@ -36,15 +36,17 @@ def check_partitions(asked: Iterable[tuple[str, str, float]], longest: dict[str,
         InputError: a partition that is not there, or that has less time than a job asks for.
     """
     for rule, partition, time in asked:
-        if partition not in longest:
+        names = partition.split(",")  # Slurm takes the first that is free
+        if unknown := [name for name in names if name not in longest]:
             raise InputError(
-                f"rule {rule} asks for the partition {partition}, which this cluster does not have; it has "
+                f"rule {rule} asks for the partition {unknown[0]}, which this cluster does not have; it has "
                 f"{', '.join(longest)}. Set DPAR_CPU_PARTITION and DPAR_GPU_PARTITION (docs/slurm.md)"
             )
-        if time > longest[partition]:
+        allowed = max(longest[name] for name in names)
+        if time > allowed:
             raise InputError(
                 f"rule {rule} asks for {time:.0f} minutes in the partition {partition}, where a job may take "
-                f"{longest[partition]:.0f}: it would wait for ever. Set DPAR_MINUTES to at most that (docs/slurm.md)"
+                f"{allowed:.0f}: it would wait for ever. Set DPAR_MINUTES to at most that (docs/slurm.md)"
             )
 
 
@@ -55,7 +57,10 @@ def longest_jobs() -> dict[str, float]:
         InputError: there is no Slurm here, or it does not answer.
     """
     lines = _ask("sinfo", "--noheader", "--format=%R %l").splitlines()
-    return {partition: minutes(limit) for partition, limit in map(str.split, lines)}
+    try:
+        return {partition: minutes(limit) for partition, limit in map(str.split, lines)}
+    except ValueError as error:
+        raise InputError(f"sinfo says what is not understood: {error}") from None
 
 
 def only_jobs(record: Path, run: str) -> None:

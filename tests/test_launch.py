@@ -53,9 +53,18 @@ def test_what_cannot_be_started_is_refused():
         start(gpus=4, nodes=2)
 
 
-@pytest.mark.parametrize(("status", "requeued"), [(0, False), (1, False), (75, True)])
-def test_in_a_slurm_job_a_training_that_saved_on_request_starts_again(tmp_path, status, requeued):
-    """Its state of 75 is kept, and the signal that asked for it does not end the launcher, which got it too."""
+OURS = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "dpar-1-x", "DPAR_SLURM_RUN": "dpar-1"}
+
+
+@pytest.mark.parametrize(
+    ("status", "requeued", "job"),
+    [(0, False, OURS), (1, False, OURS), (75, True, OURS), (75, False, OURS | {"SLURM_JOB_NAME": "jupyter"})],
+)
+def test_in_a_slurm_job_a_training_that_saved_on_request_starts_again(tmp_path, status, requeued, job):
+    """Its state of 75 is kept, and the signal that asked for it does not end the launcher, which got it too.
+
+    A job in which somebody works, and runs a training by hand, is not put back into the queue.
+    """
     (tmp_path / "stage.py").write_text(
         "import signal, sys, time\n"
         f"signal.signal(signal.SIGTERM, lambda *_: sys.exit({status}))\n"
@@ -67,15 +76,15 @@ def test_in_a_slurm_job_a_training_that_saved_on_request_starts_again(tmp_path, 
         (tmp_path / name).chmod(0o755)
     path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
     imports = os.pathsep.join([str(tmp_path), os.getcwd()])
-    job = subprocess.Popen(
+    launched = subprocess.Popen(
         [sys.executable, "-m", "dpar.launch", "stage"],
-        env={**os.environ, "SLURM_JOB_ID": "7", "PATH": path, "PYTHONPATH": imports},
+        env={**os.environ, **job, "PATH": path, "PYTHONPATH": imports},
         stdout=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
-    assert job.stdout is not None
-    assert job.stdout.readline() == b"ready\n"
-    os.killpg(job.pid, signal.SIGTERM)
-    assert job.wait(60) == status
+    assert launched.stdout is not None
+    assert launched.stdout.readline() == b"ready\n"
+    os.killpg(launched.pid, signal.SIGTERM)
+    assert launched.wait(60) == status
     asked = tmp_path / "asked"
     assert (asked.exists() and "requeue 7" in asked.read_text()) == requeued
 
@@ -85,6 +94,6 @@ def test_a_training_that_was_killed_in_a_slurm_job_ends_as_a_shell_would_say_it(
     imports = os.pathsep.join([str(tmp_path), os.getcwd()])
     run = subprocess.run(
         [sys.executable, "-m", "dpar.launch", "stage"],
-        env={**os.environ, "SLURM_JOB_ID": "7", "PYTHONPATH": imports}, timeout=60,
+        env={**os.environ, **OURS, "PYTHONPATH": imports}, timeout=60,
     )  # fmt: skip
     assert run.returncode == 137

@@ -365,7 +365,9 @@ class Round:
         ends = lineage.sources(self.results, self.ledger, known)
         trained = [maker for maker in ends.jobs if maker.rule == "train_model"]
         metrics = {key: float(value) for key, value in row["metrics"].items()}
-        metrics |= {"cost/training_s": sum(map(_seconds, trained))} if trained else {}
+        if trained:  # a row of several trainings says what one of them took
+            seeds = {maker.params.get("seed") for maker in trained}
+            metrics["cost/training_s"] = sum(map(_seconds, trained)) / len(seeds)
         writer.points([Point(key, value, row["t"], 0) for key, value in metrics.items()])
         images = [made for maker in ends.jobs if maker.rule == "index_images" for made in maker.outputs]
         weights = [sha256 for maker in trained for made in maker.outputs for _, sha256 in files_of(made)]

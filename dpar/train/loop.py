@@ -33,6 +33,7 @@ from dpar.errors import InputError
 from dpar.evaluation.flops import training_gmacs
 from dpar.files import read_json, replacing, write_json, write_text
 from dpar.model.entropy_regressor import EntropyRegressorConfig
+from dpar.sampling.memory import out_of_memory
 from dpar.tracking import Job
 from dpar.train.blocks import blocks, checkpoint_activations, compile_blocks
 from dpar.train.checkpoint import (
@@ -465,9 +466,9 @@ class Trainer:
             tensors |= {f"average.module.{name}": tensor for name, tensor in self.average.state_dict().items()}
         tensors = self.ranks.collected(tensors)
         if self.ranks.main:
+            save_checkpoint(self.state, Checkpoint(self.step, tensors, {"window": asdict(self.window)}))
             if look and self.picture is not None:
                 self._show(self.picture, Checkpoint(self.step, tensors, {}))
-            save_checkpoint(self.state, Checkpoint(self.step, tensors, {"window": asdict(self.window)}))
             self.job.commit(self.step)
         self.ranks.wait_for_main()
 
@@ -475,7 +476,13 @@ class Trainer:
         weights = checkpoint.part("model." if self.average is None else "average.module.")
         try:
             self.job.image(picture(self._network(weights)), key="samples", step=self.step)
-        except InputError as error:  # no room beside what is trained is no reason to stop it
+        except (
+            InputError,
+            RuntimeError,
+            MemoryError,
+        ) as error:  # no room beside what is trained is no reason to stop it
+            if not (isinstance(error, InputError) or out_of_memory(error)):
+                raise
             print(f"no picture at step {self.step}: {error}", file=sys.stderr)
 
     def _restore(self, checkpoint: Checkpoint) -> None:

@@ -429,9 +429,10 @@ def test_each_checkpoint_is_looked_at_with_the_weights_that_would_be_kept(tmp_pa
     assert (output / "model.safetensors").read_bytes() == (blind / "model.safetensors").read_bytes()
 
 
-def test_no_room_for_a_picture_is_no_reason_to_stop(tmp_path, capsys):
+@pytest.mark.parametrize("error", [InputError, torch.OutOfMemoryError])
+def test_no_room_for_a_picture_is_no_reason_to_stop(tmp_path, capsys, error):
     def too_large(network):
-        raise InputError("not even one image fits")
+        raise error("not even one image fits")
 
     job = Recorder()
     train(tmp_path, "llamagen", 8, job=job, picture=too_large)

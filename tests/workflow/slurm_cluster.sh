@@ -18,26 +18,26 @@ up() {
     cannot "$CONF belongs to another Slurm, which is left alone"
   fi
   down
-  if ! command -v slurmctld slurmd munged srun > /dev/null; then
+  missing=
+  for program in slurmctld slurmd munged srun; do command -v $program > /dev/null || missing=1; done
+  if [ -n "$missing" ]; then
     command -v apt-get > /dev/null || cannot "slurm-wlm and munge are not installed, and there is no apt-get"
     export DEBIAN_FRONTEND=noninteractive
     mkdir -p $RUN
-    { apt-get update -q && apt-get install -q -y --no-install-recommends slurm-wlm munge; } > $RUN.apt.log 2>&1 \
+    { timeout 300 apt-get update -q && timeout 300 apt-get install -q -y --no-install-recommends slurm-wlm munge; } > $RUN.apt.log 2>&1 \
       || cannot "apt-get could not install slurm-wlm and munge: $(tail -n 1 $RUN.apt.log)"
   fi
   mkdir -p $RUN
   if ! munge -n < /dev/null > /dev/null 2>&1; then
     install -d -o munge -g munge -m 0755 /run/munge
-    runuser -u munge -- munged --pid-file /run/munge/munged.pid
+    runuser -u munge -- munged --pid-file /run/munge/munged.pid || cannot "munged did not start"
     touch $RUN/munged
   fi
   install -d -o slurm -g slurm $RUN/ctld $RUN/log
   install -d /etc/slurm $RUN/node1 $RUN/node2
   configuration "$(hostname -s)" > $CONF
   printf 'Name=gpu File=%s\n' /dev/null /dev/zero /dev/full /dev/random > /etc/slurm/gres.conf
-  slurmctld
-  slurmd -N node1
-  slurmd -N node2
+  slurmctld && slurmd -N node1 && slurmd -N node2 || { down; cannot "its daemons did not start; see $RUN/log"; }
   for _ in $(seq 100); do
     [ "$(sinfo -h -N -p gpu -o %T 2> /dev/null | grep -cx idle)" = 2 ] && return
     sleep 0.2

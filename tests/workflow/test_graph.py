@@ -113,8 +113,14 @@ def test_the_slurm_profile_resolves_and_asks_for_each_rules_resources(snakemake)
     assert asked["compute_metrics"]["slurm_partition"] == "cpu"
 
 
-def test_the_slurm_profile_speaks_of_rules_that_exist():
-    profile = yte.process_yaml((ROOT / "slurm" / "config.yaml").read_text())
+def slurm_profile(monkeypatch):
+    """What Snakemake reads; the name that it gives its run in the environment goes with the test."""
+    monkeypatch.setenv("DPAR_SLURM_RUN", "dpar-test")
+    return yte.process_yaml((ROOT / "slurm" / "config.yaml").read_text())
+
+
+def test_the_slurm_profile_speaks_of_rules_that_exist(monkeypatch):
+    profile = slurm_profile(monkeypatch)
     assert set(profile["set-resources"]) <= set(RULES)
 
 
@@ -122,9 +128,9 @@ def test_a_site_changes_what_one_rule_asks_of_slurm_and_keeps_the_rest(monkeypat
     (tmp_path / "site.yaml").write_text(
         "sample_images: {mem_mb: 128000, constraint: a100}\nverify_codes: {runtime: 30}\n"
     )
-    plain = yte.process_yaml((ROOT / "slurm" / "config.yaml").read_text())["set-resources"]
+    plain = slurm_profile(monkeypatch)["set-resources"]
     monkeypatch.setenv("DPAR_SLURM_RESOURCES", str(tmp_path / "site.yaml"))
-    changed = yte.process_yaml((ROOT / "slurm" / "config.yaml").read_text())["set-resources"]
+    changed = slurm_profile(monkeypatch)["set-resources"]
     assert changed.pop("verify_codes") == plain.pop("verify_codes") | {"runtime": 30}
     assert changed.pop("sample_images") == plain.pop("sample_images") | {"mem_mb": 128000, "constraint": "a100"}
     assert changed == plain
@@ -132,7 +138,7 @@ def test_a_site_changes_what_one_rule_asks_of_slurm_and_keeps_the_rest(monkeypat
 
 def test_no_job_asks_for_more_minutes_than_a_site_allows(monkeypatch):
     monkeypatch.setenv("DPAR_MINUTES", "50")
-    profile = yte.process_yaml((ROOT / "slurm" / "config.yaml").read_text())
+    profile = slurm_profile(monkeypatch)
     asked = {rule: resources["runtime"] for rule, resources in profile["set-resources"].items()}
     assert profile["default-resources"]["runtime"] == max(asked.values()) == 50
     assert asked["generate_images"] + asked["index_images"] == asked["index_codes"] + asked["verify_codes"] == 50
@@ -141,7 +147,7 @@ def test_no_job_asks_for_more_minutes_than_a_site_allows(monkeypatch):
 def test_over_several_nodes_a_training_asks_for_each_nodes_share(monkeypatch):
     monkeypatch.setenv("DPAR_GPUS", "16")
     monkeypatch.setenv("DPAR_NODES", "2")
-    asked = yte.process_yaml((ROOT / "slurm" / "config.yaml").read_text())["set-resources"]["train_model"]
+    asked = slurm_profile(monkeypatch)["set-resources"]["train_model"]
     assert asked["gpu"] == 16
     assert asked["nodes"] == asked["tasks"] == 2
     assert (asked["cpus_per_task"], asked["mem_mb"]) == (64, 256000)

@@ -36,12 +36,6 @@ rule train_model:
         val=codes_for("val"),
         thresholds=lambda wildcards: threshold_of_cell(wildcards.model, MODELS[wildcards.model].patchify),
         previous=previous_milestone,
-        tokenizer=folder("tokenizer"),  # for a look at each checkpoint's samples
-        entropy_model=lambda wildcards: (
-            folder("entropy_model")
-            if is_gated(MODELS[wildcards.model].patchify, MODELS[wildcards.model].transformer)
-            else []
-        ),
     output:
         folder("models/{model}/{milestone}"),
         history=RESULTS + "/models/{model}/{milestone}/history.jsonl",
@@ -59,7 +53,7 @@ rule train_model:
         recipe=training_recipe,
         folder=RESULTS + "/models/{model}/{milestone}",
         state=RESULTS + "/state/models/{model}",
-        results=RESULTS,
+        results=RESULTS,  # where the makers of the codes and entropies are, for a look at each checkpoint's samples
     shell:
         TRAINING + " --model {wildcards.model} --milestone {wildcards.milestone}"
         " --train {input.train} --val {input.val} --thresholds {input.thresholds}"
