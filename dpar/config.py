@@ -534,6 +534,10 @@ class Experiment(Settings):
             raise ValueError("entropy_model.kind `distilled` has nothing to learn from; only `gates` are distilled")
         if len(set(self.training_seeds)) < len(self.training_seeds):
             raise ValueError(f"`training_seeds` repeats one: {list(self.training_seeds)}")
+        if self.training_seeds and self.seed not in self.training_seeds:
+            raise ValueError(
+                f"`training_seeds` {list(self.training_seeds)} must hold the experiment's own `seed`, {self.seed}"
+            )
         if taken := {*self.tables, *FIGURES} & {*self.figures} | {*self.tables} & {*FIGURES, "table1", "table8"}:
             raise ValueError(f"{', '.join(sorted(taken))}: a table or figure of this name exists; give it another")
         for name, picture in self.figures.items():

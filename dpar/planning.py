@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpar.config import Experiment, Patchify, Training
+from dpar.config import Experiment, Patchify, Training, gate_folder
 from dpar.errors import InputError
 from dpar.evaluation import cost, flops
 from dpar.evaluation.inception import Inception
@@ -77,6 +77,8 @@ def jobs(experiment: Experiment, target: str, data: Data) -> dict[Key, Job]:
         model = models[cell.model]
         found |= trainings(experiment, model, cell.milestone, data)
         found |= samples(experiment, model, cell, data, measured)
+        if cell.gate is not None:
+            found |= gate_training(experiment, cell.gate, data)
     return found
 
 
@@ -94,7 +96,10 @@ def rows_of(experiment: Experiment, target: str) -> tuple[list[Row], bool]:
         names = sized_tables(experiment)
     else:
         names = tables_of(experiment, [target])
-    return [row for name in names for row in table_rows(experiment, name)], True
+    rows = [row for name in names for row in table_rows(experiment, name)]
+    if target == "report":
+        rows += [row for name in experiment.figures for row in figure_rows(experiment, name)]
+    return rows, True
 
 
 def preparation(experiment: Experiment, data: Data) -> dict[Key, Job]:
@@ -103,20 +108,28 @@ def preparation(experiment: Experiment, data: Data) -> dict[Key, Job]:
     tokens = math.prod(experiment.grid)
     encoder, decoder = tokenizer_macs(experiment)
     found = {("encode_images",): Job(views * encoder, "float32", views * tokens * CODE_BYTES)}
-    tokenizer, scorer = experiment.tokenizer.training, experiment.entropy_model
+    tokenizer = experiment.tokenizer.training
     if tokenizer is not None:
         images = (tokenizer.steps or 0) * tokenizer.batch_size or (tokenizer.epochs or 0) * data.train
         found[("train_tokenizer",)] = Job((1 + flops.BACKWARD) * images * (encoder + decoder), "float32", 0)
+    found |= gate_training(experiment, None, data)
     config = cost.entropy_network(experiment)
-    if scorer.training is not None:
-        macs = images_seen(scorer.training, scorer.training.length, data) * float(flops.training_gmacs(config)) * 1e9
-        weights = cost.parameters_of(config)  # type: ignore[arg-type]  # frozen: it has a hash
-        size = weights * (FLOAT_BYTES + STATE_BYTES)
-        found[("train_entropy_model",)] = Job(macs, "training", size)
     # training reads codes and entropies from flat files of their own
     size = 2 * views * tokens * (CODE_BYTES + ENTROPY_BYTES)
     found[("score_entropies",)] = Job(views * float(flops.full_gmacs(config)) * 1e9, "float32", size)
     return found
+
+
+def gate_training(experiment: Experiment, gate: str | None, data: Data) -> dict[Key, Job]:
+    """The training of the gate of that name, or of the entropy model for None, if it is trained here."""
+    training = experiment.network(gate_folder(gate)).training
+    if training is None:
+        return {}
+    config = cost.entropy_network(experiment, gate)
+    macs = images_seen(training, training.length, data) * float(flops.training_gmacs(config)) * 1e9
+    weights = cost.parameters_of(config)  # type: ignore[arg-type]  # frozen: it has a hash
+    key = ("train_entropy_model",) if gate is None else ("train_entropy_model", gate)
+    return {key: Job(macs, "training", weights * (FLOAT_BYTES + STATE_BYTES))}
 
 
 def trainings(experiment: Experiment, model: ModelCell, milestone: str, data: Data) -> dict[Key, Job]:

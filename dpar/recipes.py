@@ -18,7 +18,7 @@ RECIPES = {
     "score_entropies": 2,
     "calibrate_threshold": 1,
     "calibrate_gate": 1,
-    "compare_gates": 1,
+    "compare_gates": 2,
     "count_patches": 1,
     "describe_models": 1,
     "train_model": 1,

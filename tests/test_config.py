@@ -77,6 +77,8 @@ def test_a_tokenizer_has_the_sizes_of_its_variant_but_for_those_given(variant, d
         ({"sampling__seeds": [1, 1]}, "seeds"),
         ({"sampling__seeds": [-1]}, "seeds"),
         ({"seed": -1}, "seed"),
+        ({"training_seeds": [0, 0]}, "training_seeds"),
+        ({"training_seeds": [1, 2]}, "training_seeds"),
         ({"codes__crop_ranges": [0.9]}, "crop_ranges"),
         ({"training__betas": [0.9, 1.0]}, "betas"),
         ({"models": {"a b;/x": {"variant": "DPAR-B"}}}, "models"),

@@ -89,3 +89,14 @@ def test_a_threshold_whose_patches_nobody_knows_is_refused():
 def test_convolutions_are_counted():
     """Inception v3: 5.7e9 multiply-accumulates at 299 pixels, as everywhere in the literature."""
     assert planning.inception_macs() == pytest.approx(5.7e9, rel=0.02)
+
+
+def test_gates_that_are_trained_are_paid_for_and_imported_ones_are_not(imagenet):
+    found = planning.jobs(imagenet, "gates", DATA)
+    assert {key for key in found if key[0] == "train_entropy_model"} == {
+        ("train_entropy_model",),
+        ("train_entropy_model", "small"),
+        ("train_entropy_model", "distilled"),
+    }
+    small, distilled = (found["train_entropy_model", gate].macs for gate in ("small", "distilled"))
+    assert small > distilled > 0

@@ -46,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
         "--float32-mfu", type=float, default=0.5,
         help="share of its float32 peak in encoding and scoring (default: 0.5)",
     )  # fmt: skip
-    flags.add_argument("--images", type=int, help="training images (default: ImageNet's, or those that were indexed)")
+    flags.add_argument(
+        "--images", type=int, help="training images (default: ImageNet's, or those that --measured indexed)"
+    )
     flags.add_argument(
         "--measured", type=Path, metavar="RESULTS",
         help="results of an experiment on the same kind of device: its speeds and patches in place of assumed ones",
@@ -151,8 +153,8 @@ def text(found: dict[str, Any]) -> str:
         lines.append(f"{name:<48}{_hours(piece['gpu_hours']):>9} h   {', '.join(piece['targets'])}")
     lines += [
         "",
-        "Left out: indices, likelihoods, metrics, tables and pictures (minutes), and what several devices lose to each "
-        "other.",
+        "Left out: indices, likelihoods, comparisons of gates, metrics, tables and pictures, and what several devices "
+        "lose to each other.",
     ]
     return "\n".join(lines)
 
@@ -167,12 +169,15 @@ def known_data(experiment: Experiment, args: argparse.Namespace) -> Data:
     Raises:
         InputError: nothing says how many images there are.
     """
-    generated, counts = experiment.images.generated, {}
+    generated, counts, val = experiment.images.generated, {}, experiment.images.max_val
+    index = {split: args.measured / "index" / f"{split}.json" for split in ("train", "val")} if args.measured else {}
     if args.measured and (args.measured / "patch_counts.json").is_file():
         cells = read_json(args.measured / "patch_counts.json")["cells"]
         counts = {slug: cell["steps"] for slug, cell in cells.items()}
     if args.images:
-        return Data(args.images, IMAGENET[1], counts)
+        return Data(args.images, val or (IMAGENET[1] if args.images >= IMAGENET[0] else args.images // 10), counts)
+    if index and all(path.is_file() for path in index.values()):
+        return Data(*(int(read_json(path)["count"]) for path in index.values()), counts)
     if generated is not None:
         return Data(generated.train, generated.val, counts)
     if experiment.images.num_classes == 1000:
@@ -204,14 +209,14 @@ def known_rates(experiment: Experiment, args: argparse.Namespace) -> tuple[Rates
 
 
 def measured_training(experiment: Experiment, results: Path) -> Iterator[float]:
-    """Operations a second of the trainings' devices together, one number a finished piece of training."""
+    """Operations a second of one device, one number a finished piece of training."""
     counted = read_json(results / "patch_counts.json")["cells"]
     for slug, cell in model_cells(experiment).items():
         config = cost.network(experiment, cell.transformer)
         patches = counted[slug]["steps"] if cell.transformer.is_dpar else None
         for history in sorted((results / "models" / slug).glob("*/history.jsonl")):
             records = [json.loads(line) for line in history.read_text().splitlines()]
-            speeds = [r["perf/images_per_s"] for r in records if "perf/images_per_s" in r]
+            speeds = [r["perf/images_per_s"] / r.get("perf/devices", 1) for r in records if "perf/images_per_s" in r]
             if speeds:
                 yield 2e9 * float(flops.training_gmacs(config, patches)) * statistics.median(speeds)
 
@@ -230,6 +235,8 @@ def measured_sampling(experiment: Experiment, results: Path) -> Iterator[float]:
             speeds += [float(v) for k, v in event.get("values", {}).items() if k == "sample/images_per_s"]
         if name in cells and speeds:
             cell = cells[name]
+            if cell.gate or cell.patchify != models[cell.model].patchify:
+                continue  # its patches were not counted
             patches = counted[cell.model]["steps"] if models[cell.model].transformer.is_dpar else None
             drawn = cost.sampling_gmacs(experiment, models[cell.model], cell, patches)
             yield 2e9 * float(drawn or 0) * speeds[-1]

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from dpar.config import Experiment, load_experiment
+from dpar.errors import InputError
 from dpar.files import read_json
 from dpar.grid import SampleCell, p_avg_targets, table_rows
 from dpar.report import paper, tables
 from dpar.report.targets import metric_files, tables_of
 from dpar.stages.make_table import QUOTED, conditions, probe_conditions
+
+SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("table", help="a name under `tables` of the experiment, or the paper's, such as table4")
     flags.add_argument("--config", type=Path, default=Path("config/demo.yaml"), help="the experiment")
     flags.add_argument("--directory", type=Path, default=Path(), help="where results/ lies")
-    flags.add_argument("--format", choices=("markdown", "csv", "latex"), default="markdown")
+    flags.add_argument("--format", choices=tuple(SUFFIXES), default="markdown")
     return flags
 
 
@@ -35,8 +38,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = parser().parse_args(argv)
     experiment = load_experiment(args.config)
-    for name in tables_of(experiment, [args.table]):
+    names = tables_of(experiment, [args.table])
+    for name in names:
         print(table(experiment, name, args))
+    if not names:  # what is computed from sizes, or drawn
+        made = args.directory / "results" / experiment.name / "tables" / f"{args.table}.{SUFFIXES[args.format]}"
+        if not made.is_file():
+            raise InputError(
+                f"{args.table} is not printed from measurements, and {made} is not there; "
+                f"`dpar run --config {args.config}{_directory(args)} -- {args.table}` makes what belongs to it"
+            )
+        print(made.read_text())
 
 
 def table(experiment: Experiment, name: str, args: argparse.Namespace) -> str:
@@ -71,8 +83,7 @@ def table(experiment: Experiment, name: str, args: argparse.Namespace) -> str:
     floor = _found(results / "metrics" / "noise_floor.json", "")
     notes = [QUOTED] if whole is not frame else []
     if measured and floor:
-        repeated = "trainings" if experiment.training_seeds else "sampling seeds"
-        notes = [*conditions(measured, floor[""], repeated), *probe_conditions(probes), *notes]
+        notes = [*conditions(measured, floor[""], tables.repeated(experiment)), *probe_conditions(probes), *notes]
     return tables.to_markdown(shown, title, [*notes, *missing(experiment, args, results, cells)])
 
 

@@ -168,6 +168,11 @@ def _mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
     return mean(values) if values else None, stdev(values) if len(values) > 1 else None
 
 
+def repeated(experiment: Experiment) -> str:
+    """What the spread of a number is over."""
+    return "trainings" if len(experiment.training_seeds) > 1 else "sampling seeds"
+
+
 def _shown(value: Any) -> Any:
     return "none" if value is None else value
 

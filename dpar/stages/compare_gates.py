@@ -129,9 +129,10 @@ class Clock:
         return cls(folder, gate, settings.kind, network.config, parameters, model_config(folder)["sha256"], codes)
 
     def blind(self) -> "Clock":
-        """The same, with each image's entropies put to the next image: patches alike, in places that mean nothing."""
+        """The same, with each image's entropies put to one half the set away: patches alike, in vain places."""
         assert self.codes.entropy is not None
-        return replace(self, gate=BLIND, codes=replace(self.codes, entropy=np.roll(self.codes.entropy, 1, axis=0)))
+        away = len(self.codes.entropy) // 2  # neighbours are often of one class, and so not without skill
+        return replace(self, gate=BLIND, codes=replace(self.codes, entropy=np.roll(self.codes.entropy, away, axis=0)))
 
     def patching(self, patchify: Patchify, thresholds: Mapping[str, Any], grid_width: int) -> Patching:
         """The rule with this network's threshold; `thresholds` are the entropy model's."""

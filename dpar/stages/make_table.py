@@ -73,8 +73,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         first = next(iter(metrics.values()))
         whole = tables.with_quoted(frame, paper.quoted(experiment, args.table))
         shown = tables.readable(whole, first["metric"])
-        repeated = len(experiment.training_seeds) > 1
-        notes = conditions(first, floor, "trainings" if repeated else "sampling seeds") + probe_conditions(probes)
+        notes = conditions(first, floor, tables.repeated(experiment)) + probe_conditions(probes)
+        rows = table_rows(experiment, args.table)
+        if any(row.sample.patchify != row.model.patchify or row.sample.gate for row in rows):
+            notes.append(
+                "P_avg of rows that change something in sampling alone is the length of an image over the mean patches "
+                "of the drawn ones; of the others, the mean patch length of held-out images."
+            )
         notes += [
             f"A row's runs: `dpar lineage {args.metrics[0]}`, and so on; the dashboard has the table under its name."
         ]
@@ -84,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_text(args.markdown, tables.to_markdown(shown, title, notes))
         print(args.markdown.read_text())
         pictures = {path.parents[1].name: path for path in args.pictures}
-        for record, row in zip(frame.to_dict("records"), table_rows(experiment, args.table), strict=True):
+        for record, row in zip(frame.to_dict("records"), rows, strict=True):
             slugs = {sample.slug for sample in row.samples}
             states = {(sample.model, sample.milestone) for sample in row.samples}
             job.result(

@@ -18,7 +18,7 @@ from dpar.grid import merged_thresholds
 from dpar.report import gates
 from dpar.report.figures import curves
 from dpar.report.page import Section, page
-from dpar.report.tables import readable
+from dpar.report.tables import readable, repeated
 from dpar.tracking.environment import git_commit, versions
 
 
@@ -91,7 +91,7 @@ def sections(experiment: Experiment, args: argparse.Namespace, floor: dict[str, 
         table, frame = experiment.tables[path.stem], pd.read_csv(path)
         section = Section(table.title, path.stem).table(readable(frame, floor["metric"]), measurements(frame))
         section.points(conditions(path.with_suffix(".md")))
-        section.picture(ablations[path.stem], f"{table.title}. {key_of(table)}")
+        section.picture(ablations[path.stem], f"{table.title}. {key_of(table, repeated(experiment))}")
         if path.stem in paretos:
             section.picture(paretos[path.stem], f"{table.title}. {caption(args.captions, 'pareto')}")
         found.append(section)
@@ -145,13 +145,13 @@ def measurements(frame: pd.DataFrame) -> list[str | None]:
     return [None if pd.isna(cell) else f"metrics/{cell}" for cell in frame["cell"]]
 
 
-def key_of(table: Table) -> str:
-    """What the marks in the figure of a table mean."""
+def key_of(table: Table, spread: str) -> str:
+    """What the marks in the figure of a table mean; `spread` is what that of a number is over."""
     if table.is_grid:
         return "A frame marks the smallest value."
     if table.is_course:
         return "Hollow marks are the paper's, where it prints the number."
-    return "Bars are standard deviations over sampling seeds; the dotted line is real images against real images."
+    return f"Bars are standard deviations over {spread}; the dotted line is real images against real images."
 
 
 def commit_line() -> str:

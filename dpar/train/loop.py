@@ -581,6 +581,7 @@ class Trainer:
             "perf/step_ms": 1000 * seconds / steps,
             "perf/images_per_s": images,
             "perf/tokens_per_s": images * config.tokens,
+            "perf/devices": self.ranks.size,
             "perf/memory_gib": memory_gib(self.ranks.device),
         }
         if self.task.training.precision == "bfloat16" and (peak := peak_flops(self.ranks.device)):

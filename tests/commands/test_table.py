@@ -52,3 +52,12 @@ def test_the_papers_name_of_a_table_is_enough(config, capsys):
     assert r"\toprule" in show(capsys, config, "table2", "--format", "latex")
     with pytest.raises(InputError, match="table7 is no target of demo"):
         show(capsys, config, "table7")
+
+
+def test_what_is_no_table_of_measurements_is_printed_from_its_file_or_refused(config, capsys):
+    with pytest.raises(InputError, match="-- table1"):
+        show(capsys, config, "table1")
+    tables = config.parent / "results/demo/tables"
+    tables.mkdir(parents=True)
+    (tables / "table1.md").write_text("## Models\n")
+    assert "## Models" in show(capsys, config, "table1")

@@ -71,7 +71,7 @@ def test_the_job_is_told_curves_and_commits_and_ends_well(results):
     values = {name for e in told if e["event"] == "metrics" for name in e["values"]}
     assert values >= {
         "train/loss", "train/grad_norm", "val/nll", "patch/mean_length", "patch/per_image",
-        "perf/tokens_per_s", "perf/images_per_s", "perf/step_ms", "perf/memory_gib",
+        "perf/tokens_per_s", "perf/images_per_s", "perf/step_ms", "perf/memory_gib", "perf/devices",
     }  # fmt: skip
 
 
