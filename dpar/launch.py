@@ -75,13 +75,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     args = parser.parse_args(argv)
     job = os.environ.get("SLURM_JOB_ID")
-    # a job that a run of Snakemake submitted, and not one in which somebody works
-    run = os.environ.get("DPAR_SLURM_RUN")
-    submitted = job is not None and run is not None and os.environ.get("SLURM_JOB_NAME", "").startswith(run)
     line = command(args.module, args.arguments, gpus=args.gpus, nodes=args.nodes, cpus=args.cpus, job=job)
     if args.gpus > 1:
         os.environ["OMP_NUM_THREADS"] = "1"  # Snakemake's is for all the job's cores, and each of these has its GPU
-    if job is None or not submitted:
+    if job is None or "DPAR_SLURM_RUN" not in os.environ:  # no job, or one in which somebody works: not ours to requeue
         os.execvp(line[0], line)
     raise SystemExit(run_in_job(line, job))
 

@@ -53,12 +53,13 @@ def test_what_cannot_be_started_is_refused():
         start(gpus=4, nodes=2)
 
 
-OURS = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "dpar-1-x", "DPAR_SLURM_RUN": "dpar-1"}
+THEIRS = {"SLURM_JOB_ID": "7"}
+OURS = THEIRS | {"DPAR_SLURM_RUN": "dpar-1"}
 
 
 @pytest.mark.parametrize(
     ("status", "requeued", "job"),
-    [(0, False, OURS), (1, False, OURS), (75, True, OURS), (75, False, OURS | {"SLURM_JOB_NAME": "jupyter"})],
+    [(0, False, OURS), (1, False, OURS), (75, True, OURS), (75, False, THEIRS)],
 )
 def test_in_a_slurm_job_a_training_that_saved_on_request_starts_again(tmp_path, status, requeued, job):
     """Its state of 75 is kept, and the signal that asked for it does not end the launcher, which got it too.
