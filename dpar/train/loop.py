@@ -476,11 +476,8 @@ class Trainer:
         weights = checkpoint.part("model." if self.average is None else "average.module.")
         try:
             self.job.image(picture(self._network(weights)), key="samples", step=self.step)
-        except (
-            InputError,
-            RuntimeError,
-            MemoryError,
-        ) as error:  # no room beside what is trained is no reason to stop it
+        # no room beside what is trained is no reason to stop it
+        except (InputError, RuntimeError, MemoryError) as error:
             if not (isinstance(error, InputError) or out_of_memory(error)):
                 raise
             print(f"no picture at step {self.step}: {error}", file=sys.stderr)
