@@ -176,7 +176,7 @@ class PatchStream:
                 self.states[i, :, position - 1] = x[:, 0]
         opening = opens.cpu().numpy().nonzero()[0]
         if len(opening):
-            self._open(position, opening)
+            self._open(position, self.patch_cache.order(opening))
         x = torch.cat([x] * len(self.offsets))
         for i, layer in enumerate(self.decoder):
             x = layer.block(x + self.copied[i], rope, self.decoder_cache.attend(i, position))
@@ -312,7 +312,7 @@ def _clock(
     if isinstance(model, LlamaGen):
         return FixedClock(torch.ones(batch, length, dtype=torch.bool, device=labels.device))
     assert patchify is not None, "a model with patches needs to know where they begin"
-    if patchify.strategy == "static":
+    if not patchify.is_dynamic:
         assert patchify.p_avg is not None
         return FixedClock(static_starts(batch, length, patchify.p_avg))
     assert entropy_model is not None
@@ -352,7 +352,7 @@ def _check(
             )
         if prefix.numel() and not 0 <= int(prefix.min()) <= int(prefix.max()) < config.vocab_size:
             raise InputError(f"the prefix has tokens outside of the codebook, 0 to {config.vocab_size - 1}")
-    if isinstance(model, DPAR) and patchify is not None and patchify.strategy == "dynamic":
+    if isinstance(model, DPAR) and patchify is not None and patchify.is_dynamic:
         if entropy_model is None:
             raise InputError("dynamic patches begin where the entropy model is uncertain: give the entropy model")
         for name in ("grid", "vocab_size"):
