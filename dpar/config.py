@@ -375,6 +375,11 @@ class Patchify(Settings):
             raise ValueError("strategy `static` needs `p_avg`, the patch length")
         return self
 
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether entropies decide where patches begin."""
+        return self.strategy == "dynamic"
+
 
 class Sampling(Settings):
     """How images are drawn from a model (Algorithm 2)."""

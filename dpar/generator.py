@@ -47,7 +47,7 @@ class Generator:
         provenance = model_config(folder)["provenance"]
         patches = provenance.get("patchify")
         patchify = None if patches is None else Patchify.model_validate(patches)
-        gated = patchify is not None and patchify.strategy == "dynamic"
+        gated = patchify is not None and patchify.is_dynamic
         networks = load_networks(
             folder,
             beside(folder, "entropy_model") if gated else None,

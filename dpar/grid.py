@@ -129,7 +129,7 @@ def p_avg_targets(experiment: Experiment) -> list[float]:
     """The mean patch lengths to which some cell wants a threshold calibrated, rising."""
     patchify = [c.patchify for c in model_cells(experiment).values()]
     patchify += [c.patchify for c in sample_cells(experiment).values()]
-    return sorted({p.p_avg for p in patchify if p.strategy == "dynamic" and p.p_avg is not None})
+    return sorted({p.p_avg for p in patchify if p.is_dynamic and p.p_avg is not None})
 
 
 def merged_thresholds(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def threshold_of(patchify: Patchify, thresholds: Mapping[str, Any]) -> float | N
     Raises:
         InputError: no threshold was calibrated to this mean patch length.
     """
-    if patchify.strategy == "static":
+    if not patchify.is_dynamic:
         return None
     if patchify.threshold is not None:
         return patchify.threshold
@@ -249,7 +249,7 @@ def _sample_cell(
     parts += _departures(experiment.sampling, drawn) + _departures(model.patchify, rule)
     gate = inference.get("gate")
     if experiment.network(gate_folder(gate)) is not experiment.entropy_model:
-        if rule.strategy == "static":
+        if not rule.is_dynamic:
             raise InputError(f"static patches ask no entropies: inference.gate {gate!r} says nothing of them")
         parts.append(f"gate{_plain(gate)}")
     return SampleCell("-".join([model.slug, *parts]), model.slug, state, drawn, rule, gate)

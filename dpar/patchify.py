@@ -192,7 +192,7 @@ def starts_for(
     Args:
         threshold: E_Th in nats, as `patchify` states it or as its `p_avg` was calibrated; None for static patches.
     """
-    if patchify.strategy == "static":
+    if not patchify.is_dynamic:
         assert patchify.p_avg is not None
         return static_starts(len(entropy), entropy.shape[1], patchify.p_avg, device=entropy.device)
     assert threshold is not None, "dynamic patches need the threshold in nats: calibrate it first"

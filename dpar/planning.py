@@ -188,7 +188,7 @@ def assumed_patches(experiment: Experiment, patchify: Patchify) -> float:
         InputError: the paper prints no P_avg near this threshold at this resolution.
     """
     rows, columns = experiment.grid
-    if patchify.strategy == "static":
+    if not patchify.is_dynamic:
         assert patchify.p_avg is not None
         return math.ceil(rows * columns / patchify.p_avg)
     wanted = patchify.p_avg or _printed_length(experiment, patchify.threshold)

@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     provenance = model_config(args.checkpoint)["provenance"]
     patchify, threshold = _patches(args, provenance)
     folder = gate = None
-    if patchify is None or patchify.strategy == "static":
+    if patchify is None or not patchify.is_dynamic:
         if args.gate:
             raise InputError(f"--gate {args.gate}: the patches of {args.checkpoint}, if any, depend on no entropy")
     elif args.gate:
@@ -197,7 +197,7 @@ def _patches(args: argparse.Namespace, provenance: dict[str, Any]) -> tuple[Patc
             raise InputError(f"--{next(iter(given)).replace('_', '-')}: {args.checkpoint} is a model without patches")
         return None, None
     patchify = Patchify.model_validate(provenance["patchify"])
-    if given and patchify.strategy == "static":
+    if given and not patchify.is_dynamic:
         raise InputError(f"--{next(iter(given)).replace('_', '-')}: {args.checkpoint} was trained on static patches")
     if "max_length" in given:
         patchify = patchify.model_copy(update={"max_length": args.max_length})

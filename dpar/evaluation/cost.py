@@ -49,7 +49,7 @@ def placing(
     experiment: Experiment, transformer: Transformer, patchify: Patchify, gate: str | None = None
 ) -> LlamaGenConfig | None:
     """The sizes of the network that places these patches: the gate, or the entropy model; None if none does."""
-    return entropy_network(experiment, gate) if transformer.is_dpar and patchify.strategy == "dynamic" else None
+    return entropy_network(experiment, gate) if transformer.is_dpar and patchify.is_dynamic else None
 
 
 def sampling_gmacs(

@@ -126,7 +126,7 @@ def _row(
         **{key: _shown(value) for key, value in row.values.items() if key not in ("model", "milestone")},
         "milestone": sample.milestone,
         "threshold": threshold_of(sample.patchify, thresholds) if is_dpar and not sample.gate else None,
-        "max_length": sample.patchify.max_length if is_dpar and sample.patchify.strategy == "dynamic" else None,
+        "max_length": sample.patchify.max_length if is_dpar and sample.patchify.is_dynamic else None,
         "patch_length": patch_length,
         **spread("nll", predicted),
         **over_seeds,

@@ -79,7 +79,7 @@ def opens(
     """Whether x_t opens a patch, given e_0 .. e_t and the starts before it (Algorithm 3, spelled out)."""
     t = len(starts)
     assert patchify is not None
-    if patchify.strategy == "static":
+    if not patchify.is_dynamic:
         assert patchify.p_avg is not None
         return t == 0 or math.floor(t / patchify.p_avg) != math.floor((t - 1) / patchify.p_avg)
     if t <= 1:
@@ -125,7 +125,7 @@ def literal(
 
     for t in range(config.tokens):
         entropy = None
-        if networks and patchify is not None and patchify.strategy == "dynamic":
+        if networks and patchify is not None and patchify.is_dynamic:
             assert entropy_model is not None
             entropy = literal_entropy(entropy_model, tokens) if t else torch.full(labels.shape, torch.inf)
             for i, nats in enumerate(entropy.tolist()):

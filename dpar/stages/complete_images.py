@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sampling, side = cells[args.cell].sampling, experiment.images.resolution
     origin = model_config(args.model_folder)["provenance"]
     patchify = origin["patchify"] and Patchify.model_validate(origin["patchify"])
-    gated = patchify is not None and patchify.strategy == "dynamic"
+    gated = patchify is not None and patchify.is_dynamic
     with tracking.job(
         rule="complete_images",
         experiment=args.experiment,

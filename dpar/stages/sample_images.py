@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         shards=sampling.shards,
     )
     patched = model_config(args.model_folder)["kind"] == "dpar"
-    gated = patched and cell.patchify.strategy == "dynamic"
+    gated = patched and cell.patchify.is_dynamic
     placing, thresholds, threshold = args.entropy_model, args.thresholds, None
     if gated and cell.gate:
         placing = args.gates / cell.gate

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "num_classes": experiment.images.num_classes,
     }
     is_dpar = isinstance(sizes_of(cell.transformer, **sizes), DPARConfig)
-    gate = args.entropy_model if is_dpar and cell.patchify.strategy == "dynamic" else None
+    gate = args.entropy_model if is_dpar and cell.patchify.is_dynamic else None
     looked_with = [folder for folder in (args.tokenizer, gate) if args.tokenizer and folder]
     with (
         ranks() as here,

@@ -44,7 +44,7 @@ class Patching:
         Raises:
             InputError: the codes were stored without entropies and the rule needs them.
         """
-        if batch.entropy is None and self.rule.strategy == "dynamic":
+        if batch.entropy is None and self.rule.is_dynamic:
             raise InputError("these codes hold no entropies, which place the patches; give a manifest of scored codes")
         entropy = torch.zeros(batch.tokens.shape) if batch.entropy is None else batch.entropy
         return PatchLayout.from_starts(starts_for(self.rule, self.threshold, entropy, self.grid_width))

@@ -115,7 +115,7 @@ def gate_files(gate):
 
 def is_gated(patchify, transformer):
     """Whether an entropy model decides where patches begin."""
-    return transformer.is_dpar and patchify.strategy == "dynamic"
+    return transformer.is_dpar and patchify.is_dynamic
 
 
 def threshold_file(p_avg):
