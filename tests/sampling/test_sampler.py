@@ -10,7 +10,7 @@ from dpar.model.dpar import DPAR
 from dpar.model.entropy_regressor import EntropyRegressor
 from dpar.model.llamagen import LlamaGen
 from dpar.patchify import starts_for
-from dpar.sampling import sampler
+from dpar.sampling import cache, sampler
 from dpar.sampling.literal import literal
 from dpar.sampling.noise import image_seed
 from dpar.sampling.sampler import sample
@@ -97,9 +97,16 @@ def test_equals_the_literal_algorithm(dpar, entropy_model, patchify, threshold, 
     result = assert_literal(
         dpar, entropy_model, request(4), patchify=patchify, threshold=threshold, cfg_scale=cfg_scale
     )
-    if patchify.strategy == "dynamic":
+    if patchify.is_dynamic:
         some = result.starts.any(0) & ~result.starts.all(0)
         assert some.sum() >= 3, "all images open patches together: nothing is ragged"
+
+
+@pytest.mark.parametrize("entries", [1, 9])
+def test_attention_in_pieces_is_attention_at_once(dpar, entropy_model, monkeypatch, entries):
+    """Row by row, and rows of like length together: the branches of an image, and images, in an order of their own."""
+    monkeypatch.setattr(cache, "PIECE", entries * 2 * SIZES["width"] * 8)  # keys and values of 8 bytes
+    assert_literal(dpar, entropy_model, request(5), patchify=PATCHIFY, threshold=2.75, cfg_scale=2.5)
 
 
 @pytest.mark.parametrize("position", ["2d", "dynamic_no_redundancy"])
