@@ -177,7 +177,8 @@ def known_data(experiment: Experiment, args: argparse.Namespace) -> Data:
     if args.images:
         return Data(args.images, val or (IMAGENET[1] if args.images >= IMAGENET[0] else args.images // 10), counts)
     if index and all(path.is_file() for path in index.values()):
-        return Data(*(int(read_json(path)["count"]) for path in index.values()), counts)
+        train, held_out = (int(read_json(path)["count"]) for path in index.values())
+        return Data(train, held_out, counts)
     if generated is not None:
         return Data(generated.train, generated.val, counts)
     if experiment.images.num_classes == 1000:
