@@ -14,8 +14,8 @@ from dpar.errors import InputError
 from dpar.files import read_json
 from dpar.grid import SampleCell, p_avg_targets, table_rows
 from dpar.report import paper, tables
+from dpar.report.notes import notes
 from dpar.report.targets import metric_files, tables_of
-from dpar.stages.make_table import QUOTED, conditions, probe_conditions
 
 SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex"}
 
@@ -80,11 +80,9 @@ def table(experiment: Experiment, name: str, args: argparse.Namespace) -> str:
     title = experiment.tables[name].title
     if args.format == "latex":
         return tables.to_latex(shown, title)
-    floor = _found(results / "metrics" / "noise_floor.json", "")
-    notes = [QUOTED] if whole is not frame else []
-    if measured and floor:
-        notes = [*conditions(measured, floor[""], tables.repeated(experiment)), *probe_conditions(probes), *notes]
-    return tables.to_markdown(shown, title, [*notes, *missing(experiment, args, results, cells)])
+    floor = _found(results / "metrics" / "noise_floor.json", "").get("")
+    below = notes(experiment, name, metrics=metrics, floor=floor, probes=probes)
+    return tables.to_markdown(shown, title, [*below, *missing(experiment, args, results, cells)])
 
 
 def missing(experiment: Experiment, args: argparse.Namespace, results: Path, cells: Sequence[SampleCell]) -> list[str]:

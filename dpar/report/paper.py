@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from dpar.config import Experiment
+from dpar.config import Experiment, Transformer
 from dpar.grid import PAPER, Row
 
 
@@ -27,7 +27,10 @@ def numbers(experiment: Experiment, name: str, row: Row) -> dict[str, float]:
     found = of_table(experiment.tables[name].paper)
     for entry in found.get("rows", ()):
         stated = {**found.get("base", {}), **entry}
-        if all(_setting(experiment, row, key) == value for key, value in stated.items() if key not in PAPER):
+        settings = {key: value for key, value in stated.items() if key not in PAPER}
+        if all(_setting(experiment, row, key) == value for key, value in settings.items()) and _is_variant(
+            row, settings
+        ):
             return {**{key: value for key, value in stated.items() if key in PAPER}, **row.paper}
     return row.paper
 
@@ -37,6 +40,13 @@ def quoted(experiment: Experiment, name: str) -> list[dict[str, Any]]:
     found = of_table(experiment.tables[name].paper)
     sides = {entry["resolution"] for entry in found.get("rows", ()) if "resolution" in entry}
     return list(found.get("quoted", ())) if experiment.images.resolution in sides else []
+
+
+def _is_variant(row: Row, settings: Mapping[str, Any]) -> bool:
+    """Whether the sizes of the row's model are those of its variant, but for those that `settings` name."""
+    transformer = row.model.transformer
+    plain = Transformer(variant=transformer.variant).sizes
+    return all(transformer.sizes[name] == size for name, size in plain.items() if f"transformer.{name}" not in settings)
 
 
 def _setting(experiment: Experiment, row: Row, key: str) -> Any:

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from dpar.errors import run_command
 from dpar.files import read_json, write_text
 from dpar.grid import merged_thresholds, table_rows
 from dpar.report import paper, tables
+from dpar.report.notes import notes
 
 # where the dashboard shows a measured quantity, if not among the evaluations; and those that stand beside the paper's
 GROUPS = {"nll": "val", "patch_length": "patch", "training_gmacs": "cost", "parameters": "cost"}
 GROUPS |= dict.fromkeys(tables.PROBED, "probe")
 BESIDE = ("paper_", "difference_")
-QUOTED = "Quoted rows are other people's methods as the paper prints them; nothing of them was run here."
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,23 +70,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             costs=counts["cells"],
             probes=probes,
         )
-        first = next(iter(metrics.values()))
-        whole = tables.with_quoted(frame, paper.quoted(experiment, args.table))
-        shown = tables.readable(whole, first["metric"])
-        notes = conditions(first, floor, tables.repeated(experiment)) + probe_conditions(probes)
         rows = table_rows(experiment, args.table)
-        if any(row.sample.patchify != row.model.patchify or row.sample.gate for row in rows):
-            notes.append(
-                "P_avg of rows that change something in sampling alone is the length of an image over the mean patches "
-                "of the drawn ones; of the others, the mean patch length of held-out images."
-            )
-        notes += [
+        whole = tables.with_quoted(frame, paper.quoted(experiment, args.table))
+        shown = tables.readable(whole, next(iter(metrics.values()))["metric"])
+        below = notes(experiment, args.table, metrics=metrics, floor=floor, probes=probes)
+        below.append(
             f"A row's runs: `dpar lineage {args.metrics[0]}`, and so on; the dashboard has the table under its name."
-        ]
-        notes += [QUOTED] if whole is not frame else []
+        )
         write_text(args.csv, whole.to_csv(index=False))
         write_text(args.latex, tables.to_latex(shown, title))
-        write_text(args.markdown, tables.to_markdown(shown, title, notes))
+        write_text(args.markdown, tables.to_markdown(shown, title, below))
         print(args.markdown.read_text())
         pictures = {path.parents[1].name: path for path in args.pictures}
         for record, row in zip(frame.to_dict("records"), rows, strict=True):
@@ -103,34 +96,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 ],
                 image=pictures.get(record["cell"]),
             )
-
-
-def conditions(measured: dict[str, Any], floor: dict[str, Any], repeated: str) -> list[str]:
-    """What the numbers of a table rest on, a line each; `repeated` says what their spread is over."""
-    stated = measured["conditions"]
-    lines = [
-        f"{measured['metric']}: {stated['samples']} samples against {stated['reference_samples']} images of "
-        f"`{stated['reference']}`, feature network `{str(stated['extractor_sha256'])[:12]}`.",
-        f"Noise floor, {floor['conditions']['samples']} real images against as many others: "
-        f"{floor['frechet_distance']['mean']:.4g} ± {floor['frechet_distance']['sd']:.2g}.",
-        f"Values are mean ± standard deviation over {repeated}.",
-    ]
-    lines += [f"Warning: {text}" for text in dict.fromkeys([*measured["warnings"], *floor["warnings"]])]
-    if not measured["comparable_to_published"]:
-        lines.append(f"Not comparable to published numbers: {measured['comparable_reason']}")
-    return lines
-
-
-def probe_conditions(probes: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
-    """What the accuracies of linear classifiers rest on, where the table has them."""
-    if not probes:
-        return []
-    stated = next(iter(probes.values()))["conditions"]
-    return [
-        f"Top-1, top-5: a linear classifier on states {stated['states']}; fitted on {stated['training_images']} "
-        f"training images ({stated['training_views']}; penalty {stated['penalty']:g}), measured on "
-        f"{stated['val_images']} held-out images. The paper does not say how its own was fitted."
-    ]
 
 
 def _params(record: dict[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,17 @@ def test_the_papers_numbers_stand_beside_no_other_images_or_settings():
     assert paper.quoted(small, "t") == []
 
 
+def test_the_papers_numbers_stand_beside_no_model_of_other_sizes():
+    values = load_experiment(CONFIG / "imagenet256.yaml").model_dump(mode="json", exclude_unset=True)
+    base = {"model": "DPAR-L", "milestone": 50}
+    other = {**base, "transformer.layers": 12}
+    values["tables"] = {"t": {"title": "T", "paper": "table4", "rows": [base, other]}}
+    experiment = parse_experiment(values, "test")
+    published, shallow = table_rows(experiment, "t")
+    assert paper.numbers(experiment, "t", published) == {"fid": 3.32}
+    assert paper.numbers(experiment, "t", shallow) == {}
+
+
 def test_others_are_quoted_in_table_2_at_both_resolutions_and_nowhere_else():
     for name in ("imagenet256", "imagenet384", "demo"):
         experiment = load_experiment(CONFIG / f"{name}.yaml")

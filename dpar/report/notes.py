@@ -1,0 +1,62 @@
+"""What stands below a table: the conditions of its numbers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dpar.config import Experiment
+from dpar.grid import table_rows
+from dpar.report import paper, tables
+
+
+def notes(
+    experiment: Experiment,
+    name: str,
+    *,
+    metrics: Mapping[tuple[str, int], Mapping[str, Any]],
+    floor: Mapping[str, Any] | None,
+    probes: Mapping[tuple[str, str], Mapping[str, Any]],
+) -> list[str]:
+    """A line for each thing that a reader of the table `name` has to know; nothing of what was not measured.
+
+    Args:
+        metrics: (sample cell, seed) -> what compute_metrics wrote.
+        floor: what measure_noise_floor wrote.
+        probes: (model cell, milestone) -> what linear_probe wrote.
+    """
+    lines = []
+    if metrics and floor:
+        lines += _of_metrics(next(iter(metrics.values())), floor, tables.repeated(experiment))
+    if probes:
+        lines.append(_of_probes(next(iter(probes.values()))["conditions"]))
+    rows = table_rows(experiment, name)
+    if any(row.sample.patchify != row.model.patchify or row.sample.gate for row in rows):
+        lines.append(
+            "P_avg of rows that change something in sampling alone is the length of an image over the mean patches "
+            "of the drawn ones; of the others, the mean patch length of held-out images."
+        )
+    if paper.quoted(experiment, name):
+        lines.append("Quoted rows are other people's methods as the paper prints them; nothing of them was run here.")
+    return lines
+
+
+def _of_metrics(measured: Mapping[str, Any], floor: Mapping[str, Any], repeated: str) -> Sequence[str]:
+    stated = measured["conditions"]
+    lines = [
+        f"{measured['metric']}: {stated['samples']} samples against {stated['reference_samples']} images of "
+        f"`{stated['reference']}`, feature network `{str(stated['extractor_sha256'])[:12]}`.",
+        f"Noise floor, {floor['conditions']['samples']} real images against as many others: "
+        f"{floor['frechet_distance']['mean']:.4g} ± {floor['frechet_distance']['sd']:.2g}.",
+        f"Values are mean ± standard deviation over {repeated}.",
+        *(f"Warning: {text}" for text in dict.fromkeys([*measured["warnings"], *floor["warnings"]])),
+    ]
+    if not measured["comparable_to_published"]:
+        lines.append(f"Not comparable to published numbers: {measured['comparable_reason']}")
+    return lines
+
+
+def _of_probes(stated: Mapping[str, Any]) -> str:
+    return (
+        f"Top-1, top-5: a linear classifier on states {stated['states']}; fitted on {stated['training_images']} "
+        f"training images ({stated['training_views']}; penalty {stated['penalty']:g}), measured on "
+        f"{stated['val_images']} held-out images. The paper does not say how its own was fitted."
+    )
