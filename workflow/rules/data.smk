@@ -61,7 +61,7 @@ rule index_images:
         recipe=indexing_recipe,
         images=lambda wildcards, input: (f"--images {input.images}" if input.images else ""),
     shell:
-        STAGE + " --split {wildcards.split} {params.images}" " --output {output}" + LOGGED
+        STAGE + " --split {wildcards.split} {params.images} --output {output}" + LOGGED
 
 
 rule encode_images:

@@ -92,7 +92,7 @@ rule score_entropies:
         recipe=recipe("score_entropies", EXPERIMENT.entropy_model.kind),
         entropy_model=RESULTS + "/entropy_model",
     shell:
-        STAGE + " --shard {input.shard}" " --entropy-model {params.entropy_model} --output {output}" + LOGGED
+        STAGE + " --shard {input.shard} --entropy-model {params.entropy_model} --output {output}" + LOGGED
 
 
 rule calibrate_threshold:
@@ -193,4 +193,4 @@ rule count_patches:
             EXPERIMENT.sampling.cfg_scale,
         ),
     shell:
-        STAGE + " --manifest {input.manifest}" " --thresholds {input.thresholds} --output {output}" + LOGGED
+        STAGE + " --manifest {input.manifest} --thresholds {input.thresholds} --output {output}" + LOGGED

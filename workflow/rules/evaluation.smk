@@ -31,7 +31,7 @@ rule train_classifier:
         ),
         folder=RESULTS + "/classifier",
     shell:
-        STAGE + " --train-index {input.train}" " --val-index {input.val} --output {params.folder}" + LOGGED
+        STAGE + " --train-index {input.train} --val-index {input.val} --output {params.folder}" + LOGGED
 
 
 def images_to_describe(wildcards):
@@ -70,7 +70,7 @@ rule extract_features:
         extractor=EXTRACTOR,
         images=lambda wildcards, input: input.images or EXPERIMENT.evaluation.reference,
     shell:
-        TRAINING + " --extractor {params.extractor:q}" " --images {params.images:q} --output {output}" + LOGGED
+        TRAINING + " --extractor {params.extractor:q} --images {params.images:q} --output {output}" + LOGGED
 
 
 rule compute_metrics:
@@ -87,7 +87,7 @@ rule compute_metrics:
     params:
         recipe=recipe("compute_metrics", EXPERIMENT.seed, EXPERIMENT.evaluation.splits, EXPERIMENT.evaluation.k),
     shell:
-        STAGE + " --samples {input.samples}" " --reference {input.reference} --output {output}" + LOGGED
+        STAGE + " --samples {input.samples} --reference {input.reference} --output {output}" + LOGGED
 
 
 rule linear_probe:
@@ -108,7 +108,7 @@ rule linear_probe:
         recipe=recipe("linear_probe", EXPERIMENT.seed, EXPERIMENT.evaluation.linear_probe),
         folder=RESULTS + "/models/{model}/{milestone}",
     shell:
-        STAGE + " --model-folder {params.folder}" " --train {input.train} --val {input.val} --output {output}" + LOGGED
+        STAGE + " --model-folder {params.folder} --train {input.train} --val {input.val} --output {output}" + LOGGED
 
 
 rule measure_noise_floor:
@@ -130,4 +130,4 @@ rule measure_noise_floor:
             EXPERIMENT.sampling.num_images,
         ),
     shell:
-        STAGE + " --reference {input.reference}" " --output {output}" + LOGGED
+        STAGE + " --reference {input.reference} --output {output}" + LOGGED

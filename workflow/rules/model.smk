@@ -78,4 +78,4 @@ rule evaluate_likelihood:
         recipe=recipe("evaluate_likelihood"),
         folder=RESULTS + "/models/{model}/{milestone}",
     shell:
-        STAGE + " --model-folder {params.folder}" " --manifest {input.manifest} --output {output}" + LOGGED
+        STAGE + " --model-folder {params.folder} --manifest {input.manifest} --output {output}" + LOGGED

@@ -196,7 +196,7 @@ rule plot_compute:
     params:
         recipe=recipe("plot_compute"),
     shell:
-        STAGE + " --tables {input.tables}" " --noise-floor {input.noise_floor} --output {output}" + LOGGED
+        STAGE + " --tables {input.tables} --noise-floor {input.noise_floor} --output {output}" + LOGGED
 
 
 rule write_report:
@@ -228,6 +228,7 @@ rule write_report:
         captions=CAPTIONS,
     shell:
         STAGE + " --tables {input.tables} --models {input.models} --ablations {input.ablations}"
-        " --paretos {input.paretos} --figures {input.figures} --gates {input.gates} --captions {params.captions:q} --tokenizer {input.tokenizer} --reconstructions {input.reconstructions}"
+        " --paretos {input.paretos} --figures {input.figures} --captions {params.captions:q} --gates {input.gates}"
+        " --tokenizer {input.tokenizer} --reconstructions {input.reconstructions}"
         " --noise-floor {input.noise_floor} --thresholds {input.thresholds}"
         " --histories {input.histories} --output {output}" + LOGGED
