@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     snakemake += ["--configfile", str(args.config.resolve()), "--cores", str(args.cores)]
     with only_run(results) as lock:
         # Snakemake's own lock outlives a run that is killed, and covers other experiments' results too; ours does not.
-        command = [*snakemake, "--nolock", "--rerun-incomplete", "--rerun-triggers", *TRIGGERS, *args.snakemake]
+        # An option ends the list of triggers, to which a target would otherwise be added.
+        command = [*snakemake, "--rerun-triggers", *TRIGGERS, "--nolock", "--rerun-incomplete", *args.snakemake]
         status = _run(command, lock, {RETRAIN: "1"} if args.retrain else {})
     if status:
         raise InputError(
@@ -66,11 +67,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def where_to_look(results: Path) -> str:
     """What to open after a run whose outputs lie in `results`."""
     report, program = results / "report.html", Path(sys.executable).with_name("dpar")
+    page = [f"Report     {report}", f"           open it in a browser: {report.resolve().as_uri()}"]
     return "\n".join(
         [
             "",
-            f"Report     {report}",
-            f"           open it in a browser: {report.resolve().as_uri()}",
+            *(page if report.is_file() else [f"Results    {results}"]),
             f"Dashboard  {program} track ui --results {results}",
             "           prints an address on this machine; `make dashboard` does the same",
             f"Audit      {program} track audit --results {results}",

@@ -8,7 +8,7 @@ import yaml
 from dpar.commands import run
 from dpar.errors import InputError
 from tests.test_config import demo
-from tests.workflow.conftest import ROOT
+from tests.workflow.conftest import ROOT, job_counts
 
 
 def test_it_must_be_called_from_the_top_of_the_repository(tmp_path, monkeypatch):
@@ -48,13 +48,41 @@ def test_two_runs_into_one_folder_are_refused(tmp_path, monkeypatch):
             run.main(["--config", "config/demo.yaml", "--directory", str(tmp_path)])
 
 
-def test_a_failing_graph_is_an_error_that_says_to_run_again(tmp_path, monkeypatch):
+def test_a_failing_graph_is_an_error_that_says_to_run_again(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(ROOT)
     with pytest.raises(InputError, match="run the same command again"):
         run.main(["--config", "config/demo.yaml", "--directory", str(tmp_path), "--cores", "1", "--", "no_such_target"])
+    assert "No rule to produce no_such_target" in "".join(capfd.readouterr()), "snakemake took it for a target"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "jobs"),
+    [
+        (["comparison", "--dry-run"], {"comparison": 1, "describe_models": None}),
+        (["--dry-run", "comparison"], {"comparison": 1, "describe_models": None}),
+        (["table1", "comparison", "-n"], {"table1": 1, "comparison": 1, "describe_models": 1}),
+        (["--dry-run"], {"all": 1}),
+    ],
+)
+def test_targets_and_options_reach_snakemake_in_any_order(tmp_path, monkeypatch, capfd, arguments, jobs):
+    monkeypatch.chdir(ROOT)
+    run.main(["--config", "config/demo.yaml", "--directory", str(tmp_path), "--cores", "1", "--", *arguments])
+    found = job_counts("".join(capfd.readouterr()))
+    assert {name: found.get(name) for name in jobs} == jobs
+
+
+def test_a_target_is_made_alone(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(ROOT)
+    run.main(["--config", "config/demo.yaml", "--directory", str(tmp_path), "--cores", "1", "--", "table1"])
+    results = tmp_path / "results" / "demo"
+    assert f"Results    {results}" in capfd.readouterr().out
+    assert (results / "tables" / "table1.md").is_file()
+    assert not (results / "images").exists()
 
 
 def test_the_last_words_name_report_and_dashboard(tmp_path):
+    assert "report.html" not in run.where_to_look(tmp_path), "a target may be made without it"
+    (tmp_path / "report.html").touch()
     text = run.where_to_look(tmp_path)
     assert f"{tmp_path}/report.html" in text
     assert f"track ui --results {tmp_path}" in text
