@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpar.errors import InputError
+from dpar.files import read_json
 from dpar.tracking import audit, dashboard, mirror, status
 from dpar.tracking.audit import graph_outputs
 from dpar.tracking.store import URI_VARIABLE, Store, find_store
@@ -88,13 +89,25 @@ def _status(store: Store, args: argparse.Namespace) -> None:
 
 
 def _audit(store: Store, args: argparse.Namespace) -> None:
-    outputs = _listed(args.outputs) if args.outputs else graph_outputs(args.snakefile, args.results / "experiment.json")
+    outputs = _listed(args.outputs) if args.outputs else _of_graph(args)
     if not outputs:
         raise InputError("there are no outputs to audit; is this the results folder of an experiment that has run?")
     findings = audit.audit(store, outputs)
     print(audit.report(findings))
     if any(finding.verdict != "tracked" for finding in findings):
         sys.exit(1)
+
+
+def _of_graph(args: argparse.Namespace) -> list[Path]:
+    settings = args.results / "experiment.json"
+    directory = Path(os.path.normpath(args.results / ".." / ".."))
+    made = directory / "results" / read_json(settings)["name"]
+    if not (made.is_dir() and made.samefile(args.results)):
+        raise InputError(
+            f"{args.results} has another name or place than a run gives it, {made}: put it there, or list its files "
+            "with --outputs"
+        )
+    return graph_outputs(args.snakefile, settings, directory)
 
 
 def _listed(file: Path) -> list[Path]:

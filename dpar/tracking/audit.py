@@ -27,21 +27,24 @@ class Finding:
     detail: str
 
 
-def graph_outputs(snakefile: Path, configfile: Path, working_directory: Path | None = None) -> list[Path]:
+def graph_outputs(snakefile: Path, configfile: Path, directory: Path) -> list[Path]:
     """Every output that the graph lists for an experiment, by `snakemake --summary`.
+
+    Args:
+        directory: the folder that the run was made in, to which the graph's paths are relative.
 
     Raises:
         InputError: snakemake cannot read the graph.
     """
     command = [sys.executable, "-m", "snakemake", "--summary", "--cores", "1", "--snakefile", str(snakefile)]
-    command += ["--configfile", str(configfile)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=working_directory)
+    command += ["--configfile", str(configfile.resolve()), "--directory", str(directory)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
     header, *rows = [line.split("\t") for line in finished.stdout.splitlines() if "\t" in line] or [[]]
     if finished.returncode or "output_file" not in header:
         last = (finished.stderr or finished.stdout).strip().splitlines()[-5:]
         raise InputError(f"`{' '.join(command)}` failed:\n" + "\n".join(f"  {line}" for line in last))
     name, status = header.index("output_file"), header.index("status")
-    return [Path(row[name]) for row in rows if row[status] != _GONE_ON_PURPOSE]
+    return [directory / row[name] for row in rows if row[status] != _GONE_ON_PURPOSE]
 
 
 def audit(store: Store, outputs: Iterable[Path]) -> list[Finding]:

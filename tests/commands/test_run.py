@@ -5,7 +5,7 @@ import fcntl
 import pytest
 import yaml
 
-from dpar.commands import run
+from dpar.commands import run, track
 from dpar.errors import InputError
 from tests.test_config import demo
 from tests.workflow.conftest import ROOT, job_counts
@@ -71,13 +71,18 @@ def test_targets_and_options_reach_snakemake_in_any_order(tmp_path, monkeypatch,
     assert {name: found.get(name) for name in jobs} == jobs
 
 
-def test_a_target_is_made_alone(tmp_path, monkeypatch, capfd):
+def test_a_target_is_made_alone_and_the_audit_finds_it(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(ROOT)
     run.main(["--config", "config/demo.yaml", "--directory", str(tmp_path), "--cores", "1", "--", "table1"])
     results = tmp_path / "results" / "demo"
     assert f"Results    {results}" in capfd.readouterr().out
     assert (results / "tables" / "table1.md").is_file()
     assert not (results / "images").exists()
+    with pytest.raises(SystemExit):  # the rest is missing
+        track.main(["audit", "--results", str(results)])
+    audit = capfd.readouterr().out
+    assert "     6  tracked" in audit
+    assert f"missing: {results}/report.html" in audit
 
 
 def test_the_last_words_name_report_and_dashboard(tmp_path):

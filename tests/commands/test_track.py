@@ -55,17 +55,20 @@ def test_sync_status_audit_rebuild_and_views_work_together(results: Path, capsys
 def test_the_audit_asks_the_graph_with_the_experiment_of_the_results(results: Path, monkeypatch, capsys):
     asked: list[Path] = []
 
-    def outputs(snakefile: Path, configfile: Path) -> list[Path]:
-        asked.extend((snakefile, configfile))
+    def outputs(snakefile: Path, configfile: Path, directory: Path) -> list[Path]:
+        asked.extend((snakefile, configfile, directory))
         return [results / "a.txt"]
 
     monkeypatch.setattr(track, "graph_outputs", outputs)
     track.main(["sync"])
     track.main(["audit"])
-    assert asked == [Path("Snakefile"), results / "experiment.json"]
+    assert asked == [Path("Snakefile"), results / "experiment.json", Path()]
     monkeypatch.setattr(track, "graph_outputs", lambda *_: [])
     with pytest.raises(InputError, match="no outputs to audit"):
         track.main(["audit"])
+    results.rename("results/copy")
+    with pytest.raises(InputError, match=r"results/copy has another name or place than a run gives it, results/demo"):
+        track.main(["audit", "--results", "results/copy"])
 
 
 def test_the_latest_results_are_meant_when_none_are_named(results: Path):

@@ -97,20 +97,23 @@ rule folder:
 """
 
 
-def test_the_outputs_are_those_of_the_graph(tmp_path: Path):
+@pytest.mark.parametrize("directory", [".", "elsewhere"])
+def test_the_outputs_are_those_of_the_graph_where_it_was_run(tmp_path: Path, monkeypatch, directory: str):
     import subprocess
     import sys
 
-    (tmp_path / "Snakefile").write_text(SNAKEFILE)
-    (tmp_path / "experiment.json").write_text("{}")
-    snakemake = [sys.executable, "-m", "snakemake", "--quiet", "all", "--cores", "1"]
-    subprocess.run(snakemake, cwd=tmp_path, check=True, capture_output=True)
-    found = audit.graph_outputs(Path("Snakefile"), Path("experiment.json"), tmp_path)
-    assert sorted(map(str, found)) == ["a.txt", "folder"]
+    monkeypatch.chdir(tmp_path)
+    Path("Snakefile").write_text(SNAKEFILE)
+    Path("experiment.json").write_text("{}")
+    snakemake = [sys.executable, "-m", "snakemake", "--quiet", "all", "--cores", "1", "--directory", directory]
+    subprocess.run(snakemake, check=True, capture_output=True)
+    found = audit.graph_outputs(Path("Snakefile"), Path("experiment.json"), Path(directory))
+    assert sorted(found) == [Path(directory, "a.txt"), Path(directory, "folder")]
+    assert all(path.exists() for path in found)
 
 
 def test_a_graph_that_cannot_be_read_is_explained(tmp_path: Path):
     (tmp_path / "Snakefile").write_text("rule all:\n    input 3\n")
     (tmp_path / "experiment.json").write_text("{}")
     with pytest.raises(InputError, match="snakemake --summary"):
-        audit.graph_outputs(Path("Snakefile"), Path("experiment.json"), tmp_path)
+        audit.graph_outputs(tmp_path / "Snakefile", tmp_path / "experiment.json", tmp_path)
