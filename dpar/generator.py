@@ -74,12 +74,19 @@ class Generator:
         Raises:
             InputError: a label or a setting is out of range, or not even one image fits the memory.
         """
-        classes = np.array(labels, dtype=np.int64)
+        if not len(labels):
+            return np.empty((0, self.side, self.side, 3), dtype=np.uint8)
+        try:
+            classes = np.array(labels, dtype=np.int64)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"labels are whole numbers, one a picture, not {labels!r} ({error})") from None
         seeds = np.array([image_seed(seed, image) for image in range(len(classes))])
+        prefix = how.pop("prefix", None)
         how = {"patchify": self.patchify, "threshold": self.threshold, "cfg_scale": cfg_scale, **how}
 
         def draw(first: int, last: int) -> UInt8[np.ndarray, "n side side 3"]:
-            result = self.networks.draw(classes[first:last], seeds[first:last], **how)
+            begun = None if prefix is None else prefix[first:last]
+            result = self.networks.draw(classes[first:last], seeds[first:last], prefix=begun, **how)
             return self.networks.pixels(result.tokens, self.side)
 
         return np.concatenate(list(in_pieces(draw, 0, len(classes), BATCH)))

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import dpar
@@ -31,6 +32,24 @@ def test_the_pictures_are_those_of_the_command(results, tmp_path, model):
     for image, picture in enumerate(pictures):
         assert np.array_equal(expected[:, image * 10 : image * 10 + 8], picture)
     assert not np.array_equal(generator([2, 2, 2], cfg_scale=1.5, seed=1), pictures)
+
+
+def test_beginnings_go_with_their_pictures_whatever_the_batch(results, monkeypatch):
+    generator = dpar.Generator.from_pretrained(results / "models/dpar/step1")
+    prefix = torch.tensor([[0, 1], [2, 3], [4, 5]])
+    whole = generator([0, 1, 2], prefix=prefix)
+    monkeypatch.setattr("dpar.generator.BATCH", 2)
+    assert np.array_equal(generator([0, 1, 2], prefix=prefix), whole)
+
+
+def test_requests_that_cannot_be_drawn(results):
+    generator = dpar.Generator.from_pretrained(results / "models/dpar/step1")
+    assert generator([]).shape == (0, 8, 8, 3)
+    for labels in (["cat"], [10**30], [[0], [1, 2]]):
+        with pytest.raises(InputError, match="labels are whole numbers, one a picture"):
+            generator(labels)
+    with pytest.raises(InputError, match="temperature is 0; expected a number above 0"):
+        generator([0], temperature=0)
 
 
 def test_the_network_alone(results):

@@ -121,7 +121,7 @@ def clean_fid(samples: Features, reference: Features) -> dict[str, Any]:
     try:
         from cleanfid import fid  # pyright: ignore[reportMissingImports]
 
-        a, b = (gaussian_of(features) for features in (samples, reference))
+        a, b = (gaussian_of(features) for features in (samples.own(), reference))
         distance = fid.frechet_distance(*(part.numpy() for x in (a, b) for part in (x.mean, x.covariance)))
         return {"package": f"clean-fid {version('clean-fid')}", "frechet_distance": float(distance)}
     except Exception as error:  # torchvision raises RuntimeError on import; SciPy 1.18 breaks clean-fid's sqrtm
@@ -140,15 +140,13 @@ def _features(path: Path, extractor: Extractor | None, profile: Profile, side: i
         if (own := features.conditions.get("profile", profile)) != profile:
             raise InputError(f"{path} holds features by the profile {own}, not {profile}; give --profile {own}")
         return features
-    if not Path(path).exists():
-        raise InputError(f"{path} does not exist; give an npz, a folder or a shard of images, or stored features")
+    images = open_set([path])
     if extractor is None:
         raise InputError(
             f"{path} holds images: give --extractor, the file of Inception's weights "
             "(pt_inception-2015-12-05-6726825d.pth or inception-2015-12-05.pt), a TorchScript file, or a "
             "results/NAME/classifier folder"
         )
-    images = open_set([path])
     return describe(images, extractor, side=side, profile=profile, rows=unseen(images, extractor))
 
 

@@ -1,7 +1,8 @@
 """Statistics and images of a data set in the format of ADM's reference files: `dpar make-reference DATA OUT.npz`.
 
 OUT.npz holds `mu, sigma` (pool_3) and `mu_s, sigma_s` (spatial) of all images of DATA, and `arr_0`, some of the images,
-for precision and recall: OpenAI's evaluator and `dpar evaluate` read it. Features pass by and are not kept.
+for precision and recall: OpenAI's evaluator and `dpar evaluate` read it. Features pass by and are not kept. With
+--no-statistics it holds images alone: samples for OpenAI's evaluator, which would take statistics for its own.
 """
 
 import argparse
@@ -16,10 +17,12 @@ from dpar import __version__
 from dpar.data.workers import reported
 from dpar.device import default_device
 from dpar.errors import InputError
-from dpar.evaluation.features import BATCH, open_extractor, outputs_of
+from dpar.evaluation.features import BATCH, Extractor, open_extractor, outputs_of
 from dpar.evaluation.frechet import Moments
-from dpar.evaluation.image_sets import batches, open_set
+from dpar.evaluation.image_sets import Files, ImageSet, batches, open_set
 from dpar.sampling.archive import write_samples
+
+PICTURES = 10_000  # of a reference, for precision and recall
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,11 +34,17 @@ def parser() -> argparse.ArgumentParser:
         "data", type=Path, metavar="DATA", help="npz, folder, Parquet, tars or index, as `dpar evaluate`"
     )
     flags.add_argument("output", type=Path, metavar="OUT.npz")
-    flags.add_argument("--extractor", type=Path, required=True, metavar="FILE", help="Inception's weights")
+    how = flags.add_mutually_exclusive_group(required=True)
+    how.add_argument("--extractor", type=Path, metavar="FILE", help="Inception's weights")
+    how.add_argument("--no-statistics", action="store_true", help="images alone, for which no network is needed")
     flags.add_argument(
         "--resolution", type=int, metavar="N", help="cut image files to squares of N pixels (ADM's crop)"
     )
-    flags.add_argument("--images", type=int, default=10_000, help="images in arr_0, drawn at random (default: 10000)")
+    flags.add_argument(
+        "--images",
+        type=int,
+        help="images in arr_0, drawn at random, in their order (default: 10000, and all without statistics)",
+    )
     flags.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")
     return flags
 
@@ -52,36 +61,23 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"--{name} {getattr(args, name)}: expected at least 1")
     if args.output.suffix != ".npz":
         raise InputError(f"{args.output}: the reference is an npz file; name it OUT.npz")
-    extractor = open_extractor(args.extractor, default_device())
-    if extractor.name != "inception":
+    extractor = None if args.no_statistics else open_extractor(args.extractor, default_device())
+    if extractor is not None and extractor.name != "inception":
         raise InputError(
             f"{args.extractor} is {extractor.name}; the statistics of such a file are Inception's by definition: give "
             "its weights (for other networks, `dpar evaluate --keep` stores features of both sides)"
         )
     images = open_set([args.data])
-    pool, spatial = Moments(), Moments()
-    rows = np.arange(len(images))
-    passed = reported(batches(images, rows, side=args.resolution), len(rows), "described", size=BATCH)
-    for activations in outputs_of(extractor, passed):
-        pool.add(activations[0])
-        spatial.add(activations[2])
-    statistics = {}
-    for moments, mean, covariance in ((pool, "mu", "sigma"), (spatial, "mu_s", "sigma_s")):
-        gaussian = moments.gaussian()
-        statistics |= {mean: gaussian.mean.numpy(), covariance: gaussian.covariance.numpy()}
-    count = min(args.images, len(images))
-    chosen = np.sort(np.random.default_rng(args.seed).permutation(rows)[:count])
+    arrays = {} if extractor is None else statistics(images, extractor, args.resolution)
+    count = min(args.images or (len(images) if extractor is None else PICTURES), len(images))
+    chosen = np.sort(np.random.default_rng(args.seed).permutation(len(images))[:count])
     if images.labels is not None:
-        statistics["labels"] = images.labels[chosen]
-    conditions = {
-        "made_from": images.source,
-        **images.conditions(),
-        "statistics_of": len(images),
-        "images": count,
-        "seed": args.seed,
-        "extractor_sha256": extractor.sha256,
-        "dpar": __version__,
-    }
+        arrays["labels"] = images.labels[chosen]
+    conditions = {"made_from": images.source, "images": count, "seed": args.seed, "dpar": __version__}
+    if extractor is not None:
+        conditions |= {"statistics_of": len(images), "extractor_sha256": extractor.sha256}
+    if extractor is not None or not isinstance(images, Files):  # image files are known when they have been read
+        conditions |= images.conditions()
 
     def blocks() -> Iterator[UInt8[np.ndarray, "_ H W 3"]]:
         for batch in batches(images, chosen, side=args.resolution):
@@ -90,5 +86,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     stored = blocks()
     first = next(stored)
     side = first.shape[1]
-    write_samples(args.output, chain([first], stored), (count, side, side, 3), statistics, conditions)
-    print(f"{args.output}: statistics of {len(images):,} images of {side} pixels, {count:,} of them as arr_0")
+    write_samples(args.output, chain([first], stored), (count, side, side, 3), arrays, conditions)
+    what = "" if extractor is None else f"statistics of {len(images):,} images, "
+    print(f"{args.output}: {what}{count:,} images of {side} pixels as arr_0")
+
+
+def statistics(images: ImageSet, extractor: Extractor, side: int | None) -> dict[str, np.ndarray]:
+    """Mean and covariance of Inception's pooled and spatial features of all images, under ADM's names.
+
+    Raises:
+        InputError: an image cannot be read, or there are too few for a covariance.
+    """
+    pool, spatial = Moments(), Moments()
+    rows = np.arange(len(images))
+    passed = reported(batches(images, rows, side=side), len(rows), "described", size=BATCH)
+    for activations in outputs_of(extractor, passed):
+        pool.add(activations[0])
+        spatial.add(activations[2])
+    found = {}
+    for moments, mean, covariance in ((pool, "mu", "sigma"), (spatial, "mu_s", "sigma_s")):
+        gaussian = moments.gaussian()
+        found |= {mean: gaussian.mean.numpy(), covariance: gaussian.covariance.numpy()}
+    return found

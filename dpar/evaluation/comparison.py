@@ -43,6 +43,8 @@ def compare(
 ) -> Comparison:
     """The distances, precision and recall of samples against a reference, their Inception Score and class agreement.
 
+    Statistics that a file holds stand for a reference; samples are measured by their images.
+
     Args:
         split_size: images a split of the Inception Score.
         k: the neighbour that precision and recall reach to.
@@ -61,6 +63,9 @@ def compare(
             warnings.append(
                 f"{len(features)} {name} are few for features of {dims} dimensions: 10 times as many are advised"
             )
+    if samples.statistics:
+        samples = samples.own()
+        warnings.append("the statistics in the file of the samples are not used: these numbers are of its images")
     digest = samples.conditions.get("source_digest")
     if digest is not None and digest == reference.conditions.get("source_digest"):
         warnings.append("samples and reference are the same images: the numbers say nothing")

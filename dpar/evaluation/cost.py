@@ -1,5 +1,6 @@
 """The networks of an experiment as far as cost goes: their sizes, with shapes and without numbers."""
 
+import math
 from functools import cache
 
 import torch
@@ -10,6 +11,7 @@ from dpar.grid import ModelCell, SampleCell
 from dpar.model.dpar import DPAR, DPARConfig
 from dpar.model.llamagen import LlamaGenConfig
 from dpar.model.variants import build_entropy_model, entropy_model_config, model_config
+from dpar.sampling.guidance import guidance_scales, guided_tokens
 
 
 def network(experiment: Experiment, transformer: Transformer) -> LlamaGenConfig | DPARConfig:
@@ -52,6 +54,11 @@ def placing(
     return entropy_network(experiment, gate) if transformer.is_dpar and patchify.is_dynamic else None
 
 
+def guided_share(tokens: int, cfg_scale: float, cfg_interval: tuple[float, float]) -> float:
+    """The share of an image's tokens at which guidance computes a second branch."""
+    return guided_tokens(guidance_scales(tokens, cfg_scale, cfg_interval)) / tokens
+
+
 def sampling_gmacs(
     experiment: Experiment, model: ModelCell, sample: SampleCell, patches: float | None
 ) -> flops.Number | None:
@@ -66,5 +73,5 @@ def sampling_gmacs(
         network(experiment, model.transformer),
         patches if model.transformer.is_dpar else None,
         entropy_model=placing(experiment, model.transformer, sample.patchify, sample.gate),
-        guided=sample.sampling.cfg_scale not in (0, 1),
+        guided=guided_share(math.prod(experiment.grid), sample.sampling.cfg_scale, sample.sampling.cfg_interval),
     )

@@ -6,7 +6,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,10 @@ class Features:
     def __len__(self) -> int:
         return len(self.features)
 
+    def own(self) -> "Features":
+        """The same without the statistics of a larger set."""
+        return replace(self, statistics={})
+
     def take(self, rows: Int[np.ndarray, "n"]) -> "Features":
         """These rows only, without the statistics of the whole."""
         logits, labels, spatial = (None if x is None else x[rows] for x in (self.logits, self.labels, self.spatial))
@@ -80,7 +84,9 @@ def load_features(path: str | Path) -> Features:
         raise InputError(f"{path} is a folder; give the file of features in it (.npy or .npz)")
     loaded = _load_arrays(path)
     if isinstance(loaded, np.ndarray):
-        return Features(_table(loaded, path, "features"), conditions={"source": str(path)})
+        return Features(
+            _table(loaded, path, "features"), conditions={"source": str(path), "source_digest": sha256_file(Path(path))}
+        )
     if "features" not in loaded:
         raise InputError(
             f"{path} holds {', '.join(loaded) or 'nothing'}, expected `features`; "
@@ -252,12 +258,16 @@ def index_batches(
         yield torch.stack(batch)
 
 
+# What an npz of images may hold beside them: samples their classes, patches and conditions, a reference its statistics.
+KNOWN = ("labels", "patches", "conditions", "mu", "sigma", "mu_s", "sigma_s")
+
+
 @dataclass(frozen=True)
 class ImageArray:
     """Images stored as `arr_0` (N, H, W, 3) bytes in an npz, as ADM's evaluator reads them; read as a stream.
 
     Args:
-        arrays: everything else in the file, such as `labels`, or `mu` and `sigma` of a reference.
+        arrays: of `KNOWN`, what else is in the file.
     """
 
     path: Path
@@ -266,7 +276,7 @@ class ImageArray:
 
     @classmethod
     def open(cls, path: str | Path) -> "ImageArray":
-        """The images in a file, of which only the shape and the other arrays are read.
+        """The images in a file, of which only the shape is read, and the other arrays that are known.
 
         Raises:
             InputError: the file is missing, damaged or holds no such images.
@@ -275,7 +285,7 @@ class ImageArray:
             with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as stream:
                 shape, fortran, dtype = _header(stream)
             with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files if name != "arr_0"}
+                arrays = {name: stored[name] for name in KNOWN if name in stored.files}
         except FileNotFoundError:
             raise InputError(f"{path} does not exist; check the path, or draw the samples first") from None
         except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError) as error:

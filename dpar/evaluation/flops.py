@@ -102,7 +102,7 @@ def sampling_gmacs(
     patches: Number | None = None,
     *,
     entropy_model: LlamaGenConfig | None = None,
-    guided: bool = True,
+    guided: float = 1.0,
     shared_encoder: bool = True,
     attention: bool = True,
 ) -> Number:
@@ -111,18 +111,20 @@ def sampling_gmacs(
     Args:
         patches: M, for DPAR.
         entropy_model: sizes of the network that decides where patches open; None for LlamaGen and static patches.
-        guided: whether a second branch without the class is computed.
+        guided: the share of the tokens, from the first, at which a second branch without the class is computed; patches
+            are taken to be spread evenly over them.
         shared_encoder: whether both branches use one encoder, which sees no class; False: the branches share nothing.
         attention: whether attention products are counted.
     """
 
-    def macs(part: Macs) -> Number:
-        return part.total if attention else part.linear
+    def macs(part: Macs, share: float = 1.0) -> Number:
+        """Of the first `share` of the positions; each attends to all before it."""
+        return part.linear * share + (part.attention * share**2 if attention else 0)
 
     parts = forward_parts(config, patches)
     total: Number = 0.0
     for name, part in parts.items():
-        total = total + macs(part) * (2 if guided and not (name == "encoder" and shared_encoder) else 1)
+        total = total + macs(part) + (0 if name == "encoder" and shared_encoder else macs(part, guided))
     if entropy_model is not None:
         total = total + sum(macs(part) for part in forward_parts(entropy_model).values())
     return total / 1e9

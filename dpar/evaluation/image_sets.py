@@ -40,6 +40,11 @@ CROP = "centre square, halved by averages, then bicubic (ADM)"
 SUFFIXES = {".parquet": "parquet", ".tar": "webdataset"}
 
 
+def known_labels(labels: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N"] | None:
+    """`labels` where every image has one; a negative number says that there is none."""
+    return labels if (labels >= 0).all() else None
+
+
 class ImageSet(ABC):
     """Images in a fixed order.
 
@@ -85,12 +90,12 @@ class Arrays(ImageSet):
                 )
         labelled = [file.arrays["labels"] for file in self.files if "labels" in file.arrays]
         if len(labelled) == len(self.files):
-            self.labels = np.concatenate(labelled).astype(np.int32)
-            if self.labels.shape != (len(self),):
+            labels = np.concatenate(labelled).astype(np.int32)
+            if labels.shape != (len(self),):
                 raise InputError(
-                    f"{self.source} and its fellow shards hold {len(self)} images but labels of shape "
-                    f"{self.labels.shape}"
+                    f"{self.source} and its fellow shards hold {len(self)} images but labels of shape {labels.shape}"
                 )
+            self.labels = known_labels(labels)
         if len(self.files) == 1:
             self.moments = {
                 name: first.arrays[name] for name in ("mu", "sigma", "mu_s", "sigma_s") if name in first.arrays
@@ -133,6 +138,7 @@ class Arrays(ImageSet):
 
     def _drawn(self) -> dict[str, Any] | None:
         stated = [file.conditions for file in self.files if file.conditions is not None]
+        sizes = sorted({size for conditions in stated for size in conditions.pop("batches", ())})
         for conditions in stated:
             conditions.pop("shard", None)
         if stated and (len(stated) < len(self.files) or any(conditions != stated[0] for conditions in stated)):
@@ -140,7 +146,7 @@ class Arrays(ImageSet):
                 f"{self.source} and its fellow shards were not drawn alike (other model, settings or seed); "
                 "give the shards of one set of samples"
             )
-        return stated[0] if stated else None
+        return (stated[0] | ({"batches": sizes} if sizes else {})) if stated else None
 
 
 class Indexed(ImageSet):
@@ -167,7 +173,7 @@ class Files(ImageSet):
 
     def __init__(self, source: str, images: ImageSource):
         self.source, self.images, self.moments = source, images, {}
-        self.labels = images.labels if (images.labels >= 0).all() else None
+        self.labels = known_labels(images.labels)
         self.cropped: int | None = None
         self._read: dict[int, tuple[str, bool]] = {}  # number -> SHA-256, whether it is grey
 
@@ -232,6 +238,8 @@ def open_set(paths: Sequence[str | Path]) -> ImageSet:
     found = [SUFFIXES.get(Path(path).suffix) for path in glob.glob(os.path.expanduser(paths[0]))]
     if found and found[0] is not None and len(set(found)) == 1:
         return Files(str(first), open_images(found[0], str(first)))
+    if not found:
+        raise InputError(f"{first} does not exist; give an npz, a folder, an index or a pattern of shards of images")
     raise InputError(
         f"{first} is no set of images; expected an npz with `arr_0`, a folder of images or of npz shards, "
         "Parquet files, tars (a pattern in quotes such as 'DIR/*.parquet'), or an index/SPLIT.json of the pipeline"

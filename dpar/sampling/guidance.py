@@ -21,6 +21,12 @@ def branch_labels(labels: Int[Tensor, " B"], null: int, scales: Sequence[float])
     return nothing if all(scale == 0 for scale in scales) else torch.cat([labels, nothing])
 
 
+def guided_tokens(scales: Sequence[float]) -> int:
+    """At how many tokens, from the first, both branches are run: up to the last one that is guided, or at none."""
+    one_branch = set(scales) in ({0}, {1})
+    return 0 if one_branch else max(t + 1 for t, scale in enumerate(scales) if scale != 1)
+
+
 def guided(logits: Float[Tensor, "R V"], batch: int, scale: float) -> Float[Tensor, "B V"]:
     """u + s (c - u) of two branches, or the logits of the only one.
 

@@ -15,7 +15,7 @@ rows. Products of matrices may round differently in another batch, so logits agr
 largest of logits plus noise then changes with about the probability of the rounding. In float64 no image changes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -35,11 +35,18 @@ from dpar.model.patch_encoder import PatchEncoderLayer
 from dpar.model.rope import zero_rope
 from dpar.patchify import opens_patch, static_starts
 from dpar.sampling.cache import RaggedCache, TokenCache
-from dpar.sampling.guidance import branch_labels, drawn, guidance_scales, guided, truncated
+from dpar.sampling.guidance import branch_labels, drawn, guidance_scales, guided, guided_tokens, truncated
 from dpar.sampling.noise import gumbel
 
 # Numbers of noise that are made together: enough to make the calls cheap, 8 MiB an array.
 NOISE_AT_ONCE = 2**20
+
+# What is allowed of the settings of `truncated`: more than the first number, up to the second.
+CHOICES = {
+    "temperature": (0, float("inf"), "a number above 0"),
+    "top_k": (-1, float("inf"), "a whole number, 0 for all codes"),
+    "top_p": (0, 1, "a probability above 0, up to 1 for all codes"),
+}
 
 
 class Step(NamedTuple):
@@ -256,7 +263,8 @@ def sample(
     Raises:
         InputError: a label, prefix or guidance scale is out of range, or the two models do not fit each other.
     """
-    _check(model, entropy_model, labels, patchify, cfg_scale, cfg_interval, prefix)
+    choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    _check(model, entropy_model, labels, patchify, cfg_scale, cfg_interval, choice, prefix)
     tokens: list[Tensor] = []
     starts: list[Tensor] = []
     entropies: list[Tensor] = []
@@ -264,21 +272,20 @@ def sample(
         batch, scales = len(labels), guidance_scales(model.config.tokens, cfg_scale, cfg_interval)
         branches = branch_labels(labels, model.null_label, scales)
         clock = _clock(model, entropy_model, labels, patchify, threshold)
-        guided_until = max((t + 1 for t, scale in enumerate(scales) if scale != 1), default=0)
+        both = guided_tokens(scales)
         stream = _stream(model, batch, branches)
         given = 0 if prefix is None else prefix.shape[1]
         noise = _noise(seeds, given, model.config.tokens, model.config.vocab_size)
         for position in range(model.config.tokens):
             previous = tokens[-1] if tokens else None
             entropy, opens = clock.tick(position, previous)
-            if position == guided_until and len(branches) > batch:
+            if position == both and len(branches) > batch:
                 stream.keep(batch)
             logits = guided(stream.logits(position, previous, opens), batch, scales[position])
             if prefix is not None and position < given:
                 tokens.append(prefix[:, position])
             else:
-                choices = truncated(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-                tokens.append(drawn(choices, next(noise)))
+                tokens.append(drawn(truncated(logits, **choice), next(noise)))
             starts.append(opens)
             if entropy is not None:
                 entropies.append(entropy)
@@ -327,9 +334,12 @@ def _check(
     patchify: Patchify | None,
     cfg_scale: float,
     cfg_interval: tuple[float, float],
+    choice: Mapping[str, float],
     prefix: Int[Tensor, "B N"] | None,
 ) -> None:
     config = model.config
+    if not len(labels):
+        raise InputError("there are no labels; give the class of each image to draw")
     if config.num_classes is None:
         raise InputError("the model has no classes: it can place patches, but not draw images; give another model")
     if not 0 <= cfg_scale < float("inf"):
@@ -339,6 +349,9 @@ def _check(
             f"guidance from {cfg_interval[0]} to {cfg_interval[1]} is no part of the sequence; expected two rising "
             "shares between 0 (its beginning) and 1 (its end)"
         )
+    for name, (least, most, expected) in CHOICES.items():
+        if not least < choice[name] <= most:
+            raise InputError(f"{name} is {choice[name]}; expected {expected}")
     outside = labels[(labels < 0) | (labels >= config.num_classes)]
     if len(outside):
         raise InputError(

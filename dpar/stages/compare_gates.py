@@ -18,6 +18,7 @@ from dpar.data.codes import CodeStore, open_codes
 from dpar.device import default_device
 from dpar.errors import run_command
 from dpar.evaluation import flops
+from dpar.evaluation.cost import guided_share
 from dpar.files import read_json, write_json, write_text
 from dpar.grid import gated_cells, merged_thresholds, threshold_of
 from dpar.model.dpar import DPARConfig
@@ -81,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             model = load_model(folder, "dpar", device)
             usual, *others = (clock.patching(cell.patchify, thresholds, experiment.grid[1]) for clock in clocks)
             expected = clocks[0].starts(usual)
+            guided = guided_share(model.config.tokens, cell.sampling.cfg_scale, cell.sampling.cfg_interval)
             for clock, patching in zip(clocks, (usual, *others), strict=True):
                 starts = clock.starts(patching)
                 found = likelihood(
@@ -93,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     | {"threshold": patching.threshold, "mean_patch_length": found.mean_patch_length, "nll": found.nll}
                     | {"correlation": correlation(clocks[0].codes, clock.codes)}
                     | {"agreement": agreement(expected, starts, patching)}
-                    | cost(model.config, clock.config, starts, guided=cell.sampling.cfg_scale not in (0, 1))
+                    | cost(model.config, clock.config, starts, guided=guided)
                 )
         found = {"images": codes.num_images, "codes": codes.digest, "rows": rows}
         write_json(args.output, found)
@@ -165,7 +167,7 @@ def agreement(
     return {name: getattr(found, name) for name in ("tokens", "share", "chance", "precision", "recall")}
 
 
-def cost(model: DPARConfig, clock: LlamaGenConfig, starts: Bool[Tensor, "B T"], *, guided: bool) -> dict[str, float]:
+def cost(model: DPARConfig, clock: LlamaGenConfig, starts: Bool[Tensor, "B T"], *, guided: float) -> dict[str, float]:
     """1e9 multiply-accumulates of sampling an image, attention counted: the clock's alone, and all together."""
     counts = PatchCounts.of(starts)
     patches = np.arange(counts.tokens + 1.0)

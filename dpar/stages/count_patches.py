@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         name="count_patches",
         inputs=[args.manifest, *args.thresholds],
         outputs=[args.output],
-        params={"models": ", ".join(cells), "guided": experiment.sampling.cfg_scale not in (0, 1)},
+        params={"models": ", ".join(cells), "cfg_scale": experiment.sampling.cfg_scale},
     ) as job:
         entropy = stored_entropies(experiment, args.manifest)
         thresholds = merged_thresholds(map(read_json, args.thresholds))
@@ -101,7 +101,7 @@ def describe(experiment: Experiment, cell: ModelCell, counts: PatchCounts | None
     """
     config = cost.network(experiment, cell.transformer)
     gate = cost.placing(experiment, cell.transformer, cell.patchify)
-    guided = experiment.sampling.cfg_scale not in (0, 1)
+    guided = cost.guided_share(config.tokens, experiment.sampling.cfg_scale, experiment.sampling.cfg_interval)
     patches = None if counts is None else np.arange(counts.tokens + 1.0)
 
     def mean(of_images: flops.Number) -> float:
@@ -118,7 +118,7 @@ def describe(experiment: Experiment, cell: ModelCell, counts: PatchCounts | None
         "full_gmacs": mean(flops.full_gmacs(config, patches)),
         "training_gmacs": mean(flops.training_gmacs(config, patches)),
         "sampling_gmacs": mean(flops.sampling_gmacs(config, patches, entropy_model=gate, guided=guided)),
-        "kv_cache_bytes": mean(flops.kv_cache_bytes(config, patches, entropy_model=gate, guided=guided)),
+        "kv_cache_bytes": mean(flops.kv_cache_bytes(config, patches, entropy_model=gate, guided=guided > 0)),
     }
     if counts is not None:
         found["patches"] = {

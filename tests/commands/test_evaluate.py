@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +19,9 @@ from dpar.cli import main
 from dpar.commands import evaluate, make_reference
 from dpar.data.images import ImageIndex
 from dpar.evaluation.features import Extractor
+from dpar.evaluation.image_sets import describe, open_set
 from dpar.files import sha256_file
+from tests.data.samples import image_bytes
 from tests.evaluation.tiny import CLASSES, SIDE, picture, write_classifier, write_index, write_samples
 from tests.oracles import metrics as oracle
 
@@ -207,6 +211,34 @@ def test_features_that_are_not_finite_are_refused(files, capsys):
 def test_a_set_that_is_compared_with_itself_is_warned_of(files, capsys):
     assert run(files, reference="samples.npz") == 0
     assert "warning: samples and reference are the same images" in capsys.readouterr().err
+
+
+def test_statistics_in_the_file_of_the_samples_are_not_used(files, capsys):
+    assert run(files, "--json") == 0
+    own = json.loads(capsys.readouterr().out)["values"]
+    stored = dict(np.load(files / "samples.npz"))
+    dims = np.eye(6)
+    np.savez(files / "foreign.npz", **stored, mu=9 * dims[0], sigma=dims)
+    inception = Extractor("inception", "ab" * 32, None, lambda images: Colours()(images.float()))
+    described = [describe(open_set([files / name]), inception) for name in ("foreign.npz", "reference.npz")]
+    assert "features" in described[0].statistics
+    found = evaluate.report(*described, split_size=30, seed=0)
+    assert found["values"]["frechet_distance"] == pytest.approx(own["frechet_distance"], rel=1e-4)
+    assert any("statistics in the file of the samples are not used" in warning for warning in found["warnings"])
+
+
+@pytest.mark.parametrize("pattern", ["shard*.parquet", "shard0.parquet"])
+def test_patterns_name_shards(files, capsys, pattern):
+    for number in range(2):
+        images = [picture(i % CLASSES, 40 * number + i) for i in range(40)]
+        columns = {"key": [f"{number}/{i}" for i in range(40)], "label": [i % CLASSES for i in range(40)]}
+        columns["image"] = list(map(image_bytes, map(Image.fromarray, images)))
+        pq.write_table(pa.table(columns), files / f"shard{number}.parquet")
+    assert run(files, "--json", samples=pattern) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["conditions"]["samples"]["images"] == (80 if "*" in pattern else 40)
+    assert run(files, samples="none*.parquet") == 2
+    assert "none*.parquet does not exist" in capsys.readouterr().err
 
 
 def test_grey_images_are_warned_of(files, capsys):

@@ -34,7 +34,7 @@ def expected(images):
 def test_it_holds_statistics_of_all_images_and_some_of_them(tmp_path, inception, capsys):
     images = np.load(write_samples(tmp_path / "data.npz", 150))["arr_0"]
     assert run(tmp_path, "data.npz", "--images", 12, "--seed", 3) == 0
-    assert "ref.npz: statistics of 150 images of 16 pixels, 12 of them as arr_0" in capsys.readouterr().out
+    assert "ref.npz: statistics of 150 images, 12 images of 16 pixels as arr_0" in capsys.readouterr().out
     found = np.load(tmp_path / "ref.npz")
     pool, spatial = expected(images)
     np.testing.assert_allclose(found["mu"], pool.mean, rtol=1e-6)
@@ -51,6 +51,20 @@ def test_it_holds_statistics_of_all_images_and_some_of_them(tmp_path, inception,
     assert stated["source_digest"] == sha256_file(tmp_path / "data.npz")
     run(tmp_path, "data.npz", "--images", 12, "--seed", 3, out="again.npz")
     assert sha256_file(tmp_path / "again.npz") == sha256_file(tmp_path / "ref.npz")
+
+
+def test_without_statistics_it_is_images_alone(tmp_path, capsys):
+    """OpenAI's evaluator takes statistics that it finds in a file of samples for those of the samples."""
+    (tmp_path / "shards").mkdir()
+    for shard in range(2):
+        write_samples(tmp_path / "shards" / f"{shard}.npz", 40, first=40 * shard)
+    assert main(["make-reference", str(tmp_path / "shards"), str(tmp_path / "all.npz"), "--no-statistics"]) == 0
+    assert "all.npz: 80 images of 16 pixels as arr_0" in capsys.readouterr().out
+    found = np.load(tmp_path / "all.npz")
+    assert set(found.files) == {"arr_0", "labels", "conditions"}
+    images = [np.load(tmp_path / "shards" / f"{shard}.npz")["arr_0"] for shard in range(2)]
+    np.testing.assert_array_equal(found["arr_0"], np.concatenate(images))
+    assert json.loads(str(found["conditions"]))["shards"] == 2
 
 
 def test_dpar_evaluate_compares_with_its_statistics_and_says_whose_it_is(tmp_path, inception, capsys):
@@ -84,7 +98,7 @@ def test_what_makes_no_reference_leaves_nothing_behind(tmp_path, inception, monk
     for data, flags, said in (
         ("few.npz", [], "3 samples are too few for features of 3 dimensions"),
         ("data.npz", ["--images", 0], "--images 0: expected at least 1"),
-        ("missing", [], "is no set of images"),
+        ("missing", [], "missing does not exist"),
     ):
         assert run(tmp_path, data, *flags) == 2
         assert said in capsys.readouterr().err

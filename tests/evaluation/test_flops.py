@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpar.config import Transformer
+from dpar.config import Patchify, Transformer
 from dpar.evaluation.flops import (
     BACKWARD,
     count_linear_macs,
@@ -21,9 +21,10 @@ from dpar.evaluation.flops import (
 )
 from dpar.model.dpar import DPAR, DPARConfig
 from dpar.model.entropy_regressor import EntropyRegressor, EntropyRegressorConfig
-from dpar.model.llamagen import LlamaGenConfig
+from dpar.model.llamagen import LlamaGen, LlamaGenConfig
 from dpar.model.variants import build_model, model_config
 from dpar.patchify import PatchCounts, patch_starts
+from dpar.sampling.sampler import sample
 
 PATCHES = {256: 141.8, 384: 280.2}
 TABLE_8 = [
@@ -215,6 +216,30 @@ def test_what_guidance_and_the_entropy_model_add():
     assert sampling_gmacs(config, 142, shared_encoder=False) == pytest.approx(2 * once)
     added = sampling_gmacs(config, 142, entropy_model=entropy_model) - sampling_gmacs(config, 142)
     assert added == pytest.approx(full_gmacs(entropy_model))
+
+
+@pytest.mark.parametrize(("interval", "share"), [((0.0, 1.0), 1), ((0.0, 0.5), 0.5), ((0.25, 0.75), 0.75)])
+@pytest.mark.parametrize("architecture", ["llamagen", "dpar"])
+def test_the_sampler_computes_the_second_branch_as_long_as_is_said(architecture, interval, share):
+    sizes = {"vocab_size": 9, "grid": (3, 4), "num_classes": 3, "width": 32, "heads": 2, "layers": 2}
+    dpar = DPARConfig(**sizes, decoder_layers=1)
+    model = (DPAR(dpar) if architecture == "dpar" else LlamaGen(LlamaGenConfig(**sizes))).eval()
+    a_patch_a_token = Patchify(strategy="static", p_avg=1)
+    images = {"labels": torch.arange(2), "seeds": torch.arange(2)}
+    counted = 0
+
+    def count(module, inputs, output):
+        nonlocal counted
+        counted += output.numel() * module.in_features
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(count)
+    sample(model, None, **images, patchify=a_patch_a_token, threshold=None, cfg_scale=2.0, cfg_interval=interval)
+    patches = 12 if architecture == "dpar" else None
+    expected = sampling_gmacs(model.config, patches, guided=share, attention=False) * 1e9
+    assert counted / 2 == pytest.approx(expected, rel=2e-3)  # the last patch of an image is never gathered
+    assert sampling_gmacs(model.config, patches, guided=share) > expected / 1e9
 
 
 def test_cache_bytes_are_those_of_the_keys_and_values():

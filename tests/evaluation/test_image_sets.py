@@ -1,5 +1,7 @@
 """Sets of images: each form gives the same pictures, and what cannot be compared is named."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -188,7 +190,7 @@ def test_what_is_no_set_of_images_is_named(tmp_path, pictures):
     large = write_samples(tmp_path / "large.npz", 2, side=24)
     small = write_samples(tmp_path / "small.npz", 2)
     for paths, said in (
-        ([tmp_path / "nothing"], "is no set of images; expected an npz"),
+        ([tmp_path / "nothing"], "nothing does not exist"),
         ([tmp_path / "note.txt"], "is no set of images; expected an npz"),
         ([tmp_path / "empty"], "holds no images, npz, Parquet files or tars"),
         ([small, tmp_path / "note.txt"], "give one index"),
@@ -204,6 +206,27 @@ def test_what_is_no_set_of_images_is_named(tmp_path, pictures):
         describe(open_set([large]), fake("classifier", 16))
     with pytest.raises(InputError, match="was trained on images of 32 pixels, these are to be measured at 16"):
         describe(open_set([small]), fake("classifier", 32), side=16)
+
+
+def test_labels_below_zero_are_none_and_foreign_arrays_are_left_alone(tmp_path, pictures):
+    strange = {"labels": np.full(COUNT, -1), "notes": np.array([{"any": "object"}], dtype=object)}
+    np.savez(tmp_path / "strange.npz", arr_0=np.stack(pictures), **strange)
+    found = open_set([tmp_path / "strange.npz"])
+    assert (len(found), found.labels) == (COUNT, None)
+
+
+def test_shards_may_differ_in_the_sizes_of_their_batches_and_in_nothing_else(tmp_path, pictures):
+    def write(shard, **changes):
+        stated = {"seed": 0, "shard": shard, "batches": [4] if shard == 0 else [2, 4], **changes}
+        np.savez(tmp_path / f"{shard}.npz", arr_0=np.stack(pictures), conditions=json.dumps(stated))
+
+    write(0)
+    write(1)
+    shards = [tmp_path / "0.npz", tmp_path / "1.npz"]
+    assert open_set(shards).conditions()["drawn"] == {"seed": 0, "batches": [2, 4]}
+    write(1, seed=1)
+    with pytest.raises(InputError, match="were not drawn alike"):
+        open_set(shards).conditions()
 
 
 def test_a_truncated_file_is_named_while_it_is_read(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpar.sampling.guidance import branch_labels, drawn, guidance_scales, guided, truncated
+from dpar.sampling.guidance import branch_labels, drawn, guidance_scales, guided, guided_tokens, truncated
 from dpar.sampling.noise import gumbel
 
 
@@ -64,6 +64,14 @@ def test_guidance_holds_from_one_share_of_the_sequence_to_the_other():
     assert guidance_scales(4, 2.0, (0.0, 1.0)) == [2.0] * 4
     assert guidance_scales(4, 2.0, (0.25, 0.75)) == [1.0, 2.0, 2.0, 1.0]
     assert guidance_scales(4, 0.0, (0.3, 1.0)) == [1.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("cfg_scale", "interval", "tokens"),
+    [(2.0, (0.0, 1.0), 4), (2.0, (0.25, 0.75), 3), (0.0, (0.3, 1.0), 4), (0.0, (0.0, 1.0), 0), (1.0, (0.0, 1.0), 0)],
+)
+def test_both_branches_run_up_to_the_last_token_that_is_guided(cfg_scale, interval, tokens):
+    assert guided_tokens(guidance_scales(4, cfg_scale, interval)) == tokens
 
 
 def test_draws_follow_the_softmax():

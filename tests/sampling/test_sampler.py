@@ -285,6 +285,17 @@ def test_bad_requests(dpar, entropy_model, llamagen):
         sample(dpar, entropy_model, **request(2), **how, prefix=torch.zeros(2, 13, dtype=torch.long))
     with pytest.raises(InputError, match="outside of the codebook, 0 to 39"):
         sample(dpar, entropy_model, **request(2), **how, prefix=torch.full((2, 1), 40))
+    for name, value in (
+        ("temperature", 0),
+        ("temperature", float("nan")),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.5),
+    ):
+        with pytest.raises(InputError, match=f"{name} is {value}; expected"):
+            sample(dpar, entropy_model, **request(2), **how, **{name: value})
+    with pytest.raises(InputError, match="there are no labels"):
+        sample(dpar, entropy_model, **request(0), **how)
     other = LlamaGen(LlamaGen.Config(layers=1, **{**SIZES, "grid": (4, 4)})).eval()
     with pytest.raises(InputError, match=r"grid is \(4, 4\), the model's is \(3, 4\)"):
         sample(dpar, other, **request(2), **how)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dpar.config import Patchify, load_experiment
 from dpar.errors import InputError
+from dpar.evaluation.image_sets import open_set
 from dpar.files import read_json, write_json
 from dpar.sampling.networks import Networks, load_networks
 from dpar.sampling.noise import image_seed
@@ -98,6 +99,11 @@ def test_shards_and_batches_do_not_change_an_image(tmp_path, whole):
             assert np.abs(together.astype(int) - whole[key]).max() <= 1
         else:
             assert np.array_equal(together, whole[key])
+    joined = open_set([other / "samples/dpar/seed0"])
+    assert len(joined) == 10
+    drawn = joined.conditions()["drawn"]
+    assert drawn is not None
+    assert drawn["batches"] == [1, 3], "the last shard has a short batch"
 
 
 def test_another_seed_other_images(results, whole):

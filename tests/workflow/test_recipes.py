@@ -308,6 +308,13 @@ def test_every_setting_that_a_stage_reads_makes_it_out_of_date(tmp_path):
     assert ("compute_metrics", "evaluation.k") in unnoticed(read, moved, above)
 
 
+def test_batches_matter_where_shards_are_made_of_whole_ones(tmp_path):
+    for shards, matters in ((1, False), (3, True)):
+        values = demo(sampling={**demo()["sampling"], "shards": shards})
+        usual, other = (recipes({**v}, tmp_path) for v in (values, changed(values, "sampling.batch_size")))
+        assert (usual["sample_images"] != other["sample_images"]) is matters
+
+
 def test_reads_are_found_through_names_functions_and_cells():
     assert {"evaluation.k", "evaluation.splits", "seed"} <= reads("compute_metrics")
     assert {"sampling.num_images", "evaluation.k"} <= reads("measure_noise_floor")

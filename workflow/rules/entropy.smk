@@ -163,7 +163,7 @@ rule compare_gates:
     params:
         recipe=recipe(
             "compare_gates",
-            *([cell.patchify, cell.sampling.cfg_scale not in (0, 1)] for cell in gated_cells(EXPERIMENT)),
+            *([cell.patchify, cell.sampling.cfg_scale, cell.sampling.cfg_interval] for cell in gated_cells(EXPERIMENT)),
         ),
         entropy_model=RESULTS + "/entropy_model",
         gates=[f"{RESULTS}/{gate_folder(gate)}" for gate in EXPERIMENT.gates],
@@ -191,6 +191,7 @@ rule count_patches:
             {slug: [cell.patchify.model_dump(), cell.transformer.model_dump()] for slug, cell in MODELS.items()},
             EXPERIMENT.entropy_model.model,
             EXPERIMENT.sampling.cfg_scale,
+            EXPERIMENT.sampling.cfg_interval,
         ),
     shell:
         STAGE + " --manifest {input.manifest} --thresholds {input.thresholds} --output {output}" + LOGGED

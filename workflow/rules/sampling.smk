@@ -11,11 +11,12 @@ def sampled_model(wildcards):
 
 
 def sampling_recipe(wildcards):
+    """Batches matter where there are several shards, which are made of whole ones."""
     cell = SAMPLES[wildcards.cell]
     return recipe(
         "sample_images",
         cell.patchify if sampled_transformer(wildcards).is_dpar else None,
-        without(cell.sampling, "seeds", "batch_size"),
+        without(cell.sampling, "seeds", *(["batch_size"] if cell.sampling.shards == 1 else [])),
         EXPERIMENT.evaluation.resolution,
     )
 
