@@ -46,6 +46,7 @@ def test_what_it_says_of_tiny_networks(tiny, capsys):
     found = json.loads(shown.out)
     model = found["models"]["demo"]
     assert found["speedup_over_literal"] == model["speedup_over_literal"] > 0
+    assert model["speedup_over_literal"] == max(model["speedup_over_literal_by_batch"].values())
     assert found["over_gmacs_ratio"] == model["over_gmacs_ratio"] == max(e["over_gmacs_ratio"] for e in model["engine"])
     for e, batch in zip(model["engine"], TINY.batches, strict=True):
         assert e["batch"] == batch

@@ -1,5 +1,7 @@
 """The cached, ragged engine draws what Algorithm 2 draws, one image at a time, with nothing cached (float64)."""
 
+import copy
+
 import pytest
 import torch
 
@@ -107,6 +109,19 @@ def test_attention_in_pieces_is_attention_at_once(dpar, entropy_model, monkeypat
     """Row by row, and rows of like length together: the branches of an image, and images, in an order of their own."""
     monkeypatch.setattr(cache, "PIECE", entries * 2 * SIZES["width"] * 8)  # keys and values of 8 bytes
     assert_literal(dpar, entropy_model, request(5), patchify=PATCHIFY, threshold=2.75, cfg_scale=2.5)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_as_on_a_cpu(dpar, entropy_model):
+    """All rows of a call at once, and numbers that are sent from pinned memory."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    how = {"patchify": PATCHIFY, "threshold": 2.75, "cfg_scale": 2.5, "cfg_interval": (0.0, 0.75)}
+    expected = sample(dpar, entropy_model, **request(5), **how)
+    models = [copy.deepcopy(model).cuda() for model in (dpar, entropy_model)]
+    found = assert_literal(*models, {name: value.cuda() for name, value in request(5).items()}, **how)
+    assert torch.equal(found.tokens.cpu(), expected.tokens)
+    assert torch.equal(found.starts.cpu(), expected.starts)
 
 
 @pytest.mark.parametrize("position", ["2d", "dynamic_no_redundancy"])
