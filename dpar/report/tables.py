@@ -174,6 +174,9 @@ def repeated(experiment: Experiment) -> str:
 
 
 def _shown(value: Any) -> Any:
+    """A setting as one cell of a table can hold it: of several values (`sampling.cfg_interval`) a text."""
+    if isinstance(value, list | tuple):
+        return str(list(value))
     return "none" if value is None else value
 
 

@@ -17,8 +17,8 @@ from dpar.report import paper, tables
 from dpar.report.notes import notes
 
 # where the dashboard shows a measured quantity, if not among the evaluations; and those that stand beside the paper's
-GROUPS = {"nll": "val", "patch_length": "patch", "training_gmacs": "cost", "parameters": "cost"}
-GROUPS |= dict.fromkeys(tables.PROBED, "probe")
+GROUPS = {"nll": "val", "patch_length": "patch", **dict.fromkeys(tables.PROBED, "probe")}
+GROUPS |= dict.fromkeys(("training_gmacs", "sampling_gmacs", "parameters"), "cost")
 BESIDE = ("paper_", "difference_")
 
 

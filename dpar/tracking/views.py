@@ -183,8 +183,8 @@ def _params(rows: "list[Run]") -> tuple[list[str], list[str]]:
 
 def _metrics(rows: "list[Run]") -> list[str]:
     """Names of the metrics, quality and cost first; deviations left out."""
-    first = ("eval/frechet_distance", "cost/training_gmacs", "cost/training_s", "patch/patch_length", "val/nll")
-    groups = (*first, "eval/", "val/", "paper/", "difference/", "patch/", "cost/")
+    first = ("eval/frechet_distance", "cost/training_gmacs", "cost/sampling_gmacs", "cost/training_s")
+    groups = (*first, "patch/patch_length", "val/nll", "eval/", "val/", "paper/", "difference/", "patch/", "cost/")
     names = {key for run in rows for key in run.data.metrics if not key.endswith("_sd")}
     ordered = (key for group in groups for key in sorted(names) if key.startswith(group))
     return list(dict.fromkeys(ordered))[:16]

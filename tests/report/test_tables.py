@@ -133,6 +133,12 @@ def test_what_varies_is_a_column():
     assert "max_length" not in tables.readable(frame, "FD")
 
 
+def test_a_setting_of_several_values_is_shown_as_the_experiment_writes_it():
+    rows = [{"model": "dpar"}, {"model": "dpar", "sampling.cfg_interval": [0.0, 0.5]}]
+    shown = tables.readable(built(*rows), "FD")
+    assert shown["cfg_interval"].tolist() == ["–", "[0.0, 0.5]"]
+
+
 def test_markdown_and_latex_hold_every_cell():
     shown = tables.readable(built({"model": "dpar"}), "FD[x, 4]")
     markdown = tables.to_markdown(shown, "Title", ["a condition"])

@@ -7,7 +7,7 @@ import pytest
 
 from dpar.config import parse_experiment
 from dpar.files import read_json, write_json
-from dpar.stages import make_table
+from dpar.stages import make_table, plot_ablation, plot_pareto
 from tests.report import made_up
 from tests.test_config import demo
 
@@ -28,6 +28,12 @@ def arguments(folder, files, table):
         *(part for kind, end in (("csv", "csv"), ("markdown", "md"), ("latex", "tex"))
           for part in (f"--{kind}", folder / "tables" / f"{table}.{end}")),
     ]  # fmt: skip
+
+
+def recorded(folder, part):
+    """The settings (`params`) or the numbers (`metrics`) of each row, as the job recorded them."""
+    (events,) = (folder / "tracking" / "spool" / "make_table").glob("*/events.jsonl")
+    return [json.loads(line)[part] for line in events.read_text().splitlines() if '"event": "result"' in line]
 
 
 def test_the_table_comes_out_in_three_forms_with_its_conditions(tmp_path, experiment):
@@ -56,10 +62,23 @@ def test_linear_probes_come_with_their_protocol(tmp_path, experiment):
     markdown = (tmp_path / "tables" / "comparison.md").read_text()
     assert "states after the last block; fitted on 90 training images (one an image; penalty 0.0001)" in markdown
     assert pd.read_csv(tmp_path / "tables" / "comparison.csv")["top1"].tolist() == [30.5, 31.5]
-    (events,) = (tmp_path / "tracking" / "spool" / "make_table").glob("*/events.jsonl")
-    results = [json.loads(line) for line in events.read_text().splitlines() if '"event": "result"' in line]
-    assert [result["metrics"]["probe/top1"] for result in results] == [30.5, 31.5]
-    assert "linear_probe/dpar/step400.json" in events.read_text()
+    assert [metrics["probe/top1"] for metrics in recorded(tmp_path, "metrics")] == [30.5, 31.5]
+    assert any("linear_probe/dpar/step400.json" in sources for sources in recorded(tmp_path, "sources"))
+
+
+def test_guidance_of_a_part_of_the_sequence_goes_through_table_record_and_figures(tmp_path):
+    """`sampling.cfg_interval` has two values, which one cell of a table holds as a text."""
+    vary = {"sampling.cfg_scale": [1.5, 2.0], "sampling.cfg_interval": [[0.0, 0.5], [0.5, 1.0]]}
+    experiment = parse_experiment(demo(tables={"t": {"title": "T", "rows": [{"model": "dpar"}], "vary": vary}}), "test")
+    files = made_up.write(tmp_path, experiment)
+    make_table.main(list(map(str, arguments(tmp_path, files, "t"))))
+    assert "[0.5, 1.0]" in (tmp_path / "tables" / "t.md").read_text()
+    assert {params["sampling.cfg_interval"] for params in recorded(tmp_path, "params")} == {"[0.0, 0.5]", "[0.5, 1.0]"}
+    frame = pd.read_csv(tmp_path / "tables" / "t.csv")
+    axes = plot_ablation.draw(experiment, "t", frame, read_json(files["noise-floor"])).axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["[0.0, 0.5]", "[0.5, 1.0]"]
+    named = plot_pareto.points(experiment, "t", frame)["training GMACs/image"]
+    assert named[1][0] == "cfg_scale 1.5, cfg_interval [0.5, 1.0]"
 
 
 def test_every_row_becomes_a_result_of_the_job_with_its_sources(tmp_path, experiment):
@@ -71,9 +90,21 @@ def test_every_row_becomes_a_result_of_the_job_with_its_sources(tmp_path, experi
         "tables/comparison.md",
         "tables/comparison.tex",
     }
-    events = (manifest.parent / "events.jsonl").read_text()
-    results = [json.loads(line) for line in events.splitlines() if '"event": "result"' in line]
-    baseline, ours = (result["params"] for result in results)
+    baseline, ours = recorded(tmp_path, "params")
     assert {"threshold", "max_length", "patch_length"}.isdisjoint(baseline), "what a model has not is not recorded"
     assert (ours["max_length"], ours["threshold"]) == ("4", "3.6")
-    assert "metrics/llamagen/seed0.json" in events
+    assert "metrics/llamagen/seed0.json" in recorded(tmp_path, "sources")[0]
+
+
+def test_what_training_and_sampling_cost_are_numbers_of_a_row_and_not_settings(tmp_path, experiment):
+    files = made_up.write(tmp_path, experiment)
+    make_table.main(list(map(str, arguments(tmp_path, files, "comparison"))))
+    written = pd.read_csv(tmp_path / "tables" / "comparison.csv")
+    for params, metrics, row in zip(
+        recorded(tmp_path, "params"), recorded(tmp_path, "metrics"), written.to_dict("records"), strict=True
+    ):
+        assert {"training_gmacs", "sampling_gmacs", "parameters"}.isdisjoint(params)
+        costs = {key: value for key, value in metrics.items() if key.startswith("cost/")}
+        names = ("training_gmacs", "sampling_gmacs", "parameters")
+        assert costs == {f"cost/{name}": row[name] for name in names if row[name] == row[name]}
+    assert written["sampling_gmacs"].notna().tolist() == [True, False], "no steps of the DPAR are made up"
