@@ -36,5 +36,5 @@ RECIPES = {
     "plot_ablation": 2,
     "plot_pareto": 1,
     "plot_compute": 1,
-    "write_report": 2,
+    "write_report": 3,
 }

@@ -186,14 +186,21 @@ def thresholds_table(thresholds: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def training_section(histories: Sequence[Path]) -> Section:
-    """Validation curves of every model."""
+def training_curves(histories: Sequence[Path]) -> dict[str, tuple[list[float], list[float]]]:
+    """Model -> steps and validation NLL (nats/token), of its longest history: each holds those of earlier states."""
     series: dict[str, tuple[list[float], list[float]]] = {}
     for path in histories:
         records = [json.loads(line) for line in path.read_text().splitlines()]
         points = [(r["step"], r["val/nll"]) for r in records if "val/nll" in r]
-        if points:
-            series[path.parents[1].name] = ([float(x) for x, _ in points], [float(y) for _, y in points])
+        name = path.parents[1].name
+        if points and (name not in series or points[-1][0] > series[name][0][-1]):
+            series[name] = ([float(x) for x, _ in points], [float(y) for _, y in points])
+    return series
+
+
+def training_section(histories: Sequence[Path]) -> Section:
+    """Validation curves of every model."""
+    series = training_curves(histories)
     section = Section("Training", "training")
     if not series:
         return section.text("No validation was recorded.")
