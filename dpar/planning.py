@@ -1,7 +1,8 @@
 """What an experiment's tables cost before anything is run: jobs, each once, with their operations and their files.
 
-Every cost is a count of multiply-accumulates over a stated rate. What is left out takes minutes of a GPU or less:
-indices, likelihoods, metrics, tables, pictures.
+Every cost is a count of multiply-accumulates over a stated rate. Left out are validation during training (on ImageNet
+1.3 % of it), the tokenizer's reconstructions (there about an hour of a GPU), and what takes minutes: indices,
+likelihoods, comparisons of gates, metrics, tables, pictures.
 """
 
 import math
@@ -69,37 +70,40 @@ def jobs(experiment: Experiment, target: str, data: Data) -> dict[Key, Job]:
     Raises:
         InputError: the experiment has no such target, or the number of its patches cannot be said beforehand.
     """
-    rows, measured = rows_of(experiment, target)
-    if not rows:
+    tables, figures = shown_by(experiment, target)
+    measured = cells_of(row for name in tables for row in table_rows(experiment, name))
+    drawn = cells_of(row for name in figures for row in figure_rows(experiment, name)) | measured
+    if not drawn:
         return preparation(experiment, data) if target == "figure2" else {}
     models, found = model_cells(experiment), preparation(experiment, data)
-    for cell in {cell.slug: cell for row in rows for cell in row.samples}.values():
+    for cell in drawn.values():
         model = models[cell.model]
         found |= trainings(experiment, model, cell.milestone, data)
-        found |= samples(experiment, model, cell, data, measured)
+        found |= samples(experiment, model, cell, data, cell.slug in measured)
         if cell.gate is not None:
             found |= gate_training(experiment, cell.gate, data)
+    probing = (name for name in tables if experiment.tables[name].linear_probe)
+    for cell in cells_of(row for name in probing for row in table_rows(experiment, name)).values():
+        found |= probe(experiment, models[cell.model], cell.milestone, data)
     return found
 
 
-def rows_of(experiment: Experiment, target: str) -> tuple[list[Row], bool]:
-    """The rows whose cells a target needs, and whether their samples are measured.
+def shown_by(experiment: Experiment, target: str) -> tuple[list[str], list[str]]:
+    """The tables whose cells a target needs, and the figures, whose samples are not measured.
 
     Raises:
         InputError: the experiment has no such target.
     """
     if target in experiment.figures:
-        return figure_rows(experiment, target), False
+        return [], [target]
     if target in ("all_tables", "report"):
-        names: list[str] = list(experiment.tables)
-    elif target == "figure1b":
-        names = sized_tables(experiment)
-    else:
-        names = tables_of(experiment, [target])
-    rows = [row for name in names for row in table_rows(experiment, name)]
-    if target == "report":
-        rows += [row for name in experiment.figures for row in figure_rows(experiment, name)]
-    return rows, True
+        return list(experiment.tables), list(experiment.figures) if target == "report" else []
+    return sized_tables(experiment) if target == "figure1b" else tables_of(experiment, [target]), []
+
+
+def cells_of(rows: Iterable[Row]) -> dict[str, SampleCell]:
+    """The sets of samples of `rows`, each once."""
+    return {cell.slug: cell for row in rows for cell in row.samples}
 
 
 def preparation(experiment: Experiment, data: Data) -> dict[Key, Job]:
@@ -162,6 +166,13 @@ def samples(experiment: Experiment, model: ModelCell, cell: SampleCell, data: Da
             size = images * (2048 + 1008) * FLOAT_BYTES
             found["extract_features", cell.slug, seed] = Job(images * inception_macs(), "float32", size)
     return found
+
+
+def probe(experiment: Experiment, model: ModelCell, milestone: str, data: Data) -> dict[Key, Job]:
+    """The linear probe of a state: one forward pass of each image; the classifier is fitted in minutes."""
+    patches = patches_of(experiment, model, model.patchify, data)
+    an_image = float(flops.full_gmacs(cost.network(experiment, model.transformer), patches)) * 1e9
+    return {("linear_probe", model.slug, milestone): Job((data.train + data.val) * an_image, "training", 0)}
 
 
 def images_seen(training: Training, length: int, data: Data) -> float:

@@ -42,6 +42,22 @@ def test_a_figure_of_samples_is_drawn_and_not_measured(imagenet):
     assert set(jobs) < set(planning.jobs(imagenet, "table11", DATA))
 
 
+def test_a_linear_probe_costs_a_forward_pass_of_each_image(imagenet):
+    found = planning.jobs(imagenet, "table7", DATA)
+    probes = {key: job for key, job in found.items() if key[0] == "linear_probe"}
+    assert {key[1:] for key in probes} == {("LlamaGen-L", "epoch300"), ("DPAR-L", "epoch300")}
+    config = network(imagenet, imagenet.models["LlamaGen-L"])
+    job = probes["linear_probe", "LlamaGen-L", "epoch300"]
+    assert job.macs == pytest.approx((1000 + 10) * float(flops.full_gmacs(config)) * 1e9)
+    assert probes.items() <= planning.jobs(imagenet, "all_tables", DATA).items()
+    assert "linear_probe" not in {key[0] for key in planning.jobs(imagenet, "table2", DATA)}
+
+
+def test_the_report_needs_every_table_and_the_samples_of_every_figure(imagenet):
+    apart = [planning.jobs(imagenet, name, DATA) for name in (*imagenet.tables, *imagenet.figures)]
+    assert planning.jobs(imagenet, "report", DATA).keys() == {key for found in apart for key in found}
+
+
 def test_computed_tables_cost_nothing_and_unknown_ones_are_refused(imagenet):
     assert planning.jobs(imagenet, "table1", DATA) == {}
     assert planning.jobs(imagenet, "figure2", DATA) == planning.preparation(imagenet, DATA)

@@ -1,7 +1,8 @@
 """Says what the tables of an experiment cost before anybody spends it: GPU-hours, time on a cluster, storage.
 
 Trainings are counted up to the milestone that a table needs, a cell that stands in several tables once. Operations are
-counted (`dpar info`); the rates at which a device does them are assumed, or measured with --measured.
+counted (`dpar info`); the rates at which a device does them are assumed, or measured with --measured. Numbers of images
+and patches are taken from measured results only as far as they are those of this experiment.
 """
 
 import argparse
@@ -19,13 +20,16 @@ from dpar.files import read_json
 from dpar.grid import model_cells, sample_cells
 from dpar.planning import Data, Job, Key, Rates, jobs
 from dpar.report.targets import COMPUTED, PAPER, targets
+from dpar.tracking.ledger import read_events
 
 IMAGENET = (1_281_167, 50_000)  # images for training, and held out
 PEAK_FLOAT32 = {"A100": 19.5e12, "H100": 67e12, "H200": 67e12}  # operations a second, without tensor cores
+PLACING = ("images", "tokenizer", "entropy_model", "patchify")  # settings that decide how many patches an image has
 STAGES = {
     "preparation": ("encode_images", "train_tokenizer", "train_entropy_model", "score_entropies"),
     "training": ("train_model",),
-    "sampling": ("sample_images", "pixels", "extract_features"),
+    "sampling": ("sample_images", "pixels"),
+    "measuring": ("extract_features", "linear_probe"),
 }
 
 
@@ -51,7 +55,8 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument(
         "--measured", type=Path, metavar="RESULTS",
-        help="results of an experiment on the same kind of device: its speeds and patches in place of assumed ones",
+        help="results of an experiment on the same kind of device: its speeds in place of assumed ones, and its images "
+        "and patches where they are this experiment's",
     )  # fmt: skip
     flags.add_argument("--json", action="store_true", help="print JSON")
     return flags
@@ -65,11 +70,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = parser().parse_args(argv)
     experiment = load_experiment(args.config)
-    data, (rates, source) = known_data(experiment, args), known_rates(experiment, args)
+    (data, taken), (rates, source) = known_data(experiment, args), known_rates(experiment, args)
     names = args.target or default_targets(experiment)
     needed = {name: jobs(experiment, name, data) for name in names}
     found = bill(needed, rates, args.gpus)
     found |= {"experiment": experiment.name, "gpus": args.gpus, "rates": source, "images": [data.train, data.val]}
+    found["measured"] = taken
     print(json.dumps(found, indent=2) if args.json else text(found))
 
 
@@ -124,7 +130,7 @@ def amounts(wanted: dict[Key, Job], rates: Rates, gpus: int) -> dict[str, float]
 
 def text(found: dict[str, Any]) -> str:
     """The bill for people."""
-    head = ("target", "alone", "new", "of which preparation", "training", "sampling", "days", "new GB")
+    head = ("target", "alone", "new", "of which preparation", "training", "sampling", "measuring", "days", "new GB")
     widths = [max(12, len(word) + 2) for word in head]
 
     def line(cells: Sequence[str]) -> str:
@@ -139,6 +145,7 @@ def text(found: dict[str, Any]) -> str:
     whole = found["whole"]
     lines = [
         f"{found['experiment']}: {found['images'][0]:,} training images, {found['gpus']} devices; {found['rates']}",
+        *([found["measured"]] if found["measured"] else []),
         "Hours of one device for each target alone, and what is new of it after those above; days of all together",
         "",
         line(head),
@@ -153,8 +160,9 @@ def text(found: dict[str, Any]) -> str:
         lines.append(f"{name:<48}{_hours(piece['gpu_hours']):>9} h   {', '.join(piece['targets'])}")
     lines += [
         "",
-        "Left out: indices, likelihoods, comparisons of gates, metrics, tables and pictures, and what several devices "
-        "lose to each other.",
+        "Left out: validation during training (on ImageNet 1.3 % of it), the tokenizer's reconstructions (there about",
+        "an hour), what takes minutes (indices, likelihoods, comparisons of gates, metrics, tables, pictures), and",
+        "what several devices lose to each other.",
     ]
     return "\n".join(lines)
 
@@ -163,27 +171,49 @@ def _hours(hours: float) -> str:
     return f"{hours:,.1f}" if hours >= 0.1 or hours == 0 else f"{hours:.1g}"
 
 
-def known_data(experiment: Experiment, args: argparse.Namespace) -> Data:
-    """How many images there are, and the patches of each model where they were counted.
+def known_data(experiment: Experiment, args: argparse.Namespace) -> tuple[Data, str | None]:
+    """How many images there are, the patches of each model where they were counted, and what of it was measured.
 
     Raises:
         InputError: nothing says how many images there are.
     """
-    generated, counts, val = experiment.images.generated, {}, experiment.images.max_val
-    index = {split: args.measured / "index" / f"{split}.json" for split in ("train", "val")} if args.measured else {}
-    if args.measured and (args.measured / "patch_counts.json").is_file():
-        cells = read_json(args.measured / "patch_counts.json")["cells"]
-        counts = {slug: cell["steps"] for slug, cell in cells.items()}
+    generated, val = experiment.images.generated, experiment.images.max_val
+    measured, counts, taken = counted(experiment, args.measured) if args.measured else (None, {}, None)
     if args.images:
-        return Data(args.images, val or (IMAGENET[1] if args.images >= IMAGENET[0] else args.images // 10), counts)
-    if index and all(path.is_file() for path in index.values()):
-        train, held_out = (int(read_json(path)["count"]) for path in index.values())
-        return Data(train, held_out, counts)
-    if generated is not None:
-        return Data(generated.train, generated.val, counts)
-    if experiment.images.num_classes == 1000:
-        return Data(*IMAGENET, counts)
-    raise InputError(f"how many training images {experiment.name} has is not in its file; say it with --images")
+        images = args.images, val or (IMAGENET[1] if args.images >= IMAGENET[0] else args.images // 10)
+    elif measured is not None:
+        images = measured
+    elif generated is not None:
+        images = generated.train, generated.val
+    elif experiment.images.num_classes == 1000:
+        images = IMAGENET
+    else:
+        raise InputError(f"how many training images {experiment.name} has is not in its file; say it with --images")
+    return Data(*images, counts), taken
+
+
+def counted(experiment: Experiment, results: Path) -> tuple[tuple[int, int] | None, dict[str, float], str]:
+    """Images for training and held out, patches by model, as counted in `results`, and a sentence on what was taken.
+
+    What was counted in an experiment with other images, or with patches placed otherwise, says nothing of this one. An
+    experiment of the same name may have its images elsewhere.
+    """
+    before, images, patches = load_experiment(results / "experiment.json"), None, {}
+    if before.name == experiment.name:
+        elsewhere = {"train": experiment.images.train, "val": experiment.images.val}
+        before = before.model_copy(update={"images": before.images.model_copy(update=elsewhere)})
+    other = [group for group in PLACING if getattr(before, group) != getattr(experiment, group)]
+    index = [results / "index" / f"{split}.json" for split in ("train", "val")]
+    taken = ["speeds"]
+    if "images" not in other and all(path.is_file() for path in index):
+        train, held_out = (int(read_json(path)["count"]) for path in index)
+        images = train, held_out
+        taken.append("numbers of images")
+    if not other and (results / "patch_counts.json").is_file():
+        patches = {slug: cell["steps"] for slug, cell in read_json(results / "patch_counts.json")["cells"].items()}
+        taken.append("patches")
+    why = f"; {experiment.name} has other settings of {', '.join(other)}" if other else ""
+    return images, patches, f"Taken from {results}: {', '.join(taken)}{why}"
 
 
 def known_rates(experiment: Experiment, args: argparse.Namespace) -> tuple[Rates, str]:
@@ -231,7 +261,7 @@ def measured_sampling(experiment: Experiment, results: Path) -> Iterator[float]:
     )
     for events in sorted(results.glob("tracking/spool/sample_images/*/events.jsonl")):
         speeds, name = [], None
-        for event in map(json.loads, events.read_text().splitlines()):
+        for event in read_events(events.parent):
             name = event.get("params", {}).get("cell", name)
             speeds += [float(v) for k, v in event.get("values", {}).items() if k == "sample/images_per_s"]
         if name in cells and speeds:

@@ -32,7 +32,8 @@ def test_what_two_targets_share_is_paid_once():
     assert alone == pytest.approx([5, 12, 3])
     assert new == pytest.approx([5, 10, 0])
     assert found["whole"] == pytest.approx(
-        {"gpu_hours": 15, "preparation": 0, "training": 15, "sampling": 0, "days": 15 / 5 / 24, "gigabytes": 7}
+        {"gpu_hours": 15, "preparation": 0, "training": 15, "sampling": 0, "measuring": 0}
+        | {"days": 15 / 5 / 24, "gigabytes": 7}
     )
     assert found["paper"]["gpu_hours"] == pytest.approx(15)
     assert [(t["model"], t["to"], t["targets"]) for t in found["trainings"]] == [
@@ -90,9 +91,57 @@ def test_measured_speeds_take_the_place_of_assumed_ones(tmp_path):
     events.parent.mkdir(parents=True)
     lines = [{"event": "start", "params": {"cell": "llamagen"}}]
     lines += [{"event": "metrics", "step": s, "values": {"sample/images_per_s": v}} for s, v in ((64, 1.0), (128, 4.0))]
-    events.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    torn = '{"event": "metrics", "step": 192, "val'  # by a kill
+    events.write_text("".join(json.dumps(line) + "\n" for line in lines) + torn)
     rates, source = plan.known_rates(experiment, plan.parser().parse_args(["--measured", str(tmp_path)]))
     config = plan.cost.network(experiment, experiment.models["llamagen"])
     assert rates.training == pytest.approx(2e9 * plan.flops.training_gmacs(config) * 9.5)
     assert rates.sampling == rates.float32 == pytest.approx(2e9 * plan.flops.sampling_gmacs(config) * 4.0)
     assert "measured in" in source
+
+
+@pytest.mark.parametrize(
+    ("changes", "images", "patches", "told"),
+    [
+        ({}, (40, 8), {"dpar": 30.0}, "speeds, numbers of images, patches"),
+        ({"models__dpar__layers": 9}, (40, 8), {"dpar": 30.0}, "speeds, numbers of images, patches"),
+        ({"patchify__max_length": 3}, (40, 8), {}, "speeds, numbers of images; demo has other settings of patchify"),
+        ({"images__resolution": 32}, (1600, 640), {}, "speeds; demo has other settings of images"),
+    ],
+)
+def test_what_was_counted_in_another_experiment_is_not_taken(tmp_path, changes, images, patches, told):
+    write_json(tmp_path / "experiment.json", parse_experiment(demo(), "test").model_dump(mode="json"))
+    write_json(tmp_path / "patch_counts.json", {"cells": {"dpar": {"steps": 30.0}}})
+    for split, count in (("train", 40), ("val", 8)):
+        write_json(tmp_path / "index" / f"{split}.json", {"count": count})
+    args = plan.parser().parse_args(["--measured", str(tmp_path)])
+    data, taken = plan.known_data(parse_experiment(demo(**changes), "test"), args)
+    assert ((data.train, data.val), data.patches) == (images, patches)
+    assert taken is not None
+    assert taken.startswith(f"Taken from {tmp_path}: {told}")
+
+
+def test_speeds_of_another_experiment_leave_imagenet_its_images(tmp_path, monkeypatch, capsys):
+    write_json(tmp_path / "experiment.json", parse_experiment(demo(), "test").model_dump(mode="json"))
+    for split in ("train", "val"):
+        write_json(tmp_path / "index" / f"{split}.json", {"count": 1600})
+    monkeypatch.setattr(plan, "known_rates", lambda *_: (Rates(TRAINING, SAMPLING, SAMPLING), "measured"))
+    plan.main(["--config", str(CONFIG / "imagenet256.yaml"), "--measured", str(tmp_path), "--target", "table1"])
+    shown = capsys.readouterr().out
+    assert "imagenet256: 1,281,167 training images" in shown
+    assert f"Taken from {tmp_path}: speeds; imagenet256 has other settings of images, tokenizer, entropy_model" in shown
+
+
+def test_images_of_the_same_experiment_may_lie_elsewhere(tmp_path):
+    experiment = plan.load_experiment(CONFIG / "photos64.yaml")
+    args = plan.parser().parse_args(["--measured", str(tmp_path)])
+    elsewhere = experiment.images.model_copy(update={"train": "elsewhere.parquet"})
+    for split in ("train", "val"):
+        write_json(tmp_path / "index" / f"{split}.json", {"count": 40})
+    for name in ("other", experiment.name):
+        before = experiment.model_copy(update={"name": name, "images": elsewhere})
+        write_json(tmp_path / "experiment.json", before.model_dump(mode="json"))
+        if name == "other":
+            with pytest.raises(InputError, match="say it with --images"):
+                plan.known_data(experiment, args)
+    assert plan.known_data(experiment, args)[0].train == 40
