@@ -33,7 +33,7 @@ RECIPES = {
     "make_table": 3,
     "plot_entropy_maps": 1,
     "plot_samples": 2,
-    "plot_ablation": 2,
+    "plot_ablation": 3,
     "plot_pareto": 1,
     "plot_compute": 1,
     "write_report": 3,

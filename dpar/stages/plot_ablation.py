@@ -91,17 +91,22 @@ def draw(experiment: Experiment, table: str, frame: pd.DataFrame, floor: dict) -
 
 
 def course(experiment: Experiment, frame: pd.DataFrame, metric: str) -> Figure:
-    """The metric of each model against the length of its training, and the paper's where it prints one (Figure 4)."""
-    unit = experiment.training.unit
-    states = frame.assign(length=frame["milestone"].str.removeprefix(unit).astype(int)).sort_values("length")
+    """The metric against the length of training, and the paper's where it prints one (Figure 4).
+
+    A curve is a model with the settings in which the table's rows differ.
+    """
+    unit, whole = experiment.training.unit, frame.convert_dtypes()  # numbers of which some are missing stay integers
+    settings = [key for key in frame.columns[frame.nunique(dropna=False) > 1] if "." in key]
+    names = [", ".join(filter(None, [model, label(settings, whole, i)])) for i, model in enumerate(frame["model"])]
+    lengths = frame["milestone"].str.removeprefix(unit).astype(int)
+    states = frame.assign(name=names, length=lengths).sort_values("length")
 
     def series(column: str) -> dict[str, tuple[list[float], list[float]]]:
         if column not in states:
             return {}
-        shown = states.dropna(subset=[column])
-        parts = shown.groupby("model", sort=False)
+        parts = states.dropna(subset=[column]).groupby("name", sort=False)
         found = {str(name): (part["length"].tolist(), part[column].tolist()) for name, part in parts}
-        return {name: found[name] for name in frame["model"].unique() if name in found}
+        return {name: found[name] for name in dict.fromkeys(names) if name in found}
 
     printed = series("paper_fid") if metric == "FID" else {}
     return curves(series("frechet_distance"), f"{unit}s of training", metric, printed)
@@ -112,6 +117,13 @@ def level(key: str, value: object, part: pd.DataFrame) -> str:
     if key.endswith("p_avg") and "threshold" in part:
         return f"{part['threshold'].iloc[0]:.3f}\n($P_{{avg}}$ {value})"
     return str(value)
+
+
+def label(keys: Sequence[str], frame: pd.DataFrame, place: int) -> str:
+    """What the row at `place` has of the settings `keys`, in short."""
+    row = frame.iloc[[place]]
+    given = [key for key in keys if row[key].notna().all()]
+    return ", ".join(f"{symbol(key)} {level(key, row[key].iloc[0], row).partition(chr(10))[0]}" for key in given)
 
 
 def symbol(key: str) -> str:

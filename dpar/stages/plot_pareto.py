@@ -12,7 +12,7 @@ from dpar.config import Experiment, load_experiment
 from dpar.errors import InputError, run_command
 from dpar.files import read_json
 from dpar.report.figures import pareto, save
-from dpar.stages.plot_ablation import level, symbol
+from dpar.stages.plot_ablation import label
 
 COSTS = {"training_gmacs": "training GMACs/image", "sampling_gmacs": "sampling GMACs/image"}
 
@@ -71,12 +71,6 @@ def points(experiment: Experiment, table: str, frame: pd.DataFrame) -> dict[str,
     if not found:
         raise InputError(f"no cell of {table} has a Frechet distance and a cost; run make_table again")
     return found
-
-
-def label(varied: Sequence[str], frame: pd.DataFrame, place: int) -> str:
-    """What varies in one row, in short."""
-    row = frame.iloc[[place]]
-    return ", ".join(f"{symbol(key)} {level(key, row[key].iloc[0], row).partition(chr(10))[0]}" for key in varied)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def write(folder: Path, experiment: Experiment) -> dict[str, Path]:
         save(new_figure(1, 1), picture)
         np.savez(
             picture.with_suffix(".npz"),
-            arr_0=np.full((16, 32, 32, 3), 40 * place, np.uint8),
+            arr_0=np.full((16, 32, 32, 3), 40 * place % 256, np.uint8),
             labels=np.repeat(np.arange(4), 4),
         )
     thresholds = {str(p): {"threshold": 2 * p, "achieved": p + 0.001} for p in p_avg_targets(experiment)}

@@ -91,3 +91,23 @@ def test_a_table_over_the_length_of_training_becomes_curves_beside_the_papers(tm
     assert (list(theirs.get_xdata()), list(theirs.get_ydata())) == ([50], [5.96])
     other = plot_ablation.draw(experiment, "t", frame, {**floor, "metric": "FD[classifier,4]"})
     assert len(other.axes[0].lines) == 1, "the paper's FID says nothing beside another distance"
+
+
+def test_rows_of_one_model_with_other_settings_are_curves_of_their_own(tmp_path):
+    values = demo(training={"epochs": 300, "milestones": [50, 100]})
+    rows = [{"model": "dpar"}, {"model": "dpar", "patchify.max_length": 2}]
+    rows += [{"model": "dpar", "sampling.cfg_scale": 1.5}, {"model": "llamagen"}]
+    vary = {"milestone": [50, 100, 300]}
+    base = {"transformer.dropout": 0.0}
+    values["tables"] = {"t": {"title": "T", "rows": rows, "vary": vary, "base": base, "paper": "figure4"}}
+    experiment = parse_experiment(values, "test")
+    files = made_up.write(tmp_path, experiment)
+    make_table.main(list(map(str, arguments(tmp_path, files, "t"))))
+    frame = pd.read_csv(tmp_path / "tables" / "t.csv")
+    lines = plot_ablation.draw(experiment, "t", frame, read_json(files["noise-floor"])).axes[0].lines
+    names = ["dpar", "dpar, $P_{max}$ 2", "dpar, cfg_scale 1.5", "llamagen"]
+    assert [line.get_label() for line in lines] == names
+    measured = frame["frechet_distance"].tolist()
+    for number, line in enumerate(lines):
+        assert list(line.get_xdata()) == [50, 100, 300]
+        assert list(line.get_ydata()) == measured[3 * number : 3 * number + 3]
