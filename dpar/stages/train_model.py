@@ -41,6 +41,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
     flags.add_argument("--tokenizer", type=Path, help="folder; with it, each checkpoint's samples are drawn")
     flags.add_argument("--entropy-model", type=Path, help="folder; read where patches are dynamic")
+    flags.add_argument(
+        "--previous", type=Path, nargs="*", default=[], help="files of the milestone that the state has come from"
+    )
     flags.add_argument("--state", type=Path, required=True, help="folder of checkpoints, kept between calls")
     flags.add_argument("--output", type=Path, required=True, help="the model folder")
     flags.add_argument("--history", type=Path, required=True, help="curves as JSON lines")
@@ -78,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             rule="train_model",
             experiment=args.experiment,
             name=f"train_model[{args.model}/{args.milestone}]",
-            inputs=[args.train, args.val, *args.thresholds, *looked_with],
+            inputs=[args.train, args.val, *args.thresholds, *looked_with, *args.previous],
             outputs=[args.output, args.history],
             params={"model": args.model, "milestone": args.milestone, "seed": cell.seed}
             | flat_params(model=cell.transformer, patch=cell.patchify if is_dpar else None, train=cell.training),

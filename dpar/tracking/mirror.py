@@ -365,15 +365,16 @@ class Round:
         ends = lineage.sources(self.results, self.ledger, known)
         trained = [maker for maker in ends.jobs if maker.rule == "train_model"]
         metrics = {key: float(value) for key, value in row["metrics"].items()}
-        if trained:  # a row of several trainings says what one of them took
+        if trained:  # all pieces of a training; a row of several trainings says what one of them took
             seeds = {maker.params.get("seed") for maker in trained}
             metrics["cost/training_s"] = sum(map(_seconds, trained)) / len(seeds)
         writer.points([Point(key, value, row["t"], 0) for key, value in metrics.items()])
         images = [made for maker in ends.jobs if maker.rule == "index_images" for made in maker.outputs]
-        weights = [sha256 for maker in trained for made in maker.outputs for _, sha256 in files_of(made)]
+        weights = {sha256 for maker in trained for made in maker.outputs for _, sha256 in files_of(made)}
+        weights -= {sha256 for maker in trained for read in maker.inputs for _, sha256 in files_of(read)}
         writer.inputs(
             [(made.path, (self.results / made.path).as_uri(), made.sha256) for made in images],
-            [self.index.models[sha256] for sha256 in weights if sha256 in self.index.models],
+            sorted(self.index.models[sha256] for sha256 in weights if sha256 in self.index.models),
         )
         lines = [f"- {line}" for line in ends.facts()]
         lines += [f"- training: {self._link(maker)}" for maker in trained]

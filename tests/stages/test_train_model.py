@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from dpar.errors import InputError
 from dpar.model.variants import build_model
 from dpar.stages import train_model
 from dpar.tokenizer.autoencoder import VQAutoencoder
+from dpar.tracking import lineage
 from dpar.weights import load_model, model_config, save_model
 from tests.train.tiny import (
     GRID,
@@ -111,8 +114,9 @@ def test_samples_of_each_checkpoint_are_drawn_where_the_tokenizer_is_given(resul
 
 def test_milestones_follow_one_another_from_one_state(results):
     results.set(experiment_values(milestones=[3, 6]))
-    for milestone in ("step3", "step6", "step8"):
-        train_model.main(results.train_model("dpar", milestone))
+    for previous, milestone in pairwise([None, "step3", "step6", "step8"]):
+        assert milestone
+        train_model.main(results.train_model("dpar", milestone, previous=previous))
     steps = [[e["step"] for e in told if e["event"] == "commit"] for told in events(results)]
     assert steps == [[0, 2, 3], [3, 4, 6], [6, 8]]
     results.set(experiment_values())
@@ -120,6 +124,15 @@ def test_milestones_follow_one_another_from_one_state(results):
     whole = (results.folder / "models/dpar/step8/model.safetensors").read_bytes()
     train_model.main(results.train_model("dpar", "step8"))
     assert (results.folder / "models/dpar/step8/model.safetensors").read_bytes() == whole
+
+
+def test_a_milestone_leads_back_to_those_before_it(results):
+    results.set(experiment_values(milestones=[3, 6]))
+    for previous, milestone in pairwise([None, "step3", "step6", "step8"]):
+        assert milestone
+        train_model.main(results.train_model("dpar", milestone, previous=previous))
+    jobs = re.findall(r"<- (\S+)", lineage.of_file(results.folder / "models/dpar/step8"))
+    assert jobs == [f"train_model[dpar/{milestone}]" for milestone in ("step8", "step6", "step3")]
 
 
 def test_epochs_are_counted_in_whole_batches(results):

@@ -296,6 +296,37 @@ def test_a_row_of_a_table_names_its_images_its_model_and_what_it_was_made_from(r
     assert "- images: index.json: source folder, path photos, count 3\n- training: [train_model](#/exp" in note
 
 
+def test_a_row_adds_up_the_pieces_of_its_training_and_names_the_state_that_was_measured(
+    results: Path, store: Store, job, query
+):
+    """Milestones are jobs that go on from one another; two trainings of two pieces each cost what one of them took."""
+    last = []
+    for seed in (0, 1):
+        pieces = [f"models/dpar_seed{seed}/step{step}/model.safetensors" for step in (2, 4)]
+        for number, weights in enumerate(pieces):
+            read, params = tuple(pieces[:number]), {"seed": seed, "milestone": weights}
+            with job("train_model", name=f"train_model[{weights}]", inputs=read, outputs=(weights,), params=params):
+                (results / weights).parent.mkdir(parents=True)
+                (results / weights).write_text(weights)
+                time.sleep(0.05 * (2 + number + seed))
+        last.append(results / pieces[-1])
+    with job("make_table") as running:
+        running.result(table="t", cell="row", params={}, metrics={"val/nll": 4.0}, sources=last)
+    mirror.sync(store)
+    took = query("select value from metrics join runs using (run_uuid) where key='time/wall_s' and name like 'train_%'")
+    assert len(took) == 4
+    ((cost,),) = query("select value from metrics where key='cost/training_s'")
+    assert cost == pytest.approx(sum(seconds for (seconds,) in took) / 2, rel=1e-4)
+    models = "select logged_models.name from inputs join logged_models on model_id = destination_id"
+    read = query(f"{models} join runs on run_uuid = source_id where runs.name = 'row' order by 1")
+    assert read == [("models-dpar_seed0-step4",), ("models-dpar_seed1-step4",)]
+    ((note,),) = query(
+        "select value from tags join runs using (run_uuid) where name='row' and key='mlflow.note.content'"
+    )
+    assert note.count("- training: [train_model[") == 4
+    assert ", 4 jobs" in note
+
+
 def test_a_running_job_shows_up_to_its_last_commit(results: Path, store: Store, job, query):
     with job("train_model") as running:
         for step in range(1, 8):

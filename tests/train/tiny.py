@@ -25,6 +25,7 @@ from dpar.tracking import Job
 from dpar.train.distributed import ranks
 from dpar.train.loop import Task, train_to
 from dpar.train.objective import Patching
+from dpar.weights import CONFIG, WEIGHTS
 
 GRID, VOCAB, CLASSES, VIEWS, IMAGES = (4, 4), 32, 3, 2, 22
 Kind = Literal["dpar", "llamagen", "unconditional", "distilled"]
@@ -150,8 +151,10 @@ class Results:
         """Replaces the experiment."""
         write_json(self.folder / "experiment.json", parse_experiment(values, "tiny").model_dump(mode="json"))
 
-    def train_model(self, model: str = "dpar", milestone: str = "step8", *more: str) -> list[str]:
-        """The stage's flags, as the rule gives them."""
+    def train_model(
+        self, model: str = "dpar", milestone: str = "step8", *more: str, previous: str | None = None
+    ) -> list[str]:
+        """The stage's flags, as the rule gives them; `previous` is the milestone before, if there is one."""
         output = self.folder / "models" / model / milestone
         paths = {
             "experiment": self.folder / "experiment.json",
@@ -163,7 +166,8 @@ class Results:
             "history": output / "history.jsonl",
         }
         flags = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
-        return [*flags, "--model", model, "--milestone", milestone, *more]
+        before = [str(output.with_name(previous) / name) for name in (WEIGHTS, CONFIG)] if previous else []
+        return [*flags, "--previous", *before, "--model", model, "--milestone", milestone, *more]
 
     def train_entropy_model(self, network: str = "entropy_model", store: str = "codes") -> list[str]:
         """The stage's flags, as the rule gives them."""

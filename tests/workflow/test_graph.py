@@ -17,6 +17,8 @@ from dpar.config import load_experiment
 from dpar.grid import model_cells, sample_cells, table_rows
 from dpar.recipes import RECIPES
 from dpar.report import targets
+from dpar.weights import CONFIG as MODEL_CONFIG
+from dpar.weights import WEIGHTS
 from tests.test_config import CONFIG, SHIPPED, demo
 from tests.workflow.conftest import ROOT, asked_resources, job_counts
 
@@ -216,6 +218,19 @@ def test_the_baseline_needs_neither_entropies_nor_thresholds(snakemake):
     jobs = job_counts(run.stdout + run.stderr)
     assert jobs["train_model"] == 1
     assert {"score_entropies", "train_entropy_model", "calibrate_threshold"}.isdisjoint(jobs)
+
+
+def test_a_training_is_told_the_milestone_that_it_goes_on_from(snakemake, tmp_path):
+    path = tmp_path / "milestones.yaml"
+    path.write_text(yaml.safe_dump(demo(training__milestones=[100, 200])))
+    target = "results/demo/models/llamagen/step400/model.safetensors"
+    run = snakemake("--dry-run", "--printshellcmds", "--cores", "1", "--configfile", path, "--", target)
+    said = dict(re.findall(r"--milestone (\S+) .*? --previous (.*?) --state", run.stdout + run.stderr))
+    files = {
+        name: " ".join(f"results/demo/models/llamagen/{name}/{file}" for file in (WEIGHTS, MODEL_CONFIG))
+        for name in said
+    }
+    assert said == {"step100": "", "step200": files["step100"], "step400": files["step200"]}
 
 
 def test_rules_and_stages_and_recipes_have_the_same_names():

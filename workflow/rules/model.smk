@@ -58,6 +58,7 @@ rule train_model:
         TRAINING + " --model {wildcards.model} --milestone {wildcards.milestone}"
         " --train {input.train} --val {input.val} --thresholds {input.thresholds}"
         " --tokenizer {params.results}/tokenizer --entropy-model {params.results}/entropy_model"
+        " --previous {input.previous}"
         " --state {params.state} --restart --output {params.folder} --history {output.history}" + LOGGED
 
 
