@@ -102,6 +102,11 @@ def model_cells(experiment: Experiment) -> dict[str, ModelCell]:
     return cells
 
 
+def described_models(experiment: Experiment) -> set[str]:
+    """Slugs of the trainings of the models as the experiment describes them, whatever their seed."""
+    return {cell.slug for name in experiment.models for cell in _model_cells(experiment, name, {}, {})}
+
+
 def sample_cells(experiment: Experiment) -> dict[str, SampleCell]:
     """Every set of samples that the experiment's tables name, by slug; equal cells are one.
 

@@ -5,7 +5,7 @@ out of date.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from dpar.files import read_json
 from dpar.grid import SampleCell, p_avg_targets, table_rows
 from dpar.report import paper, tables
 from dpar.report.notes import notes
-from dpar.report.targets import metric_files, tables_of
+from dpar.report.targets import SHARED, likelihood_files, metric_files, probe_files, tables_of
 
 SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex"}
 
@@ -82,22 +82,42 @@ def table(experiment: Experiment, name: str, args: argparse.Namespace) -> str:
         return tables.to_latex(shown, title)
     floor = _found(results / "metrics" / "noise_floor.json", "").get("")
     below = notes(experiment, name, metrics=metrics, floor=floor, probes=probes)
-    return tables.to_markdown(shown, title, [*below, *missing(experiment, args, results, cells)])
+    return tables.to_markdown(shown, title, [*below, *missing(experiment, name, args, results, cells)])
 
 
-def missing(experiment: Experiment, args: argparse.Namespace, results: Path, cells: Sequence[SampleCell]) -> list[str]:
-    """A line for each cell that lacks measurements, with the command that makes them, and one for all."""
-    lines = []
+def missing(
+    experiment: Experiment, name: str, args: argparse.Namespace, results: Path, cells: Sequence[SampleCell]
+) -> list[str]:
+    """A line for each cell that lacks measurements, with the command that makes them, and one for all.
+
+    What some cells share, such as the likelihood of their state, stands in the line of the first of them.
+    """
+    run, lines, named = f"dpar run --config {args.config}{_directory(args)} --", [], set()
+
+    def absent(files: Iterable[str]) -> list[str]:
+        lacking = [file for file in files if file not in named and not (results / file).is_file()]
+        named.update(lacking)
+        return lacking
+
+    def add(what: str, files: Sequence[str]) -> None:
+        if files:
+            paths = " ".join(f"results/{experiment.name}/{file}" for file in files)
+            lines.append(f"Missing: {what}; `{run} {paths}`")
+
     for cell in {cell.slug: cell for cell in cells}.values():
-        wanted = [f"results/{experiment.name}/{path}" for path in metric_files([cell])]
-        absent = [path for path in wanted if not (args.directory / path).is_file()]
-        if absent:
-            lines.append(
-                f"Missing: {cell.slug}, {len(wanted) - len(absent)} of {len(wanted)} seeds; "
-                f"`dpar run --config {args.config}{_directory(args)} -- {' '.join(absent)}`"
-            )
-    everything = f"`dpar run --config {args.config}{_directory(args)} -- {args.table}`"
-    return [*lines, f"All of it: {everything}; what that would run: {everything[:-1]} -n`"] if lines else []
+        seeds = len(cell.sampling.seeds)
+        unmeasured = absent(metric_files([cell]))
+        lacking = {
+            f"{seeds - len(unmeasured)} of {seeds} seeds": unmeasured,
+            "no likelihood": absent(likelihood_files([cell])),
+            "no linear probe": absent(probe_files(experiment.tables[name], [cell])),
+        }
+        said = (word for word, files in lacking.items() if files)
+        add(", ".join([cell.slug, *said]), [file for files in lacking.values() for file in files])
+    for what, file in SHARED.items():
+        add(what, absent([file]))
+    everything = f"`{run} {args.table}`"
+    return [*lines, f"All of it: {everything}; what that would run: `{run} {args.table} -n`"] if lines else []
 
 
 def _directory(args: argparse.Namespace) -> str:

@@ -209,7 +209,7 @@ def metric_against_cost(points: Sequence[Mapping[str, Any]], metric: str, floor:
     """The metric against the cost of training, DPAR beside LlamaGen (Figure 1b); a line joins the sizes of each.
 
     Args:
-        points: each with `label`, `model`, `cost` (training GMACs an image), `value` and `spread`.
+        points: each with `label`, `model`, `cost` (training GMACs an image), `value` and `spread`; none is said so.
         metric: name of the metric, for the axis.
         floor: the metric of real images against real images.
     """
@@ -226,6 +226,9 @@ def metric_against_cost(points: Sequence[Mapping[str, Any]], metric: str, floor:
         axes.annotate(
             point["label"], (point["cost"], point["value"]), xytext=(5, 4), textcoords="offset points", fontsize=7
         )
+    if not points:
+        nothing = "No table shows a model as it is described,\nfully trained and measured."
+        axes.text(0.5, 0.5, nothing, transform=axes.transAxes, ha="center", va="center", color=NEUTRAL)
     if floor is not None:
         axes.axhline(floor, color=NEUTRAL, linestyle=":", linewidth=1.2)
         axes.annotate(

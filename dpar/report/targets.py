@@ -3,14 +3,16 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from dpar.config import Experiment, load_experiment
+from dpar.config import Experiment, Table, load_experiment
 from dpar.errors import InputError
-from dpar.grid import SampleCell, table_rows
+from dpar.grid import SampleCell, described_models, table_rows
 
 # Figures 1a and 3 are drawings of the paper.
 PAPER = (*(f"table{n}" for n in range(1, 13)), "figure1b", "figure2", *(f"figure{n}" for n in range(4, 13)))
 # Those that are computed, and those of which every experiment has one.
 COMPUTED = ("table1", "table8")
+# What the cells of every table share.
+SHARED = {"the noise floor": "metrics/noise_floor.json", "the patch counts": "patch_counts.json"}
 ALWAYS = {"figure1b": ["figures/compute.png"], "figure2": ["figures/entropy_maps.png"], "report": ["report.html"]}
 SUMMARIES = {
     "table1": "What the models are made of.",
@@ -25,12 +27,13 @@ SUMMARIES = {
 def targets(experiment: Experiment) -> dict[str, list[str]]:
     """The names that can be made for `experiment`, and of each its files below the experiment's results.
 
-    A table's are also the measurements of its cells, so that one that was deleted is made again.
+    A table's are also its measurements, so that one that was deleted is made again.
     """
     found: dict[str, list[str]] = {name: table_files(name) for name in COMPUTED} | ALWAYS
     for name, table in experiment.tables.items():
         files = [*table_files(name), f"figures/{name}.png", *([pareto_file(name)] if table.is_grid else [])]
-        files += metric_files(cell for row in table_rows(experiment, name) for cell in row.samples)
+        cells = [cell for row in table_rows(experiment, name) for cell in row.samples]
+        files += [*metric_files(cells), *likelihood_files(cells), *probe_files(table, cells), *SHARED.values()]
         for target in {name, table.paper or name}:
             found[target] = list(dict.fromkeys([*found.get(target, []), *files]))
     found |= {name: [f"figures/{name}.png"] for name in experiment.figures}
@@ -49,6 +52,17 @@ def table_files(name: str) -> list[str]:
 def metric_files(cells: Iterable[SampleCell]) -> list[str]:
     """The measurements of sets of samples, below the results."""
     return [f"metrics/{cell.slug}/seed{seed}.json" for cell in cells for seed in cell.sampling.seeds]
+
+
+def likelihood_files(cells: Iterable[SampleCell]) -> list[str]:
+    """The likelihoods of the states that `cells` are drawn from, below the results."""
+    return sorted({f"likelihood/{cell.model}/{cell.milestone}.json" for cell in cells})
+
+
+def probe_files(table: Table, cells: Iterable[SampleCell]) -> list[str]:
+    """The linear probes of the states that `cells` of `table` are drawn from, if it shows any; below the results."""
+    states = {(cell.model, cell.milestone) for cell in cells if table.linear_probe}
+    return sorted(f"linear_probe/{model}/{milestone}.json" for model, milestone in states)
 
 
 def pareto_file(name: str) -> str:
@@ -79,14 +93,15 @@ def summary(name: str, experiment: Experiment) -> str:
 def sized_tables(experiment: Experiment) -> list[str]:
     """The tables with the models as the experiment describes them, fully trained: what Figure 1b is drawn from.
 
-    Where tables stand for the paper's, they alone.
+    None, where no table has such a model. Where tables stand for the paper's, they alone.
     """
+    described = described_models(experiment)
     found = [
         name
         for name, table in experiment.tables.items()
         if not (table.linear_probe or table.is_course)
         and any(
-            row.model.slug in experiment.models and row.sample.milestone == row.model.milestones[-1]
+            row.model.slug in described and row.sample.milestone == row.model.milestones[-1]
             for row in table_rows(experiment, name)
         )
     ]

@@ -2,14 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from dpar import tracking
+from dpar.config import load_experiment
 from dpar.errors import run_command
 from dpar.files import read_json
+from dpar.grid import described_models
 from dpar.report.figures import metric_against_cost, save
 
 
@@ -17,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags of this stage."""
     flags = argparse.ArgumentParser(prog="plot_compute", description=__doc__)
     flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--tables", type=Path, nargs="+", required=True, help="tables/TABLE.csv ...")
+    flags.add_argument("--tables", type=Path, nargs="*", required=True, help="tables/TABLE.csv ...")
     flags.add_argument("--noise-floor", type=Path, required=True)
     flags.add_argument("--output", type=Path, required=True)
     return flags
@@ -26,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage."""
     args = parser().parse_args(argv)
+    experiment = load_experiment(args.experiment)
     with tracking.job(
         rule="plot_compute",
         experiment=args.experiment,
@@ -35,28 +39,38 @@ def main(argv: Sequence[str] | None = None) -> None:
         params={},
     ) as job:
         floor = read_json(args.noise_floor)
-        rows = pd.concat([pd.read_csv(path) for path in args.tables], ignore_index=True).drop_duplicates("cell")
-        rows = best_rows(rows.dropna(subset=["training_gmacs", "frechet_distance"]))
-        spreads = rows.reindex(columns=["frechet_distance_sd"], fill_value=0.0)["frechet_distance_sd"].fillna(0.0)
-        points = [
-            {
-                "label": row["cell"],
-                "model": row["model"],
-                "cost": row["training_gmacs"],
-                "value": row["frechet_distance"],
-                "spread": spread,
-            }
-            for row, spread in zip(rows.to_dict("records"), spreads, strict=True)
-        ]
+        tables = [pd.read_csv(path) for path in args.tables]
+        points = points_of(pd.concat(tables, ignore_index=True), described_models(experiment)) if tables else []
         save(metric_against_cost(points, floor["metric"], floor["frechet_distance"]["mean"]), args.output)
         job.figure(args.output)
 
 
+def points_of(rows: pd.DataFrame, described: Collection[str]) -> list[dict[str, Any]]:
+    """Each model as the experiment describes it, for `metric_against_cost`.
+
+    Args:
+        rows: of tables.
+        described: slugs of the trainings of these models.
+    """
+    rows = rows.drop_duplicates("cell").dropna(subset=["training_gmacs", "frechet_distance"])
+    rows = best_rows(rows.loc[rows["training"].isin(list(described))])
+    spreads = rows.reindex(columns=["frechet_distance_sd"], fill_value=0.0)["frechet_distance_sd"].fillna(0.0)
+    return [
+        {
+            "label": row["cell"].replace(row["training"], row["model"], 1),  # which may have the seed in its name
+            "model": row["model"],
+            "cost": row["training_gmacs"],
+            "value": row["frechet_distance"],
+            "spread": spread,
+        }
+        for row, spread in zip(rows.to_dict("records"), spreads, strict=True)
+    ]
+
+
 def best_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of each model as the experiment describes it, fully trained, the row of the guidance that suits it best."""
-    drawn_otherwise = rows.filter(like="inference.").notna().any(axis="columns")
-    own = rows.loc[(rows["training"] == rows["model"]) & ~drawn_otherwise]
-    trained = own["milestone"].str.extract(r"(\d+)$", expand=False).astype(int)
+    """Of each model, fully trained and drawn as it was trained, the row of the guidance that suits it best."""
+    own = rows.loc[~rows.filter(like="inference.").notna().any(axis="columns")]
+    trained = own["milestone"].astype(str).str.extract(r"(\d+)$", expand=False).astype(int)
     last = own.loc[trained == trained.groupby(own["model"]).transform("max")]
     return last.loc[last.groupby("model")["frechet_distance"].idxmin()]
 

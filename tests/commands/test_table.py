@@ -6,6 +6,7 @@ import yaml
 from dpar.commands import table
 from dpar.config import parse_experiment
 from dpar.errors import InputError
+from dpar.files import write_json
 from tests.report import made_up
 from tests.test_config import demo
 
@@ -27,7 +28,9 @@ def test_without_results_every_cell_is_missing_with_the_command_that_makes_it(co
     assert shown.count("| missing") == 4
     run = f"dpar run --config {config} --directory {config.parent} --"
     seeds = " ".join(f"results/demo/metrics/dpar_pmax2/seed{seed}.json" for seed in range(3))
-    assert f"- Missing: dpar_pmax2, 0 of 3 seeds; `{run} {seeds}`" in shown
+    likelihood = "results/demo/likelihood/dpar_pmax2/step400.json"
+    assert f"- Missing: dpar_pmax2, 0 of 3 seeds, no likelihood; `{run} {seeds} {likelihood}`" in shown
+    assert f"- Missing: the noise floor; `{run} results/demo/metrics/noise_floor.json`" in shown
     assert f"- All of it: `{run} threshold_by_length`; what that would run: `{run} threshold_by_length -n`" in shown
 
 
@@ -44,6 +47,25 @@ def test_what_is_there_is_shown_and_the_rest_is_missing(config, capsys):
     assert "Missing: dpar," not in shown
     assert "Noise floor, 48 real images" in shown
     assert "Missing" not in show(capsys, config, "comparison")
+
+
+def test_a_likelihood_and_a_linear_probe_can_be_missing_too(config, capsys):
+    results = config.parent / "results" / "demo"
+    rows = [{"model": "dpar"}, {"model": "dpar", "sampling.cfg_scale": 3.0}, {"model": "llamagen"}]
+    values = demo(tables={"t": {"title": "T", "linear_probe": True, "rows": rows}})
+    config.write_text(yaml.safe_dump(values))
+    made_up.write(results, parse_experiment(values, "test"))
+    stated = {"states": "s", "training_images": 9, "training_views": "one", "penalty": 1e-4, "val_images": 3}
+    write_json(results / "linear_probe" / "llamagen" / "step400.json", {"top1": 5.0, "conditions": stated})
+    (results / "likelihood" / "dpar" / "step400.json").unlink()
+    (results / "patch_counts.json").unlink()
+    shown = show(capsys, config, "t")
+    run = f"dpar run --config {config} --directory {config.parent} -- results/demo"
+    lacking = f"{run}/likelihood/dpar/step400.json results/demo/linear_probe/dpar/step400.json"
+    assert [line for line in shown.splitlines() if line.startswith("- Missing")] == [
+        f"- Missing: dpar, no likelihood, no linear probe; `{lacking}`",
+        f"- Missing: the patch counts; `{run}/patch_counts.json`",
+    ]
 
 
 def test_the_papers_name_of_a_table_is_enough(config, capsys):

@@ -35,6 +35,18 @@ def test_all_tables_are_all_of_them_in_three_forms(name):
     assert set(found) >= {*tables, *targets.metric_files(cells.values())}
 
 
+def test_a_table_is_made_with_all_its_measurements():
+    probed = {"title": "T", "linear_probe": True, "rows": [{"model": "dpar"}, {"model": "llamagen"}]}
+    plain = {"title": "P", "rows": [{"model": "dpar"}]}
+    found = targets.targets(parse_experiment(demo(tables={"t": probed, "p": plain}), "test"))
+    state = "dpar/step400.json"
+    measured = {f"likelihood/{state}", "metrics/dpar/seed2.json", "metrics/noise_floor.json", "patch_counts.json"}
+    assert measured <= set(found["p"])
+    assert not any(file.startswith("linear_probe/") for file in found["p"])
+    assert {*measured, f"linear_probe/{state}", "linear_probe/llamagen/step400.json"} <= set(found["t"])
+    assert {*found["t"], *found["p"]} - {"figures/t.png", "figures/p.png"} <= set(found["all_tables"])
+
+
 def test_the_tables_of_a_target_are_those_that_stand_for_it():
     experiment = load_experiment(CONFIG / "demo.yaml")
     assert targets.tables_of(experiment, ["table2"]) == ["comparison"]
@@ -46,6 +58,10 @@ def test_the_tables_of_a_target_are_those_that_stand_for_it():
 def test_figure_1b_needs_the_papers_fully_trained_models_alone():
     own = parse_experiment(demo(tables={"t": {"title": "T", "rows": [{"model": "dpar"}]}}), "test")
     assert targets.sized_tables(own) == ["t"]
+    seeded = demo(training_seeds=[1, 0], tables={"t": {"title": "T", "rows": [{"model": "dpar"}]}})
+    assert targets.sized_tables(parse_experiment(seeded, "test")) == ["t"], "whatever the seed of its first training"
+    departing = demo(tables={"t": {"title": "T", "rows": [{"model": "dpar", "patchify.max_length": 2}]}})
+    assert targets.sized_tables(parse_experiment(departing, "test")) == []
     assert targets.sized_tables(load_experiment(CONFIG / "imagenet256.yaml")) == ["table2", "table11"]
 
 

@@ -1,15 +1,8 @@
 """Tables and figures, ours beside the paper's, and one page that holds them all."""
 
+from dpar.report.targets import likelihood_files, probe_files
+
 CAPTIONS = Path(workflow.basedir) / "workflow" / "report"
-
-
-def likelihood_files(cells):
-    return sorted({f"{RESULTS}/likelihood/{cell.model}/{cell.milestone}.json" for cell in cells})
-
-
-def probe_files(name):
-    cells = table_cells(name) if EXPERIMENT.tables[name].linear_probe else []
-    return sorted({f"{RESULTS}/linear_probe/{cell.model}/{cell.milestone}.json" for cell in cells})
 
 
 def first_shards(cells, form):
@@ -24,8 +17,11 @@ rule make_table:
     """Print one table: ours, the paper's where it has one, and their conditions."""
     input:
         metrics=lambda wildcards: [f"{RESULTS}/{path}" for path in metric_files(table_cells(wildcards.table))],
-        likelihoods=lambda wildcards: likelihood_files(table_cells(wildcards.table)),
-        linear_probes=lambda wildcards: probe_files(wildcards.table),
+        likelihoods=lambda wildcards: [f"{RESULTS}/{path}" for path in likelihood_files(table_cells(wildcards.table))],
+        linear_probes=lambda wildcards: [
+            f"{RESULTS}/{path}"
+            for path in probe_files(EXPERIMENT.tables[wildcards.table], table_cells(wildcards.table))
+        ],
         noise_floor=RESULTS + "/metrics/noise_floor.json",
         patch_counts=RESULTS + "/patch_counts.json",
         thresholds=lambda wildcards: sorted(
