@@ -1,7 +1,7 @@
-"""A number a stage, raised by hand when a change to the code changes what the stage computes.
+"""A number a stage and one an architecture, raised by hand when a change to the code changes what it computes.
 
-Snakemake does not look inside the package, so a comment never retrains a model; raising a number here marks exactly
-the outputs of that stage, and all that is made from them, as out of date.
+Snakemake does not look inside the package, so a comment never retrains a model; raising the number of a stage marks
+exactly its outputs, and all that is made from them, as out of date.
 """
 
 RECIPES = {
@@ -38,3 +38,16 @@ RECIPES = {
     "plot_compute": 1,
     "write_report": 3,
 }
+
+# The same for the code of the models: raised when what a network of that architecture computes changes. That marks the
+# trainings of this architecture, and all that is made from them; entropy models and gates are LlamaGens.
+ARCHITECTURES = {"llamagen": 1, "dpar": 1}
+
+
+def recipe_number(stage: str, architecture: str | None = None) -> int | str:
+    """The number of a stage, with that of the architecture that it trains or imports.
+
+    The latter is left out until it is raised: what was made before it was there stays up to date.
+    """
+    raised = ARCHITECTURES[architecture] if architecture else 1
+    return RECIPES[stage] if raised == 1 else f"{RECIPES[stage]}-{architecture}{raised}"

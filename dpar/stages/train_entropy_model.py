@@ -18,7 +18,7 @@ from dpar.data.loader import steps_per_epoch
 from dpar.errors import InputError, run_command
 from dpar.files import digest
 from dpar.model.variants import build_entropy_model, entropy_model_config
-from dpar.recipes import RECIPES
+from dpar.recipes import recipe_number
 from dpar.train.distributed import ranks
 from dpar.train.loop import HISTORY, Task, flat_params, train_to
 
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             val=val,
             patching=None,
             seed=experiment.seed,
-            recipe=RECIPES["train_entropy_model"],
+            recipe=recipe_number("train_entropy_model", "llamagen"),
         )
         until = settings.training.length
         if settings.training.unit == "epoch":

@@ -22,7 +22,7 @@ from dpar.grid import merged_thresholds, model_cells, threshold_of
 from dpar.model.dpar import DPARConfig
 from dpar.model.variants import build_model
 from dpar.model.variants import model_config as sizes_of
-from dpar.recipes import RECIPES
+from dpar.recipes import recipe_number
 from dpar.sampling.preview import previewer
 from dpar.train.distributed import ranks
 from dpar.train.loop import Task, flat_params, train_to
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             val=val,
             patching=patching,
             seed=cell.seed,
-            recipe=RECIPES["train_model"],
+            recipe=recipe_number("train_model", cell.transformer.sizes["architecture"]),
         )
         picture = None
         if args.tokenizer is not None and here.main:

@@ -81,7 +81,7 @@ class Task:
     val: CodeStore
     patching: Patching | None
     seed: int
-    recipe: int
+    recipe: int | str
 
     @property
     def labelled(self) -> bool:

@@ -3,6 +3,7 @@
 import pytest
 
 from dpar.errors import InputError
+from dpar.recipes import ARCHITECTURES
 from dpar.stages import train_entropy_model
 from dpar.weights import load_model, model_config
 from tests.train.tiny import CLASSES, Results, experiment_values, history
@@ -57,6 +58,13 @@ def test_a_distilled_gate_learns_the_stored_entropies_and_knows_whose_they_are(r
     points = history(folder)
     assert points[8]["val/entropy_error"] < points[4]["val/entropy_error"]
     assert "val/nll" not in points[8]
+
+
+def test_a_state_of_other_code_of_llamagen_is_not_gone_on_from(results, monkeypatch):
+    train_entropy_model.main(results.train_entropy_model())
+    monkeypatch.setitem(ARCHITECTURES, "llamagen", 2)
+    with pytest.raises(InputError, match="--restart"):
+        train_entropy_model.main(results.train_entropy_model())
 
 
 def test_a_network_that_the_experiment_does_not_name_is_refused(results):

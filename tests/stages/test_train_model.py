@@ -20,6 +20,7 @@ from dpar.config import load_experiment
 from dpar.data.codes import CodeRows
 from dpar.errors import InputError
 from dpar.model.variants import build_model
+from dpar.recipes import ARCHITECTURES
 from dpar.stages import train_model
 from dpar.tokenizer.autoencoder import VQAutoencoder
 from dpar.tracking import lineage
@@ -179,6 +180,15 @@ def test_changed_settings_are_refused_or_begin_anew(results):
         train_model.main(results.train_model())
     train_model.main([*results.train_model(), "--restart"])
     assert (results.folder / "models/dpar/step8/model.safetensors").read_bytes() != before
+
+
+def test_a_state_of_other_code_of_the_model_is_set_aside_and_that_of_another_architecture_goes_on(results, monkeypatch):
+    train_model.main(results.train_model())
+    monkeypatch.setitem(ARCHITECTURES, "llamagen", 2)
+    train_model.main(results.train_model())
+    monkeypatch.setitem(ARCHITECTURES, "dpar", 2)
+    with pytest.raises(InputError, match="--restart"):
+        train_model.main(results.train_model())
 
 
 def command(results, *more, launcher=()):

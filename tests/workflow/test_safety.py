@@ -37,7 +37,7 @@ class Checkout:
 
     def planned(self, *arguments):
         """Rule -> number of jobs that a run would do."""
-        run = self.snakemake("--dry-run", *TRIGGERS, *arguments)
+        run = self.snakemake("--dry-run", *TRIGGERS, "--", *arguments)
         assert run.returncode == 0, run.stdout + run.stderr
         counts = job_counts(run.stdout + run.stderr)
         return {rule: count for rule, count in counts.items() if rule not in ("all", "total")}
@@ -87,7 +87,23 @@ def test_a_change_makes_exactly_what_depends_on_it_out_of_date(finished):
     cell.touch()
     finished.snakemake("--touch")
 
-    # another model: all three trainings and what follows, no tokenizer and no entropy model
+    # other code of DPAR: its two trainings and what follows, neither the baseline nor what places boundaries
+    finished.edit("dpar/recipes.py", '"dpar": 1', '"dpar": 2')
+    jobs = finished.planned()
+    assert TRAININGS & set(jobs) == {"train_model"}
+    assert jobs["train_model"] == jobs["evaluate_likelihood"] == 2
+    assert finished.planned("results/tiny/metrics/llamagen/seed0.json") == {}
+    finished.edit("dpar/recipes.py", '"dpar": 2', '"dpar": 1')
+
+    # other code of LlamaGen: the baseline, the entropy model and the gates, and so the DPARs, which have other patches
+    finished.edit("dpar/recipes.py", '"llamagen": 1', '"llamagen": 2')
+    jobs = finished.planned()
+    assert (jobs["train_entropy_model"], jobs["train_model"]) == (3, 3)
+    assert not {"train_tokenizer", "encode_images", "train_classifier"} & set(jobs)
+    finished.edit("dpar/recipes.py", '"llamagen": 2', '"llamagen": 1')
+    assert finished.planned() == {}
+
+    # another trainer: all three trainings and what follows, no tokenizer and no entropy model
     finished.edit("dpar/recipes.py", '"train_model": 1', '"train_model": 2')
     jobs = finished.planned()
     assert jobs["train_model"] == 3

@@ -12,7 +12,7 @@ from dpar.config import FIGURES, TRAINING_PACE, gate_folder, parse_experiment
 from dpar.errors import InputError
 from dpar.files import digest, write_json
 from dpar.grid import figure_rows, gated_cells, model_cells, p_avg_targets, sample_cells, table_rows
-from dpar.recipes import RECIPES
+from dpar.recipes import recipe_number
 from dpar.report import paper
 from dpar.report.targets import COMPUTED, metric_files, pareto_file, sized_tables, table_files
 from dpar.slurm import check_partitions, longest_jobs, only_jobs
@@ -83,10 +83,10 @@ wildcard_constraints:
     gate="|".join(map(re.escape, EXPERIMENT.gates)) or "none",
 
 
-def recipe(stage, *settings):
-    """What makes the stage's outputs out of date: its recipe number and the settings it reads."""
+def recipe(stage, *settings, architecture=None):
+    """What makes the stage's outputs out of date: its number, that of the network it trains, the settings it reads."""
     plain = [s.model_dump(mode="json") if hasattr(s, "model_dump") else s for s in settings]
-    return f"{RECIPES[stage]}.{digest(plain)}"
+    return f"{recipe_number(stage, architecture)}.{digest(plain)}"
 
 
 def without(settings, *names):

@@ -44,6 +44,7 @@ rule train_entropy_model:
             EXPERIMENT.seed,
             without(placing(wildcards), "training", "weights_sha256"),
             without(placing(wildcards).training, *(TRAINING_PACE - {"steps", "epochs"})),
+            architecture="llamagen",
         ),
         folder=RESULTS + "/{network}",
         state=RESULTS + "/state/{network}",
@@ -69,6 +70,7 @@ rule import_entropy_model:
             without(placing(wildcards), "weights_sha256"),
             EXPERIMENT.tokenizer.vocab_size,
             EXPERIMENT.grid,
+            architecture="llamagen",
         ),
         folder=RESULTS + "/{network}",
     shell:
@@ -163,7 +165,10 @@ rule compare_gates:
     params:
         recipe=recipe(
             "compare_gates",
-            *([cell.patchify, cell.sampling.cfg_scale, cell.sampling.cfg_interval] for cell in gated_cells(EXPERIMENT)),
+            *(
+                [cell.patchify, cell.sampling.cfg_scale, cell.sampling.cfg_interval]
+                for cell in gated_cells(EXPERIMENT)
+            ),
         ),
         entropy_model=RESULTS + "/entropy_model",
         gates=[f"{RESULTS}/{gate_folder(gate)}" for gate in EXPERIMENT.gates],

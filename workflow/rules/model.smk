@@ -15,7 +15,8 @@ def training_recipe(wildcards):
         gated = is_gated(cell.patchify, cell.transformer)
         patchify = cell.patchify if gated else [cell.patchify.strategy, cell.patchify.p_avg]
     transformer, training = with_any_attention(cell.transformer), without(cell.training, *TRAINING_PACE)
-    return recipe("train_model", cell.seed, transformer, patchify, training)
+    architecture = cell.transformer.sizes["architecture"]
+    return recipe("train_model", cell.seed, transformer, patchify, training, architecture=architecture)
 
 
 def codes_for(split):
