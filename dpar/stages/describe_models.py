@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from dpar import tracking
-from dpar.commands.info import PAPER_DISAGREES, PAPER_GMACS, PAPER_PARAMETERS, PAPER_PATCHES
+from dpar.commands.info import DOWNSAMPLE, PAPER_DISAGREES, PAPER_GMACS, PAPER_PARAMETERS, PAPER_PATCHES
 from dpar.config import Experiment, load_experiment
 from dpar.errors import run_command
 from dpar.evaluation import cost, flops
@@ -93,12 +93,12 @@ def beside(what: str, ours: float, printed: Any, variant: str | None, unit: str)
 
 
 def assumed_patches(experiment: Experiment) -> float | None:
-    """M before anything is trained: the paper's at its resolutions, or what `p_avg` asks for; None if neither says."""
+    """M before anything is trained: what `p_avg` asks for, or the paper's at its resolutions; None if neither says."""
     rows, columns = experiment.grid
-    if experiment.images.resolution in PAPER_PATCHES and rows * 16 == experiment.images.resolution:
-        return PAPER_PATCHES[experiment.images.resolution]
-    wanted = experiment.patchify.p_avg
-    return None if wanted is None else rows * columns / wanted
+    if (wanted := experiment.patchify.p_avg) is not None:
+        return rows * columns / wanted
+    side = experiment.images.resolution
+    return PAPER_PATCHES.get(side) if rows * DOWNSAMPLE == side else None
 
 
 def architecture_notes(experiment: Experiment) -> list[str]:

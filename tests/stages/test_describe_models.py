@@ -3,8 +3,9 @@
 import pandas as pd
 import pytest
 
+from dpar import planning
 from dpar.commands.info import PAPER_GMACS, PAPER_PARAMETERS
-from dpar.config import parse_experiment
+from dpar.config import Patchify, parse_experiment
 from dpar.files import write_json
 from dpar.stages import describe_models
 from tests.test_config import CONFIG, demo, load_experiment
@@ -32,6 +33,17 @@ def test_small_models_stand_without_the_paper(tmp_path):
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {
         f"{name}.{form}" for name in ("table1", "table8") for form in ("csv", "md", "tex")
     }
+
+
+def test_the_mean_patch_length_that_is_asked_for_goes_before_the_papers():
+    experiment = load_experiment(CONFIG / "imagenet256.yaml")
+    assert describe_models.assumed_patches(experiment) == 141.8
+    longer = experiment.model_copy(update={"patchify": Patchify(p_avg=3.0)})
+    costs = describe_models.costs(longer).set_index("Model")
+    assert costs["Patches"].dropna().unique().tolist() == pytest.approx([256 / 3])
+    assert costs["Forward (G)"].to_dict()["DPAR-L"] < 45, "the paper's patches cost 56.74"
+    # the bill, which meets P_avg as a mean over made-up images, says about the same
+    assert planning.assumed_patches(longer, longer.patchify) == pytest.approx(256 / 3, rel=0.01)
 
 
 def test_a_threshold_in_nats_says_nothing_of_patches_at_another_resolution(tmp_path):
