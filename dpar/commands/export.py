@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from dpar.tracking.lineage import results_of, sources
 from dpar.tracking.models import model_of_run
 from dpar.tracking.spool import CONFIG as SETTINGS
 from dpar.tracking.store import URI_VARIABLE, find_store
-from dpar.weights import CONFIG, WEIGHTS, model_config
+from dpar.weights import CONFIG, WEIGHTS, model_config, verify_model
 
 CARD, PICTURE = "README.md", "samples.png"
 
@@ -49,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not (folder / CONFIG).exists():
         if folder.exists():
             raise InputError(f"{folder} is no model folder: it has no {CONFIG}; give one such as models/dpar/step400")
+        if not re.fullmatch("[0-9a-f]{32}", args.what):
+            raise InputError(
+                f"there is no folder {args.what}, and a run's id is 32 digits from 0 to f, as its page's address ends: "
+                "give a folder such as results/demo/models/dpar/step400, or an id"
+            )
         folder = model_of_run(find_store(results_folder(args.results), args.uri), args.what)
     if args.out.exists():
         raise InputError(f"{args.out} is there already; give a new folder, or delete that one")
@@ -70,22 +76,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 def export(folder: Path, out: Path) -> None:
     """Copies the model in `folder` and the networks it draws with to `out`, and writes the card.
 
+    Nothing is made before all that is copied has been found and loaded.
+
     Raises:
         InputError: what `folder` holds cannot draw, or a network is missing, damaged or another.
     """
     described = model_config(folder)
     if described["kind"] not in ("dpar", "llamagen") or described["model"]["num_classes"] is None:
         raise InputError(f"{folder} holds a {described['kind']} that draws no classes; give a DPAR or a baseline")
+    side = Generator.from_pretrained(folder, device="cpu").side  # which checks digests, and that they belong together
+    with safe_open(folder / WEIGHTS, "numpy") as weights:
+        parameters = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    facts, copies = _facts(folder, described)
     patchify = described["provenance"].get("patchify")
     needed = ["tokenizer"] + (["entropy_model"] if patchify and patchify["strategy"] == "dynamic" else [])
     for source, target in [(folder, out), *((beside(folder, name), out / name) for name in needed)]:
         target.mkdir(parents=True)
         for name in (WEIGHTS, CONFIG):
             shutil.copyfile(source / name, target / name)
-    side = Generator.from_pretrained(out, device="cpu").side  # which checks digests, and that they belong together
-    with safe_open(out / WEIGHTS, "numpy") as weights:
-        parameters = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
-    facts, copies = _facts(folder, described)
+        verify_model(target)
     for name, path in copies.items():
         shutil.copyfile(path, out / name)
     card = model_card(
@@ -122,5 +131,6 @@ def _facts(folder: Path, described: dict[str, Any]) -> tuple[dict[str, Any], dic
     ledger = Ledger(results)
     makers = ledger.producers(read_artefact(folder / WEIGHTS, results))
     facts["origin"] += sources(results, ledger, makers).facts()
-    copies |= {SETTINGS: makers[-1].spool / SETTINGS} if makers else {}
+    if makers and (settings := makers[-1].spool / SETTINGS).is_file():
+        copies[SETTINGS] = settings
     return facts, copies

@@ -13,7 +13,7 @@ from dpar.errors import InputError
 from dpar.tracking.hashes import Artefact, content_files, portable_path
 from dpar.tracking.ledger import files_of
 from dpar.tracking.runs import stored_runs
-from dpar.tracking.store import Store, only_writer, open_store, profile_of
+from dpar.tracking.store import Store, existing_store, profile_of
 
 _GONE_ON_PURPOSE = "removed temp file"
 
@@ -74,11 +74,8 @@ def audit(store: Store, outputs: Iterable[Path]) -> list[Finding]:
 
 def _finished_outputs(store: Store) -> dict[str, dict[str, str]]:
     """For every path the digests that finished runs of the store have for it, with the name of the run."""
-    if store.database and not store.database.exists():
-        raise InputError(f"there is no tracking store {store.database} yet; run `dpar track sync`")
-    with only_writer(store):
-        client = open_store(store)
-    from mlflow.exceptions import MlflowException  # only now: `open_store` has told MLflow to keep quiet
+    client = existing_store(store)
+    from mlflow.exceptions import MlflowException  # only now: `existing_store` has told MLflow to keep quiet
 
     experiments = [client.get_experiment_by_name(f"dpar/{profile_of(store)}/{kind}") for kind in ("pipeline", "train")]
     ids = [experiment.experiment_id for experiment in experiments if experiment]

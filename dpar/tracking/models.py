@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dpar.errors import InputError
 from dpar.tracking.ledger import Ledger, Manifest, files_of, spool_key
-from dpar.tracking.store import Store, only_writer, open_store
+from dpar.tracking.store import Store, existing_store
 from dpar.weights import WEIGHTS
 
 
@@ -17,11 +17,10 @@ def model_of_run(store: Store, run_id: str) -> Path:
         run_id: of a training, of any job after it, or of a row of a table: what the address of its page ends with.
 
     Raises:
-        InputError: there is no such run, or it is about no model, or about several.
+        InputError: there is no store yet, no such run, or it is about no model, or about several.
     """
-    with only_writer(store):
-        client = open_store(store)
-    from mlflow.exceptions import MlflowException  # only now: `open_store` has told MLflow to keep quiet
+    client = existing_store(store)
+    from mlflow.exceptions import MlflowException  # only now: `existing_store` has told MLflow to keep quiet
 
     def tags(run: str) -> dict[str, str]:
         return dict(client.get_run(run).data.tags)

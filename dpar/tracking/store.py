@@ -152,6 +152,20 @@ def open_store(store: Store) -> "MlflowClient":
     return client
 
 
+def existing_store(store: Store) -> "MlflowClient":
+    """A client of a store that is there; nothing is made.
+
+    Raises:
+        InputError: there is none yet, or as `open_store`.
+    """
+    if store.database and not store.database.exists():
+        raise InputError(f"there is no tracking store {store.database} yet; run `dpar track sync`")
+    if not tracking_folder(store.results).is_dir():
+        raise InputError(f"{store.results} holds no records of jobs; give a results folder such as results/demo")
+    with only_writer(store):
+        return open_store(store)
+
+
 def _check_server(store: Store) -> None:
     try:
         with urllib.request.urlopen(f"{store.uri.rstrip('/')}/health", timeout=PATIENCE) as answer:

@@ -154,6 +154,28 @@ def test_a_run_of_the_dashboard_stands_for_its_model(results, tmp_path, monkeypa
     assert model_config(tmp_path / "out")["sha256"] == model_config(results / "models/dpar/step1")["sha256"]
 
 
+def test_a_mistyped_folder_and_a_run_of_no_store_make_nothing(results, tmp_path, monkeypatch):
+    monkeypatch.delenv("DPAR_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(results, "results/demo")
+    before = files_in(tmp_path)
+    with pytest.raises(InputError, match=r"there is no folder results/demo/models/dparr/step1, and a run's id is 32"):
+        export.main(["results/demo/models/dparr/step1", "out"])
+    with pytest.raises(InputError, match=r"there is no tracking store .*mlflow\.db yet; run `dpar track sync`"):
+        export.main(["5" * 32, "out"])
+    assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("network", ["models/dpar/step1", "tokenizer", "entropy_model"])
+def test_weights_that_are_missing_are_named_before_anything_is_made(results, tmp_path, network):
+    copy = tmp_path / "results/demo"
+    shutil.copytree(results, copy)
+    (copy / network / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=rf"{network}/model\.safetensors is missing; run the stage that makes it"):
+        export.main([str(copy / "models/dpar/step1"), str(tmp_path / "new/folder/out")])
+    assert not (tmp_path / "new").exists()
+
+
 def test_what_cannot_draw_or_is_damaged_is_refused_and_leaves_nothing(results, tmp_path):
     def refused(what: Path, message: str, out: str = "out") -> None:
         with pytest.raises(InputError, match=message):
