@@ -105,15 +105,32 @@ class Ledger:
         self._by_path: dict[str, Manifest] = {}
         self._by_content: dict[str, Manifest] = {}
         for manifest in self.manifests:
+            handed_out = self._is_handed_out(manifest)
             for artefact in manifest.outputs:
                 for path, sha256 in files_of(artefact):
-                    self._by_file[path, sha256] = self._by_path[path] = self._by_content[sha256] = manifest
+                    self._by_path[path] = manifest
+                    if not handed_out:
+                        self._by_file[path, sha256] = self._by_content[sha256] = manifest
                     for folder in Path(path).parents:
                         self._by_path[folder.as_posix()] = manifest
-                self._by_path[artefact.path] = self._by_content[artefact.sha256] = manifest
+                self._by_path[artefact.path] = manifest
+                if not handed_out:
+                    self._by_content[artefact.sha256] = manifest
+
+    def _is_handed_out(self, manifest: Manifest) -> bool:
+        """Whether the job trained no step but wrote again what a training before it had kept of the same state."""
+        made = (file for artefact in manifest.outputs for file in files_of(artefact))
+        return (
+            manifest.rule == "train_model"
+            and all(file in self._by_file for file in made)
+            and not any(event["event"] == "commit" for event in read_events(manifest.spool))
+        )
 
     def producer(self, path: str, sha256: str) -> Manifest | None:
-        """The job that last made the file `path` with this content; else one that made this content elsewhere."""
+        """The job that last made the file `path` with this content; else one that made this content elsewhere.
+
+        A training that had kept a state writes it again without a step: who trained it has made it.
+        """
         return self._by_file.get((path, sha256)) or self._by_content.get(sha256)
 
     def latest(self, path: str) -> Manifest | None:

@@ -127,13 +127,27 @@ def test_milestones_follow_one_another_from_one_state(results):
     assert (results.folder / "models/dpar/step8/model.safetensors").read_bytes() == whole
 
 
+def trainings_before(results, milestone):
+    """The trainings that the lineage of a state of the DPAR names, last first."""
+    text = lineage.of_file(results.folder / "models/dpar" / milestone)
+    return re.findall(r"<- train_model\[dpar/(\S+)\]", text)
+
+
 def test_a_milestone_leads_back_to_those_before_it(results):
     results.set(experiment_values(milestones=[3, 6]))
     for previous, milestone in pairwise([None, "step3", "step6", "step8"]):
         assert milestone
         train_model.main(results.train_model("dpar", milestone, previous=previous))
-    jobs = re.findall(r"<- (\S+)", lineage.of_file(results.folder / "models/dpar/step8"))
-    assert jobs == [f"train_model[dpar/{milestone}]" for milestone in ("step8", "step6", "step3")]
+    assert trainings_before(results, "step8") == ["step8", "step6", "step3"]
+
+
+def test_a_milestone_that_is_wanted_later_is_no_part_of_the_training_that_was_finished(results):
+    train_model.main(results.train_model())
+    results.set(experiment_values(milestones=[4]))
+    train_model.main([*results.train_model("dpar", "step4"), "--restart"])
+    train_model.main(results.train_model("dpar", "step8", previous="step4"))
+    assert trainings_before(results, "step4") == ["step4"]
+    assert trainings_before(results, "step8") == ["step8"], "the state was kept: nothing went on from step 4"
 
 
 def test_epochs_are_counted_in_whole_batches(results):

@@ -28,6 +28,27 @@ def test_whoever_made_a_file_last_is_its_producer(results: Path, job):
     assert ledger.latest("y.txt") is None
 
 
+def test_a_state_that_is_written_again_without_a_step_is_that_of_the_job_that_trained_it(results: Path, job):
+    def train(name: str, content: str, *commits: int) -> None:
+        with job("train_model", name=name, outputs=("weights",), params={"name": name}) as running:
+            (results / "weights").write_text(content)
+            for step in commits:
+                running.commit(step)
+
+    train("first", "a", 0, 4)
+    train("written again", "a")
+    (artefact,) = Ledger(results).manifests[0].outputs
+    assert [maker.name for maker in Ledger(results).producers(artefact)] == ["first"]
+    latest = Ledger(results).latest("weights")
+    assert latest is not None
+    assert latest.name == "written again"
+    train("trained again", "a", 0, 4)
+    assert [maker.name for maker in Ledger(results).producers(artefact)] == ["trained again"]
+    train("other", "b")
+    (artefact,) = Ledger(results).manifests[-1].outputs
+    assert [maker.name for maker in Ledger(results).producers(artefact)] == ["other"]
+
+
 def test_files_of_a_folder_lead_to_the_job_that_made_the_folder(results: Path, job):
     with job("train", outputs=("model",)):
         (results / "model").mkdir()
