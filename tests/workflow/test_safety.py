@@ -37,7 +37,7 @@ class Checkout:
 
     def planned(self, *arguments):
         """Rule -> number of jobs that a run would do."""
-        run = self.snakemake("--dry-run", *TRIGGERS, "--", *arguments)
+        run = self.snakemake("--dry-run", *TRIGGERS, *arguments)
         assert run.returncode == 0, run.stdout + run.stderr
         counts = job_counts(run.stdout + run.stderr)
         return {rule: count for rule, count in counts.items() if rule not in ("all", "total")}
@@ -62,6 +62,18 @@ def finished(tmp_path_factory):
     assert touched.returncode == 0, touched.stderr
     assert checkout.planned() == {}
     return checkout
+
+
+@pytest.mark.slow
+def test_a_longer_training_goes_on_and_an_earlier_milestone_is_refused_as_a_new_one(finished):
+    trained = finished.planned("--config", "training={steps: 16, milestones: [8, 12]}")["train_model"]
+    assert trained == 3 * 2, "to step 12 and to step 16, and none again"
+    run = finished.snakemake(*TRIGGERS, "--config", "training={milestones: [4]}")
+    assert run.returncode != 0
+    for model in ("dpar", "dpar_pmax2", "llamagen"):
+        assert f"results/tiny/models/{model}/step8: input files updated" in run.stdout + run.stderr
+    assert not list(finished.results.glob("models/*/step4"))
+    assert finished.planned() == {}
 
 
 @pytest.mark.slow
@@ -92,7 +104,7 @@ def test_a_change_makes_exactly_what_depends_on_it_out_of_date(finished):
     jobs = finished.planned()
     assert TRAININGS & set(jobs) == {"train_model"}
     assert jobs["train_model"] == jobs["evaluate_likelihood"] == 2
-    assert finished.planned("results/tiny/metrics/llamagen/seed0.json") == {}
+    assert finished.planned("--", "results/tiny/metrics/llamagen/seed0.json") == {}
     finished.edit("dpar/recipes.py", '"dpar": 2', '"dpar": 1')
 
     # other code of LlamaGen: the baseline, the entropy model and the gates, and so the DPARs, which have other patches
