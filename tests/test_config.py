@@ -29,6 +29,16 @@ def test_shipped_experiments_are_valid_and_named_after_their_file(name):
     assert load_experiment(CONFIG / f"{name}.yaml").name == name
 
 
+def test_figures_of_samples_that_are_stored_at_another_size_say_so():
+    experiment = load_experiment(CONFIG / "imagenet384.yaml")
+    assert experiment.evaluation.resolution != experiment.images.resolution
+    titles = [figure.title for figure in experiment.figures.values()]
+    assert len(titles) == 4
+    assert all(
+        title.endswith(f"shown at the {experiment.evaluation.resolution} pixels that are evaluated") for title in titles
+    )
+
+
 def test_a_resolved_experiment_reads_back_equal(tmp_path):
     experiment = load_experiment(CONFIG / "demo.yaml")
     path = tmp_path / "experiment.json"
