@@ -1,6 +1,7 @@
 """`dpar plan`: alone, beyond what stands above, and together; rates assumed or measured."""
 
 import json
+import re
 
 import pytest
 
@@ -145,3 +146,37 @@ def test_images_of_the_same_experiment_may_lie_elsewhere(tmp_path):
             with pytest.raises(InputError, match="say it with --images"):
                 plan.known_data(experiment, args)
     assert plan.known_data(experiment, args)[0].train == 40
+
+
+@pytest.mark.slow
+def test_the_bill_in_the_readme_is_what_is_printed(capsys):
+    """As exactly as it is written there; a line of several targets is their sum."""
+    bills = {}
+    for side in ("256", "384"):
+        plan.main(["--config", str(CONFIG / f"imagenet{side}.yaml"), "--json"])
+        bills[side] = json.loads(capsys.readouterr().out)
+    new = {
+        (side, line["target"]): line["beyond_those_above"] for side, bill in bills.items() for line in bill["targets"]
+    }
+    text = (CONFIG.parent / "README.md").read_text().replace("**", "")
+    rows = re.findall(r"^\| (.+?) \| ([\d,.]+) \| ([\d,.]+) \| ([\d,.]+) (GB|TB) \|$", text, re.MULTILINE)
+    written = []
+    for what, hours, days, size, unit in rows:
+        if what == "every table and figure of the paper":
+            parts = [bill["paper"] for bill in bills.values()]
+        elif what == "beyond the paper: XXL at both resolutions":
+            written += [(side, "largest") for side in bills]
+            parts = [new[side, "largest"] for side in bills]
+        else:
+            (side,) = re.findall(r"\d+(?= px)", what)
+            paper = re.findall("(?:Table|Figure) \\d+", what)[:1]
+            keys = [(side, name.lower().replace(" ", "")) for name in paper or re.findall("`(\\w+)`", what)]
+            written += keys
+            parts = [new[key] for key in keys]
+        divided = {"GB": 1, "TB": 1000}[unit]
+        for shown, name in ((hours, "gpu_hours"), (days, "days"), (size, "gigabytes")):
+            value = sum(part[name] for part in parts) / (divided if name == "gigabytes" else 1)
+            assert shown == f"{value:,.{len(shown.partition('.')[2])}f}", (what, name)
+    unwritten = [new[key]["gpu_hours"] for key in new.keys() - set(written)]
+    assert {what for what, *_ in rows} >= {"every table and figure of the paper", "256 px: Table 3"}
+    assert sum(unwritten) == 0, "figures that are drawn from the samples of tables"
