@@ -25,17 +25,19 @@ def minutes(limit: str) -> float:
     return days * 24 * 60 + hours * 60 + whole + seconds / 60
 
 
-def check_partitions(asked: Iterable[tuple[str, str, float]], longest: dict[str, float]) -> None:
+def check_partitions(asked: Iterable[tuple[str, str | None, float | None]], longest: dict[str, float]) -> None:
     """Refuses jobs that no partition would ever start.
 
     Args:
-        asked: rule, partition and minutes of each job.
+        asked: rule, partition and minutes of each job; without a partition it goes to Slurm's default, unchecked.
         longest: minutes that a job may take, by partition.
 
     Raises:
         InputError: a partition that is not there, or that has less time than a job asks for.
     """
     for rule, partition, time in asked:
+        if not partition:
+            continue
         names = partition.split(",")  # Slurm takes the first that is free
         if unknown := [name for name in names if name not in longest]:
             raise InputError(
@@ -43,7 +45,7 @@ def check_partitions(asked: Iterable[tuple[str, str, float]], longest: dict[str,
                 f"{', '.join(longest)}. Set DPAR_CPU_PARTITION and DPAR_GPU_PARTITION (docs/slurm.md)"
             )
         allowed = max(longest[name] for name in names)
-        if time > allowed:
+        if time is not None and time > allowed:
             raise InputError(
                 f"rule {rule} asks for {time:.0f} minutes in the partition {partition}, where a job may take "
                 f"{allowed:.0f}: it would wait for ever. Set DPAR_MINUTES to at most that (docs/slurm.md)"

@@ -50,6 +50,10 @@ def test_a_job_longer_than_its_partition_allows_is_refused():
         check_partitions([("a", "short", 61)], {"short": 60})
 
 
+def test_what_a_site_leaves_to_slurm_is_not_checked():
+    check_partitions([("a", None, 1e9), ("b", "", None), ("c", "short", None)], {"short": 60})
+
+
 def test_no_scheduler_on_the_path(program):
     with pytest.raises(InputError, match="no Slurm here: sinfo is not on the PATH"):
         longest_jobs()

@@ -117,6 +117,26 @@ def test_the_slurm_profile_resolves_and_asks_for_each_rules_resources(snakemake)
     assert asked["compute_metrics"]["slurm_partition"] == "cpu"
 
 
+def test_jobs_without_a_partition_go_to_slurms_default(snakemake, tmp_path, monkeypatch):
+    """As with a site's profile that replaces `default-resources`; the run ends at the next check."""
+    pytest.importorskip("snakemake_executor_plugin_slurm", reason="the slurm extra is not installed")
+    for name, says in {"sinfo": "cpu infinite", "squeue": "7 dpar-1_uuid"}.items():
+        (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\necho {says}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("DPAR_SLURM_RUN", "dpar-2")
+    record = tmp_path / "results" / "demo" / "tracking" / "slurm_run"
+    record.parent.mkdir(parents=True)
+    record.write_text("dpar-1")
+    command = ("--executor", "slurm", "--jobs", "1", "--configfile", CONFIG / "demo.yaml")
+    run = snakemake(*command)
+    assert run.returncode != 0
+    assert "Slurm still has jobs" in run.stdout + run.stderr
+    run = snakemake(*command, "--default-resources", "slurm_partition=gpu")
+    assert "asks for the partition gpu, which this cluster does not have; it has cpu" in run.stdout + run.stderr
+
+
 def slurm_profile(monkeypatch):
     """What Snakemake reads; the name that it gives its run in the environment goes with the test."""
     monkeypatch.setenv("DPAR_SLURM_RUN", "dpar-test")

@@ -162,7 +162,7 @@ def check_slurm():
         asked = [(job.rule.name, job.resources) for job in workflow.dag.needrun_jobs() if not job.is_local]
         try:
             longest = longest_jobs()
-            check_partitions(((name, r.slurm_partition, r.runtime) for name, r in asked), longest)
+            check_partitions(((name, r.get("slurm_partition"), r.get("runtime")) for name, r in asked), longest)
             only_jobs(Path(RESULTS, "tracking", "slurm_run"), os.environ["DPAR_SLURM_RUN"])
         except InputError as error:
             raise WorkflowError(str(error))
