@@ -11,7 +11,7 @@ from dpar.commands.run import LOCKED, RETRAIN, only_run, retraining
 from dpar.config import FIGURES, TRAINING_PACE, gate_folder, parse_experiment
 from dpar.errors import InputError
 from dpar.files import digest, write_json
-from dpar.grid import figure_rows, gated_cells, model_cells, p_avg_targets, sample_cells, table_rows
+from dpar.grid import described_models, figure_rows, gated_cells, model_cells, p_avg_targets, sample_cells, table_rows
 from dpar.recipes import recipe_number
 from dpar.report import paper
 from dpar.report.targets import COMPUTED, metric_files, pareto_file, sized_tables, table_files

@@ -101,9 +101,9 @@ def pictured_cells(figure):
     """The cells of a figure; for `samples` one of each model, fully trained rather than not."""
     if figure in EXPERIMENT.figures:
         return [row.sample for row in figure_rows(EXPERIMENT, figure)]
-    chosen = {}
+    chosen, described = {}, described_models(EXPERIMENT)
     for row in (row for name in EXPERIMENT.tables for row in table_rows(EXPERIMENT, name)):
-        if row.sample.milestone == row.model.milestones[-1] or row.model.slug not in EXPERIMENT.models:
+        if row.sample.milestone == row.model.milestones[-1] or row.model.slug not in described:
             chosen.setdefault(row.model.slug, row.sample)
     return list(chosen.values())
 
