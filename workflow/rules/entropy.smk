@@ -166,7 +166,11 @@ rule compare_gates:
         recipe=recipe(
             "compare_gates",
             *(
-                [cell.patchify, cell.sampling.cfg_scale, cell.sampling.cfg_interval]
+                [
+                    cell.patchify,
+                    cell.sampling.cfg_scale in (0, 1) and cell.sampling.cfg_scale,  # all else computes both branches
+                    cell.sampling.cfg_interval,
+                ]
                 for cell in gated_cells(EXPERIMENT)
             ),
         ),
