@@ -73,7 +73,7 @@ check: .venv/.installed-dev
 	$(BIN)/ruff format --check dpar tests
 	$(BIN)/ruff check dpar tests
 	$(BIN)/snakefmt --check workflow Snakefile
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: .venv/.installed-dev
 	$(BIN)/ruff format dpar tests
