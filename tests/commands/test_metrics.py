@@ -39,6 +39,11 @@ def test_json_holds_every_metric_of_the_features(files, capsys):
     assert found["warnings"] == []
 
 
+def test_features_that_are_compared_with_themselves_are_warned_of(files, capsys):
+    assert run(files, reference="a.npy") == 0
+    assert "warning: samples and reference are the same images" in capsys.readouterr().err
+
+
 def test_without_logits_there_is_no_inception_score(files, capsys):
     assert run(files, "--json") == 0
     assert json.loads(capsys.readouterr().out)["inception_score"] is None

@@ -24,9 +24,10 @@ def run(results, samples, reference, **changes):
 
 
 def test_it_writes_values_with_their_conditions(tmp_path, capsys):
+    prepared = {"crop": "centre", "profile": "adm", "resize": "none"}
     samples, reference = (
-        gaussian_features(90, steps=35.5, drawn={"seed": 1}),
-        gaussian_features(80, 1, left_out=81, extractor_accuracy=0.75),
+        gaussian_features(90, steps=35.5, drawn={"seed": 1}, source_digest="one"),
+        gaussian_features(80, 1, left_out=81, extractor_accuracy=0.75, **prepared, source_digest="other"),
     )
     found = run(tmp_path, samples, reference)
     assert found["metric"] == "FD[classifier,4]"
@@ -37,6 +38,8 @@ def test_it_writes_values_with_their_conditions(tmp_path, capsys):
     assert stated["reference"] == "train, the half that the classifier has not seen"
     assert (stated["extractor"], stated["extractor_sha256"]) == ("classifier", "ab" * 32)
     assert stated["drawn"] == {"seed": 1}
+    assert prepared.items() <= stated.items()
+    assert (stated["samples_digest"], stated["reference_digest"]) == ("one", "other")
     assert (stated["resolution"], stated["extractor_accuracy"], stated["splits"]) == (16, 0.75, 2)
     assert stated["samples_sha256"] == sha256_file(tmp_path / "features" / "dpar" / "seed1.npz")
     assert stated["reference_sha256"] == sha256_file(tmp_path / "features" / "reference.npz")
