@@ -84,12 +84,11 @@ def export(folder: Path, out: Path) -> None:
     described = model_config(folder)
     if described["kind"] not in ("dpar", "llamagen") or described["model"]["num_classes"] is None:
         raise InputError(f"{folder} holds a {described['kind']} that draws no classes; give a DPAR or a baseline")
-    side = Generator.from_pretrained(folder, device="cpu").side  # which checks digests, and that they belong together
+    generator = Generator.from_pretrained(folder, device="cpu")  # which checks digests, and that they belong together
     with safe_open(folder / WEIGHTS, "numpy") as weights:
         parameters = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
     facts, copies = _facts(folder, described)
-    patchify = described["provenance"].get("patchify")
-    needed = ["tokenizer"] + (["entropy_model"] if patchify and patchify["strategy"] == "dynamic" else [])
+    needed = ["tokenizer"] + ([] if generator.networks.entropy_model is None else ["entropy_model"])
     for source, target in [(folder, out), *((beside(folder, name), out / name) for name in needed)]:
         target.mkdir(parents=True)
         for name in (WEIGHTS, CONFIG):
@@ -101,7 +100,7 @@ def export(folder: Path, out: Path) -> None:
         f"{folder.parent.name}/{folder.name}",
         described,
         parameters=parameters,
-        side=side,
+        side=generator.side,
         picture=PICTURE if PICTURE in copies else None,
         **facts,
     )

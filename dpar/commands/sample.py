@@ -18,6 +18,7 @@ from dpar.device import default_device
 from dpar.errors import InputError
 from dpar.files import write_bytes
 from dpar.generator import beside
+from dpar.sampling.guidance import CHOICES
 from dpar.sampling.memory import in_pieces
 from dpar.sampling.networks import gate_threshold, load_networks
 from dpar.sampling.noise import image_seed
@@ -174,9 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _check(args: argparse.Namespace) -> None:
     allowed = {
         "n": (args.n >= len(args.labels), f"at least one image for each of the {len(args.labels)} labels"),
-        "temperature": (args.temperature > 0, "more than 0"),
-        "top_k": (args.top_k >= 0, "0 (all) or more"),
-        "top_p": (0 < args.top_p <= 1, "more than 0, at most 1 (all)"),
+        **{name: (least < getattr(args, name) <= most, word) for name, (least, most, word) in CHOICES.items()},
         "threshold": (args.threshold is None or not math.isnan(args.threshold), "a number of nats"),
         "max_length": (args.max_length is None or args.max_length > 0, "at least one token"),
     }

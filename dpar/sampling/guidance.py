@@ -6,6 +6,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+# What is allowed of the settings of `truncated`: more than the first number, up to the second.
+CHOICES = {
+    "temperature": (0, float("inf"), "a number above 0"),
+    "top_k": (-1, float("inf"), "a whole number, 0 for all codes"),
+    "top_p": (0, 1, "a probability above 0, up to 1 for all codes"),
+}
+
 
 def guidance_scales(tokens: int, cfg_scale: float, cfg_interval: tuple[float, float]) -> list[float]:
     """The s of each token: `cfg_scale` from one share of the sequence to the other, 1 (the class alone) outside."""

@@ -35,18 +35,11 @@ from dpar.model.patch_encoder import PatchEncoderLayer
 from dpar.model.rope import zero_rope
 from dpar.patchify import opens_patch, static_starts
 from dpar.sampling.cache import RaggedCache, TokenCache
-from dpar.sampling.guidance import branch_labels, drawn, guidance_scales, guided, guided_tokens, truncated
+from dpar.sampling.guidance import CHOICES, branch_labels, drawn, guidance_scales, guided, guided_tokens, truncated
 from dpar.sampling.noise import gumbel
 
 # Numbers of noise that are made together: enough to make the calls cheap, 8 MiB an array.
 NOISE_AT_ONCE = 2**20
-
-# What is allowed of the settings of `truncated`: more than the first number, up to the second.
-CHOICES = {
-    "temperature": (0, float("inf"), "a number above 0"),
-    "top_k": (-1, float("inf"), "a whole number, 0 for all codes"),
-    "top_p": (0, 1, "a probability above 0, up to 1 for all codes"),
-}
 
 
 class Step(NamedTuple):
