@@ -7,6 +7,9 @@ from contextlib import contextmanager
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
+from torch.compiler import config as compiler_config
+
+from dpar.errors import InputError
 
 PEAK_BF16 = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L40S": 362e12, "RTX 4090": 165e12}
 
@@ -45,6 +48,23 @@ def sent(tensor: Shaped[Tensor, "*any"], device: torch.device | str | None) -> S
     if device is not None and torch.device(device).type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def try_compiler(device: torch.device) -> None:
+    """Compiles something small for `device`.
+
+    Raises:
+        InputError: nothing can be compiled here.
+    """
+    try:
+        with compiler_config.patch(force_disable_caches=True):  # pyright: ignore[reportAttributeAccessIssue]
+            torch.compile(torch.cos)(torch.ones(2, device=device))
+    except RuntimeError as error:
+        reason = next(line for line in str(error).splitlines() if line.strip())
+        raise InputError(
+            f"`compile: true`, but PyTorch cannot compile here ({reason.strip():.200}); "
+            "install a C++ compiler such as g++, or set `compile: false`, which changes the speed and nothing else"
+        ) from None
 
 
 @contextmanager

@@ -50,7 +50,8 @@ class Sizes:
     """What is timed together: DPAR, its entropy model, LlamaGen, the tokenizer; in which batches of images, how often.
 
     Algorithm 2 as written is timed in the batches `literal`, in pieces; where all is small enough (`whole`) also from
-    its first token to its last, and images are drawn again in other batches to be compared.
+    its first token to its last, and images are drawn again in other batches to be compared. If `compiled`, the sampler
+    is timed once more in compiled code, but for single images, for which all would be compiled once more.
     """
 
     dpar: DPARConfig
@@ -62,6 +63,7 @@ class Sizes:
     literal: tuple[int, ...]
     turns: int
     whole: bool
+    compiled: bool
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ DEMO = Sizes(
     literal=(16, 64),
     turns=3,
     whole=True,
+    compiled=True,
 )  # fmt: skip
 
 
@@ -107,6 +110,7 @@ def table1(size: str, resolution: int) -> Sizes:
         literal=(16,),
         turns=1,
         whole=False,
+        compiled=False,
     )
 
 
@@ -137,6 +141,11 @@ def parser() -> argparse.ArgumentParser:
         "--turns", type=int, help="of DPAR and LlamaGen with each batch (default: 3, on Table 1's sizes 1)"
     )
     flags.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="time compiled code too (default: of the demo's sizes; those of Table 1 compile for minutes)",
+    )
+    flags.add_argument(
         "--entropies",
         metavar="FILE",
         help="npy of real entropies (images, tokens), a square grid, for the simulated schedules (default: made-up "
@@ -154,6 +163,8 @@ def chosen(args: argparse.Namespace) -> dict[str, Sizes]:
         found = {name: replace(sizes, batches=batches, literal=batches[:1]) for name, sizes in found.items()}
     if args.turns is not None:
         found = {name: replace(sizes, turns=args.turns) for name, sizes in found.items()}
+    if args.compile is not None:
+        found = {name: replace(sizes, compiled=args.compile) for name, sizes in found.items()}
     return found
 
 
@@ -170,9 +181,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     start, busy = time.monotonic(), time.process_time()
     models = {name: measure(sizes, how, device) for name, sizes in chosen(args).items()}
     costs = {f"{device.type}, {name}": found.pop("costs") for name, found in models.items()}
+    compiled = [s for model in models.values() if (s := model["speedup_over_literal_compiled"]) is not None]
     found = {
         "speedup_over_literal": min(model["speedup_over_literal"] for model in models.values()),
         "over_gmacs_ratio": min(model["over_gmacs_ratio"] for model in models.values()),
+        "speedup_over_literal_compiled": min(compiled, default=None),
         "models": models,
         "schedules": schedules(entropy, costs | gpu_costs()),
         "seconds": time.monotonic() - start,
@@ -198,20 +211,20 @@ def measure(sizes: Sizes, how: How, device: torch.device) -> dict[str, Any]:
     def draw(model: DPAR | LlamaGen, batch: int, **more: Any) -> SampleResult:
         return sample(model, gate, **_request(batch, sizes, device), **settings, **more)
 
+    pair = networks.model, baseline
     pixels = pixel_seconds(networks, sizes)
     engine: list[dict[str, Any]] = []
     timings: list[Timings] = []
     plain: list[dict[str, Any]] = []
     for batch in sizes.batches:
         say(f"{batch} images at a time")
+        ways = [(model, way) for way in (False, True)[: 1 + (sizes.compiled and batch > 1)] for model in pair]
         try:
-            for model in (networks.model, baseline):
+            for model in pair:
                 begun(lambda observe, model=model, batch=batch: draw(model, batch, observe=observe))
-            ours, theirs = in_turns(
-                [lambda model=model, batch=batch: draw(model, batch) for model in (networks.model, baseline)],
-                sizes.turns,
-                device,
-            )
+            works = [lambda model=model, way=way, batch=batch: draw(model, batch, compile=way) for model, way in ways]
+            compiling = sum(timed(work, device)[0] for work in works[2:])
+            ours, theirs, *compiled = in_turns(works, sizes.turns, device)
             with watched(networks) as timing:
                 timing.total, result = timed(lambda batch=batch: draw(networks.model, batch), device)
         except RuntimeError as error:
@@ -223,12 +236,19 @@ def measure(sizes: Sizes, how: How, device: torch.device) -> dict[str, Any]:
             break
         timings.append(timing)
         engine.append(compared(sizes, how, result, ours, theirs, timing, pixels))
+        if compiled:
+            engine[-1]["compiled"] = speeds(engine[-1], *compiled) | {"first_draws_seconds": compiling}
         if batch in sizes.literal:
             plain.append(measure_literal(sizes, networks, result, settings, device))
             plain[-1]["speedup"] = engine[-1]["images_per_s"] / plain[-1]["images_per_s"]
+            if compiled:
+                plain[-1]["speedup_compiled"] = engine[-1]["compiled"]["images_per_s"] / plain[-1]["images_per_s"]
+    compiled_by_batch = {found["batch"]: found["speedup_compiled"] for found in plain if "speedup_compiled" in found}
     return {
         "speedup_over_literal": max(found["speedup"] for found in plain),
         "speedup_over_literal_by_batch": {found["batch"]: found["speedup"] for found in plain},
+        "speedup_over_literal_compiled": max(compiled_by_batch.values(), default=None),
+        "speedup_over_literal_compiled_by_batch": compiled_by_batch,
         "over_gmacs_ratio": max(found["over_gmacs_ratio"] for found in engine),
         "literal": plain,
         "engine": engine,
@@ -297,21 +317,31 @@ def compared(
     guided = branches == 2
     gmacs = float(np.mean(sampling_gmacs(sizes.dpar, patches, entropy_model=sizes.entropy_model, guided=guided)))
     llamagen_gmacs = float(sampling_gmacs(sizes.llamagen, guided=guided))
-    ratio = statistics.median(their / our for our, their in zip(ours, theirs, strict=True))
     calls = timing.calls["patch_transformer"]
-    return {
+    found = {
         "batch": batch,
-        "images_per_s": batch / statistics.median(ours),
-        "llamagen_images_per_s": batch / statistics.median(theirs),
-        "over_llamagen": ratio,
         "inverse_gmacs_ratio": llamagen_gmacs / gmacs,
-        "over_gmacs_ratio": ratio * gmacs / llamagen_gmacs,
         "gmacs_per_image": gmacs,
         "llamagen_gmacs_per_image": llamagen_gmacs,
+    }
+    return {
+        **found,
+        **speeds(found, ours, theirs),
         "mean_patches": float(patches.mean()),
         "patch_transformer_calls": calls,
         "patch_transformer_rows_per_call": branches * float(patches.sum()) / calls,
         "shares": timing.shares(batch * pixels),
+    }
+
+
+def speeds(found: dict[str, Any], ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Images a second in batches of `found`, and over LlamaGen's, from seconds turn by turn."""
+    ratio = statistics.median(their / our for our, their in zip(ours, theirs, strict=True))
+    return {
+        "images_per_s": found["batch"] / statistics.median(ours),
+        "llamagen_images_per_s": found["batch"] / statistics.median(theirs),
+        "over_llamagen": ratio,
+        "over_gmacs_ratio": ratio / found["inverse_gmacs_ratio"],
     }
 
 
@@ -594,6 +624,12 @@ def table(found: dict[str, Any]) -> str:
             f"{e['patch_transformer_rows_per_call']:>11.1f}{e['llamagen_images_per_s']:>10.3g}"
             f"{e['over_llamagen']:>7.2f}{e['inverse_gmacs_ratio']:>9.2f}{e['over_gmacs_ratio']:>9.2f}"
             for e in model["engine"]
+        ]
+        lines += [
+            f"  {'sampler, compiled':22}{e['batch']:>6}{c['images_per_s']:>10.3g}{'':>18}"
+            f"{c['llamagen_images_per_s']:>10.3g}{c['over_llamagen']:>7.2f}{e['inverse_gmacs_ratio']:>9.2f}{c['over_gmacs_ratio']:>9.2f}"
+            for e in model["engine"]
+            if (c := e.get("compiled"))
         ]
         best = max(model["engine"], key=lambda e: e["images_per_s"])
         shares = ", ".join(f"{part.replace('_', ' ')} {share:.0%}" for part, share in best["shares"].items())

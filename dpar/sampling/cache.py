@@ -1,6 +1,15 @@
-"""Keys and values of what has been read: one position a step for all rows, or a length of its own for each row."""
+"""Keys and values of what has been read: one position a step for all rows, or a length of its own for each row.
 
-from collections.abc import Callable, Sequence
+One query a row leaves a CPU little to do but read, and it reads fast only where memory goes on without a gap. So there
+the room for keys and values grows as they come, and attention goes over all of it, with a weight of 0 for what has not
+been read yet. A GPU has room for everything from the start, and PyTorch's kernels read the part that is filled.
+
+A cache tells in each step where the new entries go and what they may see (`Together`, `Apart`), as tensors; the
+functions that then compute are plain and know nothing else, so that they can be compiled.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,125 +18,176 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dpar.device import sent
+from dpar.model.layers import Attend, at_least_float32
 
-# queries, keys and values of one entry of each row (R, 1, H, head_dim) -> mixed values of the same shape. A function
-# that is made anew for each layer of each step has no shapes in its signature: Python would work them out every time,
-# which at the demo's sizes took longer than a matrix product.
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+ROOM = 16
+"""Entries by which the caches of a CPU grow: few empty ones to read, few times that all is moved."""
 
-# Bytes of keys and values to which a CPU attends at once: what has been gathered is still near when it is read, and is
-# never as large as the memory that the allocator takes anew from the system each time.
-PIECE = 2**19
+PIECE = 2**21
+"""Bytes of keys and values that a CPU gathers at once: still near when they are read, and never as large as the memory
+that the allocator takes anew from the system each time."""
 
 
-class TokenCache:
+class Together(NamedTuple):
+    """One step of all rows, at the same position."""
+
+    place: Tensor  # of the new entry: (1,)
+    reach: int  # entries of each row to read
+    bias: Tensor | None  # of scores (1, 1, reach); None where all of them have been read
+
+
+class Apart(NamedTuple):
+    """One step of some rows, each at its own position."""
+
+    place: Tensor  # of the new entries (n * H,), through all rows, heads and entries
+    rows: Sequence[Tensor | int]  # those that enter, piece by piece; a row that is not moved as its number
+    biases: Sequence[Tensor]  # of scores (rows of the piece, H, reach), or where `among_all` of every row
+    reach: int
+    among_all: bool  # attention goes over every row, and the result is taken of `rows`
+
+
+class Entries(NamedTuple):
+    """What a stack of layers has read."""
+
+    keys: list[Tensor]  # of each layer (R, H, room, head_dim)
+    values: list[Tensor]
+
+
+def by_products(like: Tensor) -> bool:
+    """Whether attention is two batched products over all entries there is room for, with a bias."""
+    return like.device.type == "cpu" and like.dtype == at_least_float32(like.dtype)
+
+
+# The functions below are called for each layer of each step. Their signatures have no shapes, which Python would work
+# out every time: at the demo's sizes that took longer than a matrix product.
+
+
+def attention(keys: Tensor, values: Tensor, at: Together | Apart) -> Attend:
+    """Attention of the new entries of a layer, which are kept, to those of their own rows: (R, H, head_dim) each."""
+    if isinstance(at, Together):
+        return lambda q, k, v: _together(q, k, v, keys, values, at)
+    return lambda q, k, v: _apart(q, k, v, keys, values, at)
+
+
+def _together(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, at: Together) -> Tensor:
+    keys.index_copy_(2, at.place, k[:, :, None])
+    values.index_copy_(2, at.place, v[:, :, None])
+    return _mixed(q, keys[:, :, : at.reach], values[:, :, : at.reach], at.bias)
+
+
+def _apart(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, at: Apart) -> Tensor:
+    width = q.shape[-1]
+    keys.view(-1, width).index_copy_(0, at.place, k.reshape(-1, width))
+    values.view(-1, width).index_copy_(0, at.place, v.reshape(-1, width))
+    if at.among_all:
+        rows = at.rows[0]
+        spread = q.new_zeros(keys.shape[0], q.shape[1], width).index_copy_(0, rows, q)
+        return _mixed(spread, keys, values, at.biases[0]).index_select(0, rows)
+    keys, values = keys[:, :, : at.reach], values[:, :, : at.reach]
+    out = [
+        _mixed(some, _of(keys, rows), _of(values, rows), bias)
+        for some, rows, bias in zip(q.split([len(bias) for bias in at.biases]), at.rows, at.biases, strict=True)
+    ]
+    return out[0] if len(out) == 1 else torch.cat(out)
+
+
+def _of(entries: Tensor, rows: Tensor | int) -> Tensor:
+    return entries[rows : rows + 1] if isinstance(rows, int) else entries.index_select(0, rows)
+
+
+def _mixed(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    """The mean of values (R, H, N, head_dim) that queries (R, H, head_dim) find by the keys."""
+    if not by_products(q):
+        mask = None if bias is None else bias[:, :, None]
+        return F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=mask)[:, :, 0]
+    assert bias is not None
+    reach, width = keys.shape[2:]
+    keys, values = keys.view(-1, reach, width), values.view(-1, reach, width)
+    scores = torch.baddbmm(bias.view(-1, 1, reach), q.reshape(-1, 1, width), keys.mT, alpha=width**-0.5)
+    return torch.bmm(scores.softmax(-1), values).view(q.shape)
+
+
+class _Cache:
+    def __init__(self, layers: int, rows: int, length: int, heads: int, like: Float[Tensor, "... D"], *, ragged: bool):
+        self.grows, self.most, width = by_products(like), length, like.shape[-1] // heads
+        room = min(ROOM, length) if self.grows else length
+        # filled, since what has not been read gets the weight 0, and 0 x NaN is no 0
+        keys, values = ([like.new_zeros(rows, heads, room, width) for _ in range(layers)] for _ in range(2))
+        self.entries = Entries(keys, values)
+        self.bias = like.new_full((rows, heads, room) if ragged else (1, 1, room), -torch.inf)
+
+    def keep(self, rows: int) -> None:
+        """Goes on with the first `rows` rows alone."""
+        self.entries = Entries(*([some[:rows] for some in kept] for kept in self.entries))
+        self.bias = self.bias[:rows]
+
+    def _reach(self, longest: int) -> int:
+        """How many entries of each row attention reads so that it reads `longest`, for which room is made."""
+        if not self.grows:
+            return longest
+        rows, heads, room, width = self.entries.keys[0].shape
+        if longest <= room:
+            return room
+        empty = self.bias.new_zeros(rows, heads, min(ROOM, self.most - room), width)
+        self.entries = Entries(*([torch.cat((some, empty), 2) for some in kept] for kept in self.entries))
+        self.bias = F.pad(self.bias, (0, empty.shape[2]), value=-torch.inf)
+        return self.bias.shape[2]
+
+
+class TokenCache(_Cache):
     """The cache of a stack in which all rows stand at the same position."""
 
-    def __init__(self, layers: int, rows: int, length: int, heads: int, like: Float[Tensor, "..."]):
-        """Room for the keys and values of every layer, taken once.
+    def __init__(self, layers: int, rows: int, length: int, heads: int, like: Float[Tensor, "... D"]):
+        """Room for the keys and values of every layer.
 
         Args:
             layers: blocks that share the positions.
-            rows: sequences.
-            length: the most positions a row will hold.
+            rows: sequences (R).
+            length: the most entries a row will hold.
+            heads: of attention (H).
             like: a weight; dtype and device are taken from it. Its width is heads x head_dim.
         """
-        self.keys, self.values = like.new_empty(2, layers, rows, heads, length, like.shape[-1] // heads)
+        super().__init__(layers, rows, length, heads, like, ragged=False)
+        self.places = torch.arange(length, device=like.device).split(1)
 
-    def keep(self, rows: int) -> None:
-        """Goes on with the first `rows` rows alone."""
-        self.keys, self.values = self.keys[:, :rows], self.values[:, :rows]
-
-    def attend(self, layer: int, position: int) -> Attend:
-        """Attention of the token at `position` of every row to itself and all before it; its key and value are kept."""
-        keys, values = self.keys[layer], self.values[layer]
-
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys[:, :, position] = k[:, 0]
-            values[:, :, position] = v[:, 0]
-            until = position + 1
-            out = F.scaled_dot_product_attention(q.transpose(1, 2), keys[:, :, :until], values[:, :, :until])
-            return out.transpose(1, 2)
-
-        return attend
+    def append(self, position: int) -> Together:
+        """A new entry for every row, at `position`, which follows the last one."""
+        reach = self._reach(position + 1)
+        self.bias.select(2, position).fill_(0)
+        return Together(self.places[position], reach, self.bias if self.grows else None)
 
 
-class RaggedCache:
+class RaggedCache(_Cache):
     """The cache of a stack in which each row has read as many entries as it has: rows enter a step as they please.
 
-    The rows that enter are gathered from those that do not, which moves all that they have read. So key and value of an
-    entry lie side by side, and entries of a row one after the other: what is moved is one run of memory a row. A CPU
-    attends to rows of like length in pieces of `PIECE` bytes, which stay in its own memory, and a row of that size by
-    itself, without moving it.
+    The rows that enter are gathered from those that do not; a CPU does it in pieces, and does not move a row that is a
+    piece by itself. Where most rows enter, a CPU goes over all of them, which is faster than to move most.
     """
 
-    def __init__(self, layers: int, rows: int, length: int, heads: int, like: Float[Tensor, "..."]):
-        """As `TokenCache`; filled, since what a row has not read is hidden by a weight of 0, and 0 x NaN is no 0."""
-        self.entries = like.new_zeros(layers, rows, length, 2, heads, like.shape[-1] // heads)
-        self.bias = like.new_full((rows, length), -torch.inf)  # of attention's scores: 0 where an entry has been read
+    def __init__(self, layers: int, rows: int, length: int, heads: int, like: Float[Tensor, "... D"]):
+        """As `TokenCache`."""
+        super().__init__(layers, rows, length, heads, like, ragged=True)
         self.lengths = np.zeros(rows, dtype=np.int64)
-        self.at_once = max(1, PIECE // self.entries[0, 0, 0].nbytes) if like.device.type == "cpu" else None  # entries
+        self.heads = torch.arange(heads, device=like.device)
 
     def keep(self, rows: int) -> None:
         """Goes on with the first `rows` rows alone."""
-        self.entries, self.bias, self.lengths = self.entries[:, :rows], self.bias[:rows], self.lengths[:rows]
+        super().keep(rows)
+        self.lengths = self.lengths[:rows]
 
-    def append(self, rows: Int[np.ndarray, " n"]) -> Callable[[int], Attend]:
-        """A new entry for each of `rows`: layer -> attention of that entry to its own row, itself included.
-
-        Args:
-            rows: in any order; the fastest is by length.
-        """
+    def append(self, rows: Int[np.ndarray, " n"]) -> Apart:
+        """A new entry for each of `rows`."""
         slots = self.lengths[rows]
         self.lengths[rows] += 1
-        index, place = sent(torch.from_numpy(np.stack([rows, rows * self.bias.shape[1] + slots])), self.bias.device)
+        reach = self._reach(min(max(int(slots.max()) + 1, 2), self.most))  # sizes of 1 would be compiled by themselves
+        count, heads, room = self.bias.shape
+        index, first = sent(torch.from_numpy(np.stack([rows, rows * heads * room + slots])), self.bias.device)
+        place = (first[:, None] + self.heads * room).flatten()
         self.bias.view(-1).index_fill_(0, place, 0)
-        sizes = _pieces(self.lengths[rows].tolist(), self.at_once)
-        parts = zip(np.split(rows, np.cumsum(sizes[:-1])), index.split(sizes), strict=True)
-        pieces = [self._piece(some, place_of) for some, place_of in parts]
-
-        def of_layer(layer: int) -> Attend:
-            entries = self.entries[layer]
-
-            def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                entries.flatten(0, 1).index_copy_(0, place, torch.cat((k, v), 1))
-                out = [
-                    F.scaled_dot_product_attention(some, *read(entries).transpose(1, 3).unbind(2), attn_mask=bias)
-                    for some, (read, bias) in zip(q.transpose(1, 2).split(sizes), pieces, strict=True)
-                ]
-                return (out[0] if len(out) == 1 else torch.cat(out)).transpose(1, 2)
-
-            return attend
-
-        return of_layer
-
-    def order(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        """The same rows in the order in which `append` is fastest."""
-        return rows if self.at_once is None else rows[self.lengths[rows].argsort(kind="stable")]
-
-    def _piece(
-        self, rows: Int[np.ndarray, " n"], index: Int[Tensor, " n"]
-    ) -> tuple[Callable[[Tensor], Tensor], Tensor | None]:
-        """What takes that which `rows` have read from a layer's entries, and the bias that hides the padding of it."""
-        lengths, first = self.lengths[rows], int(rows[0])
-        until = int(lengths.max())
-        adjacent = bool((np.diff(rows) == 1).all())
-
-        def entering(read: Tensor) -> Tensor:
-            return read[first : first + len(rows), :until] if adjacent else read[:, :until].index_select(0, index)
-
-        return entering, entering(self.bias)[:, None, None] if lengths.min() < until else None
-
-
-def _pieces(lengths: Sequence[int], at_once: int | None) -> list[int]:
-    """Rows of each piece, where neighbours are padded to the longest of a piece, of at most `at_once` entries."""
-    if at_once is None:
-        return [len(lengths)]
-    sizes, longest = [0], 0
-    for length in lengths:
-        longest = max(longest, length)
-        if sizes[-1] and (sizes[-1] + 1) * longest > at_once:
-            sizes.append(0)
-            longest = length
-        sizes[-1] += 1
-    return sizes
+        if self.grows and 2 * len(rows) > count:
+            return Apart(place, (index,), (self.bias,), reach, among_all=True)
+        at_once = max(1, PIECE // (2 * self.entries.keys[0][0].nbytes)) if self.grows else len(rows)
+        alone = at_once == 1 < len(rows)
+        pieces: Sequence[Tensor | int] = rows.tolist() if alone else index.split(at_once)
+        bias = self.bias[:, :, :reach]
+        return Apart(place, tuple(pieces), tuple(_of(bias, some) for some in pieces), reach, among_all=False)

@@ -15,8 +15,9 @@ rows. Products of matrices may round differently in another batch, so logits agr
 largest of logits plus noise then changes with about the probability of the rounding. In float64 no image changes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,21 +26,22 @@ from torch import Tensor
 
 from dpar.config import Patchify
 from dpar.device import sent
-from dpar.entropy import said_entropy
 from dpar.errors import InputError
 from dpar.model.dpar import DPAR
 from dpar.model.layers import at_least_float32
 from dpar.model.llamagen import LlamaGen
-from dpar.model.patch_decoder import PatchDecoderLayer
-from dpar.model.patch_encoder import PatchEncoderLayer
 from dpar.model.rope import zero_rope
 from dpar.patchify import opens_patch, static_starts
+from dpar.sampling import steps
 from dpar.sampling.cache import RaggedCache, TokenCache
 from dpar.sampling.guidance import CHOICES, branch_labels, drawn, guidance_scales, guided, guided_tokens, truncated
 from dpar.sampling.noise import gumbel
 
 # Numbers of noise that are made together: enough to make the calls cheap, 8 MiB an array.
 NOISE_AT_ONCE = 2**20
+
+
+Run = Callable[[Callable[..., Any]], Callable[..., Any]]  # a function of `steps` -> what is called in its stead
 
 
 class Step(NamedTuple):
@@ -62,10 +64,12 @@ class SampleResult(NamedTuple):
 class TokenStream:
     """A LlamaGen that reads one position a step: the baseline's logits, or the entropy model's."""
 
-    def __init__(self, model: LlamaGen, labels: Int[Tensor, " R"]):
+    def __init__(self, model: LlamaGen, labels: Int[Tensor, " R"], run: Run):
         """Args:
         labels: of the class token, one a row; only their number counts for an unconditional model.
+        run: turns a function of `dpar.sampling.steps` into what is called.
         """
+        self.next_logits, self.next_entropy = run(steps.token_logits), run(steps.token_entropy)
         self.model = model
         self.labels = labels
         self.first = 0 if model.config.num_classes is not None else 1  # the token that can be predicted first
@@ -79,15 +83,20 @@ class TokenStream:
 
     def logits(self, position: int, previous: Int[Tensor, " B"] | None, opens: object = None) -> Float[Tensor, "R V"]:
         """Logits of x_t in every branch from the class and x_<t, of which x_{t-1} is `previous`; t >= `first`."""
+        return self.next_logits(*self._read(position, previous))
+
+    def entropy(self, position: int, previous: Int[Tensor, " B"] | None) -> Float[Tensor, " R"]:
+        """e_t in nats, as `logits`."""
+        return self.next_entropy(*self._read(position, previous))
+
+    def _read(self, position: int, previous: Int[Tensor, " B"] | None) -> tuple[Any, ...]:
         if previous is None:
             x = self.model.cls_embedding(self.labels)
         else:
             x = self.model.tok_embeddings(torch.cat([previous] * (len(self.labels) // len(previous))))
         place = position - self.first
-        x, rope = x[:, None], self.rope[place : place + 1]
-        for i, layer in enumerate(self.model.layers):
-            x = layer(x, rope, self.cache.attend(i, place))
-        return self.model.output(self.model.norm(x))[:, 0]
+        at = self.cache.append(place)
+        return self.model, x, self.rope[place : place + 1], self.cache.entries, at
 
 
 class FixedClock:
@@ -104,9 +113,9 @@ class FixedClock:
 class EntropyClock:
     """Patches begin where the entropy model is uncertain (Algorithm 3), with the settings of `patchify`."""
 
-    def __init__(self, model: LlamaGen, patchify: Patchify, threshold: float, labels: Int[Tensor, " B"]):
+    def __init__(self, model: LlamaGen, patchify: Patchify, threshold: float, labels: Int[Tensor, " B"], run: Run):
         conditional = model.config.num_classes is not None
-        self.stream = TokenStream(model, torch.full_like(labels, model.null_label) if conditional else labels)
+        self.stream = TokenStream(model, torch.full_like(labels, model.null_label) if conditional else labels, run)
         self.rule = {
             "threshold": threshold,
             "max_length": patchify.max_length,
@@ -117,12 +126,11 @@ class EntropyClock:
 
     def tick(self, position: int, previous: Int[Tensor, " B"] | None) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
         """e_t in nats, and whether x_t opens a patch, given x_{t-1}."""
-        logits = self.stream.logits(position, previous) if position >= self.stream.first else None
-        if position == 0 or logits is None:
+        if position >= self.stream.first:
+            entropy = self.stream.entropy(position, previous)
+        if position == 0:
             dtype = at_least_float32(self.stream.model.output.weight.dtype)
             entropy = torch.full(self.length.shape, torch.inf, dtype=dtype, device=self.length.device)
-        else:
-            entropy = said_entropy(self.stream.model, logits)
         opens = opens_patch(entropy, self.length, position, **self.rule)
         self.length = torch.where(opens, 1, self.length + 1)
         return entropy, opens
@@ -131,34 +139,36 @@ class EntropyClock:
 class PatchStream:
     """A DPAR that reads one token a step and a patch when it closes."""
 
-    def __init__(self, model: DPAR, batch: int, labels: Int[Tensor, " R"]):
+    def __init__(self, model: DPAR, batch: int, labels: Int[Tensor, " R"], run: Run):
         """Args:
         batch: images.
         labels: of the guidance branches of all images, one branch after the other.
+        run: turns a function of `dpar.sampling.steps` into what is called.
         """
+        self.encoded, self.closed, self.decoded = run(steps.encoded), run(steps.closed), run(steps.decoded)
+        self.run = run
         config, like = model.config, model.tok_embeddings.weight
         rows, length, heads = len(labels), config.tokens, config.heads
         self.model, self.labels = model, labels
-        self.encoder = cast(Sequence[PatchEncoderLayer], model.encoder.layers)
-        self.decoder = cast(Sequence[PatchDecoderLayer], model.decoder.layers)
+        encoder_layers, decoder_layers = len(model.encoder.layers), len(model.decoder.layers)
         self.rope = model.rope()
         # rotations of patches of one token each; those of longer patches take from the last token what depends on it
         cells = torch.arange(length, device=like.device)
         self.patch_rope = model.patch_rope(cells, cells)
         self.by_last = (model.patch_rope(cells[:1], cells[1:2]) != self.patch_rope[:1]).any(-1).view(-1, 1)
-        self.encoder_cache = TokenCache(len(self.encoder), batch, length - 1, heads, like)
+        self.encoder_cache = TokenCache(encoder_layers, batch, length - 1, heads, like)
         self.patch_cache = RaggedCache(len(model.patch_transformer.layers), rows, length, heads, like)
-        self.decoder_cache = TokenCache(len(self.decoder), rows, length, heads, like)
+        self.decoder_cache = TokenCache(decoder_layers, rows, length, heads, like)
         # states of the tokens after each encoder layer, and what each decoder layer adds to the tokens of a patch
-        self.states = like.new_empty(len(self.encoder), batch, length - 1, config.width)
-        self.copied = like.new_empty(len(self.decoder), rows, 1, config.width)
+        self.states = like.new_empty(encoder_layers, batch, length - 1, config.width)
+        self.added = [like.new_empty(rows, config.width) for _ in range(decoder_layers)]
         self.first = np.zeros(batch, dtype=np.int64)
         self.offsets = np.arange(0, rows, batch)[:, None]  # of the branches
 
     def keep(self, rows: int) -> None:
         """Goes on with the first `rows` rows alone."""
         self.labels, self.offsets = self.labels[:rows], self.offsets[self.offsets[:, 0] < rows]
-        self.copied = self.copied[:, :rows]
+        self.added = [some[:rows] for some in self.added]
         self.patch_cache.keep(rows)
         self.decoder_cache.keep(rows)
 
@@ -168,19 +178,17 @@ class PatchStream:
         """Logits of x_t in every branch, given x_{t-1} and whether x_t opens a patch (Algorithm 2, lines 7-13)."""
         model, rope = self.model, self.rope[position : position + 1]
         if previous is None:
-            x = model.start.expand(len(opens), 1, -1)
+            x = model.start.expand(len(opens), -1)
         else:
-            x = model.tok_embeddings(previous)[:, None]
-            for i, layer in enumerate(self.encoder):
-                x = layer.block(x, rope, self.encoder_cache.attend(i, position - 1))
-                self.states[i, :, position - 1] = x[:, 0]
+            at = self.encoder_cache.append(position - 1)
+            new = self.encoded(model, model.tok_embeddings(previous), rope, self.encoder_cache.entries, at)
+            for states, x in zip(self.states, new, strict=True):  # the last x goes on
+                states[:, position - 1] = x
         opening = opens.cpu().numpy().nonzero()[0]
         if len(opening):
-            self._open(position, self.patch_cache.order(opening))
-        x = torch.cat([x] * len(self.offsets))
-        for i, layer in enumerate(self.decoder):
-            x = layer.block(x + self.copied[i], rope, self.decoder_cache.attend(i, position))
-        return model.decoder.output(model.decoder.norm(x))[:, 0]
+            self._open(position, opening)
+        x, at = torch.cat([x] * len(self.offsets)), self.decoder_cache.append(position)
+        return self.decoded(model, x, self.added, rope, self.decoder_cache.entries, at)
 
     def _open(self, position: int, images: Int[np.ndarray, " n"]) -> None:
         """Closes the patches that end before `position`, and asks the patch transformer about the ones that begin."""
@@ -199,22 +207,15 @@ class PatchStream:
             x = model.cls_embedding(self.labels)
             rope = zero_rope(len(x), model.config.head_dim, device=x.device, dtype=self.rope.dtype)
         else:
-            x = torch.cat([self._closed(tokens, ids, len(images))] * branches)
+            states = [some.flatten(0, 1).index_select(0, tokens) for some in self.states]
+            x = torch.cat([self.closed(model, states, ids, len(images))] * branches)
             rope = torch.where(self.by_last, self.patch_rope[position - 1], self.patch_rope.index_select(0, first))
-        attend = self.patch_cache.append(rows)
-        x, rope = x[:, None], rope[:, None]
-        for i, layer in enumerate(model.patch_transformer.layers):
-            x = layer(x, rope, attend(i))
-        for i, layer in enumerate(self.decoder):
-            self.copied[i].index_copy_(0, index, layer.projection(layer.norm(x)))
-
-    def _closed(self, tokens: Int[Tensor, " N"], ids: Int[Tensor, " N"], count: int) -> Float[Tensor, "count D"]:
-        """States of the patches of which `tokens`, counted through all images, are members `ids` (Eq. 5)."""
-        patches = None
-        for layer, states in zip(self.encoder, self.states, strict=True):
-            patches = layer.gather(states.flatten(0, 1).index_select(0, tokens), patches, ids, count)
-        assert patches is not None
-        return patches
+        at = self.patch_cache.append(rows)
+        run = self.run if len(at.rows) == 1 else steps.plain
+        for added, some in zip(
+            self.added, run(steps.opened)(model, x, rope, self.patch_cache.entries, at), strict=True
+        ):
+            added.index_copy_(0, index, some)
 
 
 def sample(
@@ -231,6 +232,7 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
     prefix: Int[Tensor, "B N"] | None = None,
+    compile: bool = False,  # as PyTorch and the settings call it
     observe: Callable[[Step], object] | None = None,
 ) -> SampleResult:
     """A drawn image for each label (Algorithm 2). Image i depends on `labels[i]` and `seeds[i]`, not on the others.
@@ -251,22 +253,28 @@ def sample(
         top_p: least probability to draw from, largest codes first; 1 = all.
         prefix: the first N tokens of each image, which are kept; the rest continues them, exactly as the model would
             have after drawing them.
+        compile: whether the steps run in compiled code, which the first batch waits for; no more than rounding changes.
         observe: is handed each step; for what the result does not hold.
 
     Raises:
-        InputError: a label, prefix or guidance scale is out of range, or the two models do not fit each other.
+        InputError: a label, prefix or guidance scale is out of range, the two models do not fit each other, or nothing
+            can be compiled here.
     """
     choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     _check(model, entropy_model, labels, patchify, cfg_scale, cfg_interval, choice, prefix)
+    run = steps.compiled if compile else steps.plain
+    compiling = steps.compiling(labels.device) if compile else nullcontext()
     tokens: list[Tensor] = []
     starts: list[Tensor] = []
     entropies: list[Tensor] = []
-    with torch.inference_mode():
+    with torch.inference_mode(), compiling:
         batch, scales = len(labels), guidance_scales(model.config.tokens, cfg_scale, cfg_interval)
         branches = branch_labels(labels, model.null_label, scales)
-        clock = _clock(model, entropy_model, labels, patchify, threshold)
+        clock = _clock(model, entropy_model, labels, patchify, threshold, run)
         both = guided_tokens(scales)
-        stream = _stream(model, batch, branches)
+        stream = (
+            PatchStream(model, batch, branches, run) if isinstance(model, DPAR) else TokenStream(model, branches, run)
+        )
         given = 0 if prefix is None else prefix.shape[1]
         noise = _noise(seeds, given, model.config.tokens, model.config.vocab_size)
         for position in range(model.config.tokens):
@@ -290,10 +298,6 @@ def sample(
     )
 
 
-def _stream(model: DPAR | LlamaGen, batch: int, branches: Int[Tensor, " R"]) -> PatchStream | TokenStream:
-    return PatchStream(model, batch, branches) if isinstance(model, DPAR) else TokenStream(model, branches)
-
-
 def _noise(seeds: Int[Tensor, " B"], start: int, stop: int, vocab_size: int) -> Iterator[Float[Tensor, "B V"]]:
     """The noise of each position in turn, made for many positions at once."""
     at_once = max(1, NOISE_AT_ONCE // (len(seeds) * vocab_size))
@@ -307,6 +311,7 @@ def _clock(
     labels: Int[Tensor, " B"],
     patchify: Patchify | None,
     threshold: float | None,
+    run: Run,
 ) -> FixedClock | EntropyClock:
     batch, length = len(labels), model.config.tokens
     if isinstance(model, LlamaGen):
@@ -317,7 +322,7 @@ def _clock(
         return FixedClock(static_starts(batch, length, patchify.p_avg))
     assert entropy_model is not None
     assert threshold is not None, "dynamic patches need the threshold in nats"
-    return EntropyClock(entropy_model, patchify, threshold, labels)
+    return EntropyClock(entropy_model, patchify, threshold, labels, run)
 
 
 def _check(

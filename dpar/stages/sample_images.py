@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "cell": args.cell,
             "seed": args.seed,
             "shard": args.shard,
-            "sampling": sampling.model_dump(mode="json", exclude={"seeds"}),
+            "sampling": sampling.model_dump(mode="json", exclude={"seeds", "compile"}),
             "patchify": cell.patchify.model_dump(mode="json") if patched else None,
             "threshold": threshold,
             **({"gate": cell.gate} if cell.gate else {}),
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "recipe": RECIPES["sample_images"],
         }
         parts = Parts(args.output, digest(conditions))
-        how = {"patchify": cell.patchify, "threshold": threshold, **sampling.draw}
+        how = {"patchify": cell.patchify, "threshold": threshold, "compile": sampling.compile, **sampling.draw}
         start, before = time.monotonic(), parts.done
         for stop in drawn(networks, wanted, parts, sampling.batch_size, side, how):
             pace = (stop - before) / (time.monotonic() - start)

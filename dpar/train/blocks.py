@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.compiler import config as compiler_config
 from torch.utils.checkpoint import checkpoint
 
-from dpar.errors import InputError
+from dpar.device import try_compiler
 from dpar.model.attention import fastest_backend
 from dpar.model.dpar import DPAR
 from dpar.model.layers import Block
@@ -42,7 +41,7 @@ def compile_blocks(model: nn.Module, device: torch.device, dtype: torch.dtype) -
     Raises:
         InputError: nothing can be compiled here.
     """
-    _try_compiler(device)
+    try_compiler(device)
     opaque: set[nn.Module] = set()
     if isinstance(model, DPAR):
         backend = model.config.attention
@@ -59,18 +58,6 @@ def compile_blocks(model: nn.Module, device: torch.device, dtype: torch.dtype) -
             between.forward = torch.compile(between.forward, dynamic=True)
         elif isinstance(between, PatchDecoderLayer):
             between.informed = torch.compile(between.informed, dynamic=True)
-
-
-def _try_compiler(device: torch.device) -> None:
-    try:
-        with compiler_config.patch(force_disable_caches=True):  # pyright: ignore[reportAttributeAccessIssue]
-            torch.compile(torch.cos)(torch.ones(2, device=device))
-    except RuntimeError as error:
-        reason = next(line for line in str(error).splitlines() if line.strip())
-        raise InputError(
-            f"`compile: true`, but PyTorch cannot compile here ({reason.strip():.200}); "
-            "install a C++ compiler such as g++, or set `compile: false`, which changes the speed and nothing else"
-        ) from None
 
 
 def checkpoint_activations(model: nn.Module) -> None:

@@ -12,7 +12,7 @@ from dpar.benchmarks.sample import CallCost, Sizes, Timings, fitted, gpu_costs, 
 from dpar.config import Autoencoder, Patchify
 from dpar.errors import InputError
 from dpar.evaluation.flops import sampling_gmacs
-from dpar.model.dpar import DPARConfig
+from dpar.model.dpar import DPAR, DPARConfig
 from dpar.model.llamagen import LlamaGen, LlamaGenConfig
 from dpar.sampling.sampler import sample
 from dpar.sampling.schedule import PARTS
@@ -29,6 +29,7 @@ TINY = Sizes(
     literal=(16,),
     turns=1,
     whole=True,
+    compiled=False,
 )  # fmt: skip
 
 
@@ -89,6 +90,36 @@ def test_without_guidance_and_in_half_precision(tiny, capsys, monkeypatch):
     assert e["batch"] == plain["batch"] == plain["patch_transformer_rows_per_call"] == 3
     assert e["llamagen_gmacs_per_image"] == pytest.approx(sampling_gmacs(TINY.llamagen, guided=False))
     assert e["patch_transformer_calls"] * e["patch_transformer_rows_per_call"] == pytest.approx(3 * e["mean_patches"])
+
+
+def test_compiled_code_is_timed_beside(tiny, capsys, monkeypatch):
+    seen = []
+
+    def sampled(model, gate, compile=False, **settings):
+        seen.append((len(settings["labels"]), type(model), compile))
+        return sample(model, gate, **settings)
+
+    monkeypatch.setattr(benchmark, "DEMO", replace(TINY, batches=(1, 16), turns=2, whole=False))
+    monkeypatch.setattr(benchmark, "sample", sampled)
+    main(["--json", "--size", "demo", "--compile"])
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    model = found["models"]["demo"]
+    single, batch = model["engine"]
+    assert "compiled" not in single
+    compiled = batch["compiled"]
+    assert compiled["over_llamagen"] == pytest.approx(
+        compiled["images_per_s"] / compiled["llamagen_images_per_s"], rel=0.5
+    )
+    assert compiled["over_gmacs_ratio"] == pytest.approx(compiled["over_llamagen"] / batch["inverse_gmacs_ratio"])
+    assert compiled["first_draws_seconds"] > 0
+    (plain,) = model["literal"]
+    assert plain["speedup_compiled"] == pytest.approx(compiled["images_per_s"] / plain["images_per_s"])
+    assert found["speedup_over_literal_compiled"] == plain["speedup_compiled"]
+    for kind in (DPAR, LlamaGen):
+        assert seen.count((16, kind, True)) == 3, "once to compile, once a turn"
+        assert (1, kind, True) not in seen
+    assert "sampler, compiled" in shown.err
 
 
 def test_flags_choose_pairs_of_table_1():
@@ -193,7 +224,7 @@ def test_made_up_entropies_have_the_papers_patches_and_a_spread():
 
 def test_a_file_of_entropies_takes_their_place(tiny, tmp_path, capsys, monkeypatch):
     costs = {part: CallCost(1.0, 0.1) for part in PARTS}
-    found = {"speedup_over_literal": 1.0, "over_gmacs_ratio": 1.0}
+    found = {"speedup_over_literal": 1.0, "speedup_over_literal_compiled": None, "over_gmacs_ratio": 1.0}
     monkeypatch.setattr(benchmark, "measure", lambda *_: {**found, "costs": costs})
     monkeypatch.setattr(benchmark, "table", lambda _: "")
     np.save(tmp_path / "entropy.npy", made_up_entropies(128, 4))

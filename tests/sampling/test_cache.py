@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dpar.sampling import cache as caches
-from dpar.sampling.cache import RaggedCache, TokenCache
+from dpar.sampling.cache import RaggedCache, TokenCache, attention
 
 HEADS, HEAD_DIM = 2, 8
 
@@ -18,52 +16,93 @@ def causal(q, k, v):
     return F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in (q, k, v)), is_causal=True).transpose(0, 1)
 
 
-def test_synchronous_rows(float64):
+@pytest.fixture(autouse=True)
+def small(monkeypatch, float64):
+    """Room that is made anew every few entries; in float64."""
+    monkeypatch.setattr(caches, "ROOM", 4)
+
+
+@pytest.fixture(params=["cpu", "as_on_a_gpu"])
+def kind(request, monkeypatch):
+    if request.param == "as_on_a_gpu":
+        monkeypatch.setattr(caches, "by_products", lambda like: False)
+    return request.param
+
+
+def test_synchronous_rows(kind):
     q, k, v = torch.randn(3, 4, 6, HEADS, HEAD_DIM)
     cache = TokenCache(2, 4, 6, HEADS, torch.empty(HEADS * HEAD_DIM))
-    for layer in range(2):
-        out = torch.cat([cache.attend(layer, t)(*(x[:, t : t + 1] for x in (q, k, v))) for t in range(6)], dim=1)
+    outs = []
+    for t in range(6):
+        at = cache.append(t)
+        now = [x[:, t] for x in (q, k, v)]
+        outs.append([attention(*entries, at)(*now) for entries in zip(*cache.entries, strict=True)])
+    for out in (torch.stack(layer, 1) for layer in zip(*outs, strict=True)):
         for row in range(4):
             assert torch.allclose(out[row], causal(q[row], k[row], v[row]))
 
 
-@pytest.mark.parametrize("entries", [1, 11, 1000], ids=["row_by_row", "pieces", "at_once"])
-@pytest.mark.parametrize("sort", [True, False])
-def test_rows_with_lengths_of_their_own(float64, monkeypatch, entries, sort):
+def test_room_is_made_as_it_is_needed_and_no_more(kind):
+    cache = TokenCache(1, 2, 6, HEADS, torch.empty(HEADS * HEAD_DIM))
+    rooms = []
+    for t in range(6):
+        cache.append(t)
+        rooms.append(cache.entries.keys[0].shape[2])
+    assert rooms == ([4, 4, 4, 4, 6, 6] if kind == "cpu" else [6] * 6)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.8])
+@pytest.mark.parametrize("at_once", [1, 2, 1000], ids=["row_by_row", "pieces", "at_once"])
+def test_rows_with_lengths_of_their_own(kind, monkeypatch, at_once, share):
     """Rows enter at random; the last entry of each call sees its row's own past and nothing else."""
     rows, length, layers = 5, 9, 2
-    monkeypatch.setattr(caches, "PIECE", entries * 2 * HEADS * HEAD_DIM * 8)  # keys and values of 8 bytes
+    monkeypatch.setattr(caches, "PIECE", at_once * 4 * 2 * HEADS * HEAD_DIM * 8)  # keys and values of 8 bytes
     q, k, v = torch.randn(3, rows, length, HEADS, HEAD_DIM)
     cache = RaggedCache(layers, rows, length, HEADS, torch.empty(HEADS * HEAD_DIM))
     random = np.random.default_rng(0)
     seen = np.zeros(rows, int)
     mixed = 0
     while seen.min() < length:
-        entering = np.flatnonzero((random.random(rows) < 0.6) & (seen < length))
+        entering = np.flatnonzero((random.random(rows) < share) & (seen < length))
         if not len(entering):
             continue
-        if sort:
-            entering = cache.order(entering)
+        random.shuffle(entering)
         mixed += len(set(seen[entering])) > 1 and len(entering) < rows
-        attend = cache.append(entering)
-        for layer in range(layers):
-            now = [torch.stack([x[row, seen[row]] for row in entering])[:, None] for x in (q, k, v)]
-            out = attend(layer)(*now)
+        at = cache.append(entering)
+        for layer in zip(*cache.entries, strict=True):
+            now = [torch.stack([x[row, seen[row]] for row in entering]) for x in (q, k, v)]
+            out = attention(*layer, at)(*now)
             for i, row in enumerate(entering):
                 until = seen[row] + 1
-                assert torch.allclose(out[i, 0], causal(q[row, :until], k[row, :until], v[row, :until])[-1])
+                assert torch.allclose(out[i], causal(q[row, :until], k[row, :until], v[row, :until])[-1])
         seen[entering] += 1
         assert (cache.lengths == seen).all()
     assert mixed > 3
 
 
-@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=30), at_once=st.integers(1, 200))
-def test_pieces_hold_every_row_and_no_more_than_they_may(lengths, at_once):
-    sizes = caches._pieces(lengths, at_once)
-    assert sum(sizes) == len(lengths)
-    ends = np.cumsum(sizes)
-    for start, end in zip(ends - sizes, ends, strict=True):
-        padded = (end - start) * max(lengths[start:end])
-        assert end == start + 1 or padded <= at_once
-        if end < len(lengths):
-            assert (end + 1 - start) * max(lengths[start : end + 1]) > at_once, "a row more would have fitted"
+@pytest.mark.parametrize(("entering", "pieces"), [(1, [1]), (2, [1, 1]), (4, [4])])
+def test_a_cpu_moves_rows_in_pieces_unless_most_enter(monkeypatch, entering, pieces):
+    monkeypatch.setattr(caches, "PIECE", 1)
+    cache = RaggedCache(1, 6, 9, HEADS, torch.empty(HEADS * HEAD_DIM))
+    at = cache.append(np.arange(entering))
+    assert at.among_all == (entering == 4)
+    assert [1 if isinstance(rows, int) else len(rows) for rows in at.rows] == pieces
+
+
+def test_rows_that_go_on_alone(kind):
+    """What is kept is what those rows had read, and goes on from there."""
+    q, k, v = torch.randn(3, 4, 6, HEADS, HEAD_DIM)
+    like = torch.empty(HEADS * HEAD_DIM)
+    together, apart = TokenCache(1, 4, 6, HEADS, like), RaggedCache(1, 4, 6, HEADS, like)
+    rows = 4
+    for t in range(6):
+        if t == 3:
+            rows = 2
+            together.keep(rows)
+            apart.keep(rows)
+        now = [x[:rows, t] for x in (q, k, v)]
+        for cache, at in ((together, together.append(t)), (apart, apart.append(np.arange(rows)))):
+            (layer,) = zip(*cache.entries, strict=True)
+            out = attention(*layer, at)(*now)
+            for row in range(rows):
+                assert torch.allclose(out[row], causal(*(x[row, : t + 1] for x in (q, k, v)))[-1])

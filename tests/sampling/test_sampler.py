@@ -12,7 +12,7 @@ from dpar.model.dpar import DPAR
 from dpar.model.entropy_regressor import EntropyRegressor
 from dpar.model.llamagen import LlamaGen
 from dpar.patchify import starts_for
-from dpar.sampling import cache, sampler
+from dpar.sampling import cache, sampler, steps
 from dpar.sampling.literal import literal
 from dpar.sampling.noise import image_seed
 from dpar.sampling.sampler import sample
@@ -61,14 +61,14 @@ def request(count: int) -> dict:
     }
 
 
-def assert_literal(model, entropy_model, images, **how):
+def assert_literal(model, entropy_model, images, *, compile=False, **how):
     """The engine on all images at once equals the literal algorithm on each alone, in all that a step has."""
-    steps = []
-    result = sample(model, entropy_model, **images, **how, observe=steps.append)
+    seen = []
+    result = sample(model, entropy_model, **images, **how, compile=compile, observe=seen.append)
     for i in range(len(images["labels"])):
         alone = {name: None if value is None else value[i : i + 1] for name, value in images.items()}
         expected = literal(model, entropy_model, **alone, **how)
-        for t, (step, reference) in enumerate(zip(steps, expected, strict=True)):
+        for t, (step, reference) in enumerate(zip(seen, expected, strict=True)):
             where = f"image {i}, token {t}"
             assert torch.equal(step.opens[i], reference.opens[0]), where
             assert torch.equal(step.tokens[i], reference.tokens[0]), where
@@ -78,7 +78,7 @@ def assert_literal(model, entropy_model, images, **how):
             else:
                 assert step.entropy is not None
                 torch.testing.assert_close(step.entropy[i], reference.entropy[0].to(step.entropy), msg=where)
-    assert torch.equal(result.tokens, torch.stack([step.tokens for step in steps], 1))
+    assert torch.equal(result.tokens, torch.stack([step.tokens for step in seen], 1))
     return result
 
 
@@ -104,11 +104,89 @@ def test_equals_the_literal_algorithm(dpar, entropy_model, patchify, threshold, 
         assert some.sum() >= 3, "all images open patches together: nothing is ragged"
 
 
-@pytest.mark.parametrize("entries", [1, 9])
-def test_attention_in_pieces_is_attention_at_once(dpar, entropy_model, monkeypatch, entries):
-    """Row by row, and rows of like length together: the branches of an image, and images, in an order of their own."""
-    monkeypatch.setattr(cache, "PIECE", entries * 2 * SIZES["width"] * 8)  # keys and values of 8 bytes
-    assert_literal(dpar, entropy_model, request(5), patchify=PATCHIFY, threshold=2.75, cfg_scale=2.5)
+GUIDED_FIRST = {"patchify": PATCHIFY, "threshold": 2.75, "cfg_scale": 2.5, "cfg_interval": (0.0, 0.75)}
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_caches_that_grow_and_are_read_in_pieces(dpar, entropy_model, monkeypatch, rows):
+    """Row by row, some rows at a time, and all; over room that is made anew in the middle of rows and images."""
+    monkeypatch.setattr(cache, "ROOM", 5)
+    monkeypatch.setattr(cache, "PIECE", rows * 10 * 2 * SIZES["width"] * 8)  # keys and values of 8 bytes
+    assert_literal(dpar, entropy_model, request(5), **GUIDED_FIRST)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Room for all from the start, and PyTorch's attention over the part that is filled."""
+    monkeypatch.setattr(cache, "by_products", lambda like: False)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_caches_of_a_gpu(dpar, entropy_model, llamagen):
+    assert_literal(dpar, entropy_model, request(5), **GUIDED_FIRST)
+    assert_literal(llamagen, None, request(2), patchify=None, threshold=None, cfg_scale=2.5)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The functions that PyTorch's compiler took, each time it did; what it gives is computed as it is written."""
+    taken: list[str] = []
+
+    def compiled(step, **how):
+        def backend(graph, inputs):
+            taken.append(step.__name__)
+            return graph
+
+        return torch_compile(step, backend=backend, fullgraph=True, **how)
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(steps, "try_compiler", lambda device: None)
+    monkeypatch.setattr(cache, "ROOM", 5)
+    torch._dynamo.reset()
+    for cached in (steps.compiled, steps._compiles):
+        cached.cache_clear()
+    yield taken
+    torch._dynamo.reset()
+    for cached in (steps.compiled, steps._compiles):
+        cached.cache_clear()
+
+
+PARTS = ["closed", "decoded", "encoded", "opened", "token_entropy"]
+
+
+def test_compiles_once_for_all_steps_and_batches(dpar, entropy_model, llamagen, graphs):
+    """Twice where patches open: among all rows, and among those that are gathered."""
+    for count in (5, 7):
+        assert_literal(dpar, entropy_model, request(count), compile=True, **GUIDED_FIRST)
+        assert sorted(graphs) == sorted([*PARTS, "opened"])
+    graphs.clear()
+    assert_literal(llamagen, None, request(3), patchify=None, threshold=None, cfg_scale=2.5, compile=True)
+    assert graphs == ["token_logits"]
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_compiles_once_as_on_a_gpu(dpar, entropy_model, graphs):
+    for count in (5, 7):
+        assert_literal(dpar, entropy_model, request(count), compile=True, **GUIDED_FIRST)
+        assert sorted(graphs) == PARTS
+
+
+def test_compiled_code_draws_the_same_images(monkeypatch):
+    monkeypatch.setattr(cache, "ROOM", 5)
+    layers = {"layers": 1, "encoder_layers": 1, "decoder_layers": 1}
+    model = with_random_weights(DPAR(DPAR.Config(num_classes=CLASSES, **layers, **SIZES)))
+    gate = with_random_weights(LlamaGen(LlamaGen.Config(layers=1, **SIZES)))
+    assert_literal(model, gate, request(5), compile=True, **GUIDED_FIRST)
+
+
+def test_a_machine_without_a_compiler_is_told(dpar, entropy_model, graphs, monkeypatch):
+    def broken(device):
+        raise InputError("`compile: true`, but PyTorch cannot compile here")
+
+    monkeypatch.setattr(steps, "try_compiler", broken)
+    with pytest.raises(InputError, match="cannot compile here"):
+        sample(dpar, entropy_model, **request(2), compile=True, **GUIDED_FIRST)
 
 
 @pytest.mark.gpu
@@ -116,10 +194,9 @@ def test_on_a_gpu_as_on_a_cpu(dpar, entropy_model):
     """All rows of a call at once, and numbers that are sent from pinned memory."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
-    how = {"patchify": PATCHIFY, "threshold": 2.75, "cfg_scale": 2.5, "cfg_interval": (0.0, 0.75)}
-    expected = sample(dpar, entropy_model, **request(5), **how)
+    expected = sample(dpar, entropy_model, **request(5), **GUIDED_FIRST)
     models = [copy.deepcopy(model).cuda() for model in (dpar, entropy_model)]
-    found = assert_literal(*models, {name: value.cuda() for name, value in request(5).items()}, **how)
+    found = assert_literal(*models, {name: value.cuda() for name, value in request(5).items()}, **GUIDED_FIRST)
     assert torch.equal(found.tokens.cpu(), expected.tokens)
     assert torch.equal(found.starts.cpu(), expected.starts)
 

@@ -102,7 +102,7 @@ def traceable(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1)
 def test_the_first_step_compiles_for_all_packed_lengths(float64, monkeypatch, kind, attention):
     """Without a break in any graph, and with what eager layers give; validation ends the compiling."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
-    monkeypatch.setattr("dpar.train.blocks._try_compiler", lambda device: None)
+    monkeypatch.setattr("dpar.train.blocks.try_compiler", lambda device: None)
     monkeypatch.setattr(varlen, "varlen_attn", traceable)
     torch._dynamo.reset()
     counted = torch._dynamo.utils.counters["stats"]

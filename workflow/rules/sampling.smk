@@ -16,7 +16,7 @@ def sampling_recipe(wildcards):
     return recipe(
         "sample_images",
         cell.patchify if sampled_transformer(wildcards).is_dpar else None,
-        without(cell.sampling, "seeds", *(["batch_size"] if cell.sampling.shards == 1 else [])),
+        without(cell.sampling, "seeds", "compile", *(["batch_size"] if cell.sampling.shards == 1 else [])),
         EXPERIMENT.evaluation.resolution,
     )
 

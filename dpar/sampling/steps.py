@@ -1,0 +1,104 @@
+"""What a step of the sampler computes, from tensors alone: plain functions, which PyTorch's compiler can take whole.
+
+At each token a batch passes through some hundreds of small operations, which take longer to call than to compute where
+rows are few. Compiled, a stack of layers is one call of fused loops between its matrix products.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.fx.experimental import _config as fx_config
+
+from dpar.device import try_compiler
+from dpar.entropy import said_entropy
+from dpar.model.dpar import DPAR
+from dpar.model.llamagen import LlamaGen
+from dpar.model.patch_decoder import PatchDecoderLayer
+from dpar.model.patch_encoder import PatchEncoderLayer
+from dpar.sampling.cache import Apart, Entries, Together, attention
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@contextmanager
+def compiling(device: torch.device) -> Iterator[None]:
+    """Where functions that `compiled` gave are called: sizes that happen to be equal are not taken to be one.
+
+    Raises:
+        InputError: nothing can be compiled here.
+    """
+    _compiles(device)
+    with fx_config.patch(use_duck_shape=False):  # pyright: ignore[reportAttributeAccessIssue]
+        yield
+
+
+@cache
+def _compiles(device: torch.device) -> None:
+    try_compiler(device)
+
+
+@cache
+def compiled(step: Function) -> Function:
+    """`step` in compiled code for batches of any size, made when it is first called."""
+    return cast(Function, torch.compile(step, dynamic=True))
+
+
+def plain(step: Function) -> Function:
+    """`step` itself."""
+    return step
+
+
+def token_logits(model: LlamaGen, x: Tensor, rope: Tensor, entries: Entries, at: Together) -> Tensor:
+    """Logits (R, V) of the token after the one of embedding `x` (R, D) and rotations `rope` (1, head_dim / 2, 2)."""
+    for layer, keys, values in zip(model.layers, *entries, strict=True):
+        x = layer(x, rope, attention(keys, values, at))
+    return model.output(model.norm(x))
+
+
+def token_entropy(model: LlamaGen, x: Tensor, rope: Tensor, entries: Entries, at: Together) -> Tensor:
+    """Entropy (R,) in nats of that token (Eq. 3)."""
+    return said_entropy(model, token_logits(model, x, rope, entries, at))
+
+
+def encoded(model: DPAR, x: Tensor, rope: Tensor, entries: Entries, at: Together) -> list[Tensor]:
+    """States (B, D) of the token of embedding `x` (B, D) after each layer of the encoder (Eq. 4)."""
+    states = []
+    for layer, keys, values in zip(_encoder(model), *entries, strict=True):
+        x = layer.block(x, rope, attention(keys, values, at))
+        states.append(x)
+    return states
+
+
+def closed(model: DPAR, states: Sequence[Tensor], ids: Tensor, count: int) -> Tensor:
+    """States of `count` patches from those of their tokens (N, D) after each layer; `ids` are their patches (Eq. 5)."""
+    patches = None
+    for layer, some in zip(_encoder(model), states, strict=True):
+        patches = layer.gather(some, patches, ids, count)
+    assert patches is not None
+    return patches
+
+
+def opened(model: DPAR, x: Tensor, rope: Tensor, entries: Entries, at: Apart) -> list[Tensor]:
+    """What each layer of the decoder adds to the tokens of the patches (n, D) that follow `x` (n, D) (Eq. 6)."""
+    for layer, keys, values in zip(model.patch_transformer.layers, *entries, strict=True):
+        x = layer(x, rope, attention(keys, values, at))
+    return [layer.projection(layer.norm(x)) for layer in _decoder(model)]
+
+
+def decoded(model: DPAR, x: Tensor, added: Sequence[Tensor], rope: Tensor, entries: Entries, at: Together) -> Tensor:
+    """Logits (R, V) of the token after the one of state `x` (R, D), to which each layer adds its own (Eqs. 6-7)."""
+    for layer, more, keys, values in zip(_decoder(model), added, *entries, strict=True):
+        x = layer.block(x + more, rope, attention(keys, values, at))
+    return model.decoder.output(model.decoder.norm(x))
+
+
+def _encoder(model: DPAR) -> Sequence[PatchEncoderLayer]:
+    return cast(Sequence[PatchEncoderLayer], model.encoder.layers)
+
+
+def _decoder(model: DPAR) -> Sequence[PatchDecoderLayer]:
+    return cast(Sequence[PatchDecoderLayer], model.decoder.layers)
