@@ -20,7 +20,7 @@ help:
 	@echo "make endurance-test  the graph, killed again and again"
 	@echo "make slurm-test  the graph through a Slurm of two nodes on this machine, whose packages root installs"
 	@echo "make bench      time and FLOPs of a training step beside LlamaGen's, under ten minutes on two idle cores"
-	@echo "make gpu-bench  the same on a CUDA machine, after the tests that need one"
+	@echo "make gpu-bench  the same on a CUDA machine, after the tests that need one; LLAMAGEN=CHECKOUT as an opponent"
 	@echo "make check      formatting, lint and types"
 
 demo: .venv/.installed
@@ -66,7 +66,10 @@ gpu-bench:
 	$(PYTHON) $(TRAIN) --size XL --resolution 384 --batch-size 32 --accumulate 2 --compile \
 	  > $(BENCH)/XL-384-compiled.json || failed="$$failed XL-384-compiled"; \
 	$(PYTHON) -m dpar.cli bench sample --size XL --cfg 2 --batches 32 64 128 256 --turns 3 --json \
-	  > $(BENCH)/sample-XL-256.json || failed="$$failed sample-XL-256"; \
+	  $(if $(LLAMAGEN),--llamagen $(LLAMAGEN)) > $(BENCH)/sample-XL-256.json || failed="$$failed sample-XL-256"; \
+	$(PYTHON) -m dpar.cli bench sample --size XL --cfg 2 --batches 32 128 --turns 3 --compile --json \
+	  $(if $(LLAMAGEN),--llamagen $(LLAMAGEN)) > $(BENCH)/sample-XL-256-compiled.json \
+	  || failed="$$failed sample-XL-256-compiled"; \
 	test -z "$$failed" || { echo "failed:$$failed; the rest has run"; exit 1; }
 
 check: .venv/.installed-dev

@@ -20,7 +20,7 @@ RECIPES = {
     "calibrate_gate": 1,
     "compare_gates": 3,
     "count_patches": 2,
-    "describe_models": 2,
+    "describe_models": 3,
     "train_model": 1,
     "evaluate_likelihood": 1,
     "sample_images": 2,

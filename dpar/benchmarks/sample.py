@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dpar.benchmarks.conditions import conditions
-from dpar.benchmarks.train import MAX_LENGTH, PAPER_P_AVG
-from dpar.commands.info import DOWNSAMPLE, NUM_CLASSES, VOCAB_SIZE
+from dpar.benchmarks.llamagen import own_sampler
+from dpar.benchmarks.train import PAPER_P_AVG
+from dpar.commands.info import DOWNSAMPLE, NUM_CLASSES, PAPER_MAX_LENGTH, VOCAB_SIZE
 from dpar.commands.patchify import read_entropies
 from dpar.config import VARIANTS, Autoencoder, Patchify, Transformer
 from dpar.device import default_device
@@ -68,10 +71,11 @@ class Sizes:
 
 @dataclass(frozen=True)
 class How:
-    """The precision of the two models (the entropy model's is always float32), and guidance."""
+    """The precision of the two models (the entropy model's is always float32), guidance, a checkout of LlamaGen."""
 
     precision: str
     cfg_scale: float
+    llamagen: Path | None
 
 
 _DEMO = {"vocab_size": 256, "grid": (8, 8), "width": 96, "heads": 3}
@@ -146,6 +150,12 @@ def parser() -> argparse.ArgumentParser:
         help="time compiled code too (default: of the demo's sizes; those of Table 1 compile for minutes)",
     )
     flags.add_argument(
+        "--llamagen",
+        type=Path,
+        metavar="DIR",
+        help="a checkout of LlamaGen, whose own sampler then takes turns with ours",
+    )
+    flags.add_argument(
         "--entropies",
         metavar="FILE",
         help="npy of real entropies (images, tokens), a square grid, for the simulated schedules (default: made-up "
@@ -177,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     entropy = made_up_entropies() if args.entropies is None else read_entropies(args.entropies)
     device = default_device()
-    how = How(args.precision or ("bfloat16" if device.type == "cuda" else "float32"), args.cfg)
+    how = How(args.precision or ("bfloat16" if device.type == "cuda" else "float32"), args.cfg, args.llamagen)
     start, busy = time.monotonic(), time.process_time()
     models = {name: measure(sizes, how, device) for name, sizes in chosen(args).items()}
     costs = {f"{device.type}, {name}": found.pop("costs") for name, found in models.items()}
@@ -205,26 +215,30 @@ def measure(sizes: Sizes, how: How, device: torch.device) -> dict[str, Any]:
     gate, baseline = networks.entropy_model, _random(LlamaGen(sizes.llamagen)).to(device)
     for model in (networks.model, baseline):
         model.to(PRECISIONS[how.precision])
-    patchify = Patchify.model_validate({"threshold": threshold, "max_length": MAX_LENGTH})
+    patchify = Patchify.model_validate({"threshold": threshold, "max_length": PAPER_MAX_LENGTH})
     settings = {"patchify": patchify, "threshold": threshold, "cfg_scale": how.cfg_scale}
 
     def draw(model: DPAR | LlamaGen, batch: int, **more: Any) -> SampleResult:
         return sample(model, gate, **_request(batch, sizes, device), **settings, **more)
 
-    pair = networks.model, baseline
+    pair = {"DPAR": networks.model, "LlamaGen": baseline}
+    opponent = how.llamagen and own_sampler(how.llamagen, baseline, how.cfg_scale)
     pixels = pixel_seconds(networks, sizes)
     engine: list[dict[str, Any]] = []
     timings: list[Timings] = []
     plain: list[dict[str, Any]] = []
     for batch in sizes.batches:
         say(f"{batch} images at a time")
-        ways = [(model, way) for way in (False, True)[: 1 + (sizes.compiled and batch > 1)] for model in pair]
+        works = {name: partial(draw, model, batch) for name, model in pair.items()}
+        if sizes.compiled and batch > 1:
+            works |= {f"{name}, compiled": partial(draw, model, batch, compile=True) for name, model in pair.items()}
+        if opponent:
+            works["LlamaGen's own code"] = partial(opponent, batch)
         try:
-            for model in pair:
-                begun(lambda observe, model=model, batch=batch: draw(model, batch, observe=observe))
-            works = [lambda model=model, way=way, batch=batch: draw(model, batch, compile=way) for model, way in ways]
-            compiling = sum(timed(work, device)[0] for work in works[2:])
-            ours, theirs, *compiled = in_turns(works, sizes.turns, device)
+            for work in list(works.values())[:2]:
+                begun(lambda observe, work=work: work(observe=observe))
+            first = {name: timed(work, device)[0] for name, work in list(works.items())[2:]}
+            seconds = dict(zip(works, in_turns(list(works.values()), sizes.turns, device), strict=True))
             with watched(networks) as timing:
                 timing.total, result = timed(lambda batch=batch: draw(networks.model, batch), device)
         except RuntimeError as error:
@@ -235,9 +249,13 @@ def measure(sizes: Sizes, how: How, device: torch.device) -> dict[str, Any]:
             say(f"{batch} images at a time do not fit the memory")
             break
         timings.append(timing)
-        engine.append(compared(sizes, how, result, ours, theirs, timing, pixels))
+        engine.append(compared(sizes, how, result, seconds["DPAR"], seconds["LlamaGen"], timing, pixels))
+        compiled = [seconds[f"{name}, compiled"] for name in pair if f"{name}, compiled" in seconds]
         if compiled:
-            engine[-1]["compiled"] = speeds(engine[-1], *compiled) | {"first_draws_seconds": compiling}
+            first_draws = sum(first[f"{name}, compiled"] for name in pair)
+            engine[-1]["compiled"] = speeds(engine[-1], *compiled) | {"first_draws_seconds": first_draws}
+        if opponent:
+            engine[-1]["llamagens_own_code"] = beside_own(batch, seconds)
         if batch in sizes.literal:
             plain.append(measure_literal(sizes, networks, result, settings, device))
             plain[-1]["speedup"] = engine[-1]["images_per_s"] / plain[-1]["images_per_s"]
@@ -345,6 +363,17 @@ def speeds(found: dict[str, Any], ours: Sequence[float], theirs: Sequence[float]
     }
 
 
+def beside_own(batch: int, seconds: dict[str, list[float]]) -> dict[str, float]:
+    """Images a second of LlamaGen's own code, and our LlamaGen's over them, from seconds turn by turn."""
+    own = seconds["LlamaGen's own code"]
+    ours = {"over_it": "LlamaGen", "compiled_over_it": "LlamaGen, compiled"}
+    return {"images_per_s": batch / statistics.median(own)} | {
+        name: statistics.median(their / our for our, their in zip(seconds[lane], own, strict=True))
+        for name, lane in ours.items()
+        if lane in seconds
+    }
+
+
 def untrained(sizes: Sizes, device: torch.device) -> tuple[Networks, float]:
     """Networks whose predictions vary, and the threshold that gives patches of about `sizes.p_avg` tokens."""
     torch.manual_seed(0)
@@ -352,7 +381,7 @@ def untrained(sizes: Sizes, device: torch.device) -> tuple[Networks, float]:
     tokens = torch.randint(0, sizes.dpar.vocab_size, (16, sizes.dpar.tokens), device=device)
     with torch.inference_mode():
         entropy = token_entropies(gate, tokens, "unconditional").cpu()
-    threshold = calibrate(entropy, sizes.p_avg, max_length=MAX_LENGTH, grid_width=sizes.dpar.grid[1])
+    threshold = calibrate(entropy, sizes.p_avg, max_length=PAPER_MAX_LENGTH, grid_width=sizes.dpar.grid[1])
     tokenizer = VQAutoencoder(sizes.tokenizer).to(device).eval()
     return Networks(model, gate, tokenizer, {}, {}), threshold
 
@@ -578,7 +607,7 @@ def made_up_entropies(images: int = 4096, side: int = 16) -> Float[np.ndarray, "
 def schedules(entropy: np.ndarray, costs: dict[str, dict[str, CallCost]]) -> dict[str, Any]:
     """Images a second of every waiting policy over those of lock-step, for each cost and number of images in flight."""
     side = round(entropy.shape[1] ** 0.5)
-    rule = {"max_length": MAX_LENGTH, "grid_width": side}
+    rule = {"max_length": PAPER_MAX_LENGTH, "grid_width": side}
     starts: Bool[np.ndarray, "N T"] = patch_starts(
         np.asarray(entropy), threshold=calibrate(entropy, PAPER_P_AVG[256], **rule), **rule
     )
@@ -630,6 +659,13 @@ def table(found: dict[str, Any]) -> str:
             f"{c['llamagen_images_per_s']:>10.3g}{c['over_llamagen']:>7.2f}{e['inverse_gmacs_ratio']:>9.2f}{c['over_gmacs_ratio']:>9.2f}"
             for e in model["engine"]
             if (c := e.get("compiled"))
+        ]
+        lines += [
+            f"  {'LlamaGen, own code':22}{e['batch']:>6}{'':>28}{own['images_per_s']:>10.3g}  (LlamaGen here is "
+            f"{own['over_it']:.2f} times that"
+            + (f", compiled {own['compiled_over_it']:.2f})" if "compiled_over_it" in own else ")")
+            for e in model["engine"]
+            if (own := e.get("llamagens_own_code"))
         ]
         best = max(model["engine"], key=lambda e: e["images_per_s"])
         shares = ", ".join(f"{part.replace('_', ' ')} {share:.0%}" for part, share in best["shares"].items())

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float32
 
 from dpar.benchmarks.conditions import conditions
-from dpar.commands.info import DOWNSAMPLE, NUM_CLASSES, PAPER_PATCHES, VOCAB_SIZE
+from dpar.commands.info import DOWNSAMPLE, NUM_CLASSES, PAPER_MAX_LENGTH, PAPER_PATCHES, VOCAB_SIZE
 from dpar.config import VARIANTS, Patchify, Training, Transformer
 from dpar.data.codes import CodeMetadata, CodeRows, CodeStore, Manifest, open_codes, rows_of_images, write_shard
 from dpar.data.loader import batches, prefetched
@@ -43,7 +43,6 @@ from dpar.train.objective import Inputs, Patching
 PAPER_P_AVG = {256: 1.81, 384: 2.06}
 """Mean patch length in tokens by resolution in pixels (Section 4.1)."""
 
-MAX_LENGTH = 4  # P_max, tokens
 STORED = 1024  # images of the store, at least
 STEPS_A_TURN = {"cpu": 1, "cuda": 5}  # a GPU is given its next step before the last one has ended
 
@@ -275,8 +274,10 @@ def measure(plan: Plan, device: torch.device, say: Callable[[str], None] = lambd
         folder = Path(temporary)
         codes = drawn_codes(folder, plan)
         assert codes.entropy is not None
-        threshold = calibrate(codes.entropy[:, 0], plan.p_avg, max_length=MAX_LENGTH, grid_width=plan.grid[1])
-        patching = Patching(Patchify(threshold=threshold, p_avg=None, max_length=MAX_LENGTH), threshold, plan.grid[1])
+        threshold = calibrate(codes.entropy[:, 0], plan.p_avg, max_length=PAPER_MAX_LENGTH, grid_width=plan.grid[1])
+        patching = Patching(
+            Patchify(threshold=threshold, p_avg=None, max_length=PAPER_MAX_LENGTH), threshold, plan.grid[1]
+        )
         job = Job(folder, stack.enter_context(contextlib.closing(EventFile(folder / "events.jsonl"))))
         llamagen, dpar = (
             _trainer(_task(transformer, plan, codes, patching, device), folder, device, job)

@@ -17,8 +17,14 @@ from dpar.model.llamagen import LlamaGenConfig
 from dpar.model.variants import build_model, model_config
 
 DOWNSAMPLE, VOCAB_SIZE, NUM_CLASSES = 16, 16384, 1000
+PAPER_MAX_LENGTH = 4
+"""The longest patch of the paper's models, in tokens."""
+
+PAPER_THRESHOLD = {256: 7.8, 384: 7.9}
+"""The entropy threshold of the paper's models by resolution in pixels, in nats."""
+
 PAPER_PATCHES = {256: 141.8, 384: 280.2}
-"""Mean patches an image by resolution in pixels, at which all of Table 8 comes out (Table 2 rounds them as steps)."""
+"""Mean patches an image that it gives, at which all of Table 8 comes out (Table 2 rounds them as steps)."""
 
 PAPER_PARAMETERS = {  # millions, Tables 1 and 2
     "DPAR-B": 120, "DPAR-L": 352, "DPAR-XL": 789, "DPAR-XXL": 1400,

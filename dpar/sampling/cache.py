@@ -31,7 +31,7 @@ that the allocator takes anew from the system each time."""
 class Together(NamedTuple):
     """One step of all rows, at the same position."""
 
-    place: Tensor  # of the new entry: (1,)
+    position: int  # of the new entry
     reach: int  # entries of each row to read
     bias: Tensor | None  # of scores (1, 1, reach); None where all of them have been read
 
@@ -70,8 +70,8 @@ def attention(keys: Tensor, values: Tensor, at: Together | Apart) -> Attend:
 
 
 def _together(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, at: Together) -> Tensor:
-    keys.index_copy_(2, at.place, k[:, :, None])
-    values.index_copy_(2, at.place, v[:, :, None])
+    keys.narrow(2, at.position, 1).copy_(k[:, :, None])
+    values.narrow(2, at.position, 1).copy_(v[:, :, None])
     return _mixed(q, keys[:, :, : at.reach], values[:, :, : at.reach], at.bias)
 
 
@@ -148,13 +148,12 @@ class TokenCache(_Cache):
             like: a weight; dtype and device are taken from it. Its width is heads x head_dim.
         """
         super().__init__(layers, rows, length, heads, like, ragged=False)
-        self.places = torch.arange(length, device=like.device).split(1)
 
     def append(self, position: int) -> Together:
         """A new entry for every row, at `position`, which follows the last one."""
         reach = self._reach(position + 1)
         self.bias.select(2, position).fill_(0)
-        return Together(self.places[position], reach, self.bias if self.grows else None)
+        return Together(position, reach, self.bias if self.grows else None)
 
 
 class RaggedCache(_Cache):

@@ -40,8 +40,7 @@ from dpar.sampling.noise import gumbel
 # Numbers of noise that are made together: enough to make the calls cheap, 8 MiB an array.
 NOISE_AT_ONCE = 2**20
 
-
-Run = Callable[[Callable[..., Any]], Callable[..., Any]]  # a function of `steps` -> what is called in its stead
+Run = Callable[[Callable[..., Any], int], Callable[..., Any]]  # a function of `steps`, a position -> what is called
 
 
 class Step(NamedTuple):
@@ -67,9 +66,9 @@ class TokenStream:
     def __init__(self, model: LlamaGen, labels: Int[Tensor, " R"], run: Run):
         """Args:
         labels: of the class token, one a row; only their number counts for an unconditional model.
-        run: turns a function of `dpar.sampling.steps` into what is called.
+        run: see `sample`.
         """
-        self.next_logits, self.next_entropy = run(steps.token_logits), run(steps.token_entropy)
+        self.run = run
         self.model = model
         self.labels = labels
         self.first = 0 if model.config.num_classes is not None else 1  # the token that can be predicted first
@@ -83,20 +82,20 @@ class TokenStream:
 
     def logits(self, position: int, previous: Int[Tensor, " B"] | None, opens: object = None) -> Float[Tensor, "R V"]:
         """Logits of x_t in every branch from the class and x_<t, of which x_{t-1} is `previous`; t >= `first`."""
-        return self.next_logits(*self._read(position, previous))
+        return self._next(steps.token_logits, position, previous)
 
     def entropy(self, position: int, previous: Int[Tensor, " B"] | None) -> Float[Tensor, " R"]:
         """e_t in nats, as `logits`."""
-        return self.next_entropy(*self._read(position, previous))
+        return self._next(steps.token_entropy, position, previous)
 
-    def _read(self, position: int, previous: Int[Tensor, " B"] | None) -> tuple[Any, ...]:
+    def _next(self, step: Callable[..., Tensor], position: int, previous: Int[Tensor, " B"] | None) -> Tensor:
         if previous is None:
             x = self.model.cls_embedding(self.labels)
         else:
             x = self.model.tok_embeddings(torch.cat([previous] * (len(self.labels) // len(previous))))
         place = position - self.first
         at = self.cache.append(place)
-        return self.model, x, self.rope[place : place + 1], self.cache.entries, at
+        return self.run(step, place)(self.model, x, self.rope[place : place + 1], self.cache.entries, at)
 
 
 class FixedClock:
@@ -126,9 +125,8 @@ class EntropyClock:
 
     def tick(self, position: int, previous: Int[Tensor, " B"] | None) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
         """e_t in nats, and whether x_t opens a patch, given x_{t-1}."""
-        if position >= self.stream.first:
-            entropy = self.stream.entropy(position, previous)
-        if position == 0:
+        entropy = self.stream.entropy(position, previous) if position >= self.stream.first else None
+        if position == 0 or entropy is None:
             dtype = at_least_float32(self.stream.model.output.weight.dtype)
             entropy = torch.full(self.length.shape, torch.inf, dtype=dtype, device=self.length.device)
         opens = opens_patch(entropy, self.length, position, **self.rule)
@@ -143,9 +141,8 @@ class PatchStream:
         """Args:
         batch: images.
         labels: of the guidance branches of all images, one branch after the other.
-        run: turns a function of `dpar.sampling.steps` into what is called.
+        run: see `sample`.
         """
-        self.encoded, self.closed, self.decoded = run(steps.encoded), run(steps.closed), run(steps.decoded)
         self.run = run
         config, like = model.config, model.tok_embeddings.weight
         rows, length, heads = len(labels), config.tokens, config.heads
@@ -181,14 +178,15 @@ class PatchStream:
             x = model.start.expand(len(opens), -1)
         else:
             at = self.encoder_cache.append(position - 1)
-            new = self.encoded(model, model.tok_embeddings(previous), rope, self.encoder_cache.entries, at)
+            x = model.tok_embeddings(previous)
+            new = self.run(steps.encoded, position - 1)(model, x, rope, self.encoder_cache.entries, at)
             for states, x in zip(self.states, new, strict=True):  # the last x goes on
                 states[:, position - 1] = x
         opening = opens.cpu().numpy().nonzero()[0]
         if len(opening):
             self._open(position, opening)
         x, at = torch.cat([x] * len(self.offsets)), self.decoder_cache.append(position)
-        return self.decoded(model, x, self.added, rope, self.decoder_cache.entries, at)
+        return self.run(steps.decoded, position)(model, x, self.added, rope, self.decoder_cache.entries, at)
 
     def _open(self, position: int, images: Int[np.ndarray, " n"]) -> None:
         """Closes the patches that end before `position`, and asks the patch transformer about the ones that begin."""
@@ -208,13 +206,12 @@ class PatchStream:
             rope = zero_rope(len(x), model.config.head_dim, device=x.device, dtype=self.rope.dtype)
         else:
             states = [some.flatten(0, 1).index_select(0, tokens) for some in self.states]
-            x = torch.cat([self.closed(model, states, ids, len(images))] * branches)
+            x = torch.cat([self.run(steps.closed, position)(model, states, ids, len(images))] * branches)
             rope = torch.where(self.by_last, self.patch_rope[position - 1], self.patch_rope.index_select(0, first))
         at = self.patch_cache.append(rows)
-        run = self.run if len(at.rows) == 1 else steps.plain
-        for added, some in zip(
-            self.added, run(steps.opened)(model, x, rope, self.patch_cache.entries, at), strict=True
-        ):
+        # compiled code is for one piece
+        opened = self.run(steps.opened, position) if len(at.rows) == 1 else steps.opened
+        for added, some in zip(self.added, opened(model, x, rope, self.patch_cache.entries, at), strict=True):
             added.index_copy_(0, index, some)
 
 
@@ -262,8 +259,12 @@ def sample(
     """
     choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     _check(model, entropy_model, labels, patchify, cfg_scale, cfg_interval, choice, prefix)
-    run = steps.compiled if compile else steps.plain
     compiling = steps.compiling(labels.device) if compile else nullcontext()
+
+    def run(step: Callable[..., Any], position: int) -> Callable[..., Any]:
+        """`step` or compiled code; not at the first positions, since a compiler takes 0 and 1 for constants."""
+        return steps.compiled(step) if compile and position > 1 else step
+
     tokens: list[Tensor] = []
     starts: list[Tensor] = []
     entropies: list[Tensor] = []

@@ -47,11 +47,6 @@ def compiled(step: Function) -> Function:
     return cast(Function, torch.compile(step, dynamic=True))
 
 
-def plain(step: Function) -> Function:
-    """`step` itself."""
-    return step
-
-
 def token_logits(model: LlamaGen, x: Tensor, rope: Tensor, entries: Entries, at: Together) -> Tensor:
     """Logits (R, V) of the token after the one of embedding `x` (R, D) and rotations `rope` (1, head_dim / 2, 2)."""
     for layer, keys, values in zip(model.layers, *entries, strict=True):

@@ -8,10 +8,18 @@ from typing import Any
 
 import pandas as pd
 
-from dpar import tracking
-from dpar.commands.info import DOWNSAMPLE, PAPER_DISAGREES, PAPER_GMACS, PAPER_PARAMETERS, PAPER_PATCHES
+from dpar import planning, tracking
+from dpar.commands.info import (
+    DOWNSAMPLE,
+    PAPER_DISAGREES,
+    PAPER_GMACS,
+    PAPER_MAX_LENGTH,
+    PAPER_PARAMETERS,
+    PAPER_PATCHES,
+    PAPER_THRESHOLD,
+)
 from dpar.config import Experiment, load_experiment
-from dpar.errors import run_command
+from dpar.errors import InputError, run_command
 from dpar.evaluation import cost, flops
 from dpar.files import write_text
 from dpar.report import tables
@@ -93,12 +101,18 @@ def beside(what: str, ours: float, printed: Any, variant: str | None, unit: str)
 
 
 def assumed_patches(experiment: Experiment) -> float | None:
-    """M before anything is trained: what `p_avg` asks for, or the paper's at its resolutions; None if neither says."""
-    rows, columns = experiment.grid
-    if (wanted := experiment.patchify.p_avg) is not None:
-        return rows * columns / wanted
-    side = experiment.images.resolution
-    return PAPER_PATCHES.get(side) if rows * DOWNSAMPLE == side else None
+    """M before anything is trained: what `p_avg` asks for, or the paper's at the threshold; None if neither says."""
+    (rows, columns), patchify, side = experiment.grid, experiment.patchify, experiment.images.resolution
+    if patchify.p_avg is not None:
+        return rows * columns / patchify.p_avg
+    if rows * DOWNSAMPLE != side or side not in PAPER_PATCHES:
+        return None
+    if patchify.threshold == PAPER_THRESHOLD[side] and patchify.max_length == PAPER_MAX_LENGTH:
+        return PAPER_PATCHES[side]
+    try:
+        return planning.assumed_patches(experiment, patchify)
+    except InputError:  # a threshold that the paper says nothing of
+        return None
 
 
 def architecture_notes(experiment: Experiment) -> list[str]:
@@ -116,7 +130,8 @@ def cost_notes(experiment: Experiment) -> list[str]:
     return [
         "1e9 multiply-accumulates an image. Forward: linear layers alone, as the paper counts; training: forward and "
         "backward, with attention.",
-        f"{patches:.1f} patches an image are assumed, the paper's mean or what `p_avg` asks for. {counted}",
+        f"{patches:.1f} patches an image are assumed, which `p_avg` asks for or the paper prints for the threshold. "
+        f"{counted}",
     ]
 
 

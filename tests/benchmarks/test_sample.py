@@ -122,6 +122,25 @@ def test_compiled_code_is_timed_beside(tiny, capsys, monkeypatch):
     assert "sampler, compiled" in shown.err
 
 
+def test_llamagens_own_code_takes_turns(tiny, tmp_path, capsys, monkeypatch):
+    drawn = []
+
+    def opponent(folder, model, cfg_scale):
+        assert (folder, model.config, cfg_scale) == (tmp_path, TINY.llamagen, 2.0)
+        return drawn.append
+
+    monkeypatch.setattr(benchmark, "DEMO", replace(TINY, whole=False, turns=2))
+    monkeypatch.setattr(benchmark, "own_sampler", opponent)
+    main(["--json", "--size", "demo", "--llamagen", str(tmp_path)])
+    shown = capsys.readouterr()
+    for e in json.loads(shown.out)["models"]["demo"]["engine"]:
+        assert drawn.count(e["batch"]) == 3, "once to warm up, once a turn"
+        own = e["llamagens_own_code"]
+        assert set(own) == {"images_per_s", "over_it"}
+        assert own["over_it"] < 1, "it did nothing"
+    assert "LlamaGen, own code" in shown.err
+
+
 def test_flags_choose_pairs_of_table_1():
     args = benchmark.parser().parse_args(["--size", "demo", "XL", "--resolution", "384", "--batches", "64", "128"])
     pairs = benchmark.chosen(args)

@@ -190,13 +190,16 @@ def test_a_machine_without_a_compiler_is_told(dpar, entropy_model, graphs, monke
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_as_on_a_cpu(dpar, entropy_model):
+@pytest.mark.parametrize("compile", [False, True], ids=["called", "compiled"])
+def test_on_a_gpu_as_on_a_cpu(dpar, entropy_model, compile):
     """All rows of a call at once, and numbers that are sent from pinned memory."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
     expected = sample(dpar, entropy_model, **request(5), **GUIDED_FIRST)
     models = [copy.deepcopy(model).cuda() for model in (dpar, entropy_model)]
-    found = assert_literal(*models, {name: value.cuda() for name, value in request(5).items()}, **GUIDED_FIRST)
+    found = assert_literal(
+        *models, {name: value.cuda() for name, value in request(5).items()}, compile=compile, **GUIDED_FIRST
+    )
     assert torch.equal(found.tokens.cpu(), expected.tokens)
     assert torch.equal(found.starts.cpu(), expected.starts)
 

@@ -46,6 +46,17 @@ def test_the_mean_patch_length_that_is_asked_for_goes_before_the_papers():
     assert planning.assumed_patches(longer, longer.patchify) == pytest.approx(256 / 3, rel=0.01)
 
 
+def test_another_threshold_takes_the_patches_that_the_paper_prints_for_it():
+    experiment = load_experiment(CONFIG / "imagenet256.yaml")
+
+    def of(threshold):
+        changed = {"patchify": experiment.patchify.model_copy(update={"threshold": threshold})}
+        return describe_models.assumed_patches(experiment.model_copy(update=changed))
+
+    assert of(8.1) == pytest.approx(256 / 2.16, rel=0.02)
+    assert of(7.8) == 141.8 > of(7.9) > of(8.0) > of(8.1)
+
+
 def test_a_threshold_in_nats_says_nothing_of_patches_at_another_resolution(tmp_path):
     experiment = parse_experiment(demo(patchify={"threshold": 3.0}), "test")
     assert describe_models.costs(experiment).set_index("Model").loc["dpar"].isna().all()
