@@ -21,7 +21,7 @@ def own_sampler(checkout: Path, model: LlamaGen, cfg_scale: float) -> Callable[[
     Raises:
         InputError: `checkout` is no checkout of LlamaGen, or its network does not take these weights.
     """
-    config, like = model.config, model.output.weight
+    config, like, num_classes = model.config, model.output.weight, model.null_label
     sys.path.insert(0, str(checkout))
     try:
         gpt, generate = (import_module(f"autoregressive.models.{name}") for name in ("gpt", "generate"))
@@ -39,7 +39,7 @@ def own_sampler(checkout: Path, model: LlamaGen, cfg_scale: float) -> Callable[[
             n_head=config.heads,
             vocab_size=config.vocab_size,
             block_size=config.tokens,
-            num_classes=config.num_classes,
+            num_classes=num_classes,
         )
     )
     try:
@@ -51,7 +51,7 @@ def own_sampler(checkout: Path, model: LlamaGen, cfg_scale: float) -> Callable[[
         network = torch.compile(network, mode="reduce-overhead", fullgraph=True)
 
     def draw(batch: int) -> Tensor:
-        labels = torch.arange(batch, device=like.device) % config.num_classes
+        labels = torch.arange(batch, device=like.device) % num_classes
         choice = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "sample_logits": True}
         return generate.generate(network, labels, config.tokens, cfg_scale=cfg_scale, **choice)
 

@@ -229,7 +229,7 @@ def measure(sizes: Sizes, how: How, device: torch.device) -> dict[str, Any]:
     plain: list[dict[str, Any]] = []
     for batch in sizes.batches:
         say(f"{batch} images at a time")
-        works = {name: partial(draw, model, batch) for name, model in pair.items()}
+        works: dict[str, Callable[..., object]] = {name: partial(draw, model, batch) for name, model in pair.items()}
         if sizes.compiled and batch > 1:
             works |= {f"{name}, compiled": partial(draw, model, batch, compile=True) for name, model in pair.items()}
         if opponent:

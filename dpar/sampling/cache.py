@@ -80,7 +80,8 @@ def _apart(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, at: Ap
     keys.view(-1, width).index_copy_(0, at.place, k.reshape(-1, width))
     values.view(-1, width).index_copy_(0, at.place, v.reshape(-1, width))
     if at.among_all:
-        rows = at.rows[0]
+        (rows,) = at.rows
+        assert not isinstance(rows, int)
         spread = q.new_zeros(keys.shape[0], q.shape[1], width).index_copy_(0, rows, q)
         return _mixed(spread, keys, values, at.biases[0]).index_select(0, rows)
     keys, values = keys[:, :, : at.reach], values[:, :, : at.reach]

@@ -43,7 +43,7 @@ CELLS = {"transformer": "models", "patchify": "patchify", "sampling": "sampling"
 NEUTRAL = {
     *(f"{group}.{name}" for group in ("training", "entropy_model.training") for name in TRAINING_PACE),
     *("name", "training_seeds", "tokenizer.training.checkpoint_every", "tokenizer.weights_sha256"),
-    *("entropy_model.weights_sha256", "sampling.batch_size", "sampling.seeds"),
+    *("entropy_model.weights_sha256", "sampling.batch_size", "sampling.seeds", "sampling.compile"),
 }
 # What only the pictures beside a training's curves are drawn with, which are no outputs of it.
 PICTURED = {"train_model": "sampling."}

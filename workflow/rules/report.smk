@@ -63,7 +63,7 @@ rule describe_models:
             {name: model.model_dump() for name, model in EXPERIMENT.models.items()},
             [EXPERIMENT.tokenizer.vocab_size, EXPERIMENT.grid],
             [EXPERIMENT.images.resolution, EXPERIMENT.images.num_classes],
-            EXPERIMENT.patchify.p_avg,
+            EXPERIMENT.patchify,
         ),
         folder=RESULTS + "/tables",
     shell:
