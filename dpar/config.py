@@ -402,7 +402,7 @@ class Sampling(Settings):
     compile: bool = Field(
         default=False,
         exclude_if=lambda compiled: not compiled,
-        description="the steps, with PyTorch's compiler: faster, and no more than rounding changes",
+        description="the steps of `sample_images`, with PyTorch's compiler; an image may change as by other batches",
     )
 
     @model_validator(mode="after")

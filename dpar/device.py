@@ -62,8 +62,8 @@ def try_compiler(device: torch.device) -> None:
     except RuntimeError as error:
         reason = next(line for line in str(error).splitlines() if line.strip())
         raise InputError(
-            f"`compile: true`, but PyTorch cannot compile here ({reason.strip():.200}); "
-            "install a C++ compiler such as g++, or set `compile: false`, which changes the speed and nothing else"
+            f"compiled code was asked for, but PyTorch cannot compile here ({reason.strip():.200}); "
+            "install a C++ compiler such as g++, or do without (`compile: false`, no `--compile`): it is only slower"
         ) from None
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dpar.commands.info import PAPER_MAX_LENGTH
 from dpar.config import Experiment, Patchify, Training, gate_folder
 from dpar.errors import InputError
 from dpar.evaluation import cost, flops
@@ -192,8 +193,8 @@ def patches_of(experiment: Experiment, model: ModelCell, patchify: Patchify, dat
 def assumed_patches(experiment: Experiment, patchify: Patchify) -> float:
     """Mean patches an image before entropies are known, as if each token opened a patch by the toss of a coin.
 
-    The coin falls so that the experiment's own P_max and rows give its `p_avg`; for a threshold in nats, the P_avg that
-    the paper prints for it at this resolution, or what lies on the line through its two nearest.
+    The coin falls so that the experiment's own P_max and rows give its `p_avg`; for a threshold in nats, the paper's
+    P_max and rows the P_avg that it prints at this resolution, or what lies on the line through its two nearest.
 
     Raises:
         InputError: the paper prints no P_avg near this threshold at this resolution.
@@ -202,8 +203,12 @@ def assumed_patches(experiment: Experiment, patchify: Patchify) -> float:
     if not patchify.is_dynamic:
         assert patchify.p_avg is not None
         return math.ceil(rows * columns / patchify.p_avg)
-    wanted = patchify.p_avg or _printed_length(experiment, patchify.threshold)
-    return _tossed(rows * columns, columns, wanted, experiment.patchify, patchify)  # type: ignore[arg-type]  # frozen: it has a hash
+    if patchify.p_avg is not None:
+        wanted, own = patchify.p_avg, experiment.patchify
+    else:  # printed for the paper's patches
+        wanted = _printed_length(experiment, patchify.threshold)
+        own = Patchify(threshold=patchify.threshold, max_length=PAPER_MAX_LENGTH)
+    return _tossed(rows * columns, columns, wanted, own, patchify)  # type: ignore[arg-type]  # frozen: it has a hash
 
 
 @cache

@@ -1,5 +1,6 @@
 """LlamaGen's own sampler, imported from a checkout on this machine, as an opponent of ours; it is no part of dpar."""
 
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -13,14 +14,25 @@ from dpar.errors import InputError
 from dpar.model.llamagen import LlamaGen
 
 
+def described(checkout: Path, device: torch.device) -> dict[str, Any]:
+    """Which code it is, and how it runs."""
+    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {"commit": found.stdout.strip() or None, "compiled": device.type == "cuda"}
+
+
 def own_sampler(checkout: Path, model: LlamaGen, cfg_scale: float) -> Callable[[int], Tensor]:
     """What draws a batch of so many images (B, T) with LlamaGen's `generate` and the weights of `model`.
 
-    It is set up as by its `sample_c2i_ddp.py`: in the precision of `model`, on a GPU compiled with CUDA graphs.
+    It is set up as by its `sample_c2i_ddp.py`: in the precision of `model`, on a GPU compiled with CUDA graphs, for one
+    batch size: make another for another.
 
     Raises:
-        InputError: `checkout` is no checkout of LlamaGen, or its network does not take these weights.
+        InputError: `checkout` is no checkout of LlamaGen, its network does not take these weights, or it would guide
+            with one branch where ours has two.
     """
+    if 0 < cfg_scale < 1:
+        raise InputError(f"--llamagen: its code does not guide below 1, ours does at {cfg_scale}; give another --cfg")
     config, like, num_classes = model.config, model.output.weight, model.null_label
     sys.path.insert(0, str(checkout))
     try:
@@ -48,7 +60,7 @@ def own_sampler(checkout: Path, model: LlamaGen, cfg_scale: float) -> Callable[[
         raise InputError(f"--llamagen {checkout}: its network takes other weights ({error})") from None
     network.to(like.device, like.dtype).eval()
     if like.device.type == "cuda":
-        network = torch.compile(network, mode="reduce-overhead", fullgraph=True)
+        network = torch.compile(network, mode="reduce-overhead", fullgraph=True, dynamic=False)
 
     def draw(batch: int) -> Tensor:
         labels = torch.arange(batch, device=like.device) % num_classes

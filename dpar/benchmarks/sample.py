@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dpar.benchmarks.conditions import conditions
-from dpar.benchmarks.llamagen import own_sampler
+from dpar.benchmarks.llamagen import described, own_sampler
 from dpar.benchmarks.train import PAPER_P_AVG
 from dpar.commands.info import DOWNSAMPLE, NUM_CLASSES, PAPER_MAX_LENGTH, VOCAB_SIZE
 from dpar.commands.patchify import read_entropies
@@ -191,18 +191,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     start, busy = time.monotonic(), time.process_time()
     models = {name: measure(sizes, how, device) for name, sizes in chosen(args).items()}
     costs = {f"{device.type}, {name}": found.pop("costs") for name, found in models.items()}
-    compiled = [s for model in models.values() if (s := model["speedup_over_literal_compiled"]) is not None]
+    compiled = {
+        name: speedup
+        for name, model in models.items()
+        if (speedup := model["speedup_over_literal_compiled"]) is not None
+    }
     found = {
         "speedup_over_literal": min(model["speedup_over_literal"] for model in models.values()),
         "over_gmacs_ratio": min(model["over_gmacs_ratio"] for model in models.values()),
-        "speedup_over_literal_compiled": min(compiled, default=None),
+        "speedup_over_literal_compiled": compiled,
         "models": models,
         "schedules": schedules(entropy, costs | gpu_costs()),
         "seconds": time.monotonic() - start,
         "processor_seconds": time.process_time() - busy,
         "conditions": conditions(device)
         | {"weights": "random", "precision": how.precision, "cfg_scale": how.cfg_scale}
-        | {"seconds_of": clock(device)},
+        | {"seconds_of": clock(device)}
+        | ({"llamagens_own_code": described(args.llamagen, device)} if args.llamagen else {}),
     }
     if args.json:
         print(json.dumps(found, indent=2))
@@ -222,7 +227,6 @@ def measure(sizes: Sizes, how: How, device: torch.device) -> dict[str, Any]:
         return sample(model, gate, **_request(batch, sizes, device), **settings, **more)
 
     pair = {"DPAR": networks.model, "LlamaGen": baseline}
-    opponent = how.llamagen and own_sampler(how.llamagen, baseline, how.cfg_scale)
     pixels = pixel_seconds(networks, sizes)
     engine: list[dict[str, Any]] = []
     timings: list[Timings] = []
@@ -232,8 +236,8 @@ def measure(sizes: Sizes, how: How, device: torch.device) -> dict[str, Any]:
         works: dict[str, Callable[..., object]] = {name: partial(draw, model, batch) for name, model in pair.items()}
         if sizes.compiled and batch > 1:
             works |= {f"{name}, compiled": partial(draw, model, batch, compile=True) for name, model in pair.items()}
-        if opponent:
-            works["LlamaGen's own code"] = partial(opponent, batch)
+        if how.llamagen:
+            works["LlamaGen's own code"] = partial(own_sampler(how.llamagen, baseline, how.cfg_scale), batch)
         try:
             for work in list(works.values())[:2]:
                 begun(lambda observe, work=work: work(observe=observe))
@@ -254,7 +258,7 @@ def measure(sizes: Sizes, how: How, device: torch.device) -> dict[str, Any]:
         if compiled:
             first_draws = sum(first[f"{name}, compiled"] for name in pair)
             engine[-1]["compiled"] = speeds(engine[-1], *compiled) | {"first_draws_seconds": first_draws}
-        if opponent:
+        if how.llamagen:
             engine[-1]["llamagens_own_code"] = beside_own(batch, seconds)
         if batch in sizes.literal:
             plain.append(measure_literal(sizes, networks, result, settings, device))

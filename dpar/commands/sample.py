@@ -70,7 +70,11 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--max-length", type=int, metavar="TOKENS", help="P_max (default: the one of training)")
     flags.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the model")
-    flags.add_argument("--compile", action="store_true", help="with PyTorch's compiler: half a minute, then faster")
+    flags.add_argument(
+        "--compile",
+        action="store_true",
+        help="with PyTorch's compiler, which takes minutes for large models: for many images",
+    )
     where = "folder (default: looked for in the checkpoint, and beside the models of its results)"
     places = flags.add_mutually_exclusive_group()
     places.add_argument("--entropy-model", type=Path, metavar="DIR", help=where)

@@ -13,7 +13,7 @@ INIT_STD = 0.02
 NORM_EPS = 1e-5
 
 # queries, keys and values [..., N, H, head_dim] -> mixed values of the same shape. Dense images are
-# (B, N, H, head_dim), packed ones (N, H, head_dim), a sampling step (B, 1, H, head_dim) with a cache in the callable.
+# (B, N, H, head_dim), packed ones (N, H, head_dim), a sampling step (R, H, head_dim) with a cache in the callable.
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 

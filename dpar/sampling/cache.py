@@ -39,11 +39,12 @@ class Together(NamedTuple):
 class Apart(NamedTuple):
     """One step of some rows, each at its own position."""
 
-    place: Tensor  # of the new entries (n * H,), through all rows, heads and entries
-    rows: Sequence[Tensor | int]  # those that enter, piece by piece; a row that is not moved as its number
-    biases: Sequence[Tensor]  # of scores (rows of the piece, H, reach), or where `among_all` of every row
-    reach: int
-    among_all: bool  # attention goes over every row, and the result is taken of `rows`
+    rows: Tensor  # those that enter (n,)
+    slots: Tensor  # the place of each one's new entry (n,)
+    reach: int  # entries of each row to read
+    pieces: Sequence[Tensor | int]  # rows to gather at once, a row that is not moved as its number; () to read them all
+    biases: Sequence[Tensor | None]  # of scores (rows, heads or 1, reach) of each piece, or of all; None as above
+    spread: bool  # where all rows are read, whether only some of them ask
 
 
 class Entries(NamedTuple):
@@ -53,51 +54,73 @@ class Entries(NamedTuple):
     values: list[Tensor]
 
 
-def by_products(like: Tensor) -> bool:
-    """Whether attention is two batched products over all entries there is room for, with a bias."""
-    return like.device.type == "cpu" and like.dtype == at_least_float32(like.dtype)
+def on_cpu(like: Float[Tensor, "..."]) -> bool:
+    """Whether room grows and is read whole."""
+    return like.device.type == "cpu"
 
 
-# The functions below are called for each layer of each step. Their signatures have no shapes, which Python would work
-# out every time: at the demo's sizes that took longer than a matrix product.
+def by_products(like: Float[Tensor, "..."]) -> bool:
+    """Whether attention is two batched products, which is faster there than PyTorch's kernel."""
+    return on_cpu(like) and like.dtype == at_least_float32(like.dtype)
 
 
-def attention(keys: Tensor, values: Tensor, at: Together | Apart) -> Attend:
-    """Attention of the new entries of a layer, which are kept, to those of their own rows: (R, H, head_dim) each."""
+def attention(
+    keys: Float[Tensor, "R H N head_dim"], values: Float[Tensor, "R H N head_dim"], at: Together | Apart
+) -> Attend:
+    """Attention of new entries (R or n, H, head_dim) of a layer, which are kept, to those of their own rows."""
     if isinstance(at, Together):
         return lambda q, k, v: _together(q, k, v, keys, values, at)
     return lambda q, k, v: _apart(q, k, v, keys, values, at)
 
 
-def _together(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, at: Together) -> Tensor:
+def _together(
+    q: Float[Tensor, "R H head_dim"],
+    k: Float[Tensor, "R H head_dim"],
+    v: Float[Tensor, "R H head_dim"],
+    keys: Float[Tensor, "R H N head_dim"],
+    values: Float[Tensor, "R H N head_dim"],
+    at: Together,
+) -> Float[Tensor, "R H head_dim"]:
     keys.narrow(2, at.position, 1).copy_(k[:, :, None])
     values.narrow(2, at.position, 1).copy_(v[:, :, None])
     return _mixed(q, keys[:, :, : at.reach], values[:, :, : at.reach], at.bias)
 
 
-def _apart(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, at: Apart) -> Tensor:
-    width = q.shape[-1]
-    keys.view(-1, width).index_copy_(0, at.place, k.reshape(-1, width))
-    values.view(-1, width).index_copy_(0, at.place, v.reshape(-1, width))
-    if at.among_all:
-        (rows,) = at.rows
-        assert not isinstance(rows, int)
-        spread = q.new_zeros(keys.shape[0], q.shape[1], width).index_copy_(0, rows, q)
-        return _mixed(spread, keys, values, at.biases[0]).index_select(0, rows)
+def _apart(
+    q: Float[Tensor, "n H head_dim"],
+    k: Float[Tensor, "n H head_dim"],
+    v: Float[Tensor, "n H head_dim"],
+    keys: Float[Tensor, "R H N head_dim"],
+    values: Float[Tensor, "R H N head_dim"],
+    at: Apart,
+) -> Float[Tensor, "n H head_dim"]:
+    keys[at.rows, :, at.slots] = k
+    values[at.rows, :, at.slots] = v
     keys, values = keys[:, :, : at.reach], values[:, :, : at.reach]
+    if not at.pieces:
+        if not at.spread:
+            return _mixed(q, keys, values, at.biases[0])
+        asked = q.new_zeros(keys.shape[0], *q.shape[1:]).index_copy_(0, at.rows, q)
+        return _mixed(asked, keys, values, at.biases[0]).index_select(0, at.rows)
+    sizes = [1 if isinstance(rows, int) else len(rows) for rows in at.pieces]
     out = [
         _mixed(some, _of(keys, rows), _of(values, rows), bias)
-        for some, rows, bias in zip(q.split([len(bias) for bias in at.biases]), at.rows, at.biases, strict=True)
+        for some, rows, bias in zip(q.split(sizes), at.pieces, at.biases, strict=True)
     ]
     return out[0] if len(out) == 1 else torch.cat(out)
 
 
-def _of(entries: Tensor, rows: Tensor | int) -> Tensor:
+def _of(entries: Float[Tensor, "R *rest"], rows: Int[Tensor, " n"] | int) -> Float[Tensor, "n *rest"]:
     return entries[rows : rows + 1] if isinstance(rows, int) else entries.index_select(0, rows)
 
 
-def _mixed(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-    """The mean of values (R, H, N, head_dim) that queries (R, H, head_dim) find by the keys."""
+def _mixed(
+    q: Float[Tensor, "R H head_dim"],
+    keys: Float[Tensor, "R H N head_dim"],
+    values: Float[Tensor, "R H N head_dim"],
+    bias: Float[Tensor, "#R #H N"] | None,
+) -> Float[Tensor, "R H head_dim"]:
+    """The mean of values that queries find by the keys."""
     if not by_products(q):
         mask = None if bias is None else bias[:, :, None]
         return F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=mask)[:, :, 0]
@@ -110,12 +133,13 @@ def _mixed(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tens
 
 class _Cache:
     def __init__(self, layers: int, rows: int, length: int, heads: int, like: Float[Tensor, "... D"], *, ragged: bool):
-        self.grows, self.most, width = by_products(like), length, like.shape[-1] // heads
+        self.grows, self.most, width = on_cpu(like), length, like.shape[-1] // heads
         room = min(ROOM, length) if self.grows else length
         # filled, since what has not been read gets the weight 0, and 0 x NaN is no 0
         keys, values = ([like.new_zeros(rows, heads, room, width) for _ in range(layers)] for _ in range(2))
         self.entries = Entries(keys, values)
-        self.bias = like.new_full((rows, heads, room) if ragged else (1, 1, room), -torch.inf)
+        of_each = (rows, heads if by_products(like) else 1) if ragged else (1, 1)
+        self.bias = like.new_full((*of_each, room), -torch.inf)
 
     def keep(self, rows: int) -> None:
         """Goes on with the first `rows` rows alone."""
@@ -129,8 +153,10 @@ class _Cache:
         rows, heads, room, width = self.entries.keys[0].shape
         if longest <= room:
             return room
-        empty = self.bias.new_zeros(rows, heads, min(ROOM, self.most - room), width)
-        self.entries = Entries(*([torch.cat((some, empty), 2) for some in kept] for kept in self.entries))
+        empty = self.entries.keys[0].new_zeros(rows, heads, min(ROOM, self.most - room), width)
+        for kept in self.entries:
+            for layer, some in enumerate(kept):  # one by one: never twice the memory
+                kept[layer] = torch.cat((some, empty), 2)
         self.bias = F.pad(self.bias, (0, empty.shape[2]), value=-torch.inf)
         return self.bias.shape[2]
 
@@ -153,22 +179,24 @@ class TokenCache(_Cache):
     def append(self, position: int) -> Together:
         """A new entry for every row, at `position`, which follows the last one."""
         reach = self._reach(position + 1)
+        if not self.grows:
+            return Together(position, reach, None)
         self.bias.select(2, position).fill_(0)
-        return Together(position, reach, self.bias if self.grows else None)
+        return Together(position, reach, self.bias)
 
 
 class RaggedCache(_Cache):
     """The cache of a stack in which each row has read as many entries as it has: rows enter a step as they please.
 
     The rows that enter are gathered from those that do not; a CPU does it in pieces, and does not move a row that is a
-    piece by itself. Where most rows enter, a CPU goes over all of them, which is faster than to move most.
+    piece by itself. Attention goes over all rows where all enter; on a CPU where most do, which is faster than to move
+    most.
     """
 
     def __init__(self, layers: int, rows: int, length: int, heads: int, like: Float[Tensor, "... D"]):
         """As `TokenCache`."""
         super().__init__(layers, rows, length, heads, like, ragged=True)
         self.lengths = np.zeros(rows, dtype=np.int64)
-        self.heads = torch.arange(heads, device=like.device)
 
     def keep(self, rows: int) -> None:
         """Goes on with the first `rows` rows alone."""
@@ -180,14 +208,15 @@ class RaggedCache(_Cache):
         slots = self.lengths[rows]
         self.lengths[rows] += 1
         reach = self._reach(min(max(int(slots.max()) + 1, 2), self.most))  # sizes of 1 would be compiled by themselves
-        count, heads, room = self.bias.shape
-        index, first = sent(torch.from_numpy(np.stack([rows, rows * heads * room + slots])), self.bias.device)
-        place = (first[:, None] + self.heads * room).flatten()
-        self.bias.view(-1).index_fill_(0, place, 0)
-        if self.grows and 2 * len(rows) > count:
-            return Apart(place, (index,), (self.bias,), reach, among_all=True)
+        index, slot = sent(torch.from_numpy(np.stack([rows, slots])), self.bias.device)
+        self.bias[index, :, slot] = 0
+        bias = self.bias[:, :, :reach]
+        if self.grows and 2 * len(rows) > len(self.lengths):
+            return Apart(index, slot, reach, (), (bias,), spread=True)
+        if not self.grows and np.array_equal(rows, np.arange(len(self.lengths))):
+            filled = self.lengths.min() >= reach  # without a bias PyTorch has faster kernels
+            return Apart(index, slot, reach, (), (None if filled else bias,), spread=False)
         at_once = max(1, PIECE // (2 * self.entries.keys[0][0].nbytes)) if self.grows else len(rows)
         alone = at_once == 1 < len(rows)
         pieces: Sequence[Tensor | int] = rows.tolist() if alone else index.split(at_once)
-        bias = self.bias[:, :, :reach]
-        return Apart(place, tuple(pieces), tuple(_of(bias, some) for some in pieces), reach, among_all=False)
+        return Apart(index, slot, reach, tuple(pieces), tuple(_of(bias, some) for some in pieces), spread=False)

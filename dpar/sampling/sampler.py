@@ -180,8 +180,9 @@ class PatchStream:
             at = self.encoder_cache.append(position - 1)
             x = model.tok_embeddings(previous)
             new = self.run(steps.encoded, position - 1)(model, x, rope, self.encoder_cache.entries, at)
-            for states, x in zip(self.states, new, strict=True):  # the last x goes on
-                states[:, position - 1] = x
+            for states, some in zip(self.states, new, strict=True):
+                states[:, position - 1] = some
+            x = new[-1]
         opening = opens.cpu().numpy().nonzero()[0]
         if len(opening):
             self._open(position, opening)
@@ -210,7 +211,7 @@ class PatchStream:
             rope = torch.where(self.by_last, self.patch_rope[position - 1], self.patch_rope.index_select(0, first))
         at = self.patch_cache.append(rows)
         # compiled code is for one piece
-        opened = self.run(steps.opened, position) if len(at.rows) == 1 else steps.opened
+        opened = self.run(steps.opened, position) if len(at.pieces) < 2 else steps.opened
         for added, some in zip(self.added, opened(model, x, rope, self.patch_cache.entries, at), strict=True):
             added.index_copy_(0, index, some)
 
@@ -250,7 +251,8 @@ def sample(
         top_p: least probability to draw from, largest codes first; 1 = all.
         prefix: the first N tokens of each image, which are kept; the rest continues them, exactly as the model would
             have after drawing them.
-        compile: whether the steps run in compiled code, which the first batch waits for; no more than rounding changes.
+        compile: whether the steps run in compiled code, for which the first batch waits. Logits round differently, so
+            that an image may turn out another where two codes are nearly tied.
         observe: is handed each step; for what the result does not hold.
 
     Raises:
@@ -259,16 +261,16 @@ def sample(
     """
     choice = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     _check(model, entropy_model, labels, patchify, cfg_scale, cfg_interval, choice, prefix)
-    compiling = steps.compiling(labels.device) if compile else nullcontext()
+    compilers = steps.compiling(labels.device) if compile else nullcontext()
 
     def run(step: Callable[..., Any], position: int) -> Callable[..., Any]:
-        """`step` or compiled code; not at the first positions, since a compiler takes 0 and 1 for constants."""
+        """`step` or compiled code; not at positions 0 and 1, which would be compiled by themselves."""
         return steps.compiled(step) if compile and position > 1 else step
 
     tokens: list[Tensor] = []
     starts: list[Tensor] = []
     entropies: list[Tensor] = []
-    with torch.inference_mode(), compiling:
+    with torch.inference_mode(), compilers:
         batch, scales = len(labels), guidance_scales(model.config.tokens, cfg_scale, cfg_interval)
         branches = branch_labels(labels, model.null_label, scales)
         clock = _clock(model, entropy_model, labels, patchify, threshold, run)

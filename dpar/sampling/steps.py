@@ -10,7 +10,9 @@ from functools import cache
 from typing import Any, TypeVar, cast
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch._dynamo import config as dynamo_config
 from torch.fx.experimental import _config as fx_config
 
 from dpar.device import try_compiler
@@ -32,7 +34,8 @@ def compiling(device: torch.device) -> Iterator[None]:
         InputError: nothing can be compiled here.
     """
     _compiles(device)
-    with fx_config.patch(use_duck_shape=False):  # pyright: ignore[reportAttributeAccessIssue]
+    # a process may draw with many networks, whose sizes are constants of the code
+    with fx_config.patch(use_duck_shape=False), dynamo_config.patch(recompile_limit=64):  # pyright: ignore[reportAttributeAccessIssue]
         yield
 
 
@@ -43,24 +46,30 @@ def _compiles(device: torch.device) -> None:
 
 @cache
 def compiled(step: Function) -> Function:
-    """`step` in compiled code for batches of any size, made when it is first called."""
-    return cast(Function, torch.compile(step, dynamic=True))
+    """`step` in compiled code for two rows or more, made when it is first called."""
+    return cast(Function, torch.compile(step, dynamic=True, fullgraph=True))
 
 
-def token_logits(model: LlamaGen, x: Tensor, rope: Tensor, entries: Entries, at: Together) -> Tensor:
-    """Logits (R, V) of the token after the one of embedding `x` (R, D) and rotations `rope` (1, head_dim / 2, 2)."""
+def token_logits(
+    model: LlamaGen, x: Float[Tensor, "R D"], rope: Float[Tensor, "1 half 2"], entries: Entries, at: Together
+) -> Float[Tensor, "R V"]:
+    """Logits of the token after the one of embedding `x`."""
     for layer, keys, values in zip(model.layers, *entries, strict=True):
         x = layer(x, rope, attention(keys, values, at))
     return model.output(model.norm(x))
 
 
-def token_entropy(model: LlamaGen, x: Tensor, rope: Tensor, entries: Entries, at: Together) -> Tensor:
-    """Entropy (R,) in nats of that token (Eq. 3)."""
+def token_entropy(
+    model: LlamaGen, x: Float[Tensor, "R D"], rope: Float[Tensor, "1 half 2"], entries: Entries, at: Together
+) -> Float[Tensor, " R"]:
+    """Entropy in nats of that token (Eq. 3)."""
     return said_entropy(model, token_logits(model, x, rope, entries, at))
 
 
-def encoded(model: DPAR, x: Tensor, rope: Tensor, entries: Entries, at: Together) -> list[Tensor]:
-    """States (B, D) of the token of embedding `x` (B, D) after each layer of the encoder (Eq. 4)."""
+def encoded(
+    model: DPAR, x: Float[Tensor, "B D"], rope: Float[Tensor, "1 half 2"], entries: Entries, at: Together
+) -> list[Float[Tensor, "B D"]]:
+    """States of the token of embedding `x` after each layer of the encoder (Eq. 4)."""
     states = []
     for layer, keys, values in zip(_encoder(model), *entries, strict=True):
         x = layer.block(x, rope, attention(keys, values, at))
@@ -68,8 +77,10 @@ def encoded(model: DPAR, x: Tensor, rope: Tensor, entries: Entries, at: Together
     return states
 
 
-def closed(model: DPAR, states: Sequence[Tensor], ids: Tensor, count: int) -> Tensor:
-    """States of `count` patches from those of their tokens (N, D) after each layer; `ids` are their patches (Eq. 5)."""
+def closed(
+    model: DPAR, states: Sequence[Float[Tensor, "N D"]], ids: Int[Tensor, " N"], count: int
+) -> Float[Tensor, "count D"]:
+    """States of `count` patches from those of their tokens after each layer; `ids` are the tokens' patches (Eq. 5)."""
     patches = None
     for layer, some in zip(_encoder(model), states, strict=True):
         patches = layer.gather(some, patches, ids, count)
@@ -77,15 +88,24 @@ def closed(model: DPAR, states: Sequence[Tensor], ids: Tensor, count: int) -> Te
     return patches
 
 
-def opened(model: DPAR, x: Tensor, rope: Tensor, entries: Entries, at: Apart) -> list[Tensor]:
-    """What each layer of the decoder adds to the tokens of the patches (n, D) that follow `x` (n, D) (Eq. 6)."""
+def opened(
+    model: DPAR, x: Float[Tensor, "n D"], rope: Float[Tensor, "n half 2"], entries: Entries, at: Apart
+) -> list[Float[Tensor, "n D"]]:
+    """What each layer of the decoder adds to the tokens of the patches that follow the patches `x` (Eq. 6)."""
     for layer, keys, values in zip(model.patch_transformer.layers, *entries, strict=True):
         x = layer(x, rope, attention(keys, values, at))
     return [layer.projection(layer.norm(x)) for layer in _decoder(model)]
 
 
-def decoded(model: DPAR, x: Tensor, added: Sequence[Tensor], rope: Tensor, entries: Entries, at: Together) -> Tensor:
-    """Logits (R, V) of the token after the one of state `x` (R, D), to which each layer adds its own (Eqs. 6-7)."""
+def decoded(
+    model: DPAR,
+    x: Float[Tensor, "R D"],
+    added: Sequence[Float[Tensor, "R D"]],
+    rope: Float[Tensor, "1 half 2"],
+    entries: Entries,
+    at: Together,
+) -> Float[Tensor, "R V"]:
+    """Logits of the token after the one of state `x`, to which each layer adds its own first (Eqs. 6-7)."""
     for layer, more, keys, values in zip(_decoder(model), added, *entries, strict=True):
         x = layer.block(x + more, rope, attention(keys, values, at))
     return model.decoder.output(model.decoder.norm(x))

@@ -130,7 +130,7 @@ def cost_notes(experiment: Experiment) -> list[str]:
     return [
         "1e9 multiply-accumulates an image. Forward: linear layers alone, as the paper counts; training: forward and "
         "backward, with attention.",
-        f"{patches:.1f} patches an image are assumed, which `p_avg` asks for or the paper prints for the threshold. "
+        f"{patches:.1f} patches an image are assumed, which `p_avg` asks for or what the paper prints lets expect. "
         f"{counted}",
     ]
 

@@ -134,7 +134,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             job.metrics({"sample/images_per_s": pace}, step=stop)
             job.commit(stop)
         patches = np.concatenate([part.patches for part in parts])
-        conditions["batches"] = sorted({part.stop - part.start for part in parts})  # rounding depends on their sizes
+        # rounding depends on the sizes of batches, and on the compiler
+        conditions["batches"] = sorted({part.stop - part.start for part in parts})
+        if sampling.compile:
+            conditions["compiled"] = True
         write_samples(
             args.output,
             (part.images for part in parts),

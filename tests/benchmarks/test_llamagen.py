@@ -16,12 +16,12 @@ from dpar.model.llamagen import LlamaGen, LlamaGenConfig
 
 @dataclass
 class ModelArgs:
-    dim: int
-    n_layer: int
-    n_head: int
-    vocab_size: int
-    block_size: int
-    num_classes: int
+    dim: int = 4096
+    n_layer: int = 32
+    n_head: int = 32
+    num_classes: int = 1000
+    vocab_size: int = 16384
+    block_size: int = 256
 
 class Transformer(LlamaGen):
     def __init__(self, args):
@@ -33,8 +33,10 @@ class Transformer(LlamaGen):
 GENERATE = """
 import torch
 
-def generate(network, labels, count, cfg_scale, **choice):
-    assert not network.training and choice["sample_logits"] and cfg_scale == 2.0
+def generate(model, cond, max_new_tokens, emb_masks=None, cfg_scale=1.0, cfg_interval=-1, **sampling_kwargs):
+    network, labels, count = model, cond, max_new_tokens
+    assert set(sampling_kwargs) == {"temperature", "top_k", "top_p", "sample_logits"}
+    assert not network.training and sampling_kwargs["sample_logits"] and cfg_scale == 2.0
     tokens = torch.zeros(len(labels), count, dtype=torch.long)
     return network(tokens, labels).argmax(-1)
 """
@@ -71,6 +73,11 @@ def test_another_network_is_refused(checkout, model):
     gpt.write_text(GPT.replace("width=args.dim", "width=2 * args.dim"))
     with pytest.raises(InputError, match="its network takes other weights"):
         own_sampler(checkout, model, 2.0)
+
+
+def test_guidance_that_it_does_not_know_is_refused(checkout, model):
+    with pytest.raises(InputError, match="does not guide below 1"):
+        own_sampler(checkout, model, 0.5)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path, model):

@@ -13,7 +13,7 @@ from dpar.commands.sample import main
 from dpar.config import Patchify
 from dpar.errors import InputError
 from dpar.files import read_json, write_json
-from dpar.sampling.networks import load_networks
+from dpar.sampling.networks import Networks, load_networks
 from dpar.sampling.noise import image_seed
 from tests.stages.sampled import GATE_THRESHOLDS, THRESHOLD, add_gates, write_results
 
@@ -67,6 +67,19 @@ def test_settings_reach_the_sampler(results, tmp_path, capsys):
     assert len(set(greedy["patches"])) == 1
     pictures = np.asarray(Image.open(tmp_path / "d.png"))
     assert np.array_equal(pictures[:, :8], pictures[:, 10:18])
+
+
+def test_compiled_code_is_asked_for(results, tmp_path, capsys, monkeypatch):
+    original, told = Networks.draw, []
+
+    def tell(self, *args, compile, **how):
+        told.append(compile)
+        return original(self, *args, **how)
+
+    monkeypatch.setattr(Networks, "draw", tell)
+    draw(capsys, results, tmp_path / "a.png")
+    draw(capsys, results, tmp_path / "a.png", "--compile")
+    assert told == [False, True]
 
 
 def test_a_picture_is_continued(results, tmp_path, capsys):

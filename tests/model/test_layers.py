@@ -19,25 +19,29 @@ def test_hidden_width_is_two_thirds_of_four_widths_rounded_up_to_256(width, hidd
     assert hidden_width(width) == hidden
 
 
-def test_norm_is_the_literal_one(float64):
+@pytest.mark.parametrize("gradients", [True, False])
+def test_norm_is_the_literal_one(float64, gradients):
     norm, x = randomised(RMSNorm(16)), torch.randn(3, 4, 16)
     expected = [[oracle.rms_norm(h, norm.weight) for h in row] for row in x]
-    torch.testing.assert_close(norm(x), torch.stack([torch.stack(row) for row in expected]))
+    with torch.set_grad_enabled(gradients):
+        found = norm(x)
+    torch.testing.assert_close(found, torch.stack([torch.stack(row) for row in expected]))
 
 
 def test_norm_of_half_precision_is_computed_in_fp32():
     norm, x = randomised(RMSNorm(64)), torch.randn(50, 64).bfloat16()
     with torch.no_grad():
-        exact = norm(x.float())
-        assert torch.equal(norm(x), exact.bfloat16())
-        assert torch.equal(
-            norm.bfloat16()(x), nn.functional.rms_norm(x.float(), (64,), norm.weight.float(), 1e-5).bfloat16()
-        )
+        for same in (norm, norm.bfloat16()):
+            exact = nn.functional.rms_norm(x.float(), (64,), same.weight.float(), 1e-5)
+            assert torch.equal(same(x), exact.bfloat16())
 
 
-def test_a_tiny_input_is_held_up_by_eps():
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_tiny_input_is_held_up_by_eps(gradients):
     norm = RMSNorm(4)
-    torch.testing.assert_close(norm(torch.full((4,), 1e-4)), torch.full((4,), 1e-4 / (1e-8 + 1e-5) ** 0.5))
+    with torch.set_grad_enabled(gradients):
+        found = norm(torch.full((4,), 1e-4))
+    torch.testing.assert_close(found, torch.full((4,), 1e-4 / (1e-8 + 1e-5) ** 0.5))
 
 
 def test_feed_forward_is_the_literal_one(float64):

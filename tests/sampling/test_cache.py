@@ -22,9 +22,12 @@ def small(monkeypatch, float64):
     monkeypatch.setattr(caches, "ROOM", 4)
 
 
-@pytest.fixture(params=["cpu", "as_on_a_gpu"])
+@pytest.fixture(params=["cpu", "half_precision_on_a_cpu", "as_on_a_gpu"])
 def kind(request, monkeypatch):
+    """How rooms are made and attention is computed; in float64 all the same."""
     if request.param == "as_on_a_gpu":
+        monkeypatch.setattr(caches, "on_cpu", lambda like: False)
+    elif request.param == "half_precision_on_a_cpu":
         monkeypatch.setattr(caches, "by_products", lambda like: False)
     return request.param
 
@@ -48,7 +51,7 @@ def test_room_is_made_as_it_is_needed_and_no_more(kind):
     for t in range(6):
         cache.append(t)
         rooms.append(cache.entries.keys[0].shape[2])
-    assert rooms == ([4, 4, 4, 4, 6, 6] if kind == "cpu" else [6] * 6)
+    assert rooms == ([6] * 6 if kind == "as_on_a_gpu" else [4, 4, 4, 4, 6, 6])
 
 
 @pytest.mark.parametrize("share", [0.3, 0.8])
@@ -80,23 +83,35 @@ def test_rows_with_lengths_of_their_own(kind, monkeypatch, at_once, share):
     assert mixed > 3
 
 
-@pytest.mark.parametrize(("entering", "pieces"), [(1, [1]), (2, [1, 1]), (4, [4])])
+@pytest.mark.parametrize(("entering", "pieces"), [(1, [1]), (2, [1, 1]), (4, [])])
 def test_a_cpu_moves_rows_in_pieces_unless_most_enter(monkeypatch, entering, pieces):
     monkeypatch.setattr(caches, "PIECE", 1)
     cache = RaggedCache(1, 6, 9, HEADS, torch.empty(HEADS * HEAD_DIM))
     at = cache.append(np.arange(entering))
-    assert at.among_all == (entering == 4)
-    assert [1 if isinstance(rows, int) else len(rows) for rows in at.rows] == pieces
+    assert [1 if isinstance(rows, int) else len(rows) for rows in at.pieces] == pieces
+    assert at.spread == (entering == 4)
 
 
-def test_rows_that_go_on_alone(kind):
+def test_a_gpu_moves_nothing_where_all_enter_and_needs_no_mask_where_all_are_as_long(monkeypatch):
+    monkeypatch.setattr(caches, "on_cpu", lambda like: False)
+    cache = RaggedCache(1, 3, 9, HEADS, torch.empty(HEADS * HEAD_DIM))
+    first, second = (cache.append(np.arange(3)) for _ in range(2))
+    assert (first.pieces, second.pieces, second.biases) == ((), (), (None,))
+    assert [rows.tolist() for rows in cache.append(np.array([0, 2])).pieces] == [[0, 2]]
+    ragged = cache.append(np.arange(3))
+    assert ragged.pieces == ()
+    assert ragged.biases[0].shape == (3, 1, 4)
+
+
+@pytest.mark.parametrize("when", [3, 5])
+def test_rows_that_go_on_alone(kind, when):
     """What is kept is what those rows had read, and goes on from there."""
     q, k, v = torch.randn(3, 4, 6, HEADS, HEAD_DIM)
     like = torch.empty(HEADS * HEAD_DIM)
     together, apart = TokenCache(1, 4, 6, HEADS, like), RaggedCache(1, 4, 6, HEADS, like)
     rows = 4
     for t in range(6):
-        if t == 3:
+        if t == when:
             rows = 2
             together.keep(rows)
             apart.keep(rows)

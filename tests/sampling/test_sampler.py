@@ -118,12 +118,23 @@ def test_caches_that_grow_and_are_read_in_pieces(dpar, entropy_model, monkeypatc
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Room for all from the start, and PyTorch's attention over the part that is filled."""
+    monkeypatch.setattr(cache, "on_cpu", lambda like: False)
+
+
+def test_growing_caches_under_attention_of_pytorch(dpar, entropy_model, monkeypatch):
+    """As in bfloat16 on a CPU."""
+    monkeypatch.setattr(cache, "ROOM", 5)
+    monkeypatch.setattr(cache, "PIECE", 2 * 10 * 2 * SIZES["width"] * 8)
     monkeypatch.setattr(cache, "by_products", lambda like: False)
+    assert_literal(dpar, entropy_model, request(5), **GUIDED_FIRST)
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_caches_of_a_gpu(dpar, entropy_model, llamagen):
+    """Static patches begin in all rows at once, which are then read without a mask."""
     assert_literal(dpar, entropy_model, request(5), **GUIDED_FIRST)
+    static = Patchify(strategy="static", p_avg=1.81)
+    assert_literal(dpar, None, request(3), patchify=static, threshold=None, cfg_scale=2.5)
     assert_literal(llamagen, None, request(2), patchify=None, threshold=None, cfg_scale=2.5)
 
 
@@ -155,11 +166,18 @@ def graphs(monkeypatch):
 PARTS = ["closed", "decoded", "encoded", "opened", "token_entropy"]
 
 
-def test_compiles_once_for_all_steps_and_batches(dpar, entropy_model, llamagen, graphs):
+def test_compiles_once_for_all_steps_and_batches(dpar, entropy_model, null_class, llamagen, graphs):
     """Twice where patches open: among all rows, and among those that are gathered."""
     for count in (5, 7):
         assert_literal(dpar, entropy_model, request(count), compile=True, **GUIDED_FIRST)
         assert sorted(graphs) == sorted([*PARTS, "opened"])
+    graphs.clear()
+    plain = {"patchify": PATCHIFY, "threshold": 2.75, "cfg_scale": 1.0}
+    assert_literal(dpar, null_class, request(5), compile=True, **plain)
+    begun = sample(dpar, entropy_model, **request(5), **plain).tokens[:, :5]
+    whole = sample(dpar, entropy_model, **request(5), **plain, prefix=begun, compile=True)
+    assert torch.equal(whole.tokens, sample(dpar, entropy_model, **request(5), **plain).tokens)
+    assert set(graphs) <= {"token_entropy", "opened", "closed"}, "the other gate, or one row, which is for itself"
     graphs.clear()
     assert_literal(llamagen, None, request(3), patchify=None, threshold=None, cfg_scale=2.5, compile=True)
     assert graphs == ["token_logits"]
@@ -169,7 +187,7 @@ def test_compiles_once_for_all_steps_and_batches(dpar, entropy_model, llamagen, 
 def test_compiles_once_as_on_a_gpu(dpar, entropy_model, graphs):
     for count in (5, 7):
         assert_literal(dpar, entropy_model, request(count), compile=True, **GUIDED_FIRST)
-        assert sorted(graphs) == PARTS
+        assert sorted(graphs) == sorted([*PARTS, "opened"]), "where all rows enter, and where some do"
 
 
 def test_compiled_code_draws_the_same_images(monkeypatch):
@@ -177,12 +195,19 @@ def test_compiled_code_draws_the_same_images(monkeypatch):
     layers = {"layers": 1, "encoder_layers": 1, "decoder_layers": 1}
     model = with_random_weights(DPAR(DPAR.Config(num_classes=CLASSES, **layers, **SIZES)))
     gate = with_random_weights(LlamaGen(LlamaGen.Config(layers=1, **SIZES)))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters["stats"].clear()
     assert_literal(model, gate, request(5), compile=True, **GUIDED_FIRST)
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert compiled == len(PARTS) + 1
+    assert_literal(model, gate, request(7), compile=True, **GUIDED_FIRST)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled, "another batch, the same code"
+    torch._dynamo.reset()
 
 
 def test_a_machine_without_a_compiler_is_told(dpar, entropy_model, graphs, monkeypatch):
     def broken(device):
-        raise InputError("`compile: true`, but PyTorch cannot compile here")
+        raise InputError("PyTorch cannot compile here")
 
     monkeypatch.setattr(steps, "try_compiler", broken)
     with pytest.raises(InputError, match="cannot compile here"):
@@ -358,7 +383,7 @@ def test_other_precisions_draw_valid_images(precision):
     assert result.tokens.min() >= 0
     assert result.tokens.max() < 40
     assert result.entropy is not None
-    assert all(step.logits.dtype == torch.float32 for step in steps)
+    assert all(step.logits.dtype == torch.float32 and step.logits.isfinite().all() for step in steps)
     assert result.entropy.dtype == torch.float32
 
 

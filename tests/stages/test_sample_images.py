@@ -164,6 +164,28 @@ def test_guidance_of_a_part_of_the_sequence_reaches_the_sampler(tmp_path, whole)
     assert (found["arr_0"] != whole["arr_0"]).any()
 
 
+def test_compiled_code_is_asked_for_and_noted_and_takes_up_what_was_drawn(tmp_path, monkeypatch):
+    """Nothing is compiled here: what the sampler is told is."""
+    results = write_results(tmp_path)
+    original, told = Networks.draw, []
+
+    def tell(self, *args, compile, **how):
+        told.append(compile)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+        return original(self, *args, **how)
+
+    monkeypatch.setattr(Networks, "draw", tell)
+    with pytest.raises(KeyboardInterrupt):
+        draw(results)
+    change_sampling(results, compile=True)
+    found = json.loads(str(draw(results)["conditions"]))
+    assert told == [False, False, True, True]
+    assert found["compiled"] is True
+    change_sampling(results, compile=False)
+    assert "compiled" not in json.loads(str(draw(results, name=1)["conditions"]))
+
+
 def test_parts_of_other_settings_are_not_used(tmp_path, monkeypatch):
     results = write_results(tmp_path)
     original, calls = Networks.draw, []

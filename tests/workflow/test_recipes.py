@@ -315,6 +315,11 @@ def test_batches_matter_where_shards_are_made_of_whole_ones(tmp_path):
         assert (usual["sample_images"] != other["sample_images"]) is matters
 
 
+def test_compiled_code_draws_nothing_again(tmp_path):
+    usual, other = (recipes({**v}, tmp_path) for v in (demo(), changed(demo(), "sampling.compile")))
+    assert usual == other
+
+
 def test_reads_are_found_through_names_functions_and_cells():
     assert {"evaluation.k", "evaluation.splits", "seed"} <= reads("compute_metrics")
     assert {"sampling.num_images", "evaluation.k"} <= reads("measure_noise_floor")
