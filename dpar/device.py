@@ -63,7 +63,7 @@ def try_compiler(device: torch.device) -> None:
         reason = next(line for line in str(error).splitlines() if line.strip())
         raise InputError(
             f"compiled code was asked for, but PyTorch cannot compile here ({reason.strip():.200}); "
-            "install a C++ compiler such as g++, or do without (`compile: false`, no `--compile`): it is only slower"
+            "install a C++ compiler such as g++, or set `compile: false` (no `--compile`), which is only slower"
         ) from None
 
 

@@ -148,7 +148,7 @@ def graphs(monkeypatch):
             taken.append(step.__name__)
             return graph
 
-        return torch_compile(step, backend=backend, fullgraph=True, **how)
+        return torch_compile(step, backend=backend, **how)
 
     torch_compile = torch.compile
     monkeypatch.setattr(torch, "compile", compiled)
@@ -196,7 +196,8 @@ def test_compiled_code_draws_the_same_images(monkeypatch):
     model = with_random_weights(DPAR(DPAR.Config(num_classes=CLASSES, **layers, **SIZES)))
     gate = with_random_weights(LlamaGen(LlamaGen.Config(layers=1, **SIZES)))
     torch._dynamo.reset()
-    torch._dynamo.utils.counters["stats"].clear()
+    with steps.compiling(torch.device("cpu")):  # compiles something small, once in a process
+        torch._dynamo.utils.counters["stats"].clear()
     assert_literal(model, gate, request(5), compile=True, **GUIDED_FIRST)
     compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert compiled == len(PARTS) + 1

@@ -317,7 +317,7 @@ def test_batches_matter_where_shards_are_made_of_whole_ones(tmp_path):
 
 def test_compiled_code_draws_nothing_again(tmp_path):
     usual, other = (recipes({**v}, tmp_path) for v in (demo(), changed(demo(), "sampling.compile")))
-    assert usual == other
+    assert {rule for rule in usual if usual[rule] != other[rule]} == {"write_report"}, "which prints all settings"
 
 
 def test_reads_are_found_through_names_functions_and_cells():
