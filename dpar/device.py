@@ -1,6 +1,7 @@
 """The device a process computes on."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -57,7 +58,8 @@ def try_compiler(device: torch.device) -> None:
         InputError: nothing can be compiled here.
     """
     try:
-        with compiler_config.patch(force_disable_caches=True):  # pyright: ignore[reportAttributeAccessIssue]
+        # PyTorch warns that its caches are off, which is meant here
+        with warnings.catch_warnings(action="ignore"), compiler_config.patch(force_disable_caches=True):  # pyright: ignore[reportAttributeAccessIssue]
             torch.compile(torch.cos)(torch.ones(2, device=device))
     except RuntimeError as error:
         reason = next(line for line in str(error).splitlines() if line.strip())
