@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from jaxtyping import Shaped
@@ -51,8 +52,9 @@ def sent(tensor: Shaped[Tensor, "*any"], device: torch.device | str | None) -> S
     return tensor.to(device)
 
 
+@cache
 def try_compiler(device: torch.device) -> None:
-    """Compiles something small for `device`.
+    """Compiles something small for `device`, once in a process.
 
     Raises:
         InputError: nothing can be compiled here.

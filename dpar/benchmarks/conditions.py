@@ -12,15 +12,19 @@ from dpar.tracking.environment import git_commit, versions
 
 def conditions(device: torch.device) -> dict[str, Any]:
     """The code, the packages and the machine; a benchmark adds its shapes and precision."""
-    commit, changed = git_commit()
     return {
-        "commit": commit and commit + (" with changes" if changed else ""),
+        "commit": stated_commit(*git_commit()),
         "versions": versions(),
         "card": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
     }
+
+
+def stated_commit(commit: str | None, changed: bool) -> str | None:
+    """What `git_commit` found, in words."""
+    return commit and commit + (" with changes" if changed else "")
 
 
 def _processor() -> str:

@@ -1,6 +1,5 @@
 """LlamaGen's own sampler, imported from a checkout on this machine, as an opponent of ours; it is no part of dpar."""
 
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -10,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpar.benchmarks.conditions import stated_commit
 from dpar.errors import InputError
 from dpar.model.llamagen import LlamaGen
+from dpar.tracking.environment import git_commit
 
 
 def described(checkout: Path, device: torch.device) -> dict[str, Any]:
     """Which code it is, and how it runs."""
-    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return {"commit": found.stdout.strip() or None, "compiled": device.type == "cuda"}
+    return {"commit": stated_commit(*git_commit(checkout)), "compiled": device.type == "cuda"}
 
 
 def own_sampler(checkout: Path, model: LlamaGen, cfg_scale: float) -> Callable[[int], Tensor]:

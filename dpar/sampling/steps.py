@@ -33,15 +33,10 @@ def compiling(device: torch.device) -> Iterator[None]:
     Raises:
         InputError: nothing can be compiled here.
     """
-    _compiles(device)
+    try_compiler(device)
     # a process may draw with many networks, whose sizes are constants of the code
     with fx_config.patch(use_duck_shape=False), dynamo_config.patch(recompile_limit=64):  # pyright: ignore[reportAttributeAccessIssue]
         yield
-
-
-@cache
-def _compiles(device: torch.device) -> None:
-    try_compiler(device)
 
 
 @cache

@@ -18,7 +18,7 @@ from dpar.commands.info import (
     PAPER_PATCHES,
     PAPER_THRESHOLD,
 )
-from dpar.config import Experiment, load_experiment
+from dpar.config import Experiment, Patchify, load_experiment
 from dpar.errors import InputError, run_command
 from dpar.evaluation import cost, flops
 from dpar.files import write_text
@@ -107,7 +107,7 @@ def assumed_patches(experiment: Experiment) -> float | None:
         return rows * columns / patchify.p_avg
     if rows * DOWNSAMPLE != side or side not in PAPER_PATCHES:
         return None
-    if patchify.threshold == PAPER_THRESHOLD[side] and patchify.max_length == PAPER_MAX_LENGTH:
+    if patchify == Patchify(threshold=PAPER_THRESHOLD[side], max_length=PAPER_MAX_LENGTH):
         return PAPER_PATCHES[side]
     try:
         return planning.assumed_patches(experiment, patchify)

@@ -12,9 +12,13 @@ from pathlib import Path
 _PACKAGES = ("dpar", "torch", "numpy", "pyarrow", "safetensors", "xformers")
 
 
-def git_commit() -> tuple[str | None, bool]:
-    """The commit this package was imported from and whether tracked files differ from it; None outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
+def git_commit(root: Path | None = None) -> tuple[str | None, bool]:
+    """The commit of a checkout and whether tracked files differ from it; None if `root` is none.
+
+    Args:
+        root: by default where this package was imported from.
+    """
+    root = root or Path(__file__).resolve().parents[2]
     if shutil.which("git") is None or not (root / ".git").exists():
         return None, False
 

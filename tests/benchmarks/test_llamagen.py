@@ -43,7 +43,7 @@ def generate(model, cond, max_new_tokens, emb_masks=None, cfg_scale=1.0, cfg_int
 
 
 @pytest.fixture
-def checkout(tmp_path, monkeypatch):
+def checkout(tmp_path):
     folder = tmp_path / "autoregressive" / "models"
     folder.mkdir(parents=True)
     (folder / "gpt.py").write_text(GPT)

@@ -57,6 +57,8 @@ def test_another_threshold_takes_the_patches_that_the_paper_prints_for_it():
     assert of(7.8) == 141.8 > of(7.9) > of(8.0) > of(8.1)
     longer = experiment.model_copy(update={"patchify": experiment.patchify.model_copy(update={"max_length": 8})})
     assert describe_models.assumed_patches(longer) < 140, "patches of 5 to 8 tokens are fewer"
+    across = experiment.model_copy(update={"patchify": experiment.patchify.model_copy(update={"row_boundary": False})})
+    assert describe_models.assumed_patches(across) < 140, "so are those that run over the end of a row"
 
 
 def test_a_threshold_in_nats_says_nothing_of_patches_at_another_resolution(tmp_path):
