@@ -1,23 +1,15 @@
 """Images from a folder, Parquet or WebDataset tars, and the index that fixes which of them a run uses.
 
 `open_images` lists a source, `ImageIndex.build` reads every image once, leaves out what cannot be read (if the
-experiment allows it) and counts the classes, and `ImageIndex.load` gives random access to what is left. An image is
-always 8-bit RGB, by `PIL.Image.convert`: grey values are repeated, a palette is looked up, CMYK is converted, an alpha
-channel is dropped without blending, and of an animation the first frame is taken. EXIF orientation is ignored, as ADM
-and LlamaGen do. Pictures with more than 8 bits a channel have no such form and count as unreadable.
+experiment allows it) and counts the classes, and `ImageIndex.load` gives random access to what is left.
 """
 
 import glob
 import hashlib
-import io
 import json
 import os
-import re
-import struct
 import tarfile
 import threading
-import warnings
-import zlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -29,35 +21,15 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 from PIL import Image
 
+from dpar.data.decoding import SUFFIXES, UNREADABLE, decode
 from dpar.data.workers import mapped, reported
 from dpar.errors import InputError
 from dpar.files import read_json, write_text
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _ROW_GROUP_CACHE = 2**30  # bytes of encoded images that a Parquet source keeps at hand
 _CHUNK = 256  # images a task when all are read
 _NAMED = 10  # images that an error names
 _CHECK = 16  # hexadecimal digits of an image's SHA-256 that the index keeps
-
-# what Pillow raises for files that are cut off, damaged or no images
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-
-
-def decode(data: bytes) -> Image.Image:
-    """The picture in an image file as 8-bit RGB, decoded to its last byte.
-
-    Raises:
-        ValueError: the file is damaged, cut off, no image, or has more than 8 bits a channel.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged EXIF data, which is not used
-            with Image.open(io.BytesIO(data)) as image:
-                if image.mode[0] in "IF":
-                    raise ValueError(f"mode {image.mode} has more than 8 bits a channel")
-                return image.convert("RGB")
-    except _UNREADABLE as error:
-        raise ValueError(re.sub(" <_io.BytesIO[^>]*>", "", str(error))) from error
 
 
 class ImageSource(ABC):
@@ -115,7 +87,7 @@ class ImageSource(ABC):
             if not hashlib.sha256(data).hexdigest().startswith(check):
                 raise ValueError("its file has changed since it was indexed")
             return decode(data)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise InputError(
                 f"image {self.keys[i]} of {self.path} cannot be read ({error}); repair or remove it, and index again"
             ) from error
@@ -158,10 +130,10 @@ class FolderImages(ImageSource):
             for folder, folders, files in os.walk(root / name, followlinks=True):
                 folders[:] = sorted(f for f in folders if f[0] != ".")
                 relative = Path(folder).relative_to(root).as_posix()
-                found += [f"{relative}/{f}" for f in files if f[0] != "." and f.lower().endswith(_SUFFIXES)]
+                found += [f"{relative}/{f}" for f in files if f[0] != "." and f.lower().endswith(SUFFIXES)]
             if not found:
                 raise InputError(
-                    f"the class folder {root / name} holds no images ({', '.join(_SUFFIXES)}); "
+                    f"the class folder {root / name} holds no images ({', '.join(SUFFIXES)}); "
                     "add some, or remove the folder in all splits"
                 )
             keys += sorted(found)
@@ -293,7 +265,7 @@ def _tar_members(file: str) -> tuple[dict[str, tuple[int, int]], dict[str, int]]
                 key = f"{folder}/{stem}" if folder else stem
                 if not member.isfile() or not stem:
                     continue
-                if f".{suffix.lower()}" in _SUFFIXES:
+                if f".{suffix.lower()}" in SUFFIXES:
                     if key in images:
                         raise InputError(f"sample {key} of {file} has two images; keep one")
                     images[key] = member.offset_data, member.size
@@ -509,6 +481,6 @@ def _check(images: ImageSource, i: int) -> tuple[str, str | None]:
     try:
         data = images.data(i)
         decode(data)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         return "", str(error) or type(error).__name__
     return hashlib.sha256(data).hexdigest(), None

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from dpar import __version__
 from dpar.data.crops import center_crop, to_uint8
-from dpar.data.images import FolderImages, ImageIndex, ImageSource, decode, open_images
+from dpar.data.decoding import decode
+from dpar.data.images import FolderImages, ImageIndex, ImageSource, open_images
 from dpar.data.workers import mapped, reported
 from dpar.errors import InputError
 from dpar.evaluation.classifier import training_half
