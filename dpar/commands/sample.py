@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from dpar.config import Patchify
 from dpar.data.crops import center_crop
+from dpar.data.decoding import decode
 from dpar.device import default_device
 from dpar.errors import InputError
 from dpar.files import write_bytes
@@ -210,13 +210,15 @@ def _patches(args: argparse.Namespace, provenance: dict[str, Any]) -> tuple[Patc
 
 
 def _picture(path: Path, side: int) -> UInt8[np.ndarray, "side side 3"]:
-    """The central square of the picture in a file.
+    """The central square of the image in a file, decoded as for training.
 
     Raises:
         InputError: it cannot be read.
     """
+    if not path.is_file():
+        raise InputError(f"--image {path} is {'no file' if path.exists() else 'not there'}; give the file of an image")
     try:
-        with Image.open(path) as image:
-            return np.array(center_crop(image.convert("RGB"), side))
-    except (OSError, SyntaxError) as error:
-        raise InputError(f"--image {path} cannot be read as a picture ({error}); give a PNG or JPEG file") from None
+        return np.array(center_crop(decode(path.read_bytes()), side))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--image {path} cannot be read ({reason}); give the whole file of an 8-bit image") from None

@@ -8,7 +8,6 @@ numbers do not mix: `adm` as TensorFlow 1 resized, inside the network; `clean` a
 
 import glob
 import hashlib
-import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from dpar import __version__
 from dpar.data.crops import center_crop, to_uint8
-from dpar.data.decoding import decode
+from dpar.data.decoding import UNREADABLE, decode_whole
 from dpar.data.images import FolderImages, ImageIndex, ImageSource, open_images
 from dpar.data.workers import mapped, reported
 from dpar.errors import InputError
@@ -190,21 +189,20 @@ class Files(ImageSet):
         self.cropped = side
 
         def load(i: int) -> UInt8[Tensor, "3 H W"]:
-            data = self.images.data(i)
             try:
-                image = decode(data)
-                mode, alpha = _channels(data)
-            except (ValueError, OSError) as error:
+                data = self.images.data(i)
+                found = decode_whole(data)
+            except UNREADABLE as error:
                 raise InputError(
                     f"image {self.images.keys[i]} of {self.source} cannot be read ({error}); repair or remove it"
                 ) from None
-            if alpha:
+            if found.transparent:
                 raise InputError(
-                    f"image {self.images.keys[i]} of {self.source} has an alpha channel (mode {mode}), whose "
+                    f"image {self.images.keys[i]} of {self.source} has an alpha channel (mode {found.mode}), whose "
                     "background nobody has stated; save it as RGB first"
                 )
-            self._read[i] = hashlib.sha256(data).hexdigest(), mode in ("1", "L")
-            return to_uint8(image if side is None else center_crop(image, side))
+            self._read[i] = hashlib.sha256(data).hexdigest(), found.mode in ("1", "L")
+            return to_uint8(found.image if side is None else center_crop(found.image, side))
 
         return _ahead(load, rows)
 
@@ -260,12 +258,6 @@ def _folder(path: Path) -> ImageSet:
     if not images:
         raise InputError(f"the folder {path} holds no images, npz, Parquet files or tars; check the path")
     return Files(str(path), FolderImages(str(path), [str(path)], images, np.full(len(images), -1), {}))
-
-
-def _channels(data: bytes) -> tuple[str, bool]:
-    """Pillow's mode of an image file, and whether it has transparency."""
-    with Image.open(io.BytesIO(data)) as image:
-        return image.mode, image.mode.endswith(("A", "a")) or "transparency" in image.info
 
 
 def _ahead(load: Any, rows: Int[np.ndarray, "n"]) -> Iterator[UInt8[Tensor, "3 H W"]]:

@@ -15,6 +15,7 @@ from dpar.errors import InputError
 from dpar.files import read_json, write_json
 from dpar.sampling.networks import Networks, load_networks
 from dpar.sampling.noise import image_seed
+from tests.data.samples import png
 from tests.stages.sampled import GATE_THRESHOLDS, THRESHOLD, add_gates, write_results
 
 
@@ -106,8 +107,45 @@ def test_a_picture_is_continued(results, tmp_path, capsys):
             draw(capsys, results, tmp_path / "x.png", *flags, wrong)
     with pytest.raises(InputError, match="--image and --keep-rows go together"):
         draw(capsys, results, tmp_path / "x.png", "--keep-rows", "2")
-    with pytest.raises(InputError, match=r"experiment\.json cannot be read as a picture"):
-        draw(capsys, results, tmp_path / "x.png", "--image", str(results / "experiment.json"), "--keep-rows", "2")
+
+
+def test_an_image_that_is_none_is_one_line(results, tmp_path, capsys):
+    deep = Image.fromarray(np.full((9, 9), 40_000, np.uint16))
+    deep.save(tmp_path / "deep.png")
+    whole = (tmp_path / "deep.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[:-20])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "bomb.png").write_bytes(png(30_000, 30_000, 8, 2, b""))
+    (tmp_path / "header.png").write_bytes(whole[:8] + b"\0\0\0\2IHDR" + whole[16:])
+    expected = {
+        "deep.png": "more than 8 bits",
+        "cut.png": "cannot be read",
+        "empty.png": "cannot be read",
+        "bomb.png": "limit of",
+        "header.png": "cannot be read",
+        "missing.png": "is not there",
+        "": "is no file",
+    }
+    flags = ["--checkpoint", str(results / "models/dpar/step1"), "--labels", "0", "--n", "1", "--keep-rows", "2"]
+    for name, message in expected.items():
+        assert cli.main(["sample", *flags, "--out", str(tmp_path / "x.png"), "--image", str(tmp_path / name)]) == 2
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1
+        assert f"--image {tmp_path / name}" in said[0]
+        assert message in said[0]
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_an_image_is_read_as_for_training(results, tmp_path, capsys):
+    begun = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
+    clear = begun.convert("RGBA")
+    clear.putalpha(7)
+    found = []
+    for name, image in (("plain.png", begun), ("clear.tiff", clear)):
+        image.save(tmp_path / name)
+        draw(capsys, results, tmp_path / "x.png", "--image", str(tmp_path / name), "--keep-rows", "3")
+        found.append((tmp_path / "x.png").read_bytes())
+    assert found[0] == found[1]
 
 
 def test_the_baseline_needs_no_entropy_model(results, tmp_path, capsys):

@@ -1,7 +1,9 @@
 """Small images, sources and shards for the tests of the data modules and stages."""
 
 import io
+import struct
 import tarfile
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,17 @@ def image_bytes(image, form="PNG"):
     buffer = io.BytesIO()
     image.save(buffer, form)
     return buffer.getvalue()
+
+
+def png(width, height, depth, colour, rows):
+    """A PNG of these bytes (each row with its filter), whose header may promise anything."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def folder_of_images(root, classes=("ant", "bee", "cat"), each=3):

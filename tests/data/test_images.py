@@ -1,16 +1,14 @@
 """Image sources and their index."""
 
-import io
 import tarfile
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from dpar.data import images
-from dpar.data.images import ImageIndex, decode, open_images
+from dpar.data.images import ImageIndex, open_images
 from dpar.errors import InputError
 from tests.data.samples import folder_of_images, image_bytes, parquet_of_images, picture, tar_of_images
 
@@ -38,45 +36,6 @@ def sources(tmp_path, files, labels):
             members |= {f"s/{i}.png": files[i], f"s/{i}.cls": str(labels[i]).encode(), f"s/{i}.json": b"{}"}
         tar_of_images(tmp_path / name, members)
     yield "webdataset", str(tmp_path / "b-*.tar"), range(len(files))
-
-
-class TestDecode:
-    @pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA", "CMYK"])
-    def test_every_mode_becomes_rgb(self, mode):
-        image = picture(1).convert("L").convert(mode) if mode in ("LA", "1") else picture(1).convert(mode)
-        form = "JPEG" if mode == "CMYK" else "PNG"
-        data = image_bytes(image, form)
-        assert same(decode(data), Image.open(io.BytesIO(data)))
-
-    def test_grey_is_repeated_and_alpha_is_dropped(self):
-        grey = np.array(decode(image_bytes(picture(1).convert("L"))))
-        assert (grey == grey[..., :1]).all()
-        clear = picture(1).convert("RGBA")
-        clear.putalpha(0)
-        assert same(decode(image_bytes(clear)), picture(1))
-
-    def test_exif_orientation_is_ignored(self):
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        buffer = io.BytesIO()
-        picture(1, 20, 10).save(buffer, "JPEG", exif=exif)
-        assert decode(buffer.getvalue()).size == (20, 10)
-
-    @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
-    def test_a_file_cut_off_anywhere_is_refused(self, form):
-        data = image_bytes(picture(1, 60, 60), form)
-        for length in (0, 10, len(data) // 2, int(len(data) * 0.9)):
-            with pytest.raises(ValueError, match=r".+"):
-                decode(data[:length])
-
-    def test_sixteen_bits_are_refused(self):
-        deep = Image.fromarray(np.full((4, 4), 40_000, np.uint16))
-        with pytest.raises(ValueError, match="more than 8 bits"):
-            decode(image_bytes(deep))
-
-    def test_what_is_no_image_is_refused_without_addresses(self):
-        with pytest.raises(ValueError, match=r"^cannot identify image file$"):
-            decode(b"hello")
 
 
 def test_every_source_gives_the_same_images(tmp_path):
