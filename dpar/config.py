@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dpar.errors import InputError
 from dpar.files import read_json
@@ -19,18 +19,29 @@ TRAINING_PACE = frozenset(
 )  # fmt: skip
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
 Share = Annotated[float, Field(ge=0, le=1)]
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$")]
+LONGEST_NAME = 100  # bytes: names are parts of files' names, of which a file system takes 255
+MOST_VALUES = 100_000  # of an experiment, with what its aliases stand for
+
+
+def _short(name: str) -> str:
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"a name may have {LONGEST_NAME} bytes, this one has {len(name.encode())}")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_short)]
+ModelName = Annotated[Name, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$")]
 EntropyKind = Literal["unconditional", "null_class", "distilled"]
 Pooling = Literal["max", "mean"]
-TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]\w*$")]
+TableName = Annotated[Name, Field(pattern=r"^[A-Za-z0-9]\w*$")]
 
 
 class Settings(BaseModel):
-    """A group of settings: unknown keys are errors, values do not change."""
+    """A group of settings: unknown keys are errors, numbers are finite, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class GeneratedImages(Settings):
@@ -355,12 +366,9 @@ class Patchify(Settings):
 
     strategy: Literal["dynamic", "static"] = "dynamic"
     # Deviation: the paper gives E_Th in nats. Nats do not transfer between entropy models and data sets, P_avg does.
-    threshold: float | None = Field(default=None, allow_inf_nan=False, description="E_Th in nats")
+    threshold: float | None = Field(default=None, description="E_Th in nats")
     p_avg: float | None = Field(
-        default=None,
-        ge=1,
-        allow_inf_nan=False,
-        description="calibrate E_Th to this mean patch length; or static length",
+        default=None, ge=1, description="calibrate E_Th to this mean patch length; or static length"
     )
     max_length: int | None = Field(default=4, gt=0, description="P_max in tokens; null = none")
     row_boundary: bool = True
@@ -514,7 +522,7 @@ FIGURES = ("samples", "completions", "entropy_maps", "compute")
 class Experiment(Settings):
     """One YAML file under config/: everything that a run of the graph depends on."""
 
-    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    name: Name = Field(pattern=r"^[a-z0-9_]+$", description="of its folder under results/")
     seed: Seed = 0
     images: Images
     tokenizer: Tokenizer
@@ -591,11 +599,74 @@ def parse_experiment(values: Any, where: str) -> Experiment:
     Raises:
         InputError: naming each key that is unknown, missing or contradicts another.
     """
+    _check_size(values, where)
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
-        problems = [f"  {'.'.join(map(str, e['loc'])) or '(top level)'}: {e['msg']}" for e in error.errors()]
-        raise InputError(f"{where} is not a valid experiment:\n" + "\n".join(problems)) from None
+        problems = "".join(f"\n  {line}" for line in refusals(error))
+        raise InputError(f"{where} is not a valid experiment:{problems}") from None
+
+
+def refusals(error: ValidationError) -> list[str]:
+    """What was refused, a line each: the key, what is allowed, and what was found if that is short."""
+    lines = []
+    for each in error.errors():
+        given = each["input"]
+        found = f", found {given!r:.80}" if isinstance(given, str | int | float) else ""
+        lines.append(f"{'.'.join(map(str, each['loc'])) or '(top level)'}: {each['msg']}{found}")
+    return lines
+
+
+def _check_size(values: Any, where: str) -> None:
+    """Counts what a file says; aliases that stand for aliases can make a short one say more than any memory holds."""
+    left, count = [values], 0
+    while left:
+        value = left.pop()
+        count += 1
+        if count > MOST_VALUES:
+            raise InputError(
+                f"{where} holds more than {MOST_VALUES:,} values, counting what its aliases stand for; "
+                "an experiment has a few hundred: write out what is meant"
+            )
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list | tuple | set):
+            left += value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without code, in which a key that is written twice is an error: the first would go unsaid."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
+                seen.add(key.value)
+        return node
+
+
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file in UTF-8 says, whatever the language of the terminal.
+
+    Raises:
+        InputError: the file is missing or is not YAML, has a tag that is more than data, or a key twice.
+    """
+    try:
+        return yaml.load(Path(path).read_bytes(), _Loader)  # a subclass of the safe loader
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; experiments lie in config/") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; give the file of an experiment, such as config/demo.yaml") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # the latter: numbers, dates and depths beyond Python's
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not YAML in UTF-8: {reason}; correct it there") from None
 
 
 def load_experiment(path: str | Path) -> Experiment:
@@ -607,10 +678,4 @@ def load_experiment(path: str | Path) -> Experiment:
     path = Path(path)
     if path.suffix == ".json":
         return parse_experiment(read_json(path), str(path))
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; experiments lie in config/") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {error}") from None
-    return parse_experiment(values, str(path))
+    return parse_experiment(read_yaml(path), str(path))

@@ -21,7 +21,10 @@ class _Lasting(io.FileIO):
 
 
 def outlive_readers() -> None:
-    """Lets this process work on when nobody reads its standard output or error any more (`| head`, a killed `tee`)."""
+    """Lets this process work on when its standard output or error has no reader any more, or lacks a letter.
+
+    Readers go (`| head`, a killed `tee`), and streams in ASCII or ISO-8859-1 have few letters.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None or stream is not getattr(sys, f"__{name}__"):
@@ -30,7 +33,7 @@ def outlive_readers() -> None:
         lasting = io.TextIOWrapper(
             io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False)),
             encoding=stream.encoding,
-            errors=stream.errors,
+            errors="backslashreplace",  # a terminal without the letter shows its number
             line_buffering=stream.line_buffering or stream.write_through,  # the latter: PYTHONUNBUFFERED
         )
         setattr(sys, name, lasting)

@@ -61,7 +61,7 @@ def only_process(path: Path, refusal: str) -> Iterator[IO[str]]:
         InputError: `refusal`; another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as lock:
+    with open(path, "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -100,7 +100,7 @@ def read_json(path: str | Path) -> Any:
         InputError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text("utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; run the stage that makes it, or check the path") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -72,7 +72,7 @@ def only_jobs(record: Path, run: str) -> None:
         InputError: they have not; or Slurm does not answer.
     """
     if record.exists():
-        before = record.read_text()
+        before = record.read_text("utf-8")
         queue = [line.split() for line in _ask("squeue", "--me", "--noheader", "--format=%i %j").splitlines()]
         if jobs := [job for job, name in queue if name.startswith(before)]:
             raise InputError(
@@ -99,7 +99,7 @@ def start_again(job: str) -> str:
 
 def _ask(*command: str) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True).stdout
     except FileNotFoundError:
         raise InputError(
             f"there is no Slurm here: {command[0]} is not on the PATH. Call this on a login node of the cluster (is a "

@@ -92,3 +92,22 @@ def test_progress_is_in_a_log_as_soon_as_it_is_said(tmp_path, unbuffered):
         environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
         subprocess.run([sys.executable, "-c", program], stderr=log, env=environment, check=True)
     assert (tmp_path / "log").read_text() == "said\n"
+
+
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}])
+def test_a_letter_that_the_terminal_lacks_is_no_traceback(tmp_path, environment):
+    (tmp_path / "title.yaml").write_bytes("title: Größe 日本".encode())
+    program = (
+        "import sys; from dpar.config import read_yaml; from dpar.errors import InputError, run_command\n"
+        "def main(argv):\n"
+        "    print(read_yaml(sys.argv[1])['title'])\n"
+        "    raise InputError('gr\\xf6\\xdfer')\n"
+        "sys.exit(run_command(main))"
+    )
+    command = [sys.executable, "-X", "utf8=0", "-c", program, str(tmp_path / "title.yaml")]
+    run = subprocess.run(
+        command, capture_output=True, env={**os.environ, "PYTHONUTF8": "0", **environment}, check=False
+    )
+    assert run.returncode == 2, run.stderr
+    assert run.stdout == b"Gr\\xf6\\xdfe \\u65e5\\u672c\n"
+    assert run.stderr == b"error: gr\\xf6\\xdfer\n"

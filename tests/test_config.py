@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dpar.config import Tokenizer, load_experiment, parse_experiment
+from dpar.config import Tokenizer, load_experiment, parse_experiment, read_yaml
 from dpar.errors import InputError
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
@@ -93,6 +93,22 @@ def test_a_tokenizer_has_the_sizes_of_its_variant_but_for_those_given(variant, d
         ({"training__betas": [0.9, 1.0]}, "betas"),
         ({"models": {"a b;/x": {"variant": "DPAR-B"}}}, "models"),
         ({"evaluation__resolution": 0}, "resolution"),
+        ({"name": "a" * 300}, "name: Value error, a name may have 100 bytes, this one has 300"),
+        ({"name": "../demo"}, "name: String should match pattern '^[a-z0-9_]+$', found '../demo'"),
+        ({"name": "~demo"}, "name"),
+        ({"name": "<b>"}, "name"),
+        ({"name": "demo\n"}, "name"),
+        ({"models": {"m" * 300: {"variant": "DPAR-B"}}}, "models"),
+        ({"models": {"..": {"variant": "DPAR-B"}}}, "models"),
+        ({"models": {"$(id)": {"variant": "DPAR-B"}}}, "models"),
+        ({"gates": {"~": {"training": {"steps": 1}}}}, "gates"),
+        ({"tables": {"t" * 300: {"title": "t", "rows": [{"model": "dpar"}]}}}, "tables"),
+        ({"tables": {"ü" * 51: {"title": "t", "rows": [{"model": "dpar"}]}}}, "this one has 102"),
+        ({"tables": {"<script>": {"title": "t", "rows": [{"model": "dpar"}]}}}, "tables"),
+        ({"figures": {"a/../b": {"title": "t", "rows": [{"model": "dpar"}], "classes": [0]}}}, "figures"),
+        ({"sampling__cfg_scale": float("inf")}, "sampling.cfg_scale"),
+        ({"training__learning_rate": float("nan")}, "training.learning_rate"),
+        ({"seed": 2**64}, "seed"),
     ],
 )
 def test_a_contradiction_is_refused_and_named(changes, named):
@@ -108,3 +124,48 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [1")
     with pytest.raises(InputError, match="is not YAML"):
         load_experiment(tmp_path / "broken.yaml")
+    with pytest.raises(InputError, match="is a folder"):
+        load_experiment(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"name: !!python/object/apply:os.system ['touch was_run']", "could not determine a constructor"),
+        (b"name: !!python/name:os.system", "could not determine a constructor"),
+        (b"name: !new:os.system", "could not determine a constructor"),
+        (b"name: demo\nseed: 0\nname: other", "the key 'name' is there twice"),
+        (b"training: {steps: 3, steps: 4}", "the key 'steps' is there twice"),
+        ("name: größe".encode("latin-1"), "not YAML in UTF-8"),
+        (b"\x00\x01\x02", "not YAML"),
+        (b"seed: " + b"9" * 5000, "not YAML"),
+        (b"title: 2026-13-45", "not YAML"),
+        (b"[" * 5000, "not YAML"),
+        (b"a: 1\n---\na: 2", "not YAML"),
+        (b"", "not a valid experiment"),
+        (b"- demo", "not a valid experiment"),
+        (b"1: demo", "not a valid experiment"),
+    ],
+)
+def test_a_file_that_is_more_or_less_than_an_experiment_is_refused_in_words(tmp_path, monkeypatch, text, said):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mistaken.yaml"
+    path.write_bytes(text)
+    with pytest.raises(InputError, match=said) as error:
+        load_experiment(path)
+    assert "mistaken.yaml" in str(error.value)
+    assert list(tmp_path.iterdir()) == [path], "a tag was run"
+
+
+def test_aliases_cannot_say_more_than_memory_holds(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    for text in ("\n".join(lines), "a: &a [*a]"):
+        (tmp_path / "bomb.yaml").write_text(text)
+        with pytest.raises(InputError, match="holds more than 100,000 values"):
+            load_experiment(tmp_path / "bomb.yaml")
+
+
+def test_an_anchor_that_is_merged_and_changed_is_no_key_twice(tmp_path):
+    (tmp_path / "merged.yaml").write_text("a: &a {b: 1, c: 2}\nd: &d\n  <<: *a\n  b: 3\ne: {<<: *d, c: 4}")
+    assert read_yaml(tmp_path / "merged.yaml")["e"] == {"b": 3, "c": 4}

@@ -1,5 +1,6 @@
 """Files are whole or absent."""
 
+import ast
 import errno
 import json
 from pathlib import Path
@@ -59,3 +60,45 @@ def test_digests(tmp_path):
     assert sha256_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert digest({"a": 1, "b": 2}) == digest(json.loads('{"b": 2, "a": 1}'))
     assert digest({"a": 1}) != digest({"a": 2})
+
+
+def without_encoding(source: str) -> list[str]:
+    """The calls in a program that read or write text in whatever encoding the terminal's language has."""
+    found = []
+    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        given = [ast.unparse(each) for each in call.args] + [
+            f"{each.arg}={ast.unparse(each.value)}" for each in call.keywords
+        ]
+        places = {
+            "read_text": 0,
+            "write_text": 1,
+            "NamedTemporaryFile": 99,
+            "TextIOWrapper": 1,
+            "fdopen": 99,
+            "open": 99,
+        }
+        own = name == "write_text" and ast.unparse(call.func) in ("write_text", "files.write_text")  # always UTF-8
+        opens_text = name != "open" or (isinstance(call.func, ast.Name) and not any("b" in part for part in given[1:2]))
+        told = any(part.startswith("encoding=") for part in given) or len(call.args) > places.get(name, 99)
+        if name in places and not own and opens_text and not told:
+            found.append(ast.unparse(call))
+        if any(part in ("text=True", "universal_newlines=True") for part in given):
+            found.append(ast.unparse(call))
+    return found
+
+
+def test_text_is_read_and_written_as_utf_8_whatever_the_language_of_the_terminal():
+    assert len(without_encoding("p.read_text(); p.write_text('a'); open(p); open(p, 'w'); run([], text=True)")) == 5
+    assert not without_encoding("p.read_text('utf-8'); open(p, 'rb'); open(p, 'w', encoding='utf-8'); tar.open(p)")
+    root = Path(__file__).resolve().parents[1]
+    sources = sorted(root.glob("dpar/**/*.py"))
+    assert len(sources) > 50
+    found = {str(path.relative_to(root)): without_encoding(path.read_text("utf-8")) for path in sources}
+    assert {path: calls for path, calls in found.items() if calls} == {}
+    rules = [line for path in root.glob("workflow/rules/*.smk") for line in path.read_text("utf-8").splitlines()]
+    assert [
+        line
+        for line in rules
+        if ("read_text()" in line or "open(" in line) and "Popen(" not in line and '"ab"' not in line
+    ] == []

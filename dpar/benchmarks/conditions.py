@@ -29,6 +29,6 @@ def stated_commit(commit: str | None, changed: bool) -> str | None:
 
 def _processor() -> str:
     """The processor's name as the system gives it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0]}, {len(names)} cores" if names else platform.processor() or platform.machine()

@@ -188,10 +188,10 @@ def step_memory(device: torch.device, step: Callable[[], None]) -> int | None:
         step()
         return None
     ctypes.CDLL(None).malloc_trim(0)  # what was freed would be used again unseen
-    peak.write_text("5")  # forget the peak
+    peak.write_text("5", "utf-8")  # forget the peak
     before = psutil.Process().memory_info().rss
     step()
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("utf-8", "replace").splitlines())
     return int(status["VmHWM"].split()[0]) * 1024 - before
 
 

@@ -246,7 +246,7 @@ def measured_training(experiment: Experiment, results: Path) -> Iterator[float]:
         config = cost.network(experiment, cell.transformer)
         patches = counted[slug]["steps"] if cell.transformer.is_dpar else None
         for history in sorted((results / "models" / slug).glob("*/history.jsonl")):
-            records = [json.loads(line) for line in history.read_text().splitlines()]
+            records = [json.loads(line) for line in history.read_text("utf-8").splitlines()]
             speeds = [r["perf/images_per_s"] / r.get("perf/devices", 1) for r in records if "perf/images_per_s" in r]
             if speeds:
                 yield 2e9 * float(flops.training_gmacs(config, patches)) * statistics.median(speeds)

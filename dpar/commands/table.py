@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{args.table} is not printed from measurements, and {made} is not there; "
                 f"`dpar run --config {args.config}{_directory(args)} -- {args.table}` makes what belongs to it"
             )
-        print(made.read_text())
+        print(made.read_text("utf-8"))
 
 
 def table(experiment: Experiment, name: str, args: argparse.Namespace) -> str:

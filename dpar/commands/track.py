@@ -113,7 +113,7 @@ def _of_graph(args: argparse.Namespace) -> list[Path]:
 def _listed(file: Path) -> list[Path]:
     if not file.is_file():
         raise InputError(f"{file} does not exist; --outputs wants a text file with one output a line")
-    return [Path(line) for line in file.read_text().splitlines() if line.strip()]
+    return [Path(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
 
 
 def _rebuild(store: Store, args: argparse.Namespace) -> None:

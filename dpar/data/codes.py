@@ -585,7 +585,7 @@ def cache_folder() -> Path:
 def _lock(path: Path) -> Iterator[None]:
     """Holds `path` alone; the system lets go of it when the process ends, however it ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -60,7 +60,7 @@ def _check_bytes(path: Path, sha256: str | None) -> None:
     beside = path.with_name(path.name + ".sha256")
     expected = {"the settings say": sha256} if sha256 else {}
     if beside.is_file():
-        expected[f"{beside.name} says"] = (beside.read_text().split() or [""])[0]
+        expected[f"{beside.name} says"] = (beside.read_text("utf-8", "replace").split() or [""])[0]
     actual = sha256_file(path) if expected else None
     for who, digest in expected.items():
         if digest.lower() != actual:

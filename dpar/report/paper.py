@@ -14,7 +14,7 @@ from dpar.grid import PAPER, Row
 @cache
 def printed() -> Mapping[str, Any]:
     """What is in `paper_tables.yaml`: tables by name, and `patch_lengths`."""
-    return yaml.safe_load(files("dpar.report").joinpath("paper_tables.yaml").read_text())
+    return yaml.safe_load(files("dpar.report").joinpath("paper_tables.yaml").read_text("utf-8"))
 
 
 def of_table(name: str | None) -> Mapping[str, Any]:

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             markdown = tables.to_markdown(shown, TITLES[name], notes[name])
             write_text(args.output / f"{name}.md", markdown)
             print(markdown)
-        job.note("\n\n".join((args.output / f"{name}.md").read_text() for name in found))
+        job.note("\n\n".join((args.output / f"{name}.md").read_text("utf-8") for name in found))
 
 
 def architectures(experiment: Experiment) -> pd.DataFrame:

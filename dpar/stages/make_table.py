@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_text(args.csv, whole.to_csv(index=False))
         write_text(args.latex, tables.to_latex(shown, title))
         write_text(args.markdown, tables.to_markdown(shown, title, below))
-        print(args.markdown.read_text())
+        print(args.markdown.read_text("utf-8"))
         pictures = {path.parents[1].name: path for path in args.pictures}
         for record, row in zip(frame.to_dict("records"), rows, strict=True):
             slugs = {sample.slug for sample in row.samples}

@@ -137,7 +137,7 @@ def caption(folder: Path, name: str) -> str:
     path = folder / f"{name}.rst"
     if not path.is_file():
         raise InputError(f"{path} is missing: each figure has its caption there")
-    return " ".join(path.read_text().split())
+    return " ".join(path.read_text("utf-8").split())
 
 
 def measurements(frame: pd.DataFrame) -> list[str | None]:
@@ -169,7 +169,9 @@ def conditions(markdown: Path) -> list[str]:
     if not markdown.is_file():
         raise InputError(f"{markdown} is missing beside its CSV file; run make_table again")
     return [
-        line.removeprefix("- ").replace("`", "") for line in markdown.read_text().splitlines() if line.startswith("- ")
+        line.removeprefix("- ").replace("`", "")
+        for line in markdown.read_text("utf-8").splitlines()
+        if line.startswith("- ")
     ]
 
 
@@ -190,7 +192,7 @@ def training_curves(histories: Sequence[Path]) -> dict[str, tuple[list[float], l
     """Model -> steps and validation NLL (nats/token), of its longest history: each holds those of earlier states."""
     series: dict[str, tuple[list[float], list[float]]] = {}
     for path in histories:
-        records = [json.loads(line) for line in path.read_text().splitlines()]
+        records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         points = [(r["step"], r["val/nll"]) for r in records if "val/nll" in r]
         name = path.parents[1].name
         if points and (name not in series or points[-1][0] > series[name][0][-1]):

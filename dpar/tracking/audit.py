@@ -38,7 +38,7 @@ def graph_outputs(snakefile: Path, configfile: Path, directory: Path) -> list[Pa
     """
     command = [sys.executable, "-m", "snakemake", "--summary", "--cores", "1", "--snakefile", str(snakefile)]
     command += ["--configfile", str(configfile.resolve()), "--directory", str(directory)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    finished = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     header, *rows = [line.split("\t") for line in finished.stdout.splitlines() if "\t" in line] or [[]]
     if finished.returncode or "output_file" not in header:
         last = (finished.stderr or finished.stdout).strip().splitlines()[-5:]

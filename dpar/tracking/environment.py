@@ -23,7 +23,9 @@ def git_commit(root: Path | None = None) -> tuple[str | None, bool]:
         return None, False
 
     def git(*arguments: str) -> str:
-        finished = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+        finished = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
         return finished.stdout.strip() if finished.returncode == 0 else ""
 
     commit = git("--no-optional-locks", "rev-parse", "HEAD")

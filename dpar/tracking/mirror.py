@@ -104,7 +104,7 @@ def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
         # one that has ended but whose parent has not asked yet is a zombie
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0] != "Z"
     except ProcessLookupError:
         return False
     except (PermissionError, FileNotFoundError, IndexError):
@@ -116,7 +116,7 @@ def _records_identity(results: Path) -> str:
     path = tracking_folder(results) / "id"
     if not path.exists():
         files.write_text(path, uuid.uuid4().hex[:16])
-    return path.read_text().strip()
+    return path.read_text("utf-8").strip()
 
 
 def _round(store: Store, client: "MlflowClient") -> Counts:

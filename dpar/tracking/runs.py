@@ -140,7 +140,7 @@ class RunWriter:
         """Shows a table that can be sorted and searched, whole each time."""
         path = f"tables/{name}.json"
         with tempfile.TemporaryDirectory() as folder:
-            Path(folder, f"{name}.json").write_text(json.dumps({"columns": columns, "data": rows}))
+            Path(folder, f"{name}.json").write_text(json.dumps({"columns": columns, "data": rows}), "utf-8")
             self._client.log_artifacts(self.run_id, folder, "tables")
         known = json.loads(self.tags.get("mlflow.loggedArtifacts", "[]"))
         entry = {"path": path, "type": "table"}

@@ -106,7 +106,7 @@ def only_writer(store: Store, *, wait: bool = True) -> Iterator[bool]:
     """Holds the results folder's lock for writing to stores; yields whether it was free (always true with `wait`)."""
     folder = tracking_folder(store.results)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "sync.lock", "w") as lock:
+    with open(folder / "sync.lock", "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

@@ -17,7 +17,9 @@ def _gpus() -> dict[str, float]:
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         command.append(f"--id={visible}")
     try:
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        finished = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return {}
     values = {}

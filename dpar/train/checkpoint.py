@@ -114,7 +114,7 @@ def newest_checkpoint(folder: Path) -> int | None:
 def load_checkpoint(folder: Path, step: int) -> Checkpoint:
     """The state after `step`, which `newest_checkpoint` found good; tensors on the CPU."""
     weights, note = _paths(folder, step)
-    return Checkpoint(step, load_file(weights), json.loads(note.read_text()))
+    return Checkpoint(step, load_file(weights), json.loads(note.read_text("utf-8")))
 
 
 def last_step(folder: Path) -> str:
@@ -142,7 +142,7 @@ def _problem(folder: Path, step: int) -> str | None:
     """What is wrong with a checkpoint, if anything."""
     weights, note = _paths(folder, step)
     try:
-        recorded = json.loads(note.read_text())["sha256"]
+        recorded = json.loads(note.read_text("utf-8"))["sha256"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         return f"{note.name} cannot be read"
     if not weights.exists():

@@ -163,7 +163,7 @@ def train_to(
             trainer.run(until)
             trainer.keep(kept)
         if ranks.main:
-            write_text(history, (kept / HISTORY).read_text())
+            write_text(history, (kept / HISTORY).read_text("utf-8"))
             _link(kept / WEIGHTS, output / WEIGHTS)
             write_json(output / CONFIG, read_json(kept / CONFIG) | {"provenance": {**provenance, "step": until}})
             shutil.rmtree(again, ignore_errors=True)
@@ -216,7 +216,7 @@ class History:
 
     def __init__(self, path: Path, step: int):
         self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
         self._lines = [line for line in lines if self._is_before(line, step)]
         write_text(path, self.text())
 
@@ -241,7 +241,7 @@ class History:
             ) from None
         self._lines.append(line)
         try:
-            with open(self.path, "a") as file:
+            with open(self.path, "a", encoding="utf-8") as file:
                 file.write(self._lines[-1] + "\n")
         except OSError as error:
             raise InputError(

@@ -194,7 +194,7 @@ def start_tracking():
     if not store.embedded and subprocess.call(tracking_command("sync")) != 0:
         print(f"tracking: the run goes on without {store.describe()}; the records wait in {RESULTS}/tracking/spool")
     os.makedirs(f"{RESULTS}/tracking", exist_ok=True)
-    with open(f"{RESULTS}/tracking/sync.log", "a") as log:
+    with open(f"{RESULTS}/tracking/sync.log", "ab") as log:
         subprocess.Popen(
             tracking_command("sync", "--watch", "20", "--until-pid", str(os.getpid())),
             stdin=subprocess.DEVNULL,

@@ -220,7 +220,7 @@ rule write_report:
     conda:
         "../../envs/dpar.yaml"
     params:
-        recipe=recipe("write_report", EXPERIMENT, [path.read_text() for path in sorted(CAPTIONS.glob("*.rst"))]),
+        recipe=recipe("write_report", EXPERIMENT, [path.read_text("utf-8") for path in sorted(CAPTIONS.glob("*.rst"))]),
         captions=CAPTIONS,
     shell:
         STAGE + " --tables {input.tables} --models {input.models} --ablations {input.ablations}"
