@@ -35,6 +35,8 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
         InputError: the disk is full or the folder cannot be written; whatever stood at `path` is untouched.
     """
     with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode & 0o777
         try:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
         except SafetensorError as error:  # hides the operating system's error number in its text
@@ -42,6 +44,26 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        if temporary.stat().st_mode & 0o777 != mode:  # safetensors lets nobody else read what it writes
+            temporary.chmod(mode)
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str | Path, advice: str) -> None:
+    """Makes sure that a network of these tensors can compute anything.
+
+    Args:
+        tensors: by name.
+        source: where they lie.
+        advice: what to do with others.
+
+    Raises:
+        InputError: a number is NaN or infinite.
+    """
+    bad = {name: int((~tensor.isfinite()).sum()) for name, tensor in tensors.items() if not tensor.isfinite().all()}
+    if bad:
+        first = f"{bad[min(bad)]:,} of the {tensors[min(bad)].numel():,} numbers of {min(bad)}"
+        more = f" and some of {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+        raise InputError(f"{source} has weights that are not finite: {advice} ({first}{more} are NaN or infinite)")
 
 
 def save_model(folder: str | Path, model: Any, provenance: dict[str, Any]) -> None:
@@ -97,8 +119,8 @@ def load_model(folder: str | Path, kind: str, device: str | torch.device = "cpu"
     """The model of that `kind` in `folder`, in eval mode.
 
     Raises:
-        InputError: another kind, a missing or damaged file, weights that the configuration was not written for, or
-            tensors that do not fit it.
+        InputError: another kind, a missing or damaged file, weights that the configuration was not written for,
+            tensors that do not fit it, or numbers that are not finite.
     """
     folder = Path(folder)
     config = model_config(folder)
@@ -113,4 +135,5 @@ def load_model(folder: str | Path, kind: str, device: str | torch.device = "cpu"
         model.load_state_dict(tensors, strict=True)
     except (SafetensorError, RuntimeError) as error:
         raise InputError(f"{folder / WEIGHTS} is damaged or of another configuration: {error}") from None
+    check_finite(tensors, folder, "its training diverged; train it again")
     return model.to(device).eval()

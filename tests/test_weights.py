@@ -47,6 +47,30 @@ def test_a_writer_that_was_killed_between_weights_and_config_leaves_nothing_that
         load_model(folder, "llamagen")
 
 
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+def test_a_network_that_can_compute_nothing_is_refused(folder, broken):
+    model = tiny_task("llamagen").model
+    model.norm.weight.data[1] = broken
+    model.output.weight.data[0, 0] = broken
+    save_model(folder, model, {})
+    said = r"one has weights that are not finite: .* \(1 of the .* numbers of norm\.weight and some of 1 more tensor"
+    with pytest.raises(InputError, match=said):
+        load_model(folder, "llamagen")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_whoever_may_read_other_files_may_read_weights(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        save_model(tmp_path / "made", tiny_task("llamagen").model, {})
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "made").iterdir()} == {
+        "model.safetensors": mode,
+        "config.json": mode,
+    }
+
+
 def test_missing_files_and_other_kinds_are_named(folder, tmp_path):
     with pytest.raises(InputError, match="holds a llamagen, expected a dpar"):
         load_model(folder, "dpar")

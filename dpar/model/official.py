@@ -6,8 +6,9 @@ import math
 import pickle
 import re
 import struct
+import sys
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from dpar.errors import InputError
 from dpar.files import sha256_file
 from dpar.model.llamagen import LlamaGen, LlamaGenConfig
+from dpar.weights import check_finite
 
 LAYOUTS = ("model", "module", "state_dict")
+"""Where a file may keep its tensors by name: the first that it has is read, as by who draws from LlamaGen."""
 
 # what torch's reader raises, beside UnpicklingError, where a file's bytes are not what it expects
 DAMAGED = (
@@ -78,14 +81,15 @@ def _broken_part(path: Path) -> str | None:
         return f"({error})"
 
 
-def read_official(path: str | Path, sha256: str | None = None) -> dict[str, Tensor]:
-    """The tensors by name of a published file, under `model`, `module` or `state_dict`, or flat; on the CPU.
+def read_official(path: str | Path, sha256: str | None = None, layouts: Sequence[str] = LAYOUTS) -> dict[str, Tensor]:
+    """The tensors by name of a published file, under one of `layouts`, or flat; on the CPU.
 
-    No code in the file is run.
+    No code in the file is run. Where the file has several sets of weights, what is taken and left is said.
 
     Args:
         path: the file. If PATH.sha256 lies beside it (as `sha256sum` writes it), that digest is checked too.
         sha256: what the file's bytes must have; None = whatever they have.
+        layouts: names of sets of weights, the one to take first.
 
     Raises:
         InputError: it is a web page, a git-lfs pointer, cut off, another format, or holds something else than tensors.
@@ -107,18 +111,35 @@ def read_official(path: str | Path, sha256: str | None = None) -> dict[str, Tens
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path} is damaged ({type(error).__name__}: {reason}); download it again") from None
     if isinstance(content, dict):
-        content = next((content[key] for key in LAYOUTS if isinstance(content.get(key), dict)), content)
+        content = _weights(content, path, layouts)
     tensors = content if isinstance(content, dict) else {}
     wrong = [str(n) for n, tensor in tensors.items() if not (isinstance(n, str) and isinstance(tensor, Tensor))]
     if not tensors or wrong:
         found = f"entries that are none ({', '.join(wrong[:5])})" if wrong else f"a {type(content).__name__}"
-        expected = f"tensors by name, flat or under one of {', '.join(LAYOUTS)}"
+        expected = f"tensors by name, flat or under one of {', '.join(layouts)}"
         raise InputError(f"{path} has {found} where {expected} are expected; is it a file of another model?")
     return tensors
 
 
+def _weights(content: dict, path: Path, layouts: Sequence[str]) -> dict:
+    """The first of `layouts` in the content of the file `path`, or all of it if it has none."""
+    sets = {str(key): value for key, value in content.items() if isinstance(value, dict) and value}
+    found = next((key for key in layouts if key in sets), None)
+    if found is None:
+        return content
+    left = [k for k, value in sets.items() if k != found and all(isinstance(t, Tensor) for t in value.values())]
+    if left:
+        print(f"{path}: took the weights under '{found}', left those under {', '.join(left)}", file=sys.stderr)
+    return sets[found]
+
+
 def load_official(
-    path: str | Path, network: nn.Module, *, ignored: Collection[str] = (), sha256: str | None = None
+    path: str | Path,
+    network: nn.Module,
+    *,
+    ignored: Collection[str] = (),
+    sha256: str | None = None,
+    layouts: Sequence[str] = LAYOUTS,
 ) -> None:
     """Fills `network` from a published file: each tensor finds its place and each place its tensor.
 
@@ -127,11 +148,12 @@ def load_official(
         network: its state names are the file's.
         ignored: names that may be in the file and mean nothing here.
         sha256: as for `read_official`.
+        layouts: as for `read_official`.
 
     Raises:
-        InputError: the file is none (`read_official`), or names or shapes differ.
+        InputError: the file is none (`read_official`), names or shapes differ, or a number is not finite.
     """
-    given = read_official(path, sha256)
+    given = read_official(path, sha256, layouts)
     fill(network, {name: tensor for name, tensor in given.items() if name not in ignored}, path)
 
 
@@ -139,7 +161,7 @@ def fill(network: nn.Module, given: Mapping[str, Tensor], path: str | Path) -> N
     """Copies `given`, which was read from `path`, into `network`.
 
     Raises:
-        InputError: names or shapes differ.
+        InputError: names or shapes differ, or a number is not finite here.
     """
     own = network.state_dict()
     problems = {
@@ -165,7 +187,9 @@ def fill(network: nn.Module, given: Mapping[str, Tensor], path: str | Path) -> N
         raise InputError(
             f"{path} does not fit the sizes that were asked for; correct the one or the other:\n" + "\n".join(lines)
         )
-    network.load_state_dict(dict(given), strict=True)
+    tensors = {name: given[name].to(own[name].dtype) for name in own}
+    check_finite(tensors, path, "download it again, or take a checkpoint from before its training broke")
+    network.load_state_dict(tensors, strict=True)
 
 
 def import_llamagen(path: str | Path, config: LlamaGenConfig, sha256: str | None = None) -> LlamaGen:

@@ -146,9 +146,6 @@ def load_networks(
                 f"{folder} knows {found.config.vocab_size} codes, {model} {network.config.vocab_size}: they were "
                 "made for different tokenizers; give the folders of one experiment"
             )
-    for folder, found in ((model, network), (entropy_model, clock), (tokenizer, decoder)):
-        if found is not None and not all(bool(p.isfinite().all()) for p in found.parameters()):
-            raise InputError(f"{folder} has weights that are not finite: its training diverged; train it again")
     if clock is not None and clock.config.grid != network.config.grid:
         raise InputError(
             f"{entropy_model} reads images of {_grid(clock)} tokens, {model} those of {_grid(network)}: they were "

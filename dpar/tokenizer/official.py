@@ -3,24 +3,28 @@
 from pathlib import Path
 
 from dpar.config import Autoencoder
-from dpar.model.official import load_official
+from dpar.model.official import LAYOUTS, load_official
 from dpar.tokenizer.autoencoder import VQAutoencoder
 
 # a log of the codes used in training, no weight
 IGNORED = ("quantize.codebook_used",)
+
+# LlamaGen measures a tokenizer by its moving average, where the file of a training has one
+AVERAGED = ("ema", *LAYOUTS)
 
 
 def import_tokenizer(path: str | Path, config: Autoencoder, sha256: str | None = None) -> VQAutoencoder:
     """An autoencoder of these sizes with the weights of a published file, in eval mode.
 
     Args:
-        path: the file.
+        path: the file; of a moving average (`ema`) and the weights themselves, the average is taken.
         config: `dpar.config.TOKENIZERS` has LlamaGen's.
         sha256: what the file's bytes must have; None = whatever they have.
 
     Raises:
-        InputError: the file is a web page, a git-lfs pointer, cut off, of another format or digest, or of other sizes.
+        InputError: the file is a web page, a git-lfs pointer, cut off, of another format or digest, of other sizes,
+            or has numbers that are not finite.
     """
     model = VQAutoencoder(config)
-    load_official(path, model, ignored=IGNORED, sha256=sha256)
+    load_official(path, model, ignored=IGNORED, sha256=sha256, layouts=AVERAGED)
     return model.eval()

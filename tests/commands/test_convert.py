@@ -103,6 +103,17 @@ def test_what_cannot_be_converted_is_said_and_nothing_written(files, capsys, nam
     assert not (files[0] / "ours").exists()
 
 
+@pytest.mark.parametrize(("name", "variant"), [("vq_ds2_c2i.pt", "VQ-2"), ("c2i_T_32.pt", "LlamaGen-T")])
+def test_weights_that_are_not_finite_are_refused_and_nothing_written(files, capsys, name, variant):
+    content = torch.load(files[0] / name, weights_only=True)
+    next(tensor for tensor in next(iter(content.values())).values() if tensor.ndim == 2)[0, 0] = torch.nan
+    torch.save(content, files[0] / name)
+    more = ["--resolution", "32"] if variant == "LlamaGen-T" else []
+    assert cli.main(["convert", *flags(files[0], name, variant, *more)]) == 2
+    assert "has weights that are not finite" in capsys.readouterr().err
+    assert not (files[0] / "ours").exists()
+
+
 def test_a_model_is_never_written_over(converted):
     folder, _ = converted
     with pytest.raises(InputError, match="holds a model already"):

@@ -94,6 +94,15 @@ def test_a_file_for_another_grid_is_noticed_where_it_says_so(tmp_path):
         import_llamagen(tmp_path / "c2i_B_384.pt", CONFIG)
 
 
+def test_a_transformer_is_taken_as_it_was_trained_and_the_average_that_is_left_is_named(tmp_path, capsys):
+    """LlamaGen draws from `model`, whatever average lies beside it."""
+    tensors = published_tensors()
+    average = {name: tensor + 1 for name, tensor in tensors.items()}
+    torch.save({"ema": average, "model": tensors, "args": argparse.Namespace(lr=1e-4)}, tmp_path / "c2i.pt")
+    assert torch.equal(import_llamagen(tmp_path / "c2i.pt", CONFIG).output.weight, tensors["output.weight"])
+    assert "c2i.pt: took the weights under 'model', left those under ema\n" in capsys.readouterr().err
+
+
 def saved(tmp_path, content) -> str:
     torch.save(content, tmp_path / "weights.pt")
     return str(tmp_path / "weights.pt")
@@ -103,6 +112,10 @@ def saved(tmp_path, content) -> str:
     ("change", "message"),
     [
         (lambda t: t.pop("norm.weight"), r"1 missing: norm\.weight"),
+        (
+            lambda t: t.update({"norm.weight": torch.full((32,), torch.inf)}),
+            r"weights\.pt has weights that are not finite: .* \(32 of the 32 numbers of norm\.weight",
+        ),
         (lambda t: t.update(extra=torch.zeros(1)), r"1 not of this model: extra"),
         (
             lambda t: t.update({"norm.weight": torch.zeros(3)}),
@@ -114,7 +127,7 @@ def saved(tmp_path, content) -> str:
             r"1 not floating-point: norm\.weight int8",
         ),
     ],
-    ids=["missing", "extra", "shape", "depth", "quantised"],
+    ids=["missing", "infinite", "extra", "shape", "depth", "quantised"],
 )
 def test_loading_is_strict_and_says_what_differs(tmp_path, change, message):
     tensors = published_tensors()

@@ -44,6 +44,15 @@ def assert_tokens_of(tokens, tmp_path, pixels):
     assert (tokens != expected).sum() <= 1
 
 
+def test_a_tokenizer_that_can_compute_nothing_encodes_nothing(tmp_path, inputs):
+    tokenizer = VQAutoencoder(VQAutoencoder.Config.model_validate(TOKENIZER))
+    tokenizer.quantize.embedding.weight.data[3, 1] = torch.nan
+    save_model(tmp_path / "tokenizer", tokenizer, {})
+    with pytest.raises(InputError, match="tokenizer has weights that are not finite"):
+        run(inputs, "train", 0, tmp_path / "0.parquet")
+    assert not (tmp_path / "0.parquet").exists()
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "tar"])
 def test_encodes_every_view_of_a_shard_of_training_images(tmp_path, inputs, suffix):
     index = ImageIndex.load(tmp_path / "index.json")

@@ -85,6 +85,13 @@ def test_a_file_with_more_than_the_model_is_refused_and_nothing_is_written(resul
     assert not (results.folder / "entropy_model").exists()
 
 
+def test_weights_that_are_not_finite_are_refused_and_nothing_is_written(results):
+    published(results, **{"norm.weight": torch.full((32,), torch.nan)})
+    with pytest.raises(InputError, match=r"c2i\.pt has weights that are not finite"):
+        import_entropy_model.main(flags(results))
+    assert not (results.folder / "entropy_model").exists()
+
+
 def test_an_experiment_that_trains_is_told_so(results):
     results.set(experiment_values())
     with pytest.raises(InputError, match="run train_entropy_model"):

@@ -28,9 +28,31 @@ def test_every_tensor_finds_its_place(tmp_path, state, wrap):
         assert torch.equal(tensor, state[name])
 
 
+def test_the_moving_average_of_a_training_is_taken_and_what_is_left_is_said(tmp_path, state, capsys):
+    others = {name: tensor + 1 for name, tensor in state.items()}
+    content = {"model": others, "ema": state, "discriminator": {"w": torch.ones(1)}, "optimizer": {"state": {}}}
+    torch.save(content, tmp_path / "vq.pt")
+    found = import_tokenizer(tmp_path / "vq.pt", SIZES).state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in found.items())
+    said = capsys.readouterr().err
+    assert "vq.pt: took the weights under 'ema', left those under model, discriminator" in said
+    torch.save({"model": state, "ema": {}}, tmp_path / "vq.pt")  # one that kept no average
+    assert torch.equal(import_tokenizer(tmp_path / "vq.pt", SIZES).quantize.embedding.weight,
+                       state["quantize.embedding.weight"])  # fmt: skip
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            lambda s: s["quantize.embedding.weight"][3].fill_(torch.nan),
+            r"vq\.pt has weights that are not finite: .* \(5 of the 120 numbers of quantize\.embedding\.weight are NaN",
+        ),
+        (
+            lambda s: s.update({"decoder.conv_out.bias": torch.tensor([0.0, 1e300, 0.0], dtype=torch.float64)}),
+            r"1 of the 3 numbers of decoder\.conv_out\.bias",
+        ),
         (lambda s: s.pop("decoder.mid.0.conv1.bias"), "1 missing: decoder.mid.0.conv1.bias"),
         (lambda s: s.update({"loss.weight": torch.zeros(1)}), "1 not of this model: loss.weight"),
         (
