@@ -1,6 +1,5 @@
 """The device a process computes on."""
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.compiler import config as compiler_config
 
 from dpar.errors import InputError
+from dpar.launched import launched
 
 PEAK_BF16 = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L40S": 362e12, "RTX 4090": 165e12}
 
@@ -23,7 +23,8 @@ def default_device(turn: int = 0) -> torch.device:
         turn: of a job among others of its kind, which take the GPUs in turn where all see all of them.
     """
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", turn % torch.cuda.device_count())))
+        place = launched()
+        return torch.device("cuda", place.local if place else turn % torch.cuda.device_count())
     return torch.device("cpu")
 
 

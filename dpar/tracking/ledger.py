@@ -48,7 +48,7 @@ def read_events(spool: Path) -> Iterator[dict[str, Any]]:
 
 def is_running(spool: Path, host: str) -> bool | None:
     """Whether the job still holds its lock; None where that cannot be told, as when it ran on another host."""
-    descriptor = os.open(spool / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(spool / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -22,6 +22,7 @@ from typing import Any
 
 from dpar import files
 from dpar.errors import InputError
+from dpar.launched import launched
 from dpar.tracking.environment import git_commit, machine, versions
 from dpar.tracking.hashes import Artefact, HashCache, portable_path
 from dpar.tracking.system import SystemSampler
@@ -56,7 +57,7 @@ class EventFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         self._pending = bytearray()
         self._lock = threading.Lock()
         self._complained = False
@@ -205,7 +206,7 @@ class _SilentJob(Job):
 
 def _exclusive(path: Path, name: str) -> int:
     """A descriptor that holds the lock file `path`; waits, and says so, while another copy of the job has it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     for _ in range(10):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -271,7 +272,8 @@ def job(
     Raises:
         InputError: an input, or at the end an output, is missing; or the record cannot be written at the start or end.
     """
-    if os.environ.get("RANK", "0") != "0":
+    place = launched()
+    if place and place.rank != 0:
         yield _SilentJob()
         return
     experiment, name, params = Path(experiment), name or rule, dict(params or {})

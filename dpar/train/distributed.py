@@ -1,6 +1,5 @@
 """One process or many: data-parallel training as torchrun starts it, with weights copied (DDP) or divided (FSDP2)."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from dpar.device import default_device
+from dpar.launched import launched
 
 if TYPE_CHECKING:  # takes most of a second
     from torch.distributed.tensor import DTensor
@@ -114,21 +114,21 @@ def divided_as(other: Tensor, tensor: Tensor) -> Tensor:
 
 @contextmanager
 def ranks() -> Iterator[Ranks]:
-    """This process's place among the ranks that torchrun started (WORLD_SIZE > 1), or alone.
+    """This process's place among the ranks that `dpar.train.torchrun` started, or alone.
 
     NCCL carries GPU tensors, gloo those on the CPU. The group is taken down when all ranks leave together (a good end
     or an agreed exit); after an error the process ends at once, and torchrun shows its traceback and stops the rest.
     """
     device = default_device()
-    size = int(os.environ.get("WORLD_SIZE", 1))
-    if size == 1:
+    place = launched()
+    if place is None or place.size == 1:
         yield Ranks(device)
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Ranks(device, dist.get_rank(), size)
+        yield Ranks(device, place.rank, place.size)
     except SystemExit:
         dist.destroy_process_group()
         raise

@@ -4,6 +4,7 @@ PyTorch's own answers a signal by killing what has not ended after 30 seconds, a
 ranks' status was. Here a signal goes on to the ranks alone, and their wish to be started again (75) is passed on.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from dpar.errors import outlive_readers
+from dpar.launched import LAUNCHER
 from dpar.train.interruption import REQUEUE, Interruption
 
 
@@ -25,6 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         ChildFailedError: a rank failed; the others have been stopped.
     """
     outlive_readers()
+    os.environ[LAUNCHER] = str(os.getpid())
     for number in Interruption.SIGNALS:
         signal.signal(number, _pass_on)
     try:

@@ -13,6 +13,7 @@ import pytest
 
 from dpar import tracking
 from dpar.errors import InputError
+from dpar.launched import LAUNCHER
 from dpar.tracking.ledger import read_events, spools
 from dpar.tracking.spool import MANIFEST
 
@@ -113,7 +114,8 @@ def test_missing_inputs_and_outputs_are_named(results: Path, job):
 
 
 def test_other_ranks_say_nothing(results: Path, job, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("RANK", "1")
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", LAUNCHER: str(os.getppid())}.items():
+        monkeypatch.setenv(name, value)
     with job("train_model", outputs=("never made",)) as running:
         running.metrics({"loss": 1.0}, step=1)
         running.commit(1)
@@ -121,6 +123,14 @@ def test_other_ranks_say_nothing(results: Path, job, monkeypatch: pytest.MonkeyP
         running.figure("nowhere.png")
         running.result(table="t", cell="c", params={}, metrics={"x": 1})
     assert not (results / "tracking").exists()
+
+
+def test_a_rank_that_another_program_left_in_the_environment_silences_nobody(results: Path, job, monkeypatch):
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", LAUNCHER: "1234567"}.items():
+        monkeypatch.setenv(name, value)
+    with job("train_model") as running:
+        running.metrics({"loss": 1.0}, step=1)
+    assert kinds_of(results)[:2] == ["start", "metrics"]
 
 
 def test_numbers_that_are_not_finite_are_kept(results: Path, job):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dpar.launched import LAUNCHER
 from tests.train import tiny
 
 # Children are copies of one process that has imported everything and computed nothing.
@@ -19,7 +20,7 @@ CONTEXT.set_forkserver_preload(["tests.train.tiny", "torch._dynamo"])
 def _run(
     environment: dict[str, str], die_at: int | None, said: Path, work: Callable[..., Any], arguments: dict[str, Any]
 ) -> None:
-    os.environ.update(environment)
+    os.environ.update(environment | {LAUNCHER: str(os.getppid())})
     torch.set_num_threads(1)  # the bits of a sum depend on how it is divided
     said.parent.mkdir(parents=True, exist_ok=True)
     with open(said, "w") as file:

@@ -1,0 +1,34 @@
+"""Which of several processes this one is, if this program's own launcher started it."""
+
+import os
+from dataclasses import dataclass
+
+LAUNCHER = "DPAR_LAUNCHER"
+"""Names the process that starts the ranks: a variable that outlived it, or came from further up, counts for nothing."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Of a process among those that were started together.
+
+    Attributes:
+        rank: of all.
+        local: of those on this node.
+        size: of all.
+    """
+
+    rank: int
+    local: int
+    size: int
+
+
+def launched() -> Place | None:
+    """This process's place if its parent is `dpar.train.torchrun`, else None.
+
+    RANK, WORLD_SIZE and LOCAL_RANK are left in the environment by other programs too (a job that this one runs in, a
+    notebook, mpirun): whoever obeyed those would wait for processes that nobody started, or write nothing.
+    """
+    if os.environ.get(LAUNCHER) != str(os.getppid()):
+        return None
+    rank, local, size = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    return Place(rank, local, size)
