@@ -117,6 +117,19 @@ def test_an_entropy_equal_to_the_threshold_opens_no_patch():
     assert starts.all()
 
 
+@pytest.mark.parametrize("threshold", [7.8, 0.1, 1e6, -1e6, 2.0**-30, 7.8125, -0.3])
+def test_a_threshold_is_not_rounded_to_half_precision(threshold):
+    near = np.array(np.clip(threshold, -60_000, 60_000), np.float16)
+    values = [near, np.nextafter(near, np.float16(np.inf)), np.nextafter(near, np.float16(-np.inf))]
+    entropy = np.array([[9, 9, *values, 0, 65_000, -65_000]], np.float16)
+    expected = [True, True, *(float(e) > threshold for e in entropy[0, 2:])]
+    rule = {"threshold": threshold, "max_length": None, "grid_width": 8}
+    for array in (entropy, entropy.astype(">f2"), torch.from_numpy(entropy)):
+        assert patch_starts(array, **rule).tolist() == [expected]
+        counts = simulate(array, thresholds=[threshold], max_lengths=[None], grid_width=8)[threshold, None]
+        assert counts.mean == sum(expected)
+
+
 def test_infinite_thresholds():
     entropy = np.random.default_rng(0).uniform(0, 9, (3, 16))
     assert patch_starts(entropy, threshold=-math.inf, max_length=4, grid_width=4).all()

@@ -4,13 +4,12 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
-from tokenize import TokenError
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from dpar.config import VARIANTS, Transformer
+from dpar.data.arrays import foreign, read_npy
 from dpar.errors import InputError
 from dpar.evaluation.flops import forward_gmacs, training_gmacs
 from dpar.model.dpar import DPARConfig
@@ -55,10 +54,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: the file cannot be used, or the flags contradict each other.
     """
     args = parser().parse_args(argv)
-    ways = [name for name in ("threshold", "p_avg", "gmacs") if getattr(args, name) is not None]
-    if len(ways) != 1 and args.static is None:
+    ways = [name for name in ("threshold", "p_avg", "gmacs", "static") if getattr(args, name) is not None]
+    if len(ways) != 1:
         given = " and ".join(f"--{name.replace('_', '-')}" for name in ways) or "none of them"
         raise InputError(f"give one of --threshold, --p-avg, --gmacs and --static; found {given}")
+    if args.static is not None and (args.max_length != [None] or args.no_row_boundary):
+        raise InputError("static patches know neither --max-length nor --no-row-boundary; leave these away")
     entropy = read_entropies(args.entropies)
     costs = model_costs(args.model, entropy.shape[1], args.grid_width) if args.model else None
     if args.gmacs is not None and costs is None:
@@ -86,16 +87,10 @@ def read_entropies(path: str) -> np.ndarray:
     Raises:
         InputError: there is no such file, or it holds no array of images times tokens.
     """
-    try:
-        entropy = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give a .npy file of entropies, (images, tokens)") from None
-    except (ValueError, EOFError, TokenError, BadZipFile, IsADirectoryError) as error:
-        raise InputError(
-            f"{path} is not a whole .npy file of numbers ({error}); save it again with numpy.save"
-        ) from None
-    if not isinstance(entropy, np.ndarray):
-        raise InputError(f"{path} is an archive of several arrays; save the entropies alone with numpy.save")
+    what = ".npy file of entropies, one row of numbers an image"
+    cure = "save the entropies alone with numpy.save; those in shards are its column `entropy`"
+    with foreign(path, what, cure):
+        entropy = read_npy(path, mapped=True)
     if entropy.ndim != 2 or 0 in entropy.shape:
         raise InputError(f"{path} has the shape {entropy.shape}; expected (images, tokens), at least one of each")
     return entropy
