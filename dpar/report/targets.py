@@ -1,5 +1,6 @@
 """What can be asked for by name: the paper's tables and figures, and those that an experiment adds."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -108,12 +109,24 @@ def sized_tables(experiment: Experiment) -> list[str]:
     return [name for name in found if experiment.tables[name].paper] or found
 
 
-def refusal(name: str, experiment: Experiment, configs: Path) -> str:
-    """Why `name` cannot be made for `experiment`, and which of the experiments in the folder `configs` has it."""
-    having = [path for path in sorted(configs.glob("*.yaml")) if name in targets(load_experiment(path))]
-    where = " or ".join(f"--configfile config/{path.name}" for path in having)
+def refusal(name: str, experiment: Experiment, configs: Path, flag: str = "--configfile") -> str:
+    """Why `name` cannot be made for `experiment`, and which of the experiments in the folder `configs` has it.
+
+    Args:
+        flag: by which the command at hand is told its experiment.
+    """
+    having = [os.path.relpath(path) for path in sorted(configs.glob("*.yaml")) if name in _targets_of(path)]
+    made = " or ".join(f"{flag} {path}" for path in having)
     return (
         f"{name} is no part of the experiment {experiment.name}; "
-        + (f"it is made with {where}" if having else "no experiment under config/ has it")
-        + f" (a table stands for it with `paper: {name}`, a picture with its name under `figures`)"
+        + (f"it is made with {made}" if having else f"no experiment under {os.path.relpath(configs)}/ has it")
+        + (f" (a table stands for it with `paper: {name}`, a picture with its name under `figures`)" * (name in PAPER))
+        + (f"; targets are {', '.join(targets(experiment))}" * (not having))
     )
+
+
+def _targets_of(path: Path) -> Iterable[str]:
+    try:
+        return targets(load_experiment(path))
+    except InputError:  # somebody's draft, or no experiment
+        return ()

@@ -101,6 +101,33 @@ def test_measured_speeds_take_the_place_of_assumed_ones(tmp_path):
     assert "measured in" in source
 
 
+def test_a_model_whose_patches_were_never_counted_measures_nothing(tmp_path):
+    experiment = parse_experiment(demo(), "test")
+    write_json(tmp_path / "experiment.json", experiment.model_dump(mode="json"))
+    write_json(tmp_path / "patch_counts.json", {"cells": {}})
+    for model in ("dpar", "llamagen"):
+        history = tmp_path / "models" / model / "step400" / "history.jsonl"
+        history.parent.mkdir(parents=True)
+        history.write_text(json.dumps({"step": 1, "perf/images_per_s": 9}) + "\n")
+        events = tmp_path / "tracking" / "spool" / "sample_images" / model / "events.jsonl"
+        events.parent.mkdir(parents=True)
+        lines = (
+            {"event": "start", "params": {"cell": model}},
+            {"event": "metrics", "values": {"sample/images_per_s": 1}},
+        )
+        events.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    args = plan.parser().parse_args(["--measured", str(tmp_path)])
+    assert len(list(plan.measured_training(experiment, tmp_path))) == 1  # LlamaGen, which has no patches
+    rates, _ = plan.known_rates(experiment, args)
+    assert rates.training > 0
+    write_json(tmp_path / "patch_counts.json", {"cells": {"dpar": {"steps": 9.0}}})
+    assert len(list(plan.measured_training(experiment, tmp_path))) == 2
+    for broken in ([], {}, {"cells": {"dpar": 3}}, {"cells": {"dpar": {"steps": "x"}}}):
+        write_json(tmp_path / "patch_counts.json", broken)
+        with pytest.raises(InputError, match="holds no counts of patches"):
+            plan.known_rates(experiment, args)
+
+
 @pytest.mark.parametrize(
     ("changes", "images", "patches", "told"),
     [

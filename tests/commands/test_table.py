@@ -1,14 +1,17 @@
 """`dpar table`: what is there, what is missing, and the command for it."""
 
+import shutil
+
 import pytest
 import yaml
 
+from dpar import cli
 from dpar.commands import table
 from dpar.config import parse_experiment
 from dpar.errors import InputError
 from dpar.files import write_json
 from tests.report import made_up
-from tests.test_config import demo
+from tests.test_config import CONFIG, demo
 
 
 @pytest.fixture
@@ -72,8 +75,23 @@ def test_the_papers_name_of_a_table_is_enough(config, capsys):
     assert "DPAR beside LlamaGen" in show(capsys, config, "table2")
     assert show(capsys, config, "table2", "--format", "csv").startswith("model,")
     assert r"\toprule" in show(capsys, config, "table2", "--format", "latex")
-    with pytest.raises(InputError, match="table7 is no target of demo"):
+    with pytest.raises(InputError, match=r"table7 is no part of the experiment demo; no experiment under .* has it"):
         show(capsys, config, "table7")
+    with pytest.raises(InputError, match=r"tabel2 is no part .*; targets are table1, .*table2"):
+        show(capsys, config, "tabel2")
+
+
+def test_a_table_of_another_experiment_is_named_with_its_file(config, capsys):
+    for command in (["table", "table12"], ["plan", "--target", "table12"]):
+        assert cli.main([*command, "--config", str(CONFIG / "imagenet256.yaml")]) == 2
+        said = capsys.readouterr().err
+        assert "table12 is no part of the experiment imagenet256; it is made with --config " in said
+        assert "config/imagenet384.yaml" in said
+        assert said.count("\n") == 1
+    shutil.copy(CONFIG / "imagenet384.yaml", config.parent / "large.yaml")
+    (config.parent / "draft.yaml").write_text("models: [")
+    with pytest.raises(InputError, match=r"made with --config .*large\.yaml \("):
+        show(capsys, config, "table12")
 
 
 def test_what_is_no_table_of_measurements_is_printed_from_its_file_or_refused(config, capsys):

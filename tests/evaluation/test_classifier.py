@@ -46,6 +46,14 @@ def test_it_learns_from_half_of_each_class_rounded_up():
     assert not torch.equal(half, training_half(labels, 1))
 
 
+@pytest.mark.parametrize("steps", [*range(1, 12), 15, 20, 25])
+def test_any_number_of_steps_can_be_trained(steps):
+    said = []
+    model = fit(*pictures(16), steps=steps, report=lambda step, loss: said.append(step))
+    assert said == list(range(1, steps + 1))
+    assert all(weights.isfinite().all() for weights in model.state_dict().values())
+
+
 def test_it_learns_and_reports_each_step():
     images, labels = pictures(96)
     said = []
