@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     experiment = load_experiment(args.config)
     for name in args.target or ():
         if name not in targets(experiment):
-            raise InputError(refusal(name, experiment, args.config.parent, "--config"))
+            raise InputError(refusal(name, experiment, args.config.parent, f"--config {args.config.parent}"))
     (data, taken), (rates, source) = known_data(experiment, args), known_rates(experiment, args)
     names = args.target or default_targets(experiment)
     needed = {name: jobs(experiment, name, data) for name in names}

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     experiment = load_experiment(args.config)
     if args.table not in targets(experiment):
-        raise InputError(refusal(args.table, experiment, args.config.parent, "--config"))
+        raise InputError(refusal(args.table, experiment, args.config.parent, f"--config {args.config.parent}"))
     names = tables_of(experiment, [args.table])
     for name in names:
         print(table(experiment, name, args))

@@ -71,7 +71,8 @@ def read_npz(path: str | Path, names: Collection[str] | None = None) -> dict[str
         for name in archive.namelist():
             if names is None or name.removesuffix(".npy") in names:
                 with archive.open(name) as stream:
-                    check_size(path, name, *read_header(stream)[::2])
+                    shape, _, dtype = read_header(stream)
+                check_size(path, name, shape, dtype)
     with np.load(path, allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files if names is None or name in names}
 

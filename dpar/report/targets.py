@@ -1,6 +1,5 @@
 """What can be asked for by name: the paper's tables and figures, and those that an experiment adds."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -109,17 +108,17 @@ def sized_tables(experiment: Experiment) -> list[str]:
     return [name for name in found if experiment.tables[name].paper] or found
 
 
-def refusal(name: str, experiment: Experiment, configs: Path, flag: str = "--configfile") -> str:
+def refusal(name: str, experiment: Experiment, configs: Path, asked: str = "--configfile config") -> str:
     """Why `name` cannot be made for `experiment`, and which of the experiments in the folder `configs` has it.
 
     Args:
-        flag: by which the command at hand is told its experiment.
+        asked: the flag of the command at hand, and how that folder is written there.
     """
-    having = [os.path.relpath(path) for path in sorted(configs.glob("*.yaml")) if name in _targets_of(path)]
-    made = " or ".join(f"{flag} {path}" for path in having)
+    having = [path for path in sorted(configs.glob("*.yaml")) if name in _targets_of(path)]
+    made = " or ".join(f"{asked}/{path.name}" for path in having)
     return (
         f"{name} is no part of the experiment {experiment.name}; "
-        + (f"it is made with {made}" if having else f"no experiment under {os.path.relpath(configs)}/ has it")
+        + (f"it is made with {made}" if having else f"no experiment under {asked.split()[-1]}/ has it")
         + (f" (a table stands for it with `paper: {name}`, a picture with its name under `figures`)" * (name in PAPER))
         + (f"; targets are {', '.join(targets(experiment))}" * (not having))
     )
