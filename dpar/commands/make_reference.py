@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "its weights (for other networks, `dpar evaluate --keep` stores features of both sides)"
         )
     images = open_set([args.data])
+    if not len(images):
+        raise InputError(f"{args.data} holds no images; check the path")
     arrays = {} if extractor is None else statistics(images, extractor, args.resolution)
     count = min(args.images or (len(images) if extractor is None else PICTURES), len(images))
     chosen = np.sort(np.random.default_rng(args.seed).permutation(len(images))[:count])

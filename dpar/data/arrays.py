@@ -98,4 +98,6 @@ def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     shape, by_columns, dtype = read(stream)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are never loaded: save arrays of numbers")
+    if any(side < 0 for side in shape):
+        raise ValueError(f"its shape is {shape}")
     return shape, by_columns, dtype

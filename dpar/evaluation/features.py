@@ -1,11 +1,12 @@
 """Features of images: computed once by a frozen network, kept in a file, reused by every metric."""
 
 import json
+import math
 import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from dpar.data.arrays import foreign, read_header, read_npy, read_npz
 from dpar.data.crops import center_crop, to_model_input, to_uint8
 from dpar.data.images import ImageIndex
 from dpar.data.workers import mapped
@@ -87,23 +89,19 @@ def load_features(path: str | Path) -> Features:
         return Features(
             _table(loaded, path, "features"), conditions={"source": str(path), "source_digest": sha256_file(Path(path))}
         )
-    if "features" not in loaded:
-        raise InputError(
-            f"{path} holds {', '.join(loaded) or 'nothing'}, expected `features`; "
-            "make it with the stage extract_features"
-        )
-    statistics = {
-        name: Gaussian(torch.from_numpy(loaded[f"{name}_mean"]), torch.from_numpy(loaded[f"{name}_covariance"]), 0)
-        for name in ("features", "spatial")
-        if f"{name}_mean" in loaded
-    }
+    _need(path, loaded, "features", "make it with the stage extract_features")
+    rows = len(features := _table(loaded["features"], path, "features"))
     return Features(
-        _table(loaded["features"], path, "features"),
-        _table(loaded["logits"], path, "logits") if "logits" in loaded else None,
-        loaded.get("labels"),
-        _table(loaded["spatial"], path, "spatial features") if "spatial" in loaded else None,
-        statistics,
-        json.loads(str(loaded["conditions"])) if "conditions" in loaded else {"source": str(path)},
+        features,
+        _table(loaded["logits"], path, "logits", rows) if "logits" in loaded else None,
+        whole_numbers(path, "labels", loaded["labels"], rows) if "labels" in loaded else None,
+        _table(loaded["spatial"], path, "spatial features", rows) if "spatial" in loaded else None,
+        {
+            name: read_gaussian(path, loaded, f"{name}_mean", f"{name}_covariance")
+            for name in ("features", "spatial")
+            if f"{name}_mean" in loaded
+        },
+        read_conditions(path, loaded["conditions"]) if "conditions" in loaded else {"source": str(path)},
     )
 
 
@@ -114,33 +112,87 @@ def load_logits(path: str | Path) -> Float[np.ndarray, "N C"]:
         InputError: as `load_features`.
     """
     loaded = _load_arrays(path)
-    if isinstance(loaded, dict) and "logits" not in loaded:
-        raise InputError(f"{path} holds {', '.join(loaded) or 'nothing'}, expected `logits`")
+    if isinstance(loaded, dict):
+        _need(path, loaded, "logits", "give the class scores, (N, C)")
     return _table(loaded if isinstance(loaded, np.ndarray) else loaded["logits"], path, "logits")
 
 
 def _load_arrays(path: str | Path) -> np.ndarray | dict[str, np.ndarray]:
-    try:
+    cure = "copy it again, make it with the stage extract_features, or check the path"
+    with foreign(path, ".npy or .npz file of numbers", cure):
         with open(path, "rb") as file:
-            start = file.read(8)
-        if not start.startswith((b"\x93NUMPY", b"PK")):
-            raise ValueError(f"it begins with {start!r}")
-        loaded = np.load(path, allow_pickle=False)
-        return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; make it with the stage extract_features, or check the path") from None
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{path} is no whole .npy or .npz file of numbers ({error}); it is {os.path.getsize(path)} bytes long: "
-            "copy or make it again"
-        ) from None
+            archive = file.read(2) == b"PK"
+        return read_npz(path) if archive else read_npy(path)
 
 
-def _table(array: np.ndarray, path: str | Path, what: str) -> Float[np.ndarray, "N D"]:
-    if array.ndim != 2 or array.dtype.kind not in "fiu":
+def _need(path: str | Path, names: Collection[str], wanted: str, cure: str) -> None:
+    """Refuses a file that lacks the array, and says where its kind is taken."""
+    if wanted in names:
+        return
+    if "mu" in names and "sigma" in names and "arr_0" not in names:
         raise InputError(
-            f"{path} holds {what} of shape {array.shape} and type {array.dtype}, expected numbers of shape (N, D): "
-            "a row an image"
+            f"{path} holds statistics alone (mu, sigma), expected `{wanted}`; dpar reads statistics beside the images "
+            "that they are of (`arr_0`), as in ADM's reference files: give such a file, or the images to "
+            "`dpar make-reference`"
+        )
+    raise InputError(f"{path} holds {', '.join(names) or 'nothing'}, expected `{wanted}`; {cure}")
+
+
+def whole_numbers(path: str | Path, name: str, array: np.ndarray, count: int) -> Int[np.ndarray, "N"]:
+    """The labels of so many images in a foreign file, as int32.
+
+    Raises:
+        InputError: they are no whole numbers, or not one an image.
+    """
+    with np.errstate(invalid="ignore"):
+        whole = array.astype(np.int32) if array.dtype.kind in "iuf" else None
+    if array.shape != (count,) or whole is None or not np.array_equal(whole, array):
+        raise InputError(
+            f"{path} holds `{name}` of shape {array.shape} and type {array.dtype}, expected {count} whole numbers "
+            "of 32 bits, one an image; number the classes, or leave the array out"
+        )
+    return whole
+
+
+def read_conditions(path: str | Path, array: np.ndarray) -> dict[str, Any]:
+    """What a file says of the making of its images.
+
+    Raises:
+        InputError: that is no JSON object.
+    """
+    try:
+        found = json.loads(str(array[()])) if array.ndim == 0 and array.dtype.kind in "US" else None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{path} holds `conditions` of shape {array.shape} and type {array.dtype} that are no JSON object: "
+            f"{str(array)[:40]!r}; store them as one text by json.dumps, or leave the array out"
+        )
+    return found
+
+
+def read_gaussian(path: str | Path, arrays: Mapping[str, np.ndarray], mean: str, covariance: str) -> Gaussian:
+    """Mean and covariance in a file, by their names there.
+
+    Raises:
+        InputError: one is missing, they do not belong together, or are not finite.
+    """
+    first, second = (arrays.get(name, np.empty(0)) for name in (mean, covariance))
+    fitting = first.ndim == 1 and second.shape == 2 * first.shape and first.dtype.kind == second.dtype.kind == "f"
+    if not fitting or not (np.isfinite(first).all() and np.isfinite(second).all() and np.allclose(second, second.T)):
+        raise InputError(
+            f"{path} holds `{mean}` of shape {first.shape} ({first.dtype}) and `{covariance}` of shape {second.shape} "
+            f"({second.dtype}); expected (D,) and a symmetric (D, D), all finite: copy or make it again"
+        )
+    return Gaussian(*(torch.from_numpy(array.astype(np.float64)) for array in (first, second)), count=0)
+
+
+def _table(array: np.ndarray, path: str | Path, what: str, rows: int | None = None) -> Float[np.ndarray, "N D"]:
+    if array.ndim != 2 or array.dtype.kind not in "fiu" or rows not in (None, len(array)):
+        raise InputError(
+            f"{path} holds {what} of shape {array.shape} and type {array.dtype}, expected numbers of shape "
+            f"({rows or 'N'}, D): a row an image"
         )
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64 if array.dtype.kind in "iu" else np.float32)
@@ -281,22 +333,25 @@ class ImageArray:
         Raises:
             InputError: the file is missing, damaged or holds no such images.
         """
-        try:
-            with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as stream:
-                shape, fortran, dtype = _header(stream)
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in KNOWN if name in stored.files}
-        except FileNotFoundError:
-            raise InputError(f"{path} does not exist; check the path, or draw the samples first") from None
-        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError) as error:
-            raise InputError(
-                f"{path} is no whole npz file with images as `arr_0` ({error}); copy or make it again"
-            ) from None
+        with foreign(path, "npz file with images as `arr_0`", "copy or draw it again, or check the path"):
+            with zipfile.ZipFile(path) as archive:
+                names = [name.removesuffix(".npy") for name in archive.namelist()]
+                _need(path, names, "arr_0", "name the images so: `dpar evaluate --help` says what else can be measured")
+                with archive.open("arr_0.npy") as stream:
+                    shape, fortran, dtype = read_header(stream)
+                _check_count(archive.getinfo("arr_0.npy"), shape)
+            arrays = read_npz(path, KNOWN)
         if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran or shape[1] != shape[2]:
             raise InputError(
-                f"{path} holds `arr_0` of shape {shape} and type {dtype}, expected square RGB images as bytes, "
-                "(N, H, W, 3) uint8; convert grey images or images with alpha first"
+                f"{path} holds `arr_0` of shape {shape} and type {dtype}{' by columns' if fortran else ''}, expected "
+                "square RGB images as bytes, (N, H, W, 3) uint8: bring floats to 0 .. 255 and round them, put channels "
+                "last, repeat grey, blend alpha"
             )
+        for name in ("labels", "patches"):
+            if name in arrays:
+                arrays[name] = whole_numbers(path, name, arrays[name], shape[0])
+        if "conditions" in arrays:
+            read_conditions(path, arrays["conditions"])
         return cls(Path(path), shape, arrays)
 
     def __len__(self) -> int:
@@ -305,7 +360,7 @@ class ImageArray:
     @property
     def conditions(self) -> dict[str, Any] | None:
         """How the images were made, where the file says it."""
-        return json.loads(str(self.arrays["conditions"])) if "conditions" in self.arrays else None
+        return read_conditions(self.path, self.arrays["conditions"]) if "conditions" in self.arrays else None
 
     def pictures(self, chosen: Bool[np.ndarray, "N"]) -> Iterator[UInt8[Tensor, "3 H W"]]:
         """The chosen images in the file's order; what lies behind the last of them is not read.
@@ -326,7 +381,7 @@ class ImageArray:
         count, *image = self.shape
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as stream:
-                _header(stream)
+                read_header(stream)
                 for start in range(0, count, size):
                     here = min(size, count - start)
                     data = bytearray(stream.read(here * int(np.prod(image))))
@@ -336,7 +391,8 @@ class ImageArray:
             raise InputError(f"{self.path} ends too early or is damaged ({error}); copy or make it again") from None
 
 
-def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(stream)
+def _check_count(member: zipfile.ZipInfo, shape: tuple[int, ...]) -> None:
+    """Refuses more images than a member of an archive can hold: what deflates makes 1032 bytes of one at most."""
+    there = 1032 * (member.compress_size + 1)
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or math.prod(shape) > there:
+        raise ValueError(f"{member.compress_size} bytes as `arr_0` for images of shape {shape}")

@@ -29,7 +29,7 @@ from dpar.data.images import FolderImages, ImageIndex, ImageSource, open_images
 from dpar.data.workers import mapped, reported
 from dpar.errors import InputError
 from dpar.evaluation.classifier import training_half
-from dpar.evaluation.features import BATCH, Extractor, Features, ImageArray, extract
+from dpar.evaluation.features import BATCH, Extractor, Features, ImageArray, extract, read_gaussian
 from dpar.evaluation.frechet import Gaussian
 from dpar.evaluation.inception import SIDE
 from dpar.files import sha256_file
@@ -88,14 +88,14 @@ class Arrays(ImageSet):
                     f"{file.path} holds images of {file.shape[1]} pixels and {first.path} of {self.side}; "
                     "give the shards of one set of samples"
                 )
-        labelled = [file.arrays["labels"] for file in self.files if "labels" in file.arrays]
-        if len(labelled) == len(self.files):
-            labels = np.concatenate(labelled).astype(np.int32)
-            if labels.shape != (len(self),):
-                raise InputError(
-                    f"{self.source} and its fellow shards hold {len(self)} images but labels of shape {labels.shape}"
-                )
-            self.labels = known_labels(labels)
+        labelled = [file for file in self.files if "labels" in file.arrays]
+        if len(labelled) not in (0, len(self.files)):
+            bare = next(file.path for file in self.files if "labels" not in file.arrays)
+            raise InputError(
+                f"{labelled[0].path} has labels and {bare} has none; give the shards of one set of samples"
+            )
+        if labelled:
+            self.labels = known_labels(np.concatenate([file.arrays["labels"] for file in labelled]))
         if len(self.files) == 1:
             self.moments = {
                 name: first.arrays[name] for name in ("mu", "sigma", "mu_s", "sigma_s") if name in first.arrays
@@ -402,18 +402,8 @@ def _statistics(images: ImageSet, extractor: Extractor) -> dict[str, Gaussian]:
         return {}
     statistics = {}
     for name, mean, covariance in (("features", "mu", "sigma"), ("spatial", "mu_s", "sigma_s")):
-        if mean in images.moments and covariance in images.moments:
-            first, second = (torch.from_numpy(images.moments[key].astype(np.float64)) for key in (mean, covariance))
-            if (
-                second.shape != 2 * first.shape
-                or first.ndim != 1
-                or not (first.isfinite().all() and second.isfinite().all())
-            ):
-                raise InputError(
-                    f"{images.source} holds `{mean}` of shape {tuple(first.shape)} and `{covariance}` of shape "
-                    f"{tuple(second.shape)}; expected (D,) and (D, D), all finite: copy or make it again"
-                )
-            statistics[name] = Gaussian(first, second, count=0)
+        if mean in images.moments or covariance in images.moments:
+            statistics[name] = read_gaussian(images.source, images.moments, mean, covariance)
     return statistics
 
 

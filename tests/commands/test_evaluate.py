@@ -184,7 +184,7 @@ def test_what_cannot_be_evaluated_is_one_line_and_status_two(files, capsys):
         ({"extractor": "page.pth"}, "is a web page of 35 bytes"),
         ({"extractor": None}, "holds images: give --extractor"),
         ({"samples": "cut.npz"}, "no whole npz file"),
-        ({"samples": "grey.npz"}, "convert grey images or images with alpha first"),
+        ({"samples": "grey.npz"}, "repeat grey, blend alpha"),
         ({"samples": "few.npz"}, "few.npz: 6 samples are too few for features of 6 dimensions"),
         ({"samples": "missing"}, "does not exist"),
     ):

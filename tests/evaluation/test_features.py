@@ -70,7 +70,7 @@ def test_rows_are_taken_everywhere_and_leave_the_statistics_of_the_whole_behind(
         (np.zeros((2, 3), complex), "type complex128"),
         (np.array([["a"]]), "type <U1"),
         (np.array([[1.0, np.nan], [1, 1], [np.inf, 1]]), "2 of 3 rows of features in .* contain NaN"),
-        (np.array([[object()]]), "no whole .npy or .npz file of numbers"),
+        (np.array([[object()]]), "it holds Python objects, which are never loaded"),
     ],
 )
 def test_arrays_that_are_no_features_are_refused(array, said, tmp_path):
@@ -84,11 +84,11 @@ def test_damaged_missing_and_foreign_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"f\.npz does not exist"):
         load_features(path)
     path.write_bytes(b"<html>")
-    with pytest.raises(InputError, match=r"begins with b'<html>'.*6 bytes"):
+    with pytest.raises(InputError, match=r"of 6 bytes is no whole .*it is a web page"):
         load_features(path)
     save_features(path, gaussian_features(50))
     path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(InputError, match="700 bytes long"):
+    with pytest.raises(InputError, match="of 700 bytes is no whole"):
         load_features(path)
     write_samples(path, 3)
     with pytest.raises(InputError, match="holds arr_0, labels, expected `features`"):
@@ -192,5 +192,111 @@ def test_a_truncated_a_damaged_and_a_missing_npz_are_named(tmp_path):
     with pytest.raises(InputError, match="ends too early or is damaged"):
         list(ImageArray.open(path).batches())
     np.savez(path, labels=np.zeros(3))
-    with pytest.raises(InputError, match="images as `arr_0`"):
+    with pytest.raises(InputError, match="holds labels, expected `arr_0`"):
         ImageArray.open(path)
+
+
+def foreign(path, **arrays):
+    """An npz of four images as somebody else writes it."""
+    np.savez(path, **({"arr_0": np.zeros((4, 8, 8, 3), np.uint8)} | arrays))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        (
+            {"labels": np.array(["cat", "dog", "cat", "dog"])},
+            r"holds `labels` of shape \(4,\) and type <U3, expected 4 whole",
+        ),
+        ({"labels": np.array(3)}, r"`labels` of shape \(\)"),
+        ({"labels": np.zeros(3, int)}, r"`labels` of shape \(3,\)"),
+        ({"labels": np.zeros((4, 1), int)}, r"`labels` of shape \(4, 1\)"),
+        ({"labels": np.array([0.5, 1, 2, 3])}, "type float64"),
+        ({"labels": np.array([np.nan, 1, 2, 3])}, "type float64"),
+        ({"labels": np.array([2**32 + 1, 1, 2, 3])}, "type int64"),
+        ({"labels": np.array([None] * 4)}, "Python objects, which are never loaded"),
+        ({"patches": np.array(["a"] * 4)}, "`patches` of shape"),
+        ({"conditions": np.array("cfg=1.5")}, r"`conditions` .* no JSON object: 'cfg=1\.5'"),
+        ({"conditions": np.array("[1, 2]")}, "no JSON object"),
+        ({"conditions": np.array(3.0)}, "no JSON object"),
+        ({"conditions": np.array(["{}", "{}"])}, "no JSON object"),
+        ({"conditions": np.array({"a": 1}, dtype=object)}, "Python objects"),
+        ({"arr_0": np.zeros((4, 8, 8, 3), np.float32)}, "type float32, expected .* bring floats to 0 .. 255"),
+        ({"arr_0": np.zeros((4, 3, 8, 8), np.uint8)}, "put channels last"),
+        ({"arr_0": np.zeros((4, 8, 8), np.uint8)}, r"of shape \(4, 8, 8\)"),
+        ({"arr_0": np.zeros((4, 8, 6, 3), np.uint8)}, "expected square"),
+        ({"arr_0": np.zeros((4, 8, 8, 3), np.int64)}, "type int64"),
+        ({"arr_0": np.asfortranarray(np.zeros((4, 8, 8, 3), np.uint8))}, "by columns"),
+        ({"arr_0": np.array([None])}, "Python objects"),
+    ],
+)
+def test_images_of_others_are_refused_by_what_is_wrong_with_them(arrays, said, tmp_path):
+    with pytest.raises(InputError, match=rf"f\.npz.* {said}"):
+        ImageArray.open(foreign(tmp_path / "f.npz", **arrays))
+
+
+def test_labels_of_any_type_that_are_whole_are_taken(tmp_path):
+    for labels in (np.arange(4), np.arange(4, dtype=np.uint64), np.arange(4.0)):
+        found = ImageArray.open(foreign(tmp_path / "f.npz", labels=labels))
+        np.testing.assert_array_equal(found.arrays["labels"], np.arange(4))
+        assert found.arrays["labels"].dtype == np.int32
+
+
+def test_statistics_alone_are_told_from_a_damaged_file(tmp_path):
+    np.savez(tmp_path / "s.npz", mu=np.zeros(4), sigma=np.eye(4))
+    for load in (ImageArray.open, load_features, load_logits):
+        with pytest.raises(InputError, match=r"s\.npz holds statistics alone \(mu, sigma\).*`arr_0`"):
+            load(tmp_path / "s.npz")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"labels": np.zeros(4, int)}, "expected 5 whole numbers"),
+        ({"labels": np.array(["a"] * 5)}, "expected 5 whole numbers"),
+        ({"logits": np.zeros((4, 3), np.float32)}, r"expected numbers of shape \(5, D\)"),
+        ({"spatial": np.zeros((6, 3), np.float32)}, r"expected numbers of shape \(5, D\)"),
+        ({"features_mean": np.zeros(2)}, "`features_covariance` of shape"),
+        ({"features_mean": np.zeros(2), "features_covariance": np.eye(3)}, r"expected \(D,\) and a symmetric"),
+        ({"features_mean": np.zeros(2), "features_covariance": np.array([[1.0, 5], [0, 1]])}, "symmetric"),
+        ({"features_mean": np.array([0, np.nan]), "features_covariance": np.eye(2)}, "all finite"),
+        ({"features_mean": np.array(["a", "b"]), "features_covariance": np.eye(2)}, "all finite"),
+        ({"conditions": np.array("{")}, "no JSON object"),
+        ({"notes": np.array([None])}, "Python objects"),
+    ],
+)
+def test_features_of_others_are_refused_by_what_is_wrong_with_them(arrays, said, tmp_path):
+    np.savez(tmp_path / "f.npz", features=np.ones((5, 2), np.float32), **arrays)
+    with pytest.raises(InputError, match=said):
+        load_features(tmp_path / "f.npz")
+
+
+def test_random_damage_is_features_or_one_line(tmp_path):
+    write_samples(tmp_path / "images.npz", 4)
+    save_features(tmp_path / "features.npz", gaussian_features(8))
+    np.save(tmp_path / "features.npy", np.ones((5, 2), np.float32))
+    rng, refused = np.random.default_rng(0), 0
+    for name, load in (
+        ("images.npz", ImageArray.open),
+        ("features.npz", load_features),
+        ("features.npy", load_features),
+    ):
+        whole = (tmp_path / name).read_bytes()
+        ends = [*range(60), *range(max(60, len(whole) - 700), len(whole))]
+        for number in range(100):
+            data = bytearray(whole)
+            for place in rng.choice(ends if number % 2 else len(whole), 2):
+                data[place] = rng.integers(256)
+            (tmp_path / f"x{name}").write_bytes(data if number % 3 else data[: rng.integers(len(data))])
+            try:
+                load(tmp_path / f"x{name}")
+            except InputError as error:
+                refused += "\n" not in str(error)
+    assert refused > 130
+
+
+def test_small_files_that_people_report(shared):
+    for name in ("labels_str", "labels_0d", "conditions_text"):
+        with pytest.raises(InputError, match=rf"{name}\.npz holds `(labels|conditions)`"):
+            ImageArray.open(shared / "cases/npz" / f"{name}.npz")
