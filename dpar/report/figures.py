@@ -143,6 +143,11 @@ def sample_columns(
     return figure
 
 
+def _literal(text: str) -> str:
+    """The text as it is, for matplotlib, which sets what stands between two dollars as a formula."""
+    return text.replace("$", r"\$")
+
+
 def heat_maps(
     panels: Mapping[str, NDArray[np.floating]],
     rows: Sequence[str],
@@ -169,7 +174,7 @@ def heat_maps(
         if np.isfinite(values).any() and title not in unranked:
             i, j = np.unravel_index(np.nanargmin(values), values.shape)
             axis.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=DPAR, linewidth=3))
-        axis.set_title(title)
+        axis.set_title(_literal(title))
         axis.set_xticks(range(len(columns)), columns)
         axis.set_yticks(range(len(rows)), rows)
         axis.set_xlabel(column_label)
@@ -196,7 +201,7 @@ def error_bars(
             axis.errorbar(value, place, xerr=spread, fmt="o", color=colour_of(name), capsize=3)
         if references and title in references:
             axis.axvline(references[title], color=NEUTRAL, linestyle=":", linewidth=1.2)
-        axis.set_title(title)
+        axis.set_title(_literal(title))
         axis.set_yticks(places, names)
         axis.xaxis.set_major_locator(MaxNLocator(4))  # more numbers would run into each other
         axis.margins(y=0.15)
@@ -241,7 +246,7 @@ def metric_against_cost(points: Sequence[Mapping[str, Any]], metric: str, floor:
             color=NEUTRAL,
         )
     axes.set_xlabel("training cost an image (GMACs, forward and backward)")
-    axes.set_ylabel(metric)
+    axes.set_ylabel(_literal(metric))
     axes.margins(x=0.15, y=0.15)
     axes.grid(alpha=0.3)
     return figure
@@ -282,7 +287,7 @@ def curves(
         label = "the paper's" if name == next(iter(printed or {})) else None
         axes.plot(x, y, "D", color=colour_of(name), markerfacecolor="none", markersize=5, label=label)
     axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    axes.set_ylabel(_literal(y_label))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
@@ -306,7 +311,7 @@ def pareto(panels: Mapping[str, Sequence[tuple[str, float, float]]], metric: str
         axis.xaxis.set_major_locator(MaxNLocator(5))  # more numbers would run into each other
         axis.margins(x=0.3, y=0.15)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel(metric)
+    axes[0].set_ylabel(_literal(metric))
     return figure
 
 

@@ -233,7 +233,21 @@ def to_markdown(frame: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
 def to_latex(frame: pd.DataFrame, title: str) -> str:
     """The table as a LaTeX `table` for booktabs."""
     special = str.maketrans(
-        {"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$", "–": "--", "Δ": r"$\Delta$"}
+        {
+            "_": r"\_",
+            "%": r"\%",
+            "&": r"\&",
+            "#": r"\#",
+            "$": r"\$",
+            "{": r"\{",
+            "}": r"\}",
+            "~": r"\textasciitilde{}",
+            "^": r"\textasciicircum{}",
+            "\\": r"\textbackslash{}",
+            "±": r"$\pm$",
+            "–": "--",
+            "Δ": r"$\Delta$",
+        }
     )
     lines = [" & ".join(str(c).translate(special) for c in frame.columns)]
     lines += [" & ".join(str(v).translate(special) for v in row) for row in frame.itertuples(index=False)]

@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ):
         perceptual, perceptual_sha256 = None, None
         if training.perceptual_weight > 0 and training.perceptual_network is not None:
-            perceptual = load_lpips(training.perceptual_network).to(group.device)
-            perceptual_sha256 = sha256_file(training.perceptual_network)
+            weights = Path(training.perceptual_network).expanduser()
+            perceptual, perceptual_sha256 = load_lpips(weights).to(group.device), sha256_file(weights)
         torch.manual_seed(experiment.seed)
         task = TokenizerTask(
             model=VQAutoencoder(sizes).to(group.device),

@@ -87,3 +87,16 @@ def test_the_papers_points_are_hollow_and_beside_the_curves():
     ours, theirs = figure.axes[0].lines
     assert (list(ours.get_xdata()), ours.get_marker()) == ([50, 100], "o")
     assert (list(theirs.get_ydata()), theirs.get_markerfacecolor()) == ([5.5], "none")
+
+
+def test_a_metric_named_after_a_users_network_is_no_formula(tmp_path):
+    metric = "FD[a$_^$b,64]"
+    drawn = [
+        figures.heat_maps({metric: np.eye(2)}, ["a", "b"], ["2", "4"], "rows", "columns"),
+        figures.error_bars({metric: ([1.0], [0.1])}, ["dpar"]),
+        figures.curves({"dpar": ([1, 2], [3, 4])}, "step", metric),
+        figures.pareto({"cost": [("dpar", 1.0, 2.0)]}, metric),
+    ]
+    for number, figure in enumerate(drawn):
+        figures.save(figure, tmp_path / f"{number}.png")
+        assert (tmp_path / f"{number}.png").stat().st_size > 0

@@ -146,6 +146,9 @@ def test_markdown_and_latex_hold_every_cell():
     assert markdown.endswith("- a condition\n")
     latex = tables.to_latex(shown, "50% & more")
     assert r"\caption{50\% \& more}" in latex
+    assert r"\caption{\$x\{\_\}\textbackslash{}\textasciitilde{}\textasciicircum{}}" in tables.to_latex(
+        shown, "$x{_}\\~^"
+    )
     assert r"3 $\pm$ 2.6" in latex
     assert latex.count("&") == 2 * (len(shown.columns) - 1) + 1
 

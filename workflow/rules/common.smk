@@ -18,6 +18,11 @@ from dpar.report.targets import COMPUTED, metric_files, pareto_file, sized_table
 from dpar.slurm import check_partitions, longest_jobs, only_jobs
 from dpar.tracking.store import find_store
 
+if {"{", "}"} & set(str(workflow.basedir)):  # in a path of its own, Snakemake takes them for a wildcard
+    raise WorkflowError(
+        f"the checkout {workflow.basedir} has braces in its path, with which Snakemake cannot work; move it"
+    )
+
 
 def read_experiment():
     try:
@@ -106,6 +111,12 @@ def shards(store, split):
 def folder(path):
     """The files of the model folder at `path`."""
     return [f"{RESULTS}/{path}/{name}" for name in MODEL_FILES]
+
+
+def user_path(path):
+    """A path of the user's as a stage's flag takes it: `~` is a folder, and a dash at its beginning no flag."""
+    path = os.path.expanduser(path)
+    return f"./{path}" if path.startswith("-") else path
 
 
 def gate_files(gate):

@@ -67,8 +67,8 @@ rule extract_features:
         cpus_per_task=1,
     params:
         recipe=features_recipe,
-        extractor=EXTRACTOR,
-        images=lambda wildcards, input: input.images or EXPERIMENT.evaluation.reference,
+        extractor=lambda wildcards: user_path(EXTRACTOR),  # a function's value is taken as it is, braces and all
+        images=lambda wildcards, input: input.images or user_path(EXPERIMENT.evaluation.reference),
     shell:
         TRAINING + " --extractor {params.extractor:q} --images {params.images:q} --output {output}" + LOGGED
 

@@ -71,7 +71,7 @@ rule evaluate_tokenizer:
     params:
         recipe=recipe("evaluate_tokenizer", EXPERIMENT.evaluation.extractor, EXPERIMENT.evaluation.inception_weights),
         folder=RESULTS + "/tokenizer",
-        extractor=lambda wildcards: EXTRACTOR,
+        extractor=lambda wildcards: user_path(EXTRACTOR),
     shell:
         STAGE + " --tokenizer {params.folder} --index {input.index} --extractor {params.extractor:q}"
         " --report {output.report} --picture {output.picture}" + LOGGED
