@@ -67,6 +67,11 @@ class Images(Settings):
         description="held-out images to use, evenly spaced in their order; null = all",
     )
     max_unreadable: float = Field(default=0.0, ge=0, le=1, description="share of images that may be skipped")
+    allow_shared: bool = Field(
+        default=False,
+        exclude_if=lambda allowed: not allowed,
+        description="whether held-out images may be training images too; else more than 1 % of them are refused",
+    )
 
     @model_validator(mode="after")
     def _source_is_described(self) -> "Images":

@@ -11,6 +11,11 @@ class InputError(ValueError):
     """Something the user gave cannot be used: what was found, what was expected, where, the next step."""
 
 
+def shown(name: str) -> str:
+    """A name as a terminal may show it: one line, without bytes that are no text and characters that steer."""
+    return name if name.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
 class _Lasting(io.FileIO):
     """Somebody else's descriptor to write to; what is said after its reader has gone is dropped."""
 

@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from dpar import tracking
-from dpar.config import load_experiment
-from dpar.data.images import ImageIndex, open_images
-from dpar.errors import InputError, run_command
+from dpar.config import Images, load_experiment
+from dpar.data.class_names import numbered_as
+from dpar.data.images import ImageIndex, open_images, shared_images
+from dpar.data.sources.source import described
+from dpar.errors import InputError, run_command, shown
+
+_MOST_SHARED = 0.01  # share of held-out images; published sets have a few copies across splits
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--experiment", type=Path, required=True)
     flags.add_argument("--split", choices=("train", "val"), required=True)
     flags.add_argument("--images", type=Path, help="generated images; by default the experiment's path for the split")
+    flags.add_argument("--classes-of", type=Path, help="index of the training images, for the user's held-out images")
     flags.add_argument("--output", type=Path, required=True, help="the index, JSON")
     return flags
 
@@ -26,26 +31,36 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage.
 
-    A class without images is an error for the training split; held-out images may lack some classes.
+    A class without images is an error for the training split. Held-out images may lack some classes, and take the
+    numbers of the training images' classes by name.
 
     Raises:
-        InputError: no images, unreadable ones beyond what the experiment allows, or labels that do not fit it.
+        InputError: no images, unreadable ones beyond what the experiment allows, labels that do not fit it, or
+            held-out images that the training split has too.
     """
     args = parser().parse_args(argv)
     images = load_experiment(args.experiment).images
     source = "parquet" if images.source == "generated" else images.source
     path = str(args.images) if args.images else getattr(images, args.split)
+    if args.split == "val" and images.source != "generated" and args.classes_of is None:
+        raise InputError(
+            "held-out images take the class numbers of the training images: give --classes-of index/train.json; "
+            "`dpar run`, started again, does so itself"
+        )
     if path is None:
         raise InputError(f"{args.experiment}: images.source is `generated`; name the generated file with --images")
     with tracking.job(
         rule="index_images",
         experiment=args.experiment,
         name=f"index_images[{args.split}]",
-        inputs=[args.images] if args.images else [],
+        inputs=[path for path in (args.images, args.classes_of) if path],
         outputs=[args.output],
         params={"split": args.split, "source": source, "path": path, "max_unreadable": images.max_unreadable},
     ) as job:
+        training = None if args.classes_of is None else ImageIndex.load(args.classes_of)
         found = open_images(source, path)
+        if training is not None:
+            found = numbered_as(found, training.images.classes)
         if args.split == "val" and images.max_val is not None and images.max_val < len(found):
             found = found.keep(np.linspace(0, len(found) - 1, images.max_val).round().astype(int))
         index = ImageIndex.build(
@@ -55,21 +70,43 @@ def main(argv: Sequence[str] | None = None) -> None:
             max_unreadable=images.max_unreadable,
             every_class=args.split == "train",
         )
+        if training is not None:
+            _check_shared(index, training, images)
         index.save(args.output)
         counts = index.class_counts
         print(
             f"{path}: {len(index)} images, {(counts > 0).sum()} of {index.num_classes} classes with {counts.min()} to "
             f"{counts.max()} images each, {len(index.skipped)} left out as unreadable"
+            f"{described(found.left_alone, '; left alone: ')}"
         )
         job.summary(
             {
                 "images": len(index),
                 "images/skipped": len(index.skipped),
+                "images/left_alone": sum(found.left_alone.values()),
                 "classes": int((counts > 0).sum()),
                 "classes/fewest": int(counts.min()),
                 "classes/most": int(counts.max()),
             }
         )
+
+
+def _check_shared(index: ImageIndex, training: ImageIndex, images: Images) -> None:
+    """Raises `InputError` if more held-out images than a few are training images; says how many are."""
+    shared = shared_images(index, training)
+    if not shared:
+        return
+    pairs = ", ".join(f"{shown(held_out)} = {shown(trained)}" for held_out, trained in shared[:3])
+    said = (
+        f"{len(shared)} of {len(index)} held-out images ({index.images.path}) are training images too, byte for byte: "
+        f"{pairs}{', ...' if len(shared) > 3 else ''}"
+    )
+    if len(shared) > _MOST_SHARED * len(index) and not images.allow_shared:
+        raise InputError(
+            f"{said}; what is measured on them would say nothing about new images: "
+            "correct `images.val`, or say `images.allow_shared: true` if it is meant"
+        )
+    print(f"warning: {said}", file=sys.stderr)
 
 
 if __name__ == "__main__":

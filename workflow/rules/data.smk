@@ -18,6 +18,8 @@ def indexing_recipe(wildcards):
     settings = [images.source, where, images.resolution, images.num_classes, images.max_unreadable]
     if wildcards.split == "val" and images.max_val is not None:
         settings.append(images.max_val)
+    if wildcards.split == "val" and images.allow_shared:
+        settings.append("allow_shared")
     return recipe("index_images", *settings)
 
 
@@ -47,10 +49,28 @@ def images_to_index(wildcards):
     return []  # the user's own images: a path in the experiment, checked by the stage, absent in a dry run
 
 
+def has_class_names(split):
+    """Whether there is no index of this split yet, or one that says the classes' names or that they have none."""
+    path = f"{RESULTS}/index/{split}.json"
+    if not os.path.exists(path):
+        return True
+    with open(path, "rb") as index:
+        return b'"classes":' in index.read(2**16)  # among the first fields
+
+
+def training_classes(wildcards):
+    """The index that numbers the classes of the user's held-out images; finished ones from before it did so stay."""
+    old = not (has_class_names("train") or has_class_names("val"))
+    if wildcards.split == "train" or EXPERIMENT.images.source == "generated" or old:
+        return []
+    return RESULTS + "/index/train.json"
+
+
 rule index_images:
     """List the images, their labels and which could not be read."""
     input:
         images=images_to_index,
+        classes=training_classes,
     output:
         RESULTS + "/index/{split}.json",
     log:
@@ -60,8 +80,9 @@ rule index_images:
     params:
         recipe=indexing_recipe,
         images=lambda wildcards, input: (f"--images {input.images}" if input.images else ""),
+        classes=lambda wildcards, input: (f"--classes-of {input.classes}" if input.classes else ""),
     shell:
-        STAGE + " --split {wildcards.split} {params.images} --output {output}" + LOGGED
+        STAGE + " --split {wildcards.split} {params.images} {params.classes} --output {output}" + LOGGED
 
 
 rule encode_images:

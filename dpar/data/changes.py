@@ -1,0 +1,63 @@
+"""What changed in the images of a run since they were indexed."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import chdir
+from pathlib import Path
+
+from dpar.data.images import ImageIndex
+from dpar.data.sources.source import Stamp
+from dpar.errors import InputError
+
+
+def changes(results: Path) -> Iterator[str]:
+    """A line for each split whose images are no longer those that were indexed; images of the run's own are not asked.
+
+    Sizes and dates are compared, not contents: those of an image are compared whenever it is read.
+
+    Args:
+        results: the folder of the run.
+    """
+    for split in ("train", "val"):
+        path = results / "index" / f"{split}.json"
+        if path.is_file() and (said := _since(path, results)):
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+            yield f"images of {split} were indexed at {when}; {said}"
+
+
+def _since(path: Path, results: Path) -> str | None:
+    """How the images are otherwise now than the index at `path` says; null if they are not."""
+    try:
+        index = ImageIndex.load(path)
+    except InputError:
+        return None  # said by the stage that reads it
+    if Path(index.images.path).parent.name == "images" and Path(index.images.path).parent.parent.name == results.name:
+        return None
+    try:
+        with chdir(results.resolve().parents[1]):  # where the stages run
+            found = compared(index, type(index.images).stamps(index.images.path), path.stat().st_mtime)
+    except (InputError, OSError) as error:
+        return f"now they cannot be listed: {error}"
+    return found and f"files of {index.images.path} since then: {found}; delete {path} to take that in"
+
+
+def compared(index: ImageIndex, now: Mapping[str, Stamp], indexed: float) -> str | None:
+    """How many files are new, gone and changed, in words; null if none are.
+
+    Args:
+        index: of the images.
+        now: the source's files.
+        indexed: when the index was written, seconds since 1970.
+    """
+    names = index.images.stamped()
+    sizes = index.sizes or [None] * len(names)
+    there = [(now[name], size) for name, size in zip(names, sizes, strict=True) if name in now]
+    gone = len(names) - len(there)
+    changed = sum(stamp.changed > indexed or size not in (None, stamp.size) for stamp, size in there)
+    if index.images.listed is not None:
+        new = max(0, len(now) - index.images.listed + gone)
+    else:  # made when their number was not written down
+        known = {*names, *(entry["key"] for entry in index.skipped)}
+        new = sum(name not in known and stamp.changed > indexed for name, stamp in now.items())
+    counts = {"new": new, "gone": gone, "changed": changed}
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count) or None

@@ -1,0 +1,21 @@
+"""Where images come from: a folder, Parquet files or WebDataset tars."""
+
+from dpar.data.sources.folder import FolderImages
+from dpar.data.sources.parquet import ParquetImages
+from dpar.data.sources.source import ImageSource
+from dpar.data.sources.tar import TarImages
+from dpar.errors import InputError
+
+SOURCES: dict[str, type[ImageSource]] = {kind.kind: kind for kind in (FolderImages, ParquetImages, TarImages)}
+
+
+def open_images(source: str, path: str) -> ImageSource:
+    """The images of a source: `folder`, `parquet` or `webdataset`.
+
+    Raises:
+        InputError: nothing is there, or it is not what `source` says.
+    """
+    images = SOURCES[source].scan(path)
+    if not len(images):
+        raise InputError(f"{path} holds no images; add some, or correct the path in the experiment")
+    return images

@@ -1,0 +1,177 @@
+"""A folder with one sub-folder a class."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dpar.data.decoding import SUFFIXES
+from dpar.data.sources.source import ImageSource, LeftAlone, Stamp, described, enumerated, file_stamp
+from dpar.errors import InputError, shown
+
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")  # how images begin
+
+
+class FolderImages(ImageSource):
+    """A folder with one sub-folder a class; labels are the places of the sub-folders in sorted order.
+
+    Folders may be nested below a class. Names that begin with a dot are left alone, and files without the suffix of an
+    image too, but these are counted. Links are followed; a folder that is reached again is not read twice.
+    """
+
+    kind = "folder"
+    location_names = ()
+
+    @classmethod
+    def scan(cls, path: str) -> "ImageSource":
+        """All images, by class and then by name.
+
+        Raises:
+            InputError: no class folders, one without images, images beside them, or what cannot be read.
+        """
+        tree = _Tree(path)
+        keys, labels = [], []
+        for label, name in enumerate(tree.classes):
+            found = sorted(key for key, _ in tree.images(name))
+            if not found:
+                raise InputError(
+                    f"the class folder {shown(str(tree.root / name))} holds no images ({', '.join(SUFFIXES)}); "
+                    f"add some, or remove the folder{described(tree.left_alone.summary(), '; left alone: ')}"
+                )
+            keys += found
+            labels += [label] * len(found)
+        return cls(
+            path,
+            [str(tree.root)],
+            keys,
+            np.array(labels),
+            {},
+            classes=tree.classes,
+            left_alone=tree.left_alone.summary(),
+        )
+
+    @classmethod
+    def stamps(cls, path: str) -> dict[str, Stamp]:
+        """The image files as they are now, by key."""
+        tree = _Tree(path)
+        return dict(found for name in tree.classes for found in tree.images(name))
+
+    def stamped(self) -> Sequence[str]:
+        """The keys."""
+        return self.keys
+
+    def place(self, name: str) -> str:
+        """The path of the image file."""
+        return os.path.join(self.files[0], name)
+
+    def data(self, i: int) -> bytes:
+        """The file of image `i`."""
+        return Path(self.files[0], self.keys[i]).read_bytes()
+
+
+class _Tree:
+    """The class folders below a path, and what was met in them on the way.
+
+    Raises:
+        InputError: there are none, or images lie beside them.
+    """
+
+    def __init__(self, path: str):
+        self.root = Path(path).expanduser()
+        if not os.path.isdir(self.root):
+            raise InputError(f"the image folder {path} does not exist; it must hold one sub-folder a class")
+        self.left_alone = LeftAlone()
+        self._reached = {_identity(self.root): ""}  # folder -> by which way
+        entries = _entries(self.root)
+        self.classes = [entry.name for entry in entries if _is_folder(entry)]
+        loose = [entry for entry in entries if not _is_folder(entry)]
+        if not self.classes:
+            raise InputError(
+                f"the image folder {path} holds no sub-folders; it must hold one a class, with images in it"
+            )
+        if images := [entry.name for entry in loose if entry.name.lower().endswith(SUFFIXES)]:
+            raise InputError(
+                f"{path} holds {len(images)} images beside its {len(self.classes)} folders: {enumerated(images)}; "
+                "one folder a class holds the images of this class: move or remove those beside them"
+            )
+        for entry in loose:
+            _leave(self.left_alone, entry, entry.name)
+
+    def images(self, name: str) -> Iterator[tuple[str, Stamp]]:
+        """Key and stamp of each image file in a class folder and below."""
+        waiting = [name]
+        while waiting:
+            relative = waiting.pop()
+            if not self._enter(relative):
+                continue
+            for entry in _entries(self.root / relative):
+                key = f"{relative}/{entry.name}"
+                if _is_folder(entry):
+                    waiting.append(key)
+                elif entry.name.lower().endswith(SUFFIXES):
+                    yield key, self._stamp(entry)
+                else:
+                    _leave(self.left_alone, entry, key)
+
+    def _stamp(self, entry: os.DirEntry) -> Stamp:
+        stamp = file_stamp(entry.path)
+        if stamp.size >= 0 and not entry.is_file():
+            raise InputError(f"{shown(entry.path)} is no file but a pipe, a socket or a device; remove it")
+        return stamp
+
+    def _enter(self, relative: str) -> bool:
+        """Whether this folder was not reached before, by another way."""
+        before = self._reached.setdefault(_identity(self.root / relative), relative)
+        if before == relative:
+            return True
+        if before == "" or relative.startswith(f"{before}/"):
+            self.left_alone.add("links to a folder above them", relative)
+        elif before.partition("/")[0] == relative.partition("/")[0]:
+            self.left_alone.add("links to a folder that is read already", relative)
+        else:
+            raise InputError(
+                f"{shown(before)} and {shown(relative)} of {self.root} are one folder, so that its images would belong "
+                "to two classes; remove one of the links"
+            )
+        return False
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    """What a folder holds, by name, without names that begin with a dot."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted((e for e in found if e.name[0] != "."), key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(
+            f"the folder {shown(str(folder))} cannot be read ({error.strerror}); "
+            "make it readable, or take it out of the images"
+        ) from None
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _leave(left_alone: LeftAlone, entry: os.DirEntry, key: str) -> None:
+    """Counts a file that is no image by its suffix; one without a suffix that begins as an image does is named."""
+    if suffix := os.path.splitext(entry.name)[1].lower():
+        left_alone.add(suffix)
+        return
+    try:
+        with open(entry.path if entry.is_file() else os.devnull, "rb") as file:
+            image = file.read(8).startswith(_SIGNATURES)
+    except OSError:
+        image = False
+    if image:
+        left_alone.add("images without a suffix", key)
+    else:
+        left_alone.add("without a suffix")

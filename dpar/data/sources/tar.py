@@ -1,0 +1,237 @@
+"""WebDataset tars of images."""
+
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dpar.data.decoding import SUFFIXES
+from dpar.data.sources.source import (
+    ImageSource,
+    LeftAlone,
+    Stamp,
+    by_label,
+    distinct_keys,
+    file_stamp,
+    matching_files,
+    merge_names,
+)
+from dpar.errors import InputError, shown
+
+_LABEL = re.compile(rb"\s*[+-]?[0-9]{1,18}\s*")
+_BLOCK = tarfile.BLOCKSIZE
+
+
+class TarImages(ImageSource):
+    """WebDataset tars: for each key one image (`.jpg`, `.png`, ...) and one `.cls` with its label as text.
+
+    A key is a member's name up to its last dot, if an image and a `.cls` share that, else up to the first dot after the
+    last slash, as WebDataset has it. `classes.json` beside a tar names the classes: a list by label. The place of each
+    image in its tar is listed once; after that, images are read in any order.
+    """
+
+    kind = "webdataset"
+    location_names = ("file", "offset", "size")
+
+    @classmethod
+    def scan(cls, path: str) -> "ImageSource":
+        """All samples, tar by tar in the order of their names.
+
+        Raises:
+            InputError: a tar is damaged or cut off, or a sample lacks an image or a label, or has two of them.
+        """
+        files = matching_files(path, "tar")
+        keys: list[str] = []
+        labels: list[int] = []
+        locations = {name: [] for name in cls.location_names}
+        left_alone, names = LeftAlone(), {}
+        for number, file in enumerate(files):
+            for key, image, label in _Members.of(file).samples(left_alone):
+                keys.append(key)
+                labels.append(label)
+                for name, value in zip(cls.location_names, (number, image.offset, image.size), strict=True):
+                    locations[name].append(value)
+        for folder in sorted({os.path.dirname(file) for file in files}):
+            described = os.path.join(folder, "classes.json")
+            merge_names(names, _listed_names(described), described)
+        columns = {name: np.array(values, np.int64) for name, values in locations.items()}
+        keys = distinct_keys(keys, locations["file"], files)
+        return cls(
+            path,
+            files,
+            keys,
+            np.array(labels, np.int64),
+            columns,
+            classes=by_label(names),
+            left_alone=left_alone.summary(),
+        )
+
+    @classmethod
+    def stamps(cls, path: str) -> dict[str, Stamp]:
+        """The tars as they are now."""
+        return {file: file_stamp(file) for file in matching_files(path, "tar")}
+
+    def stamped(self) -> Sequence[str]:
+        """The tars."""
+        return self.files
+
+    def data(self, i: int) -> bytes:
+        """The file of image `i`."""
+        file, offset, size = (int(self.locations[name][i]) for name in self.location_names)
+        with open(self.files[file], "rb", buffering=0) as tar:
+            return os.pread(tar.fileno(), size, offset)
+
+
+@dataclass
+class _Image:
+    """Where the file of an image lies in its tar."""
+
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass
+class _Members:
+    """The images, labels and other members of a tar, the first two by their names without the last suffix."""
+
+    file: str
+    images: dict[str, _Image] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, file: str) -> "_Members":
+        """All members of a tar, whose end must be there."""
+        found = cls(file)
+        try:
+            with tarfile.open(file, "r:") as tar:
+                for member in tar:
+                    found._add(tar, member)
+                    tar.members = []  # type: ignore  # every header would be kept
+                _check_end(file, tar.offset)
+        except InputError:
+            raise
+        except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+            raise InputError(
+                f"{file} is not a whole, uncompressed tar ({error}); fetch it again, or decompress it: "
+                "images are read from the middle of it"
+            ) from error
+        return found
+
+    def _add(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        stem, suffix = os.path.splitext(member.name)
+        image, label = suffix.lower() in SUFFIXES, suffix.lower() == ".cls"
+        hidden = os.path.basename(member.name)[:1] in (".", "")
+        if hidden or member.isdir() or not (image or label):
+            if not member.isdir():
+                self.others.append(member.name)
+            return
+        if not member.isfile() or member.issparse():
+            raise InputError(
+                f"{shown(member.name)} of {self.file} is a link, a device or a sparse file; "
+                "make the tar with whole files"
+            )
+        if stem in (self.images if image else self.labels):
+            raise InputError(
+                f"sample {shown(stem)} of {self.file} has two {'images' if image else 'labels (.cls)'}, the second of "
+                f"them {shown(member.name)}; keep one"
+            )
+        if image:
+            self.images[stem] = _Image(member.name, member.offset_data, member.size)
+        else:
+            self.labels[stem] = self._label(tar, member)
+
+    def _label(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+        reader = tar.extractfile(member)
+        text = reader.read(64) if reader else b""
+        if member.size > 64 or not _LABEL.fullmatch(text):
+            raise InputError(f"{shown(member.name)} of {self.file} holds {text[:20]!r}, expected a label")
+        label = int(text)
+        if not -(2**31) <= label < 2**31:
+            raise InputError(
+                f"label out of range: {label} in {shown(member.name)} of {self.file}; labels count the classes from 0"
+            )
+        return label
+
+    def samples(self, left_alone: LeftAlone) -> Iterator[tuple[str, _Image, int]]:
+        """Key, image and label of each sample in the order of the images; counts the other members.
+
+        Raises:
+            InputError: an image or a label without the other, or two images that share a label.
+        """
+        whole = self.images.keys() & self.labels.keys()
+        shorter: dict[str, _Image] = {}  # by the key up to the first dot
+        for stem, image in self.images.items():
+            key = _first_dot(stem)
+            if stem in whole:
+                yield stem, image, self.labels[stem]
+            elif key in whole:  # `a.mask.png` beside `a.jpg` and `a.cls`
+                left_alone.add(_rest(image.name))
+            elif key not in self.labels:
+                raise InputError(f"sample {shown(stem)} of {self.file} has no label (.cls); add or remove it")
+            elif key in shorter:
+                raise InputError(
+                    f"sample {shown(key)} of {self.file} has two images, {shown(shorter[key].name)} and "
+                    f"{shown(image.name)}; keep one"
+                )
+            else:
+                shorter[key] = image
+                yield key, image, self.labels[key]
+        for stem in sorted(self.labels.keys() - whole - shorter.keys()):
+            if _first_dot(stem) not in {*whole, *shorter}:
+                raise InputError(f"sample {shown(stem)} of {self.file} has no image; add or remove it")
+            left_alone.add(_rest(f"{stem}.cls"))
+        for name in map(os.path.basename, self.others):
+            left_alone.add("hidden" if name[:1] == "." else os.path.splitext(name)[1].lower() or "without a suffix")
+
+
+def _first_dot(stem: str) -> str:
+    """The part of a member's name up to the first dot after the last slash."""
+    folder, slash, name = stem.rpartition("/")
+    return folder + slash + name.partition(".")[0]
+
+
+def _rest(name: str) -> str:
+    """The part of a member's name after the first dot, which says what it is of its sample."""
+    return "." + os.path.basename(name).partition(".")[2].lower()
+
+
+def _check_end(file: str, offset: int) -> None:
+    """Raises `TarError` unless the tar ends at `offset` as tars do, with blocks of zeros and nothing after them."""
+    with open(file, "rb") as tar:
+        tar.seek(offset)
+        block = tar.read(_BLOCK)
+        if len(block) < _BLOCK:
+            raise tarfile.ReadError("it is cut off: the blocks that end a tar are missing")
+        if any(block):
+            raise tarfile.ReadError(f"no member begins at byte {offset}, where one is expected")
+        while rest := tar.read(2**20):
+            if rest.count(0) < len(rest):
+                raise tarfile.ReadError("something follows its end, as in tars that were put together; unpack them")
+
+
+def _listed_names(path: str) -> Mapping[int, str]:
+    """Label -> name by `classes.json`: a list of names, or of objects with `wnid` or `name`; empty without it."""
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            return {label: _name(value) for label, value in enumerate(json.load(file))}
+    except (OSError, ValueError, TypeError, KeyError):
+        raise InputError(
+            f"{path} is no list of class names by label, as JSON; correct it, or take it away from the tars: "
+            "held-out classes are then compared by their numbers"
+        ) from None
+
+
+def _name(value: Any) -> str:
+    name = value.get("wnid", value.get("name")) if isinstance(value, dict) else value
+    if not isinstance(name, str):
+        raise TypeError(name)
+    return name
