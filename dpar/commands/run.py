@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: the experiment or the tracking address is not valid, another run is going on, or a stage failed.
     """
+    from dpar.data.changes import say_changes  # takes as long as the rest, and the Snakefile reads this module
+
     args = parser().parse_args(argv)
     if not Path("Snakefile").is_file():
         raise InputError(f"there is no Snakefile in {Path.cwd()}; call `dpar run` from the top of the repository")
@@ -50,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     find_store(results)  # and a tracking address with a typo
     snakemake = [sys.executable, "-m", "snakemake", "--directory", str(args.directory)]
     snakemake += ["--configfile", str(args.config.resolve()), "--cores", str(args.cores)]
+    say_changes(results)
     with only_run(results) as lock:
         # Snakemake's own lock outlives a run that is killed, and covers other experiments' results too; ours does not.
         # An option ends the list of triggers, to which a target would otherwise be added.

@@ -1,5 +1,6 @@
 """What changed in the images of a run since they were indexed."""
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import chdir
@@ -7,7 +8,13 @@ from pathlib import Path
 
 from dpar.data.images import ImageIndex
 from dpar.data.sources.source import Stamp
-from dpar.errors import InputError
+from dpar.errors import InputError, shown
+
+
+def say_changes(results: Path) -> None:
+    """Writes the lines of `changes` to standard error."""
+    for line in changes(results):
+        print(shown(line), file=sys.stderr)
 
 
 def changes(results: Path) -> Iterator[str]:

@@ -6,7 +6,9 @@ import pytest
 import yaml
 
 from dpar.commands import run, track
+from dpar.data.images import ImageIndex, open_images
 from dpar.errors import InputError
+from tests.data.samples import folder_of_images
 from tests.test_config import demo
 from tests.workflow.conftest import ROOT, job_counts
 
@@ -111,3 +113,20 @@ def test_retraining_is_told_to_the_snakefile_alone(tmp_path, monkeypatch, flags)
     monkeypatch.setattr(run, "_run", lambda command, lock, said: told.update(said) or 0)
     run.main(["--config", "config/demo.yaml", "--directory", str(tmp_path), *flags])
     assert told == ({run.RETRAIN: "1"} if flags else {})
+
+
+def test_images_that_changed_since_they_were_indexed_are_told_even_if_nothing_is_to_be_done(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(run, "_run", lambda *_: 0)
+    folder_of_images(tmp_path / "x")
+    index = tmp_path / "results/demo/index/train.json"
+    index.parent.mkdir(parents=True)
+    ImageIndex.build(open_images("folder", str(tmp_path / "x")), resolution=8, num_classes=3).save(index)
+    arguments = ["--config", "config/demo.yaml", "--directory", str(tmp_path)]
+    run.main(arguments)
+    assert "since then" not in capsys.readouterr().err
+    (tmp_path / "x/cat/1.png").unlink()
+    run.main(arguments)
+    assert f"files of {tmp_path}/x since then: 1 gone; delete {index}" in capsys.readouterr().err

@@ -39,6 +39,11 @@ def png(width, height, depth, colour, rows):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+def same(image, expected):
+    """Whether an image that was read is this picture as RGB."""
+    return image.mode == "RGB" and np.array_equal(np.array(image), np.array(expected.convert("RGB")))
+
+
 def folder_of_images(root, classes=("ant", "bee", "cat"), each=3):
     """An ImageFolder tree; picture `i` of class `c` is `picture(100 * c + i)`."""
     for label, name in enumerate(classes):
@@ -62,9 +67,9 @@ def parquet_of_images(path, files, labels, keys=None, row_group_size=2):
 
 
 def tar_of_images(path, members):
-    """A tar with these members, name to bytes."""
+    """A tar with these members, name to bytes, or pairs of the two."""
     with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
+        for name, data in members.items() if isinstance(members, dict) else members:
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))

@@ -1,20 +1,12 @@
-"""Image sources and their index."""
-
-import tarfile
+"""The index of images, and what all sources have in common."""
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from dpar.data import images
-from dpar.data.images import ImageIndex, open_images
+from dpar.data.images import ImageIndex, open_images, shared_images
 from dpar.errors import InputError
-from tests.data.samples import folder_of_images, image_bytes, parquet_of_images, picture, tar_of_images
-
-
-def same(image, expected):
-    return image.mode == "RGB" and np.array_equal(np.array(image), np.array(expected.convert("RGB")))
+from dpar.files import read_json, write_json
+from tests.data.samples import folder_of_images, image_bytes, parquet_of_images, picture, same, tar_of_images
 
 
 def sources(tmp_path, files, labels):
@@ -158,97 +150,102 @@ class TestClasses:
                 ImageIndex.build(open_images("folder", str(tmp_path / "x")), resolution=8, num_classes=expected)
 
 
-class TestFolder:
-    def test_classes_are_sorted_and_other_files_left_alone(self, tmp_path):
-        folder_of_images(tmp_path / "x", ("b", "a", "c"), each=1)
-        (tmp_path / "x/.git").mkdir()
-        (tmp_path / "x/README.md").write_text("about")
-        (tmp_path / "x/a/notes.txt").write_text("about")
-        (tmp_path / "x/a/.0.png").write_bytes(b"of another system")
-        (tmp_path / "x/a/deep/er").mkdir(parents=True)
-        (tmp_path / "x/a/deep/er/9.JPEG").write_bytes(image_bytes(picture(9), "JPEG"))
-        source = open_images("folder", str(tmp_path / "x"))
-        assert source.keys == ["a/0.png", "a/deep/er/9.JPEG", "b/0.png", "c/0.png"]
-        assert source.labels.tolist() == [0, 0, 1, 2]
-
-    def test_missing_empty_and_classless_folders(self, tmp_path):
-        with pytest.raises(InputError, match="does not exist"):
-            open_images("folder", str(tmp_path / "none"))
-        with pytest.raises(InputError, match="no sub-folders"):
-            open_images("folder", str(tmp_path))
-        folder_of_images(tmp_path / "x")
-        (tmp_path / "x/dog").mkdir()
-        with pytest.raises(InputError, match=r"class folder .*x/dog holds no images"):
-            open_images("folder", str(tmp_path / "x"))
-
-
-class TestParquet:
-    def test_few_row_groups_are_kept(self, tmp_path, monkeypatch):
-        pictures = [picture(i) for i in range(9)]
-        path = parquet_of_images(tmp_path / "a.parquet", [image_bytes(p) for p in pictures], [0] * 9)
-        monkeypatch.setattr(images, "_ROW_GROUP_CACHE", 3000)
-        source = open_images("parquet", str(path))
-        for i in (8, 0, 4, 1, 7, 2, 8, 0):
-            assert same(source.read(i), pictures[i])
-            assert len(source._groups) <= 2
-
-    def test_files_that_do_not_fit_are_named(self, tmp_path):
-        path = tmp_path / "a.parquet"
-        with pytest.raises(InputError, match=r"no Parquet file matches .*a\.parquet"):
-            open_images("parquet", str(path))
-        pq.write_table(pa.table({"key": ["a"], "picture": [b"x"], "label": [1]}), path)
-        with pytest.raises(InputError, match=r"a\.parquet has no column image but key, picture, label"):
-            open_images("parquet", str(path))
-        pq.write_table(pa.table({"key": ["a"], "image": ["x"], "label": [1]}), path)
-        with pytest.raises(InputError, match=r"column image of .*a\.parquet is string, expected binary"):
-            open_images("parquet", str(path))
-        for labels in ([1.5], ["cat"], pa.array([None], pa.int32())):
-            pq.write_table(pa.table({"key": ["a"], "image": [b"x"], "label": labels}), path)
-            with pytest.raises(InputError, match=r"column label of .*a\.parquet"):
-                open_images("parquet", str(path))
-        parquet_of_images(path, [], [])
-        with pytest.raises(InputError, match="holds no images"):
-            open_images("parquet", str(path))
-        for data in (b"", b"PAR1 no Parquet", parquet_of_images(path, [b"x"], [0]).read_bytes()[:-20]):
-            path.write_bytes(data)
-            with pytest.raises(InputError, match=r"a\.parquet is not a whole Parquet file"):
-                open_images("parquet", str(path))
-
-
-class TestTars:
-    def test_files_that_do_not_fit_are_named(self, tmp_path):
-        png, path = image_bytes(picture(1)), tmp_path / "a.tar"
-        with pytest.raises(InputError, match=r"no tar matches .*a\.tar"):
-            open_images("webdataset", str(path))
-        for members, message in (
-            ({"x.png": png}, r"sample x of .*a\.tar has no label"),
-            ({"x.cls": b"1"}, r"sample x of .*a\.tar has no image"),
-            ({"x.png": png, "x.jpg": png, "x.cls": b"1"}, r"sample x of .*a\.tar has two images"),
-            ({"x.png": png, "x.cls": b"cat"}, r"x\.cls of .*a\.tar holds b'cat', expected a label"),
-            ({}, "holds no images"),
-        ):
-            tar_of_images(path, members)
-            with pytest.raises(InputError, match=message):
-                open_images("webdataset", str(path))
-
-    def test_a_truncated_or_compressed_tar_is_refused(self, tmp_path):
-        members = {"x.cls": b"1", "x.png": image_bytes(picture(1))}
-        whole = tar_of_images(tmp_path / "a.tar", members).read_bytes()
-        for length in (0, 300, 700, 1600):
-            (tmp_path / "a.tar").write_bytes(whole[:length])
-            with pytest.raises(InputError, match=r"a\.tar is not a whole, uncompressed tar"):
-                open_images("webdataset", str(tmp_path / "a.tar"))
-        with tarfile.open(tmp_path / "b.tar.gz", "w:gz") as tar:
-            tar.add(tmp_path / "a.tar", "x")
-        with pytest.raises(InputError, match="decompress it"):
-            open_images("webdataset", str(tmp_path / "b.tar.gz"))
-
-
 def test_a_file_that_is_no_index_is_refused(tmp_path):
     for text in ("[]", "{}", '{"source": "nowhere"}'):
         (tmp_path / "i.json").write_text(text)
         with pytest.raises(InputError, match="no index of images"):
             ImageIndex.load(tmp_path / "i.json")
+
+
+def index_of(tmp_path, classes=("a", "b"), **settings):
+    """A saved index of a folder and its fields."""
+    root = folder_of_images(tmp_path / "x", classes, each=2)
+    settings = {"resolution": 8, "num_classes": len(classes)} | settings
+    ImageIndex.build(open_images("folder", str(root)), **settings).save(tmp_path / "i.json")
+    return tmp_path / "i.json", read_json(tmp_path / "i.json")
+
+
+def test_an_index_keeps_names_counts_and_sizes(tmp_path):
+    root = folder_of_images(tmp_path / "x", ("a", "b"), each=2)
+    (root / "a/about.txt").write_text("")
+    (root / "b/2.png").write_bytes(b"damaged")
+    source = open_images("folder", str(root))
+    ImageIndex.build(source, resolution=8, num_classes=2, max_unreadable=0.5).save(tmp_path / "i.json")
+    values = read_json(tmp_path / "i.json")
+    assert values["classes"] == ["a", "b"]
+    assert values["left_alone"] == {".txt": 1}
+    assert values["listed"] == 5
+    assert values["sizes"] == [(root / key).stat().st_size for key in values["keys"]]
+    ImageIndex.load(tmp_path / "i.json").save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "i.json").read_bytes()
+
+
+def test_an_index_from_before_class_names_were_kept_is_read(tmp_path):
+    path, values = index_of(tmp_path)
+    for name in ("classes", "left_alone", "listed", "sizes"):
+        del values[name]
+    write_json(path, values)
+    index = ImageIndex.load(path)
+    assert index.images.classes == ["a", "b"], "folders are in the keys"
+    assert (index.sizes, index.images.listed) == ([], None)
+    assert index.read(3).size == (20, 16)
+
+
+def test_images_of_two_splits_are_found_by_their_bytes(tmp_path):
+    indexes = []
+    for name, numbers in (("train", range(6)), ("val", (9, 3, 8, 5))):
+        files = [image_bytes(picture(i)) for i in numbers]
+        path = parquet_of_images(tmp_path / f"{name}.parquet", files, [0] * len(files))
+        indexes.append(ImageIndex.build(open_images("parquet", str(path)), resolution=8, num_classes=1))
+    train, val = indexes
+    assert shared_images(val, train) == [("key1", "key3"), ("key3", "key5")]
+    assert shared_images(train, train) == [(key, key) for key in train.keys]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": [0, 0, 1]},
+        {"labels": [0, 0, 1, 2]},
+        {"labels": [0, 0, 1, -1]},
+        {"labels": [0, 0, 1, 2**40]},
+        {"labels": "0011"},
+        {"keys": ["a/0.png"]},
+        {"keys": [1, 2, 3, 4]},
+        {"checks": "00"},
+        {"locations": [1]},
+        {"source": ["folder"]},
+        {"num_classes": None},
+        {"classes": 3},
+    ],
+)
+def test_a_damaged_index_is_refused_in_words(tmp_path, change):
+    path, values = index_of(tmp_path)
+    write_json(path, values | change)
+    with pytest.raises(InputError, match="no index of images"):
+        ImageIndex.load(path)
+
+
+def test_a_file_whose_name_has_the_signs_of_a_pattern_is_itself(tmp_path):
+    tar_of_images(tmp_path / "train[1].tar", {"a.png": image_bytes(picture(1)), "a.cls": b"0"})
+    tar_of_images(tmp_path / "train1.tar", {"b.png": image_bytes(picture(1)), "b.cls": b"0"})
+    assert open_images("webdataset", str(tmp_path / "train[1].tar")).keys == ["a"]
+    assert open_images("webdataset", str(tmp_path / "train?.tar")).keys == ["b"]
+    (tmp_path / "train[1].tar").unlink()
+    assert open_images("webdataset", str(tmp_path / "train[1].tar")).keys == ["b"]
+    parquet_of_images(tmp_path / "a*[x].parquet", [image_bytes(picture(1))], [0])
+    assert len(open_images("parquet", str(tmp_path / "a*[x].parquet"))) == 1
+
+
+def test_a_shard_that_is_a_link_to_nowhere_is_not_passed_over(tmp_path):
+    tar_of_images(tmp_path / "a-0.tar", {"a.png": image_bytes(picture(1)), "a.cls": b"0"})
+    (tmp_path / "a-1.tar").symlink_to(tmp_path / "gone.tar")
+    with pytest.raises(InputError, match=r"a-1\.tar is a link that leads nowhere"):
+        open_images("webdataset", str(tmp_path / "a-*.tar"))
+    with pytest.raises(InputError, match="is a folder, not a tar; give a file, or a pattern"):
+        open_images("webdataset", str(tmp_path))
+    with pytest.raises(InputError, match="no Parquet file matches"):
+        open_images("parquet", str(tmp_path / ("n" * 300)))
 
 
 def test_real_photos(shared):

@@ -140,14 +140,17 @@ def threshold_of_cell(model, patchify):
 
 
 def lock_results():
-    """One run at a time works on these results; `dpar run` has locked them already."""
+    """One run at a time works on these results; `dpar run` has locked them already, and said what changed."""
     if LOCKED not in os.environ:
+        from dpar.data.changes import say_changes  # takes as long as the rest, and every job reads this file
+
         lock = only_run(Path(RESULTS))
         LOCKS.append(lock)  # held until this process ends
         try:
             lock.__enter__()
         except InputError as error:
             raise WorkflowError(str(error))
+        say_changes(Path(RESULTS))
 
 
 def guard_trainings():

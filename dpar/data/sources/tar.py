@@ -222,7 +222,10 @@ def _listed_names(path: str) -> Mapping[int, str]:
         return {}
     try:
         with open(path, encoding="utf-8") as file:
-            return {label: _name(value) for label, value in enumerate(json.load(file))}
+            listed = json.load(file)
+        if not isinstance(listed, list):
+            raise TypeError(listed)
+        return {label: _name(value) for label, value in enumerate(listed)}
     except (OSError, ValueError, TypeError, KeyError):
         raise InputError(
             f"{path} is no list of class names by label, as JSON; correct it, or take it away from the tars: "

@@ -1,0 +1,72 @@
+"""Held-out images are indexed after the training images, whose numbers of classes they take; finished results stay."""
+
+import os
+import shutil
+
+import pytest
+import yaml
+
+from dpar.data.images import ImageIndex
+from tests.data.samples import image_bytes, picture
+from tests.workflow.conftest import ROOT, job_counts
+from tests.workflow.test_end_to_end import tiny
+from tests.workflow.test_safety import TRIGGERS
+
+INDEXES = ("results/tiny/index/train.json", "results/tiny/index/val.json")
+
+
+@pytest.fixture
+def run(snakemake, tmp_path):
+    """Runs the graph on two folders of images, of which the held-out ones lack the first class."""
+    for first, (split, classes) in enumerate((("train", "abcd"), ("val", "bcd"))):
+        for label, name in enumerate(classes):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "0.png").write_bytes(image_bytes(picture(100 * first + label)))
+    values = tiny()
+    values["images"] |= {"source": "folder", "train": str(tmp_path / "train"), "val": str(tmp_path / "val")}
+    del values["images"]["generated"]
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
+
+    def run(*arguments):
+        done = snakemake("-c1", "--configfile", tmp_path / "tiny.yaml", *TRIGGERS, *arguments, cwd=tmp_path)
+        return done, {rule: n for rule, n in job_counts(done.stdout + done.stderr).items() if rule != "total"}
+
+    return run
+
+
+def planned(run, *targets):
+    done, jobs = run("--dry-run", "--", *targets)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return jobs
+
+
+@pytest.mark.slow
+def test_held_out_images_follow_the_training_images(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done, jobs = run("--", INDEXES[1])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert jobs == {"index_images": 2}
+    train, val = (ImageIndex.load(tmp_path / path) for path in INDEXES)
+    assert val.labels.tolist() == [1, 2, 3]
+    assert train.images.classes == val.images.classes == ["a", "b", "c", "d"]
+    assert planned(run, *INDEXES) == {}
+    (tmp_path / INDEXES[0]).unlink()
+    assert planned(run, *INDEXES) == {"index_images": 2}
+
+
+@pytest.mark.slow
+def test_indexes_from_before_classes_had_names_stay_until_one_of_them_is_made_again(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert run("--", *INDEXES)[0].returncode == 0
+    shutil.rmtree(tmp_path / ".snakemake/metadata")
+    for late, path in ((1, INDEXES[0]), (0, INDEXES[1])):  # the larger set takes longer
+        lines = (tmp_path / path).read_text().splitlines()
+        (tmp_path / path).write_text("\n".join(line for line in lines if not line.startswith('"classes"')))
+        os.utime(tmp_path / path, (1_700_000_000 + late,) * 2)
+    assert planned(run, *INDEXES) == {}
+    (tmp_path / INDEXES[1]).unlink()
+    assert planned(run, *INDEXES) == {"index_images": 1}
+    assert run("--", *INDEXES)[0].returncode == 0
+    assert ImageIndex.load(tmp_path / INDEXES[1]).labels.tolist() == [1, 2, 3]
+    (tmp_path / INDEXES[0]).unlink()
+    assert planned(run, *INDEXES) == {"index_images": 2}
