@@ -2,9 +2,18 @@
 
 import io
 import logging
+import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from typing import Any
+from urllib.parse import unquote
+
+_ADDRESS = re.compile(r"(\w://[^:/@\s]*):(\S*)@")
+_QUERY = re.compile(r"([?&](?:\w*pass\w*|\w*token|\w*secret)=)([^&\s'\"]+)", re.IGNORECASE)
+_SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD", "MYSQL_PWD")
 
 
 class InputError(ValueError):
@@ -14,6 +23,26 @@ class InputError(ValueError):
 def shown(name: str) -> str:
     """A name as a terminal may show it: one line, without bytes that are no text and characters that steer."""
     return name if name.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
+def redacted(text: str, given: Iterable[str] = ()) -> str:
+    """`text` without passwords: those of addresses in it, and wherever they stand those that this process was given.
+
+    Args:
+        given: addresses, beside the ones in the environment and on the command line.
+    """
+    known = {form for secret in _secrets(given) for form in (secret, unquote(secret)) if len(form) > 3}
+    text = _QUERY.sub(r"\1...", _ADDRESS.sub(r"\1:...@", text))
+    for secret in sorted(known, key=len, reverse=True):
+        text = text.replace(secret, "...")
+    return text
+
+
+def _secrets(given: Iterable[str]) -> Iterator[str]:
+    for value in (*given, *sys.argv, *os.environ.values()):
+        for pattern in (_ADDRESS, _QUERY):
+            yield from (found[2] for found in pattern.finditer(value))
+    yield from (os.environ[name] for name in _SECRETS if name in os.environ)
 
 
 class _Lasting(io.FileIO):
@@ -53,18 +82,25 @@ def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
         0 on success, 2 for an `InputError`, 3 for an operating-system error (disk full, no permission).
     """
     outlive_readers()
+    sys.excepthook = _show_bug
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dpar").setLevel(logging.INFO)
     try:
         main(argv)
         sys.stdout.flush()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(redacted(f"error: {error}", argv or ()), file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno is None:
             raise
         place = f" ({error.filename})" if error.filename else ""
-        print(f"error: {error.strerror or error}{place}; nothing half-written is left behind", file=sys.stderr)
+        told = f"error: {error.strerror or error}{place}; nothing half-written is left behind"
+        print(redacted(told, argv or ()), file=sys.stderr)
         return 3
     return 0
+
+
+def _show_bug(*raised: Any) -> None:
+    """Prints an exception that nobody foresaw as Python does, but without passwords."""
+    print(redacted("".join(traceback.format_exception(*raised))), end="", file=sys.stderr)

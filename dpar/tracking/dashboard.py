@@ -1,19 +1,18 @@
 """MLflow's own pages over the store of a results folder, on this machine only."""
 
 import contextlib
+import http.client
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dpar.errors import InputError
+from dpar.errors import InputError, redacted
 from dpar.tracking import mirror, views
 from dpar.tracking.store import Store, mlflow_environment, only_writer, open_store, tracking_folder
 
@@ -35,13 +34,12 @@ def serving(store: Store, port: int, *, seconds: float = 300.0) -> Iterator[subp
     _check_free(port)
     log = tracking_folder(store.results) / "server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]
+    command = [sys.executable, "-m", "mlflow", "server"]  # not the address: all users may read command lines
     command += ["--default-artifact-root", store.artifacts.as_uri(), "--host", HOST, "--port", str(port)]
     command += ["--workers", "1", "--x-frame-options", "DENY"]
+    environment = mlflow_environment() | {"MLFLOW_BACKEND_STORE_URI": store.uri}
     with open(log, "wb") as output:
-        server = subprocess.Popen(
-            command, env=mlflow_environment(), stdout=output, stderr=output, start_new_session=True
-        )
+        server = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
     try:
         _wait_until_healthy(server, port, seconds, log)
         yield server
@@ -53,6 +51,7 @@ def serving(store: Store, port: int, *, seconds: float = 300.0) -> Iterator[subp
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
+        log.write_text(redacted(log.read_text("utf-8", "replace"), [store.uri]), "utf-8")
 
 
 def _check_free(port: int) -> None:
@@ -69,12 +68,16 @@ def _check_free(port: int) -> None:
 def _wait_until_healthy(server: subprocess.Popen, port: int, seconds: float, log: Path) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and server.poll() is None:
+        connection = http.client.HTTPConnection(HOST, port, timeout=2)  # directly, whatever proxy leads elsewhere
         try:
-            with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=2) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                return
+        except (http.client.HTTPException, OSError):
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.2)
     raise InputError(f"the MLflow server did not start; its own words are in {log}")
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -17,17 +18,19 @@ from typing import TYPE_CHECKING, Any
 from dpar import files
 from dpar.errors import InputError
 from dpar.tracking import lineage, views
+from dpar.tracking.deadline import deadline
 from dpar.tracking.ledger import Ledger, Manifest, files_of, is_running, read_events, spool_key, spools
 from dpar.tracking.replay import Point, Run, replay
 from dpar.tracking.runs import SMALL, RunIndex, RunWriter, readable_text
 from dpar.tracking.spool import CONFIG, EVENTS, MANIFEST
-from dpar.tracking.store import Store, only_writer, open_store, profile_of, tracking_folder
+from dpar.tracking.store import Store, only_writer, open_store, profile_of, put_database, sqlite_uri, tracking_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SHOWN = frozenset({".json", ".jsonl", ".png", ".svg", ".md", ".csv", ".html", ".txt", ".tex"})
 _MANY = 20  # inputs of one folder from which on they are one dataset, and rows of a list in a description
+DEADLINE = 60.0  # seconds for one round with a server, after which records wait on disk
 _SILENCE = 600.0  # seconds without a word after which a job of another host is called stale
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # this record cannot be shown; others can
 
@@ -52,8 +55,19 @@ def sync(store: Store, *, wait: bool = True) -> Counts | None:
     Raises:
         InputError: the store cannot be used now; nothing is lost, the spools keep everything.
     """
-    with only_writer(store, wait=wait) as free:
+    with _in_time(store), only_writer(store, wait=wait) as free:
         return _round(store, open_store(store)) if free else None
+
+
+def _in_time(store: Store) -> AbstractContextManager[None]:
+    """Ends a round with a server that takes too long; the folder's own database takes as long as it needs."""
+    if store.database:
+        return nullcontext()
+    return deadline(
+        DEADLINE,
+        f"{store.describe()} has not taken everything in {DEADLINE:.0f} s; the rest waits on disk: `dpar track sync` "
+        "goes on from there, `dpar track sync --watch 20` until all is done",
+    )
 
 
 def watch(store: Store, seconds: float, until_pid: int | None = None) -> None:
@@ -62,7 +76,7 @@ def watch(store: Store, seconds: float, until_pid: int | None = None) -> None:
     while True:
         last = until_pid is not None and not _exists(until_pid)
         try:
-            with only_writer(store):
+            with _in_time(store), only_writer(store):
                 client = client or open_store(store)
                 counts = _round(store, client)
             news = str(counts) if counts.jobs or counts.problems else ""
@@ -73,8 +87,8 @@ def watch(store: Store, seconds: float, until_pid: int | None = None) -> None:
             said = news
         if last:
             return
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and (until_pid is None or _exists(until_pid)):
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and (until_pid is None or _exists(until_pid)):
             time.sleep(min(0.5, seconds))
 
 
@@ -86,13 +100,14 @@ def rebuild(store: Store) -> Counts:
     """
     with only_writer(store):
         if not store.embedded or store.database is None or store.artifacts is None:
-            return _round(store, open_store(store))
+            with _in_time(store):
+                return _round(store, open_store(store))
         old = [path for path in store.artifacts.glob("*/*") if path.is_dir()]
         aside = store.database.with_name(f".rebuild.{uuid.uuid4().hex[:8]}.db")
         try:
-            made = replace(store, uri=f"sqlite:///{aside}")
+            made = replace(store, uri=sqlite_uri(aside), database=aside)
             counts = _round(made, open_store(made))
-            os.replace(aside, store.database)
+            put_database(aside, store.database)
         finally:
             aside.unlink(missing_ok=True)
         for folder in old:
@@ -114,7 +129,7 @@ def _exists(pid: int) -> bool:
 def _records_identity(results: Path) -> str:
     """A name for this folder's records that stays when the folder is moved."""
     path = tracking_folder(results) / "id"
-    if not path.exists():
+    if not path.exists() or not path.read_bytes().strip().isalnum():  # absent, or damaged
         files.write_text(path, uuid.uuid4().hex[:16])
     return path.read_text("utf-8").strip()
 
@@ -126,15 +141,14 @@ def _round(store: Store, client: "MlflowClient") -> Counts:
         index = RunIndex(client, profile_of(store), _records_identity(store.results), store.artifacts)
         return Round(store.results, index).all()
     except MlflowException as error:
-        reason = str(error).splitlines()[0][:300]
         raise InputError(
-            f"the tracking store {store.describe()} refused: {reason}; the records wait on disk, "
+            f"the tracking store {store.describe()} refused: {store.reason(error)}; the records wait on disk, "
             "run `dpar track sync` again later"
         ) from None
     except OSError as error:  # the disk of the store is full, or gone
         raise InputError(
-            f"the tracking store {store.describe()} cannot take {error.filename or 'a file'}: {error.strerror}; "
-            "the records wait on disk, run `dpar track sync` again when there is space"
+            f"the tracking store {store.describe()} cannot take {error.filename or 'a file'}: "
+            f"{error.strerror or store.reason(error)}; the records wait on disk, run `dpar track sync` later"
         ) from None
 
 
@@ -338,6 +352,7 @@ class Round:
                 }
                 child = self.index.get_or_create("results", f"{version}/{row['cell']}", row_tags, run)
                 wanted.add(child.key)
+                child.tag({"mlflow.parentRunId": parent.run_id})  # another one, if the table's run was deleted
                 if child.status == "RUNNING":
                     self._row(child, row, spool, run)
             wanted.add(parent.key)

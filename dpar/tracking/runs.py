@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpar.tracking.replay import Point, Run
+from dpar.tracking.store import KINDS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment
     from mlflow.entities import Run as StoredRun
 
-KINDS = ("results", "train", "pipeline")
 SMALL = 10 * 2**20  # bytes; larger files stay where they are and are named by address and digest
 _BATCH = 990  # values a request; MLflow takes 1000 of all kinds together
 _MODEL_FREE = ("system/", "time/", "io/")  # numbers about the job and not about the model
@@ -28,7 +28,16 @@ LAST_IMAGES = "mlflow.dpar.images"
 
 def last_images(tags: Mapping[str, str]) -> dict[str, int]:
     """The series of pictures of a run with these tags, and the last step of each."""
-    return json.loads(tags.get(LAST_IMAGES, "{}"))
+    return {key: step for key, step in json_tag(tags, LAST_IMAGES, {}).items() if isinstance(step, int)}
+
+
+def json_tag(tags: Mapping[str, str], name: str, default: Any) -> Any:
+    """What a tag of ours holds; `default` where there is none, or none of its type, since anybody may edit tags."""
+    try:
+        value = json.loads(tags.get(name, ""))
+    except (ValueError, RecursionError):
+        return default
+    return value if isinstance(value, type(default)) else default
 
 
 class RunWriter:
@@ -45,7 +54,9 @@ class RunWriter:
         self.status: str = run.info.status
         self.tags: dict[str, str] = dict(run.data.tags)
         self._client = client
-        self._place = {"bytes": -1, "points": 0, "images": 0} | json.loads(self.tags.get("mlflow.dpar.mirrored", "{}"))
+        place = json_tag(self.tags, "mlflow.dpar.mirrored", {})
+        self._place = {"bytes": -1, "points": 0, "images": 0}
+        self._place |= {key: value for key, value in place.items() if key in self._place and isinstance(value, int)}
 
     @property
     def key(self) -> str:
@@ -142,7 +153,7 @@ class RunWriter:
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, f"{name}.json").write_text(json.dumps({"columns": columns, "data": rows}), "utf-8")
             self._client.log_artifacts(self.run_id, folder, "tables")
-        known = json.loads(self.tags.get("mlflow.loggedArtifacts", "[]"))
+        known = json_tag(self.tags, "mlflow.loggedArtifacts", [])
         entry = {"path": path, "type": "table"}
         self.tag({"mlflow.loggedArtifacts": json.dumps(known if entry in known else [*known, entry])})
 
@@ -190,6 +201,7 @@ class RunWriter:
             params={entity_name(key): str(value)[:6000] for key, value in params.items()},
             tags={"mlflow.model.isExternal": "true", "mlflow.dpar.weights": weights, **tags},
         )
+        _given(made.model_id, f"model {name}")
         self._client.finalize_logged_model(made.model_id, "READY")
         self._client.log_outputs(self.run_id, [LoggedModelOutput(made.model_id, step)])
         return made.model_id
@@ -229,10 +241,11 @@ class RunIndex:
             name = f"dpar/{profile}/{kind}"
             place = f"{artifacts.as_uri()}/{kind}" if artifacts else None
             experiment = client.get_experiment_by_name(name) or _made(client, name, place)
+            _given(experiment.experiment_id, f"experiment {name}")
             self.experiments[kind] = experiment
             for run in self.stored(kind):
                 writer = RunWriter(client, run)
-                self._runs[writer.key] = writer
+                self._runs[_given(writer.tags.get("mlflow.dpar.key"), f"run {writer.run_id}")] = writer
         self.models = dict(self._stored_models())
 
     def stored(self, kind: str) -> "Iterator[StoredRun]":
@@ -263,6 +276,7 @@ class RunIndex:
         }
         experiment = self.experiments[kind].experiment_id
         made = self.client.create_run(experiment, start_time=run.started, tags=sent, run_name=sent["mlflow.runName"])
+        _given(made.info.run_id, f"run {key}")
         writer = self._runs[key] = RunWriter(self.client, made)
         return writer
 
@@ -293,8 +307,22 @@ def _made(client: "MlflowClient", name: str, place: str | None) -> "Experiment":
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     experiment = client.get_experiment_by_name(name)
+    _given(experiment, f"experiment {name}")
     assert experiment is not None
     return experiment
+
+
+def _given(identity: Any, what: str) -> Any:
+    """`identity`, without which `what` cannot be found again.
+
+    Raises:
+        MlflowException: there is none, as from a server that is no MLflow.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if not identity:
+        raise MlflowException(f"it names no {what}, as MLflow would")
+    return identity
 
 
 def stored_runs(client: "MlflowClient", experiment_ids: list[str], query: str = "") -> "Iterator[StoredRun]":

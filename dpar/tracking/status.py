@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dpar.errors import InputError
 from dpar.tracking.ledger import is_running, read_events, spool_key, spools
@@ -9,6 +10,9 @@ from dpar.tracking.replay import Run, replay
 from dpar.tracking.runs import RunWriter, stored_runs
 from dpar.tracking.spool import EVENTS
 from dpar.tracking.store import Store, only_writer, open_store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 def report(store: Store) -> str:
@@ -55,8 +59,18 @@ def _shown(store: Store) -> tuple[dict[str, int], str | None]:
     try:
         with only_writer(store):
             client = open_store(store)
+        return _bytes_seen(store, client), None
     except InputError as error:
         return {}, str(error)
-    ids = [experiment.experiment_id for experiment in client.search_experiments()]
-    writers = (RunWriter(client, run) for run in stored_runs(client, ids) if "mlflow.dpar.key" in run.data.tags)
-    return {writer.key.partition("#")[0]: writer.bytes_seen for writer in writers}, None
+
+
+def _bytes_seen(store: Store, client: "MlflowClient") -> dict[str, int]:
+    """How many bytes of each spool the store shows."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        ids = [experiment.experiment_id for experiment in client.search_experiments()]
+        writers = [RunWriter(client, run) for run in stored_runs(client, ids) if "mlflow.dpar.key" in run.data.tags]
+    except MlflowException as error:
+        raise InputError(f"{store.describe()} refused: {store.reason(error)}") from None
+    return {writer.key.partition("#")[0]: writer.bytes_seen for writer in writers}
