@@ -457,7 +457,8 @@ class Evaluation(Settings):
     extractor: str = Field(
         default="classifier",
         pattern=r"^(classifier|inception|.+\.(pt|ts))$",
-        description="`classifier` (trained by the pipeline), `inception`, or a TorchScript file of the user's own",
+        description="`classifier` (trained by the pipeline), `inception`, or a TorchScript file of the user's own: a "
+        "program that runs with the user's rights, so give none that you do not trust",
     )
     inception_weights: str | None = None
     classifier: Classifier = Classifier()

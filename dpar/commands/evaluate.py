@@ -43,7 +43,8 @@ def parser() -> argparse.ArgumentParser:
         "--extractor",
         type=Path,
         metavar="FILE",
-        help="Inception's weights, a TorchScript file, or a classifier's folder",
+        help="Inception's weights, a classifier's folder, or a TorchScript file, which is a program and runs with your "
+        "rights: give none that you do not trust",
     )
     flags.add_argument(
         "--profile",

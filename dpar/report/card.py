@@ -36,7 +36,7 @@ def model_card(
     kind = {"dpar": "DPAR", "llamagen": "LlamaGen"}[described["kind"]]
     rows, columns = model["grid"]
     strategy = (made.get("patchify") or {}).get("strategy")
-    lines = ["---", "library_name: dpar", "tags: [dpar, image-generation]", "---", "", f"# {name}", ""]
+    lines = ["---", "library_name: dpar", "tags: [dpar, image-generation]", "---", "", f"# {tables.plain(name)}", ""]
     lines += [
         f"{kind}, {parameters:,} parameters, {_PATCHES.get(strategy, f'{strategy} patches')}. It draws pictures of "
         f"{side} x {side} pixels from {rows} x {columns} tokens, of {model['num_classes']} classes.",
@@ -58,8 +58,10 @@ def model_card(
         lines += [_samples(cell, seeds)]
     if not (likelihood or measured):
         lines += ["Nothing: the results that this model lies in hold no measurement of these weights.", ""]
-    lines += ["## Made from", "", *(f"- {line}" for line in origin), ""]
-    lines += ["## Settings", "", "```", *(f"{key}: {value}" for key, value in {**model, **made}.items()), "```", ""]
+    lines += ["## Made from", "", *(f"- {tables.plain(line)}" for line in origin), ""]
+    # on one line each, none can end the block
+    settings = (tables.plain(f"{key}: {value}") for key, value in {**model, **made}.items())
+    lines += ["## Settings", "", "```", *settings, "```", ""]
     return "\n".join(lines)
 
 

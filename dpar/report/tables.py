@@ -226,8 +226,18 @@ def _number(value: Any, spread: Any) -> str:
 
 def to_markdown(frame: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
     """A Markdown table under its title, with the conditions below."""
-    table = frame.to_markdown(index=False, disable_numparse=True)
-    return f"## {title}\n\n{table}\n\n" + "".join(f"- {note}\n" for note in notes)
+    cells = frame.rename(columns=_cell).map(_cell)
+    table = cells.to_markdown(index=False, disable_numparse=True)
+    return f"## {plain(title)}\n\n{table}\n\n" + "".join(f"- {plain(note)}\n" for note in notes)
+
+
+def plain(text: str) -> str:
+    """A text that Markdown takes for no HTML, on one line; `html.unescape` gives it back."""
+    return " ".join(text.splitlines()).replace("<", "&lt;")
+
+
+def _cell(value: Any) -> Any:
+    return plain(value).replace("|", r"\|") if isinstance(value, str) else value
 
 
 def to_latex(frame: pd.DataFrame, title: str) -> str:

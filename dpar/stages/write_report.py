@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from html import unescape
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,7 @@ def conditions(markdown: Path) -> list[str]:
     if not markdown.is_file():
         raise InputError(f"{markdown} is missing beside its CSV file; run make_table again")
     return [
-        line.removeprefix("- ").replace("`", "")
+        unescape(line.removeprefix("- ").replace("`", ""))
         for line in markdown.read_text("utf-8").splitlines()
         if line.startswith("- ")
     ]

@@ -1,5 +1,7 @@
 """The page is self-contained and escapes what it is given."""
 
+from html.parser import HTMLParser
+
 import pandas as pd
 
 from dpar.report.page import Section, page
@@ -24,3 +26,40 @@ def test_facts_points_and_code_are_escaped():
     text = page("t", "l", [section])
     for inner in "kvpcst":
         assert f"&lt;{inner}&gt;" in text
+
+
+EVIL = "</script><script>alert('x')</script><img src=x onerror=\"alert(1)\">"
+
+
+def test_names_reach_no_page_as_html():
+    section = Section(EVIL, EVIL).facts({EVIL: EVIL}).points([EVIL]).code(EVIL, EVIL).text(EVIL)
+    section.table(pd.DataFrame({EVIL: [EVIL]}, index=[EVIL]), [f'metrics/{EVIL}" onclick="x']).picture(b"", EVIL)
+    text = page(EVIL, EVIL, [section])
+    tags = Tags()
+    tags.feed(text)
+    assert not tags.found & {"script", "iframe", "object", "link", "base"}
+    assert not {name for name in tags.attributes if name.startswith("on")}
+    assert all(source.startswith("data:image/png") for source in tags.sources)
+    assert tags.text.count(EVIL) >= 10
+
+
+def test_the_page_forbids_what_it_never_needs():
+    text = page("t", "l", [Section("s", "s")])
+    assert """content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">""" in text
+    assert text.index("Content-Security-Policy") < text.index("<style>")
+
+
+class Tags(HTMLParser):
+    """What a page is made of."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.attributes, self.sources, self.text = set(), set(), [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.found.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.sources += [value for name, value in attrs if name == "src"]
+
+    def handle_data(self, data):
+        self.text += data

@@ -1,7 +1,9 @@
 """Tables: numbers from the right files, the paper's beside ours, nothing that was not measured."""
 
+import html
 import math
 
+import pandas as pd
 import pytest
 
 from dpar.config import parse_experiment
@@ -151,6 +153,19 @@ def test_markdown_and_latex_hold_every_cell():
     )
     assert r"3 $\pm$ 2.6" in latex
     assert latex.count("&") == 2 * (len(shown.columns) - 1) + 1
+
+
+def test_names_are_neither_html_nor_commands():
+    evil = "<script>alert(1)</script>|x\n\\input{/etc/passwd} $y$ ~^"
+    frame = pd.DataFrame({"<b>|": [evil, 3.5], "n": [1, 2]})
+    markdown = tables.to_markdown(frame, evil, [evil])
+    assert "<" not in markdown
+    assert len(markdown.splitlines()) == 2 + 4 + 1 + 1  # title, table and note, each on its lines
+    assert r"&lt;script>alert(1)&lt;/script>\|x" in markdown
+    assert html.unescape(tables.plain("a < b")) == "a < b"
+    latex = tables.to_latex(frame, evil)
+    assert r"\input" not in latex
+    assert r"\textbackslash{}input\{/etc/passwd\} \$y\$" in latex
 
 
 def test_rows_that_the_paper_quotes_stand_above_ours_and_say_so():

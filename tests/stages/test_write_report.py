@@ -108,3 +108,19 @@ def test_a_table_without_its_conditions_is_not_shown(page, tmp_path):
     with pytest.raises(InputError, match=r"comparison\.md"):
         page()
     assert not (tmp_path / "report.html").exists()
+
+
+def test_titles_and_names_reach_the_page_as_text(page, tmp_path):
+    page()
+    evil = "<script>alert(1)</script>"
+    experiment = json.loads((tmp_path / "experiment.json").read_text())
+    table = next(iter(experiment["tables"]))
+    experiment["tables"][table]["title"] = experiment["figures"]["figure5"]["title"] = evil
+    write_json(tmp_path / "experiment.json", experiment)
+    write_json(tmp_path / "tokenizer" / "report.json", {evil: evil})
+    notes = tmp_path / "tables" / f"{table}.md"
+    notes.write_text(f"{notes.read_text()}- &lt;b> of `{evil}`\n")
+    text = page()
+    assert evil not in text
+    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 6
+    assert "<li>&lt;b&gt; of &lt;script&gt;" in text
