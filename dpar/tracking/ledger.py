@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dpar import files
+from dpar.errors import InputError
 from dpar.tracking.environment import machine
+from dpar.tracking.events import MANIFEST_FIELDS, manifest_fault, read_event
 from dpar.tracking.hashes import Artefact
+from dpar.tracking.replay import Run
 from dpar.tracking.spool import EVENTS, LOCK, MANIFEST, spool_root
 
 
@@ -34,21 +37,28 @@ def _first_time(spool: Path) -> int:
         return 0
 
 
-def read_events(spool: Path) -> Iterator[dict[str, Any]]:
-    """The events of a spool in order; lines that a kill or a full disk tore are left out."""
+def read_events(spool: Path, problems: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The events of a spool in order; lines that are damaged or torn are left out, and named in `problems`.
+
+    A last line without an end is not named: it is being written, or its job was killed, and did not say it.
+    """
     with open(spool / EVENTS, "rb") as file:
-        for line in file:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict) and "event" in event and line.endswith(b"\n"):
+        for number, line in enumerate(file, start=1):
+            event, wrong = read_event(line) if line.strip() else (None, "")
+            if not line.endswith(b"\n"):
+                return
+            if event:
                 yield event
+            elif wrong and problems is not None:
+                problems.append(f"{spool / EVENTS}, line {number}, {wrong}")
 
 
 def is_running(spool: Path, host: str) -> bool | None:
     """Whether the job still holds its lock; None where that cannot be told, as when it ran on another host."""
-    descriptor = os.open(spool / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        descriptor = os.open(spool / LOCK, os.O_RDONLY)
+    except OSError:  # lost, or another's to read
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -79,13 +89,38 @@ class Manifest:
         """The manifest in the file `path`.
 
         Raises:
-            InputError: it cannot be read.
+            InputError: it cannot be read, or lacks something.
         """
         value = files.read_json(path)
-        plain = ("rule", "name", "commit", "dirty", "config", "experiment", "started", "params")
+        wrong = manifest_fault(value)
+        if wrong:
+            raise InputError(f"{path} is no manifest: it lacks {wrong!r}, or has it of another type; run its job again")
         inputs = tuple(map(Artefact.from_json, value["inputs"]))
         outputs = tuple(map(Artefact.from_json, value["outputs"]))
-        return cls(spool=path.parent, inputs=inputs, outputs=outputs, **{key: value[key] for key in plain})
+        return cls(spool=path.parent, inputs=inputs, outputs=outputs, **{key: value[key] for key in MANIFEST_FIELDS})
+
+
+def load_manifest(spool: Path) -> Manifest | None:
+    """The manifest of a spool; None where there is none, or none that can be read."""
+    try:
+        return Manifest.load(spool / MANIFEST) if (spool / MANIFEST).exists() else None
+    except InputError:
+        return None
+
+
+def faults(spool: Path, run: Run | None, running: bool | None) -> list[str]:
+    """What is missing of a record whose events amount to `run`, beside lines of its events."""
+    if run is None:
+        return [f"{spool / EVENTS} does not say that a job began"] if not running else []
+    if run.status == "RUNNING":
+        broken = running is False and (spool / MANIFEST).exists()
+        return [f"{spool / EVENTS} breaks off: its manifest says that the job ended well"] if broken else []
+    try:
+        if run.status == "FINISHED":
+            Manifest.load(spool / MANIFEST)
+    except InputError as error:
+        return [str(error)]
+    return []
 
 
 def files_of(artefact: Artefact) -> Iterator[tuple[str, str]]:
@@ -95,12 +130,12 @@ def files_of(artefact: Artefact) -> Iterator[tuple[str, str]]:
 
 
 class Ledger:
-    """All manifests of a results folder."""
+    """All manifests of a results folder that can be read; `faults` names the others."""
 
     def __init__(self, results: str | Path):
         self.results = Path(results)
-        found = [Manifest.load(spool / MANIFEST) for spool in spools(results) if (spool / MANIFEST).exists()]
-        self.manifests = sorted(found, key=lambda manifest: manifest.started)
+        found = map(load_manifest, spools(results))
+        self.manifests = sorted(filter(None, found), key=lambda manifest: manifest.started)
         self._by_file: dict[tuple[str, str], Manifest] = {}
         self._by_path: dict[str, Manifest] = {}
         self._by_content: dict[str, Manifest] = {}

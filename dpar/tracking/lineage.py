@@ -94,7 +94,7 @@ def of_row(table: str, row: str, results: Path) -> str:
     found: tuple[dict[str, Any], Manifest] | None = None
     names: dict[str, None] = {}
     for manifest in ledger.manifests:
-        for event in replay(read_events(manifest.spool))[-1].results:
+        for event in (event for run in replay(read_events(manifest.spool))[-1:] for event in run.results):
             names[f"{event['table']}:{event['cell']}"] = None
             if (event["table"], event["cell"]) == (table, row):
                 found = event, manifest

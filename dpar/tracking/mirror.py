@@ -19,7 +19,17 @@ from dpar import files
 from dpar.errors import InputError
 from dpar.tracking import lineage, views
 from dpar.tracking.deadline import deadline
-from dpar.tracking.ledger import Ledger, Manifest, files_of, is_running, read_events, spool_key, spools
+from dpar.tracking.ledger import (
+    Ledger,
+    Manifest,
+    faults,
+    files_of,
+    is_running,
+    load_manifest,
+    read_events,
+    spool_key,
+    spools,
+)
 from dpar.tracking.replay import Point, Run, replay
 from dpar.tracking.runs import SMALL, RunIndex, RunWriter, readable_text
 from dpar.tracking.spool import CONFIG, EVENTS, MANIFEST
@@ -31,6 +41,7 @@ if TYPE_CHECKING:
 _SHOWN = frozenset({".json", ".jsonl", ".png", ".svg", ".md", ".csv", ".html", ".txt", ".tex"})
 _MANY = 20  # inputs of one folder from which on they are one dataset, and rows of a list in a description
 DEADLINE = 60.0  # seconds for one round with a server, after which records wait on disk
+_DAMAGED = "dpar.damaged"  # the tag of a run whose record is not whole
 _SILENCE = 600.0  # seconds without a word after which a job of another host is called stale
 _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # this record cannot be shown; others can
 
@@ -46,6 +57,7 @@ class Counts:
 
     def __str__(self) -> str:
         text = f"{self.jobs} jobs with news, {self.points} values, {self.running} still running"
+        text += f", {len(self.problems)} records left out or not whole" if self.problems else ""
         return "\n".join([text, *(f"problem: {problem}" for problem in self.problems)])
 
 
@@ -187,14 +199,19 @@ class Round:
         size = (spool / EVENTS).stat().st_size
         known = [writer for name in self.index.keys(f"{key}#") if (writer := self.index.get(name))]
         settled = any(writer.bytes_seen == size and writer.status != "RUNNING" for writer in known)
-        if settled and not any("dpar.tables" in writer.tags for writer in known):
+        if settled and not any({"dpar.tables", _DAMAGED} & writer.tags.keys() for writer in known):
             return
         host = next((event["machine"]["host"] for event in read_events(spool) if event["event"] == "start"), "")
         running = is_running(spool, host)  # asked before the events are read: a job says how it ended, then lets go
-        runs = replay(read_events(spool))
+        damage: list[str] = []
+        runs = replay(read_events(spool, damage))
+        damage += faults(spool, runs[-1] if runs else None, running)
+        self.counts.problems += damage
         if not runs:
             return
         current, stale = runs[-1], False
+        if damage:
+            current.tags[_DAMAGED] = f"{len(damage)} lines or files of its record; `dpar track status` names them"
         if current.status == "FINISHED":
             for table in dict.fromkeys(event["table"] for event in current.results):
                 before = self._tables.get(table)
@@ -224,7 +241,7 @@ class Round:
     def _run(self, spool: Path, key: str, run: Run, stale: bool) -> RunWriter:
         kind = "train" if run.about["rule"].startswith("train_") else "pipeline"
         finished = run.status == "FINISHED" and not run.superseded
-        manifest = Manifest.load(spool / MANIFEST) if finished and (spool / MANIFEST).exists() else None
+        manifest = load_manifest(spool) if finished else None
         tags = _job_tags(run) | _state_tags(run, stale)
         writer = self.index.get_or_create(kind, key, tags, run)
         if run.status == "RUNNING":
@@ -357,10 +374,11 @@ class Round:
                     self._row(child, row, spool, run)
             wanted.add(parent.key)
             if parent.status == "RUNNING":
-                manifest = Manifest.load(spool / MANIFEST)
                 note = run.note.strip() or f"{len(rows)} rows, each a run below this one."
-                parent.tag({"mlflow.note.content": f"{note}\n\nMade by {self._link(manifest)}."})
-                self._small_outputs(parent, manifest)
+                if manifest := load_manifest(spool):
+                    note += f"\n\nMade by {self._link(manifest)}."
+                    self._small_outputs(parent, manifest)
+                parent.tag({"mlflow.note.content": note})
                 names = list(dict.fromkeys(key for row in rows for part in ("params", "metrics") for key in row[part]))
                 cells = [[row["cell"], *((row["params"] | row["metrics"]).get(key) for key in names)] for row in rows]
                 parent.table("rows", ["row", *names], cells)
@@ -405,7 +423,8 @@ class Round:
 
 def _seconds(maker: Manifest) -> float:
     """How long all attempts of a job took."""
-    values = [p.value for p in replay(read_events(maker.spool))[-1].points if p.key == "time/wall_s"]
+    runs = replay(read_events(maker.spool))[-1:]
+    values = [point.value for run in runs for point in run.points if point.key == "time/wall_s"]
     return values[-1] if values else 0.0
 
 

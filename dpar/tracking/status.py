@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpar.errors import InputError
-from dpar.tracking.ledger import is_running, read_events, spool_key, spools
+from dpar.tracking.ledger import faults, is_running, read_events, spool_key, spools
 from dpar.tracking.replay import Run, replay
 from dpar.tracking.runs import RunWriter, stored_runs
 from dpar.tracking.spool import EVENTS
@@ -22,21 +22,26 @@ def report(store: Store) -> str:
         return f"no job has been recorded in {store.results} yet"
     shown, problem = _shown(store)
     lines = [f"{'state':10} {'tries':>5} {'step':>8} {'ended or last word':19}  job"]
-    waiting = 0
+    waiting, damage = 0, []
     for spool in found:
-        runs = replay(read_events(spool))
+        runs = replay(read_events(spool, damage))
+        damage += faults(spool, runs[-1] if runs else None, _alive(spool, runs))
         if not runs:
             continue
         current = shown.get(spool_key(spool)) == (spool / EVENTS).stat().st_size
         waiting += not current
         lines.append(_line(spool, runs[-1]) + ("" if current or problem else "  (not in MLflow yet)"))
-    lines.append("")
+    lines += ["", *(f"left out: {fault}" for fault in damage)]
     if problem:
         lines.append(f"MLflow: {problem}")
     else:
         lines.append(f"MLflow at {store.describe()} lacks news of {waiting} of {len(found)} jobs")
         lines += ["`dpar track sync` brings them"] if waiting else []
     return "\n".join(lines)
+
+
+def _alive(spool: Path, runs: list[Run]) -> bool | None:
+    return is_running(spool, runs[-1].about["machine"]["host"] if runs else "")
 
 
 def _line(spool: Path, run: Run) -> str:

@@ -220,5 +220,8 @@ def start_tracking():
 
 def finish_tracking():
     """Carries the last spools into MLflow; a store that cannot be reached costs a line, never the results."""
-    if not workflow.touch and subprocess.call(tracking_command("sync")) != 0:
-        print(f"tracking: some records wait in {RESULTS}/tracking/spool; `dpar track sync` delivers them later")
+    status = 0 if workflow.touch else subprocess.call(tracking_command("sync"))
+    if status == 1:  # what cannot be shown at all has just been named
+        print("tracking: MLflow lacks what is named above, and has everything else")
+    elif status != 0:
+        print(f"tracking: some records wait in {RESULTS}/tracking/spool; what is said above keeps them from MLflow")
