@@ -9,6 +9,7 @@ numbers do not mix: `adm` as TensorFlow 1 resized, inside the network; `clean` a
 import glob
 import hashlib
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,11 +24,13 @@ from PIL import Image
 from torch import Tensor
 
 from dpar import __version__
+from dpar.data import decoding
 from dpar.data.crops import center_crop, to_uint8
 from dpar.data.decoding import UNREADABLE, decode_whole
 from dpar.data.images import FolderImages, ImageIndex, ImageSource, open_images
+from dpar.data.sources.source import LeftAlone, described, enumerated
 from dpar.data.workers import mapped, reported
-from dpar.errors import InputError
+from dpar.errors import InputError, shown
 from dpar.evaluation.classifier import training_half
 from dpar.evaluation.features import BATCH, Extractor, Features, ImageArray, extract, read_gaussian
 from dpar.evaluation.frechet import Gaussian
@@ -194,12 +197,12 @@ class Files(ImageSet):
                 found = decode_whole(data)
             except UNREADABLE as error:
                 raise InputError(
-                    f"image {self.images.keys[i]} of {self.source} cannot be read ({error}); repair or remove it"
+                    f"image {shown(self.images.keys[i])} of {self.source} cannot be read ({error}); repair or remove it"
                 ) from None
             if found.transparent:
                 raise InputError(
-                    f"image {self.images.keys[i]} of {self.source} has an alpha channel (mode {found.mode}), whose "
-                    "background nobody has stated; save it as RGB first"
+                    f"image {shown(self.images.keys[i])} of {self.source} has an alpha channel (mode {found.mode}), "
+                    "whose background nobody has stated; save it as RGB first"
                 )
             self._read[i] = hashlib.sha256(data).hexdigest(), found.mode in ("1", "L")
             return to_uint8(found.image if side is None else center_crop(found.image, side))
@@ -210,7 +213,7 @@ class Files(ImageSet):
         """The digest of names and bytes of what was read, and how many of the images are grey."""
         digest = hashlib.sha256()
         for i, (sha256, _) in sorted(self._read.items()):
-            digest.update(f"{self.images.keys[i]}\0{sha256}\0".encode())
+            digest.update(f"{self.images.keys[i]}\0{sha256}\0".encode(errors="surrogateescape"))
         return {
             "source_digest": digest.hexdigest(),
             "crop": CROP if self.cropped else "none",
@@ -234,9 +237,11 @@ def open_set(paths: Sequence[str | Path]) -> ImageSet:
         return Indexed(first)
     if first.is_dir():
         return _folder(first)
-    found = [SUFFIXES.get(Path(path).suffix) for path in glob.glob(os.path.expanduser(paths[0]))]
+    pattern = os.path.expanduser(paths[0])
+    matches = [pattern] if os.path.lexists(pattern) else glob.glob(pattern)
+    found = [SUFFIXES.get(Path(path).suffix) for path in matches]
     if found and found[0] is not None and len(set(found)) == 1:
-        return Files(str(first), open_images(found[0], str(first)))
+        return _files(str(first), open_images(found[0], str(first)))
     if not found:
         raise InputError(f"{first} does not exist; give an npz, a folder, an index or a pattern of shards of images")
     raise InputError(
@@ -246,18 +251,48 @@ def open_set(paths: Sequence[str | Path]) -> ImageSet:
 
 
 def _folder(path: Path) -> ImageSet:
-    names = sorted(entry.name for entry in os.scandir(path) if entry.name[0] != "." and entry.is_file())
-    if shards := [path / name for name in names if name.endswith(".npz")]:
-        return Arrays([ImageArray.open(shard) for shard in shards])
-    for suffix, kind in SUFFIXES.items():
-        if any(name.endswith(suffix) for name in names):
-            return Files(str(path), open_images(kind, str(path / f"*{suffix}")))
-    if any(entry.is_dir() for entry in os.scandir(path) if entry.name[0] != "."):
-        return Files(str(path), open_images("folder", str(path)))
-    images = [name for name in names if Path(name).suffix.lower() in Image.registered_extensions()]
-    if not images:
+    """The images in a folder, where they may lie in one form only; what is no image is counted."""
+    held, left_alone = {}, LeftAlone()
+    for entry in sorted((e for e in os.scandir(path) if e.name[0] != "."), key=lambda e: e.name):
+        if (path / entry.name).with_suffix(".npz").is_file() and entry.name.endswith(".png"):
+            continue  # samples have a contact sheet beside them
+        if form := _form(entry):
+            held.setdefault(form, []).append(entry.name)
+        elif not entry.is_dir():
+            left_alone.add(Path(entry.name).suffix.lower() or "without a suffix")
+    if not held:
         raise InputError(f"the folder {path} holds no images, npz, Parquet files or tars; check the path")
-    return Files(str(path), FolderImages(str(path), [str(path)], images, np.full(len(images), -1), {}))
+    if len(held) > 1:
+        counts = " and ".join(f"{len(names)} {form} ({enumerated(names, 3)})" for form, names in held.items())
+        raise InputError(
+            f"the folder {path} holds {counts}, and it is not clear which are meant; name a file or a pattern"
+        )
+    ((form, names),) = held.items()
+    if form == "npz files":
+        return Arrays([ImageArray.open(path / name) for name in names])
+    if form == "folders":
+        return _files(str(path), open_images("folder", str(path)))
+    if form == "images":
+        none, summary = np.full(len(names), -1), left_alone.summary()
+        return _files(str(path), FolderImages(str(path), [str(path)], names, none, {}, left_alone=summary))
+    suffix = Path(names[0]).suffix
+    return _files(str(path), open_images(SUFFIXES[suffix], os.path.join(glob.escape(str(path)), f"*{suffix}")))
+
+
+def _form(entry: os.DirEntry) -> str | None:
+    """In which form an entry of a folder holds images; null if it holds none."""
+    if entry.is_dir():
+        return "folders" if any(inner.name[0] != "." for inner in os.scandir(entry)) else None
+    forms = {".npz": "npz files", ".parquet": "Parquet files", ".tar": "tars"}
+    suffix = Path(entry.name).suffix
+    return forms.get(suffix) or ("images" if suffix.lower() in decoding.SUFFIXES else None)
+
+
+def _files(source: str, images: ImageSource) -> "Files":
+    """The images of a source, once it is said what of it was left alone."""
+    if images.left_alone:
+        print(described(images.left_alone, f"{source}: left alone: "), file=sys.stderr)
+    return Files(source, images)
 
 
 def _ahead(load: Any, rows: Int[np.ndarray, "n"]) -> Iterator[UInt8[Tensor, "3 H W"]]:

@@ -1,6 +1,7 @@
 """Sets of images: each form gives the same pictures, and what cannot be compared is named."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from dpar.data.crops import center_crop, to_uint8
 from dpar.errors import InputError
 from dpar.evaluation.features import Extractor
 from dpar.evaluation.image_sets import batches, describe, open_set, resize_clean, unseen
-from tests.data.samples import image_bytes
+from tests.data.samples import image_bytes, tar_of_images
 from tests.evaluation.tiny import CLASSES, SIDE, picture, write_index, write_samples
 
 COUNT = 7
@@ -52,7 +53,9 @@ def test_every_form_gives_the_same_pictures(tmp_path, pictures):
         np.savez(tmp_path / "shards" / f"{shard:05d}.npz", arr_0=np.stack([pictures[i] for i in rows]))
     Image.fromarray(pictures[0]).save(tmp_path / "shards" / "00000.png")  # the contact sheet beside the samples
     columns = {"key": [str(i) for i in range(COUNT)], "image": list(map(image_bytes, map(Image.fromarray, pictures)))}
-    pq.write_table(pa.table(columns | {"label": labels}), tmp_path / "set.parquet")
+    (tmp_path / "rows").mkdir()
+    for path in (tmp_path / "set.parquet", tmp_path / "rows/set.parquet"):
+        pq.write_table(pa.table(columns | {"label": labels}), path)
     forms = {
         "npz": [tmp_path / "array" / "all.npz"],
         "shards": sorted((tmp_path / "shards").glob("*.npz")),
@@ -60,7 +63,7 @@ def test_every_form_gives_the_same_pictures(tmp_path, pictures):
         "flat folder": [folder_of(tmp_path / "flat", pictures)],
         "parquet": [tmp_path / "set.parquet"],
         "pattern": [tmp_path / "s*.parquet"],
-        "folder with parquet": [tmp_path],
+        "folder with parquet": [tmp_path / "rows"],
     }
     found = {}
     for form, paths in forms.items():
@@ -72,6 +75,43 @@ def test_every_form_gives_the_same_pictures(tmp_path, pictures):
     assert found["shards"].labels is None
     for form in ("npz", "parquet", "folder with parquet"):
         np.testing.assert_array_equal(found[form].labels, labels)
+
+
+def test_a_folder_that_holds_images_in_two_forms_is_refused_with_the_counts(tmp_path, pictures):
+    flat = folder_of(tmp_path / "flat", pictures)
+    (flat / "empty").mkdir()
+    assert len(open_set([flat])) == COUNT
+    others = (
+        ("1 folders (more)", lambda: folder_of(flat / "more", pictures[:1])),
+        ("1 npz files (a.npz)", lambda: np.savez(flat / "a.npz", arr_0=np.stack(pictures))),
+        ("1 tars (a.tar)", lambda: tar_of_images(flat / "a.tar", {})),
+        ("1 Parquet files (a.parquet)", lambda: (flat / "a.parquet").touch()),
+    )
+    for said, add in others:
+        add()
+        with pytest.raises(InputError, match=r"holds .*it is not clear which are meant") as caught:
+            open_set([flat])
+        assert said in str(caught.value)
+        assert "7 images (000.png, 001.png, 002.png, ... (7 in all))" in str(caught.value)
+        name = said.partition("(")[2][:-1]
+        shutil.rmtree(flat / name) if (flat / name).is_dir() else (flat / name).unlink()
+    assert len(open_set([flat])) == COUNT
+
+
+def test_what_is_no_image_is_told(tmp_path, pictures, capsys):
+    flat = folder_of(tmp_path / "flat", pictures)
+    for name in ("a.txt", "b.txt", "notes"):
+        (flat / name).touch()
+    open_set([flat])
+    assert capsys.readouterr().err == f"{flat}: left alone: 2 .txt, 1 without a suffix\n"
+
+
+def test_names_with_the_signs_of_a_pattern_are_names(tmp_path, pictures):
+    folder = tmp_path / "train[1]"
+    folder.mkdir()
+    tar_of_images(folder / "a[2].tar", {"a.png": image_bytes(Image.fromarray(pictures[0])), "a.cls": b"0"})
+    for path in (folder, folder / "a[2].tar"):
+        assert len(open_set([path])) == 1
 
 
 def test_a_folder_a_class_has_labels_and_an_index_its_crop(tmp_path):
