@@ -18,26 +18,35 @@ def say_changes(results: Path) -> None:
 
 
 def changes(results: Path) -> Iterator[str]:
-    """A line for each split whose images are no longer those that were indexed; images of the run's own are not asked.
+    """A line for each split whose images are no longer those that were indexed, and one for classes that do not match.
 
-    Sizes and dates are compared, not contents: those of an image are compared whenever it is read.
+    Sizes and dates are compared, not contents: those of an image are compared whenever it is read. Images that the run
+    drew itself are not asked.
 
     Args:
         results: the folder of the run.
     """
+    names = []
     for split in ("train", "val"):
         path = results / "index" / f"{split}.json"
-        if path.is_file() and (said := _since(path, results)):
+        try:
+            index = ImageIndex.load(path)
+        except InputError:
+            continue  # not made yet, or damaged, which the stage says that reads it
+        names.append(index.images.classes or [])
+        if said := _since(index, path, results):
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
             yield f"images of {split} were indexed at {when}; {said}"
+    apart = [pair for pair in zip(*names, strict=False) if len(pair) == 2 and None not in pair and pair[0] != pair[1]]
+    if apart:
+        yield (
+            f"{len(apart)} held-out classes have the numbers of other training classes, such as {apart[0][1]} that of "
+            f"{apart[0][0]}, in an index from before they were matched by name: delete {path} to number them anew"
+        )
 
 
-def _since(path: Path, results: Path) -> str | None:
-    """How the images are otherwise now than the index at `path` says; null if they are not."""
-    try:
-        index = ImageIndex.load(path)
-    except InputError:
-        return None  # said by the stage that reads it
+def _since(index: ImageIndex, path: Path, results: Path) -> str | None:
+    """How the images are otherwise now than their index, which lies at `path`, says; null if they are not."""
     if Path(index.images.path).parent.name == "images" and Path(index.images.path).parent.parent.name == results.name:
         return None
     try:

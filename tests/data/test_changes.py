@@ -1,6 +1,7 @@
 """What changed in a run's images since they were indexed."""
 
 import os
+import shutil
 
 import pytest
 
@@ -79,6 +80,19 @@ def test_files_of_the_other_sources_are_compared_whole(tmp_path):
             file.unlink()
         (line,) = changes(results)
         assert "now they cannot be listed: no " in line
+
+
+def test_splits_that_were_numbered_apart_are_told(tmp_path):
+    results = tmp_path / "run"
+    for split, classes in (("train", "abc"), ("val", "bcd")):
+        source = open_images("folder", str(folder_of_images(tmp_path / split, tuple(classes), each=1)))
+        (results / "index").mkdir(parents=True, exist_ok=True)
+        ImageIndex.build(source, resolution=8, num_classes=3).save(results / f"index/{split}.json")
+    (line,) = changes(results)
+    assert line.startswith("3 held-out classes have the numbers of other training classes, such as b that of a")
+    assert line.endswith(f"delete {results}/index/val.json to number them anew")
+    shutil.copy(results / "index/train.json", results / "index/val.json")
+    assert list(changes(results)) == []
 
 
 def test_paths_count_from_the_folder_that_the_stages_run_in(tmp_path, monkeypatch):
