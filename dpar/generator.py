@@ -1,40 +1,38 @@
-"""Pictures from Python as `dpar sample` draws them: `dpar.Generator.from_pretrained(folder)([3, 7])`."""
+"""Images from Python as `dpar sample` draws them: `dpar.Generator.from_pretrained(folder)([3, 7])`."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
+from torch import Tensor
 
-from dpar.config import Patchify
 from dpar.device import default_device
 from dpar.errors import InputError
-from dpar.sampling.memory import in_pieces
+from dpar.patchify import PatchRule
+from dpar.sampling.drawing import ImageSampler
+from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.networks import Networks, load_networks
-from dpar.sampling.noise import image_seed
+from dpar.sampling.request import Request
 from dpar.weights import CONFIG, model_config
-
-BATCH = 32  # images
 
 
 class Generator:
     """A trained DPAR or LlamaGen with all it needs to draw: the patches of its training, and the other networks.
 
     Args:
-        patchify: where patches begin; None for a model without patches.
-        threshold: E_Th in nats, where patches depend on entropies.
+        rule: where patches begin; None for a model without patches.
     """
 
-    def __init__(self, networks: Networks, patchify: Patchify | None, threshold: float | None):
-        self.networks, self.patchify, self.threshold = networks, patchify, threshold
+    def __init__(self, networks: Networks, rule: PatchRule | None):
+        self.networks, self.rule = networks, rule
 
     @classmethod
     def from_pretrained(
         cls, folder: str | Path, *, precision: str = "float32", device: torch.device | str | None = None
     ) -> "Generator":
-        """What draws from the model in `folder`: one that `dpar export` wrote, or a model of a results folder.
+        """The generator of the model in `folder`: one that `dpar export` wrote, or a model of a results folder.
 
         Args:
             precision: `float32` or `bfloat16`, of the model.
@@ -44,32 +42,39 @@ class Generator:
             InputError: a network is missing, damaged or was not made for the others. Nothing is ever downloaded.
         """
         folder = Path(folder)
-        provenance = model_config(folder)["provenance"]
-        patches = provenance.get("patchify")
-        patchify = None if patches is None else Patchify.model_validate(patches)
-        gated = patchify is not None and patchify.is_dynamic
+        rule = PatchRule.of_model(model_config(folder))
         networks = load_networks(
             folder,
-            beside(folder, "entropy_model") if gated else None,
-            beside(folder, "tokenizer"),
+            find_network(folder, "entropy_model") if rule is not None and rule.is_dynamic else None,
+            find_network(folder, "tokenizer"),
             precision=precision,
             device=default_device() if device is None else torch.device(device),
         )
-        return cls(networks, patchify, provenance.get("threshold"))
+        return cls(networks, rule)
 
     @property
     def side(self) -> int:
-        """Pixels of a side of a picture."""
-        return self.networks.model.config.grid[0] * self.networks.tokenizer.config.downsample
+        """Pixels of a side of an image."""
+        return self.networks.side
 
     def __call__(
-        self, labels: Sequence[int], *, seed: int = 0, cfg_scale: float = 2.0, **how: Any
+        self,
+        labels: Sequence[int],
+        *,
+        seed: int = 0,
+        cfg_scale: float = 2.0,
+        cfg_interval: tuple[float, float] = (0.0, 1.0),
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        compile: bool = False,
+        prefix: Int[Tensor, "N n"] | None = None,
     ) -> UInt8[np.ndarray, "N side side 3"]:
-        """A picture of each class in `labels`, as bytes; image i of a seed is always the same.
+        """An image of each class in `labels`, as bytes; image i of a seed is always the same.
 
         Args:
-            cfg_scale: of guidance; 1 is none.
-            how: other settings of `dpar.sampling.sampler.sample`, such as `temperature`, `top_k` and `top_p`.
+            cfg_scale: of guidance; 1 is none. This and the following are those of `DrawSettings`.
+            prefix: tokens that each image begins with.
 
         Raises:
             InputError: a label or a setting is out of range, or not even one image fits the memory.
@@ -79,20 +84,12 @@ class Generator:
         try:
             classes = np.array(labels, dtype=np.int64)
         except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"labels are whole numbers, one a picture, not {labels!r} ({error})") from None
-        seeds = np.array([image_seed(seed, image) for image in range(len(classes))])
-        prefix = how.pop("prefix", None)
-        how = {"patchify": self.patchify, "threshold": self.threshold, "cfg_scale": cfg_scale, **how}
-
-        def draw(first: int, last: int) -> UInt8[np.ndarray, "n side side 3"]:
-            begun = None if prefix is None else prefix[first:last]
-            result = self.networks.draw(classes[first:last], seeds[first:last], prefix=begun, **how)
-            return self.networks.pixels(result.tokens, self.side)
-
-        return np.concatenate(list(in_pieces(draw, 0, len(classes), BATCH)))
+            raise InputError(f"labels are whole numbers, one per image, not {labels!r} ({error})") from None
+        settings = DrawSettings(cfg_scale, cfg_interval, temperature, top_k, top_p, compile)
+        return ImageSampler(self.networks, self.rule, settings).images(Request.of(classes, seed, prefix)).images
 
 
-def beside(model: Path, name: str) -> Path:
+def find_network(model: Path, name: str) -> Path:
     """The folder of the network `name` that belongs to a model folder: in it, or beside the models of its results.
 
     Raises:

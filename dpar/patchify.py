@@ -7,7 +7,7 @@ a model.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -38,7 +38,7 @@ def _check_rule(tokens: int, max_length: int | None, grid_width: int) -> None:
         raise InputError(f"max_length is {max_length}; give the most tokens a patch may have (1, 2, ...), or none")
     if grid_width < 1 or tokens < 1 or tokens % grid_width:
         raise InputError(
-            f"the entropies have {tokens} tokens an image, which are not whole rows of {grid_width}; "
+            f"the entropies have {tokens} tokens per image, which are not whole rows of {grid_width}; "
             "check the grid width"
         )
 
@@ -144,35 +144,13 @@ def _starts(
     return (positions - last_forced) % max_length == 0
 
 
-def opens_patch(
-    entropy_t: Float[Tensor, " B"],
-    length: Int[Tensor, " B"],
-    position: int,
-    *,
-    threshold: float,
-    max_length: int | None,
-    grid_width: int,
-    row_boundary: bool = True,
-) -> Bool[Tensor, " B"]:
-    """Whether token `position` opens a patch in each image: `patch_starts` one step at a time, as sampling needs it.
-
-    Args:
-        entropy_t: e_t in nats.
-        length: tokens that the current patch of each image already has.
-    """
-    if _forced(position, grid_width, row_boundary):
-        return torch.ones_like(length, dtype=torch.bool)
-    opens = entropy_t > threshold
-    return opens if max_length is None else opens | (length >= max_length)
-
-
 def static_starts(
     batch: int, length: int, patch_length: float, device: torch.device | str | None = None
 ) -> Bool[Tensor, "B T"]:
     """Starts of patches of one length, not necessarily whole: token t belongs to patch floor(t / P) (Table 3, row 1).
 
     Args:
-        length: tokens an image.
+        length: tokens per image.
         patch_length: P in tokens, 1 or more; 1.81 gives patches of 1 and of 2 tokens. Taken as the decimal number that
             it is written as: floor(33 / 1.1) is 30, though 33 / 1.1 is less than that in floating point.
 
@@ -186,25 +164,86 @@ def static_starts(
     return (torch.tensor(patch).diff(prepend=torch.tensor([-1])) > 0).to(device).repeat(batch, 1)
 
 
-def starts_for(
-    patchify: Patchify, threshold: float | None, entropy: Float[Tensor, "B T"], grid_width: int
-) -> Bool[Tensor, "B T"]:
-    """Starts under the settings of a model or of a set of samples: the one way from settings to patches.
+@dataclass(frozen=True)
+class PatchRule:
+    """Where patches begin, resolved: what training, likelihoods, sampling and counting take.
 
-    Args:
-        threshold: E_Th in nats, as `patchify` states it or as its `p_avg` was calibrated; None for static patches.
+    Attributes:
+        grid_width: tokens in a row of the image.
+        threshold: E_Th in nats, rounded to the precision of the entropies; infinities are allowed. None for static
+            patches.
+        max_length: P_max in tokens; None = no limit.
+        row_boundary: whether each row begins a patch.
+        static_length: P in tokens, of static patches, for which nothing else counts; None for dynamic ones.
     """
-    if not patchify.is_dynamic:
-        assert patchify.p_avg is not None
-        return static_starts(len(entropy), entropy.shape[1], patchify.p_avg, device=entropy.device)
-    assert threshold is not None, "dynamic patches need the threshold in nats: calibrate it first"
-    return patch_starts(
-        entropy,
-        threshold=threshold,
-        max_length=patchify.max_length,
-        grid_width=grid_width,
-        row_boundary=patchify.row_boundary,
-    )
+
+    grid_width: int
+    threshold: float | None = None
+    max_length: int | None = None
+    row_boundary: bool = True
+    static_length: float | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.threshold is None) != (self.static_length is None), "dynamic patches need the threshold in nats"
+
+    @classmethod
+    def of(cls, patchify: Patchify, threshold: float | None, grid_width: int) -> "PatchRule":
+        """The rule that settings mean.
+
+        Args:
+            threshold: E_Th in nats, as `patchify` states it or as its `p_avg` was calibrated; None for static patches.
+        """
+        if patchify.is_dynamic:
+            return cls(grid_width, threshold, patchify.max_length, patchify.row_boundary)
+        return cls(grid_width, static_length=patchify.p_avg)
+
+    @classmethod
+    def of_model(cls, described: Mapping[str, Any]) -> "PatchRule | None":
+        """The rule that a trained model was made with, from its folder's config.json; None for one without patches."""
+        provenance = described["provenance"]
+        if provenance.get("patchify") is None:
+            return None
+        patchify = Patchify.model_validate(provenance["patchify"])
+        return cls.of(patchify, provenance["threshold"], described["model"]["grid"][1])
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether entropies decide where patches begin."""
+        return self.static_length is None
+
+    def forced(self, position: Any) -> Any:
+        """Whether the tokens at `position` open a patch whatever their entropy (Algorithm 3, lines 3, 4 and 7)."""
+        return _forced(position, self.grid_width, self.row_boundary)
+
+    def starts(self, entropy: Float[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+        """Whether each token opens a patch; of static patches only the shape of `entropy` counts.
+
+        Raises:
+            InputError: as `patch_starts` or `static_starts`.
+        """
+        if self.static_length is not None:
+            return static_starts(len(entropy), entropy.shape[1], self.static_length, entropy.device)
+        assert self.threshold is not None
+        return patch_starts(
+            entropy,
+            threshold=self.threshold,
+            max_length=self.max_length,
+            grid_width=self.grid_width,
+            row_boundary=self.row_boundary,
+        )
+
+    def opens(self, entropy_t: Float[Tensor, " B"], length: Int[Tensor, " B"], position: int) -> Bool[Tensor, " B"]:
+        """Whether token `position` opens a patch in each image: `starts` one step at a time, as sampling needs it.
+
+        Args:
+            entropy_t: e_t in nats; the rule is a dynamic one.
+            length: tokens that the current patch of each image already has.
+        """
+        assert self.threshold is not None
+        if self.forced(position):
+            return torch.ones_like(length, dtype=torch.bool)
+        opens = entropy_t > self.threshold
+        return opens if self.max_length is None else opens | (length >= self.max_length)
 
 
 @dataclass(frozen=True)
@@ -220,11 +259,9 @@ class Agreement:
     found: int  # starts in the copy
 
     @classmethod
-    def of(
-        cls, expected: Bool[Tensor, "B T"], found: Bool[Tensor, "B T"], *, grid_width: int, row_boundary: bool
-    ) -> "Agreement":
-        """The agreement of `found` with `expected` over all images."""
-        free = ~_forced(torch.arange(expected.shape[1], device=expected.device), grid_width, row_boundary)
+    def of(cls, expected: Bool[Tensor, "B T"], found: Bool[Tensor, "B T"], rule: PatchRule) -> "Agreement":
+        """The agreement of `found` with `expected` over all images, both under `rule` but for the threshold."""
+        free = ~rule.forced(torch.arange(expected.shape[1], device=expected.device))
         expected, found = expected[:, free], found[:, free]
         counts = ((expected & found).sum(), expected.sum(), found.sum())
         return cls(expected.numel(), *(int(count) for count in counts))
@@ -268,9 +305,29 @@ class PatchCounts:
         patches = _on_host(starts.sum(1))
         return cls(np.bincount(patches, minlength=starts.shape[1] + 1))
 
+    @classmethod
+    def under(cls, rule: PatchRule, entropy: Float[np.ndarray, "B T"] | Float[Tensor, "B T"]) -> "PatchCounts":
+        """The counts that `rule` gives images of these entropies in nats, exactly.
+
+        Raises:
+            InputError: as `simulate`.
+        """
+        if rule.static_length is not None:
+            one = cls.of(static_starts(1, entropy.shape[1], rule.static_length))
+            return cls(one.histogram * len(entropy))
+        assert rule.threshold is not None
+        ((_, counts),) = simulate(
+            entropy,
+            thresholds=[rule.threshold],
+            max_lengths=[rule.max_length],
+            grid_width=rule.grid_width,
+            row_boundary=rule.row_boundary,
+        ).items()
+        return counts
+
     @property
     def tokens(self) -> int:
-        """Tokens an image (T)."""
+        """Tokens per image (T)."""
         return len(self.histogram) - 1
 
     @property
@@ -290,7 +347,7 @@ class PatchCounts:
 
     @cached_property
     def mean(self) -> float:
-        """E[M] in patches an image, Table 2's steps."""
+        """E[M] in patches per image, Table 2's steps."""
         return self.expectation(np.arange(self.tokens + 1.0))
 
     def percentile(self, q: int) -> int:
@@ -311,7 +368,7 @@ def simulate(
     grid_width: int,
     row_boundary: bool = True,
 ) -> dict[tuple[float, int | None], PatchCounts]:
-    """What `patch_starts` would count under every (E_Th, P_max), exactly, in one pass over stored entropies.
+    """The counts of patches under every (E_Th, P_max), exactly, in one pass over stored entropies.
 
     Five thresholds times six maximum lengths over 100,000 images of 256 tokens take 2 seconds of one CPU core.
 
@@ -388,19 +445,19 @@ def calibrate_cost(
     grid_width: int,
     row_boundary: bool = True,
 ) -> float:
-    """The threshold in nats whose mean cost an image on `entropy` is nearest to the target, exactly.
+    """The threshold in nats whose mean cost per image on `entropy` is nearest to the target, exactly.
 
     Args:
         entropy: nats, of the training images.
-        gmacs: the target in 1e9 multiply-accumulates an image.
-        cost: from numbers of patches to GMACs an image of so many patches; must rise with them.
+        gmacs: the target in 1e9 multiply-accumulates per image.
+        cost: from numbers of patches to GMACs per image of so many patches; must rise with them.
 
     Raises:
         InputError: no threshold reaches `gmacs` (the reachable range is named), or as `simulate`.
     """
     _check_array(entropy)
     value = -cost(np.arange(entropy.shape[1] + 1.0))
-    return _search(entropy, value, -gmacs, "a cost", "GMACs an image", max_length, grid_width, row_boundary)
+    return _search(entropy, value, -gmacs, "a cost", "GMACs per image", max_length, grid_width, row_boundary)
 
 
 def _search(
@@ -423,7 +480,7 @@ def _search(
     dtype = _on_host(entropy[:1]).dtype.newbyteorder("=")
 
     def mean_at(some: Float[np.ndarray, "N T"] | Float[Tensor, "N T"], place: int) -> float:
-        threshold = _float_at(place, dtype)
+        threshold = _ordinal_to_float(place, dtype)
         cells = simulate(
             some,
             thresholds=[threshold],
@@ -441,7 +498,7 @@ def _search(
         return high
 
     lowest, highest = _finite_range(entropy)
-    low, high = _place_of(lowest, dtype) - 1, _place_of(highest, dtype)
+    low, high = _float_to_ordinal(lowest, dtype) - 1, _float_to_ordinal(highest, dtype)
     ends = mean_at(entropy, low), mean_at(entropy, high)
     if not ends[0] <= target <= ends[1]:
         reachable = sorted(abs(end) for end in ends)
@@ -451,18 +508,18 @@ def _search(
             "choose a target in that range, or change max_length or row_boundary"
         )
     if target == ends[0]:
-        return _float_at(low, dtype)
+        return _ordinal_to_float(low, dtype)
     every = -(-entropy.shape[0] * entropy.shape[1] // SAMPLE)
     if every > 1:
         part = entropy[::every]
         if mean_at(part, low) < target <= mean_at(part, high):
-            low, high = _around(lambda at: mean_at(entropy, at) >= target, first_at_target(part, low, high), low, high)
+            low, high = _bracket(lambda at: mean_at(entropy, at) >= target, first_at_target(part, low, high), low, high)
     high = first_at_target(entropy, low, high)
     above, below = mean_at(entropy, high) - target, target - mean_at(entropy, high - 1)
-    return _float_at(high if above < below else high - 1, dtype)
+    return _ordinal_to_float(high if above < below else high - 1, dtype)
 
 
-def _around(reached: Callable[[int], bool], guess: int, low: int, high: int) -> tuple[int, int]:
+def _bracket(reached: Callable[[int], bool], guess: int, low: int, high: int) -> tuple[int, int]:
     """A narrow (low, high) with the target reached at its high end only, found in doubling steps from `guess`."""
     step = 64
     while high - low > 1:
@@ -486,15 +543,15 @@ def _finite_range(entropy: Float[np.ndarray, "B T"] | Float[Tensor, "B T"]) -> t
     return (lowest, highest) if lowest <= highest else (0.0, 0.0)
 
 
-def _place_of(number: float, dtype: np.dtype) -> int:
+def _float_to_ordinal(number: float, dtype: np.dtype) -> int:
     """The place of a finite `number` among all numbers of `dtype` in rising order, zero being at 0."""
     size = dtype.itemsize
     place = int(np.abs(dtype.type(number)).view(f"i{size}"))
     return -place if number < 0 else place
 
 
-def _float_at(place: int, dtype: np.dtype) -> float:
-    """The number of `dtype` at a place: the inverse of `_place_of`."""
+def _ordinal_to_float(place: int, dtype: np.dtype) -> float:
+    """The number of `dtype` at a place: the inverse of `_float_to_ordinal`."""
     size = dtype.itemsize
     number = float(np.array(abs(place), f"i{size}").view(dtype))
     return -number if place < 0 else number

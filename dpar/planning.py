@@ -22,7 +22,7 @@ from dpar.errors import InputError
 from dpar.evaluation import cost, flops
 from dpar.evaluation.inception import Inception
 from dpar.grid import ModelCell, Row, SampleCell, figure_rows, model_cells, table_rows
-from dpar.patchify import calibrate, simulate
+from dpar.patchify import PatchCounts, PatchRule, calibrate
 from dpar.report import paper
 from dpar.report.targets import sized_tables, tables_of
 from dpar.tokenizer.autoencoder import VQAutoencoder
@@ -214,11 +214,11 @@ def assumed_patches(experiment: Experiment, patchify: Patchify) -> float:
 @cache
 def _tossed(tokens: int, grid_width: int, wanted: float, own: Patchify, patchify: Patchify) -> float:
     coins = np.random.default_rng(0).random((MADE_UP_IMAGES, tokens), np.float32)
-    rule = {"grid_width": grid_width, "row_boundary": own.row_boundary}
-    threshold = calibrate(coins, wanted, max_length=own.max_length, **rule)
-    rule["row_boundary"] = patchify.row_boundary
-    counts = simulate(coins, thresholds=[threshold], max_lengths=[patchify.max_length], **rule)
-    return counts[threshold, patchify.max_length].mean
+    threshold = calibrate(
+        coins, wanted, max_length=own.max_length, grid_width=grid_width, row_boundary=own.row_boundary
+    )
+    rule = PatchRule(grid_width, threshold, patchify.max_length, patchify.row_boundary)
+    return PatchCounts.under(rule, coins).mean
 
 
 def _printed_length(experiment: Experiment, threshold: float | None) -> float:

@@ -1,4 +1,4 @@
-"""Pictures from Python are those of `dpar sample`."""
+"""Images from Python are those of `dpar sample`."""
 
 import shutil
 import sys
@@ -11,6 +11,9 @@ from PIL import Image
 import dpar
 from dpar.commands import sample
 from dpar.errors import InputError
+from dpar.sampling.drawing import ImageSampler
+from dpar.sampling.guidance import DrawSettings
+from dpar.sampling.request import Request
 from tests.stages.sampled import write_results
 
 
@@ -34,19 +37,20 @@ def test_the_pictures_are_those_of_the_command(results, tmp_path, model):
     assert not np.array_equal(generator([2, 2, 2], cfg_scale=1.5, seed=1), pictures)
 
 
-def test_beginnings_go_with_their_pictures_whatever_the_batch(results, monkeypatch):
+def test_beginnings_go_with_their_images_whatever_the_batch(results):
     generator = dpar.Generator.from_pretrained(results / "models/dpar/step1")
     prefix = torch.tensor([[0, 1], [2, 3], [4, 5]])
     whole = generator([0, 1, 2], prefix=prefix)
-    monkeypatch.setattr("dpar.generator.BATCH", 2)
-    assert np.array_equal(generator([0, 1, 2], prefix=prefix), whole)
+    sampler = ImageSampler(generator.networks, generator.rule, DrawSettings(2.0), batch_size=2)
+    assert np.array_equal(sampler.images(Request.of(np.array([0, 1, 2]), 0, prefix)).images, whole)
+    assert not np.array_equal(generator([0, 1, 2], prefix=prefix.flip(0)), whole)
 
 
 def test_requests_that_cannot_be_drawn(results):
     generator = dpar.Generator.from_pretrained(results / "models/dpar/step1")
     assert generator([]).shape == (0, 8, 8, 3)
     for labels in (["cat"], [10**30], [[0], [1, 2]]):
-        with pytest.raises(InputError, match="labels are whole numbers, one a picture"):
+        with pytest.raises(InputError, match="labels are whole numbers, one per image"):
             generator(labels)
     with pytest.raises(InputError, match="temperature is 0; expected a number above 0"):
         generator([0], temperature=0)

@@ -14,13 +14,12 @@ from dpar.patchify import (
     SAMPLE,
     Agreement,
     PatchCounts,
+    PatchRule,
     calibrate,
     calibrate_cost,
-    opens_patch,
     patch_ids,
     patch_starts,
     simulate,
-    starts_for,
     static_starts,
 )
 from tests.oracles import patchify as oracle
@@ -64,7 +63,7 @@ def test_one_step_at_a_time_gives_the_same_starts(grid, threshold, max_length, r
     rule = {"threshold": threshold, "max_length": max_length, "grid_width": width, "row_boundary": row_boundary}
     length, steps = torch.zeros(len(entropy), dtype=torch.long), []
     for t in range(entropy.shape[1]):
-        steps.append(opens_patch(entropy[:, t], length, t, **rule))
+        steps.append(PatchRule(**rule).opens(entropy[:, t], length, t))
         length = torch.where(steps[-1], 1, length + 1)
     assert torch.equal(torch.stack(steps, dim=1), patch_starts(entropy, **rule))
 
@@ -177,14 +176,14 @@ good = np.ones((2, 16), np.float32)
         (good, {"max_length": 0}, "max_length is 0"),
         (good, {"max_length": -4}, "max_length is -4"),
         (good, {"max_length": 2.5}, "max_length is 2.5"),
-        (good, {"grid_width": 5}, "16 tokens an image"),
-        (good, {"grid_width": 32}, "16 tokens an image"),
-        (good, {"grid_width": 0}, "16 tokens an image"),
+        (good, {"grid_width": 5}, "16 tokens per image"),
+        (good, {"grid_width": 32}, "16 tokens per image"),
+        (good, {"grid_width": 0}, "16 tokens per image"),
         (good.astype(int), {}, "int64"),
         (torch.ones(2, 16, dtype=torch.bfloat16), {}, "bfloat16"),
-        (np.ones((2, 0)), {}, "0 tokens an image"),
-        (np.ones(0), {}, "0 tokens an image"),
-        (np.ones(()), {}, "1 tokens an image"),
+        (np.ones((2, 0)), {}, "0 tokens per image"),
+        (np.ones(0), {}, "0 tokens per image"),
+        (np.ones(()), {}, "1 tokens per image"),
     ],
 )
 def test_what_cannot_be_cut_is_refused(entropy, changes, message):
@@ -234,9 +233,18 @@ def test_settings_lead_to_the_rule_they_name():
     entropy = torch.from_numpy(np.random.default_rng(0).uniform(0, 9, (3, 16)).astype(np.float32))
     dynamic = Patchify(threshold=4.0, max_length=3, row_boundary=False)
     expected = patch_starts(entropy, threshold=5.0, max_length=3, grid_width=4, row_boundary=False)
-    assert torch.equal(starts_for(dynamic, 5.0, entropy, 4), expected)
+    assert torch.equal(PatchRule.of(dynamic, 5.0, 4).starts(entropy), expected)
     static = Patchify(strategy="static", p_avg=1.81, max_length=None)
-    assert torch.equal(starts_for(static, None, entropy, 4), static_starts(3, 16, 1.81))
+    assert torch.equal(PatchRule.of(static, None, 4).starts(entropy), static_starts(3, 16, 1.81))
+    for rule, provenance in (
+        (PatchRule.of(dynamic, 5.0, 4), {"patchify": dynamic.model_dump(mode="json"), "threshold": 5.0}),
+        (PatchRule.of(static, None, 4), {"patchify": static.model_dump(mode="json"), "threshold": None}),
+        (None, {"patchify": None, "threshold": None}),
+        (None, {}),
+    ):
+        assert PatchRule.of_model({"model": {"grid": [2, 4]}, "provenance": provenance}) == rule
+        if rule is not None:
+            assert PatchCounts.under(rule, entropy).mean == PatchCounts.of(rule.starts(entropy)).mean
 
 
 @hypothesis
@@ -264,7 +272,7 @@ def test_simulation_counts_what_the_rule_cuts(grid, thresholds, max_lengths, row
 @pytest.mark.parametrize("row_boundary", [True, False])
 def test_agreement_counts_the_tokens_that_no_rule_decides(row_boundary):
     expected, found = (torch.rand(5, 12, generator=torch.Generator().manual_seed(i)) > 0.6 for i in range(2))
-    agreement = Agreement.of(expected, found, grid_width=4, row_boundary=row_boundary)
+    agreement = Agreement.of(expected, found, PatchRule(4, 1.0, row_boundary=row_boundary))
     pairs = [
         (a, b)
         for one, other in zip(expected.tolist(), found.tolist(), strict=True)
@@ -281,7 +289,7 @@ def test_agreement_counts_the_tokens_that_no_rule_decides(row_boundary):
 
 def test_agreement_without_starts():
     none = torch.zeros(2, 8, dtype=torch.bool)
-    agreement = Agreement.of(none, none, grid_width=4, row_boundary=True)
+    agreement = Agreement.of(none, none, PatchRule(4, 1.0))
     assert (agreement.share, agreement.chance, agreement.precision, agreement.recall) == (1, 1, None, None)
 
 

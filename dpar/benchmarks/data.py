@@ -24,14 +24,14 @@ from jaxtyping import Float64
 
 from dpar.benchmarks.conditions import conditions
 from dpar.commands.info import NUM_CLASSES, PAPER_PATCHES, VOCAB_SIZE
-from dpar.config import Patchify, Transformer
+from dpar.config import Transformer
 from dpar.data.codes import CodeMetadata, CodeRows, CodeStore, Manifest, open_codes, rows_of_images, write_shard
 from dpar.data.loader import Batch, batches, sequential
 from dpar.device import PEAK_BF16
 from dpar.evaluation.flops import training_gmacs
 from dpar.model.variants import model_config
-from dpar.patchify import calibrate
-from dpar.train.objective import Patching
+from dpar.patchify import PatchRule, calibrate
+from dpar.train.objective import patch_layout
 
 SUFFIX = {"parquet": ".parquet", "webdataset": ".tar"}
 SHARD_IMAGES = 1000
@@ -257,12 +257,12 @@ def read(manifest: Path, seconds: float, rank: int, processes: int, how: dict[st
     """
     store = open_codes(manifest, cache=manifest.parent / "cache")
     stream = _stream(store, rank, processes, how["order"])
-    patching = _patching(store, how["patches"]) if how["patches"] else None
+    rule = _rule(store, how["patches"]) if how["patches"] else None
     rows, start = 0, _now()
     while True:
         batch = next(stream)
-        if patching:
-            patching.layout(batch)
+        if rule:
+            patch_layout(rule, batch)
         rows += len(batch.tokens)
         if (spent := _now() - start)[1] >= seconds:
             return rows, spent
@@ -275,13 +275,13 @@ def _stream(store: CodeStore, rank: int, processes: int, order: str) -> Iterator
     return chain.from_iterable(passes)
 
 
-def _patching(store: CodeStore, patches: float) -> Patching:
+def _rule(store: CodeStore, patches: float) -> PatchRule:
     """Dynamic patches with the paper's limits, of which an image has about as many as in the paper."""
     assert store.entropy is not None
     grid_width, length = store.metadata.grid[1], store.metadata.length
     some = np.array(store.entropy[:200, 0])
     threshold = calibrate(some, length / patches, max_length=4, grid_width=grid_width)
-    return Patching(Patchify.model_validate({"threshold": threshold}), threshold, grid_width)
+    return PatchRule(grid_width, threshold, max_length=4)
 
 
 def forget(cache: Path) -> None:

@@ -1,4 +1,4 @@
-"""One optimizer step of DPAR beside one of LlamaGen of the same size: time, where it goes, and memory.
+"""One optimizer step of DPAR compared with one of LlamaGen of the same size: time, where it goes, and memory.
 
 The steps are the trainer's own, on codes that a store on disk holds; codes and entropies are drawn, and E_Th is
 calibrated to the paper's mean patch length. All kinds of steps take turns, so that whatever else the machine does meets
@@ -7,7 +7,6 @@ each of them, and ratios are taken within a turn.
 
 import argparse
 import contextlib
-import ctypes
 import json
 import statistics
 import sys
@@ -19,14 +18,14 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast, get_args
 
 import numpy as np
-import psutil
 import torch
-from jaxtyping import Float32
 
 from dpar.benchmarks.conditions import conditions
+from dpar.benchmarks.made_up import made_up_codes
+from dpar.benchmarks.step_profile import StepParts, state_memory, step_memory
 from dpar.commands.info import DOWNSAMPLE, NUM_CLASSES, PAPER_MAX_LENGTH, PAPER_PATCHES, VOCAB_SIZE
 from dpar.config import VARIANTS, Patchify, Training, Transformer
-from dpar.data.codes import CodeMetadata, CodeRows, CodeStore, Manifest, open_codes, rows_of_images, write_shard
+from dpar.data.codes import CodeStore
 from dpar.data.loader import batches, prefetched
 from dpar.device import default_device, peak_flops
 from dpar.errors import InputError
@@ -34,11 +33,11 @@ from dpar.evaluation.flops import forward_gmacs, training_gmacs
 from dpar.model.attention import Backend, fastest_backend, why_not
 from dpar.model.variants import build_model
 from dpar.packing import PatchLayout
-from dpar.patchify import calibrate, starts_for
+from dpar.patchify import PatchRule, calibrate
 from dpar.tracking.spool import EventFile, Job
 from dpar.train.distributed import Ranks
 from dpar.train.loop import Task, Trainer
-from dpar.train.objective import Inputs, Patching
+from dpar.train.objective import Inputs
 
 PAPER_P_AVG = {256: 1.81, 384: 2.06}
 """Mean patch length in tokens by resolution in pixels (Section 4.1)."""
@@ -49,7 +48,7 @@ STEPS_A_TURN = {"cpu": 1, "cuda": 5}  # a GPU is given its next step before the 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is timed.
+    """The pair that is timed, and how.
 
     Attributes:
         dpar, llamagen: the pair.
@@ -71,16 +70,16 @@ class Plan:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens an image."""
+        """Rows and columns of tokens per image."""
         return self.resolution // DOWNSAMPLE, self.resolution // DOWNSAMPLE
 
 
 @dataclass
-class Lane:
+class Variant:
     """One kind of step, and what its turns gave.
 
     Attributes:
-        trainer: whose steps are taken; lanes of one model share it.
+        trainer: whose steps are taken; variants of one model share it.
         stream: micro-batches for these steps alone.
         attention: back end of packed attention; None for LlamaGen.
         compiled: whether compiled code runs.
@@ -89,7 +88,7 @@ class Lane:
         busy: seconds of the process' processor time a step; of a CPU's step, what other processes took does not count.
         patches: of each image that the counted steps saw.
         parts: seconds a step by part of the step.
-        memory: bytes that a step needed beside weights and moments; None where that cannot be seen.
+        memory: bytes that a step needed in addition to weights and moments; None where that cannot be seen.
     """
 
     trainer: Trainer
@@ -127,114 +126,14 @@ class Lane:
             yield images, given
 
     def gmacs(self) -> float:
-        """1e9 multiply-accumulates of a training step an image, in the mean over the images seen."""
+        """1e9 multiply-accumulates of a training step per image, in the mean over the images seen."""
         patches = np.array(self.patches) if self.patches else None
         return float(np.mean(training_gmacs(self.trainer.model.config, patches)))
 
 
-class Parts:
-    """Time by part of a step, marked where the model and the optimizer call back."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.marks: list[tuple[str, Any]] = []
-
-    def mark(self, part: str) -> None:
-        """From here on it is `part`."""
-        if self.device.type == "cuda":
-            at = torch.cuda.Event(enable_timing=True)
-            at.record()
-        else:
-            at = time.perf_counter()
-        self.marks.append((part, at))
-
-    @contextlib.contextmanager
-    def watching(self, trainer: Trainer) -> Iterator[None]:
-        """Marks the parts of the steps that are taken in this block."""
-        handles = [
-            trainer.model.register_forward_pre_hook(lambda *_: self.mark("forward")),
-            trainer.model.register_forward_hook(lambda *_: self.mark("backward")),
-            trainer.optimizer.register_step_pre_hook(lambda *_: self.mark("optimizer")),
-            trainer.optimizer.register_step_post_hook(lambda *_: self.mark("rest")),
-        ]
-        self.mark("rest")
-        try:
-            yield
-        finally:
-            self.mark("end")
-            for handle in handles:
-                handle.remove()
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds of each part; the device must have finished."""
-        sums: dict[str, float] = dict.fromkeys(("forward", "backward", "optimizer", "rest"), 0.0)
-        for (part, begin), (_, end) in zip(self.marks, self.marks[1:], strict=False):
-            sums[part] += begin.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - begin
-        return sums
-
-
-def step_memory(device: torch.device, step: Callable[[], None]) -> int | None:
-    """Bytes that `step` needed at its peak beyond what was allocated before; None where that cannot be seen.
-
-    On a CPU it is what the process' resident memory rose by, which Linux says.
-    """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        step()
-        return torch.cuda.max_memory_allocated(device) - before
-    peak = Path("/proc/self/clear_refs")
-    if not peak.exists():
-        step()
-        return None
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed would be used again unseen
-    peak.write_text("5", "utf-8")  # forget the peak
-    before = psutil.Process().memory_info().rss
-    step()
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("utf-8", "replace").splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024 - before
-
-
-def state_memory(trainer: Trainer) -> int:
-    """Bytes of weights and moments."""
-    moments = [t for state in trainer.optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
-    return sum(t.numel() * t.element_size() for t in [*trainer.model.parameters(), *moments])
-
-
-def drawn_entropies(images: int, grid: tuple[int, int], rng: np.random.Generator) -> Float32[np.ndarray, "images T"]:
-    """Entropies in nats that differ from image to image, and within one by region and by token; e_0 is +inf."""
-    rows, columns = grid
-    level = rng.normal(size=(images, 1, 1))
-    regions = rng.normal(size=(images, -(-rows // 4), -(-columns // 4))).repeat(4, 1).repeat(4, 2)
-    tokens = rng.normal(size=(images, rows, columns))
-    entropy = (6 + 0.5 * level + regions[:, :rows, :columns] + tokens).reshape(images, -1).astype(np.float32)
-    entropy[:, 0] = np.inf
-    return entropy
-
-
-def drawn_codes(folder: Path, plan: Plan) -> CodeStore:
-    """A store in `folder` with drawn codes and entropies, written and opened as a pipeline does it."""
-    rng = np.random.default_rng(0)
-    images = max(STORED, plan.training.batch_size)
-    rows, columns = plan.grid
-    metadata = CodeMetadata(
-        grid=plan.grid, vocab_size=VOCAB_SIZE, resolution=plan.resolution, views=1, tokenizer="drawn"
-    )
-    tokens = rng.integers(0, VOCAB_SIZE, (images, 1, rows * columns)).astype(np.uint16)
-    labels = rng.integers(0, NUM_CLASSES, images).astype(np.int32)
-    unscored = rows_of_images(tokens, labels, 0, metadata)
-    scored = metadata.model_copy(update={"entropy_model": "drawn"})
-    entropy = drawn_entropies(images, plan.grid, rng)
-    write_shard(folder / "00000.parquet", CodeRows(**(vars(unscored) | {"entropy": entropy, "metadata": scored})))
-    manifest = Manifest.build([folder / "00000.parquet"], folder / "manifest.json")
-    manifest.save()
-    return open_codes(manifest.path, cache=folder / "cache")
-
-
 def preparation(task: Task, device: torch.device, steps: int) -> dict[str, float]:
     """Seconds that one batch costs before the network sees it, by part, one after the other on one thread."""
-    assert task.patching is not None
-    patching = task.patching
+    assert task.rule is not None
     stream = batches(task.train, batch_size=task.training.batch_size, seed=task.seed)
     parts = {"data": [], "patchify": [], "packing": []}
     for _ in range(steps):
@@ -242,7 +141,7 @@ def preparation(task: Task, device: torch.device, steps: int) -> dict[str, float
         batch = next(stream)
         clock.append(time.perf_counter())
         assert batch.entropy is not None
-        starts = starts_for(patching.rule, patching.threshold, batch.entropy, patching.grid_width)
+        starts = task.rule.starts(batch.entropy)
         clock.append(time.perf_counter())
         Inputs(batch.tokens, batch.labels, PatchLayout.from_starts(starts)).to(device)
         clock.append(time.perf_counter())
@@ -252,7 +151,7 @@ def preparation(task: Task, device: torch.device, steps: int) -> dict[str, float
 
 
 def measure(plan: Plan, device: torch.device, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """What the benchmark finds, for JSON.
+    """The times of all kinds of steps, for JSON.
 
     Args:
         plan: what is timed.
@@ -262,6 +161,34 @@ def measure(plan: Plan, device: torch.device, say: Callable[[str], None] = lambd
     Raises:
         InputError: no back end of packed attention that was asked for works here.
     """
+    working, refused = _back_ends(plan, device)
+    with TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+        folder = Path(temporary)
+        codes = made_up_codes(folder, images=max(STORED, plan.training.batch_size), resolution=plan.resolution)
+        assert codes.entropy is not None
+        threshold = calibrate(codes.entropy[:, 0], plan.p_avg, max_length=PAPER_MAX_LENGTH, grid_width=plan.grid[1])
+        patchify = Patchify(threshold=threshold, p_avg=None, max_length=PAPER_MAX_LENGTH)
+        job = Job(folder, stack.enter_context(contextlib.closing(EventFile(folder / "events.jsonl"))))
+        llamagen, dpar = (
+            _trainer(_task(transformer, plan, codes, patchify, device), folder, device, job)
+            # what is compiled depends on the back end that the model is built with
+            for transformer in (plan.llamagen, plan.dpar.model_copy(update={"attention": working[0]}))
+        )
+        variants = _variants(plan, llamagen, dpar, working, stack)
+        steps = STEPS_A_TURN[device.type]
+        for turn in range(plan.turns + 1):
+            for variant in variants:
+                _turn(variant, steps, counts=turn > 0)
+            times = ", ".join(f"{v.name} {(v.seconds or [v.first])[-1]:.3f} s" for v in variants)
+            say(f"{f'turn {turn} of {plan.turns}' if turn else 'first steps'}: {times}")
+        for variant in variants:
+            _look_inside(variant, steps, device)
+        prepared = preparation(dpar.task, device, steps=20)
+    return _found(plan, device, variants, prepared, refused)
+
+
+def _back_ends(plan: Plan, device: torch.device) -> tuple[list[Backend], Mapping[Backend, str | None]]:
+    """The back ends of packed attention that work here, at least one, and of all why not (None: it works)."""
     dtype = torch.bfloat16 if plan.training.precision == "bfloat16" else torch.float32
     refused: dict[Backend, str | None] = {backend: why_not(backend, device, dtype) for backend in plan.attention}
     working: list[Backend] = [backend for backend, reason in refused.items() if reason is None]
@@ -270,47 +197,38 @@ def measure(plan: Plan, device: torch.device, say: Callable[[str], None] = lambd
             f"no packed attention that was asked for can train on {device.type} in {plan.training.precision}: "
             + "; ".join(f"{backend}: {reason}" for backend, reason in refused.items())
         )
-    with TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
-        folder = Path(temporary)
-        codes = drawn_codes(folder, plan)
-        assert codes.entropy is not None
-        threshold = calibrate(codes.entropy[:, 0], plan.p_avg, max_length=PAPER_MAX_LENGTH, grid_width=plan.grid[1])
-        patching = Patching(
-            Patchify(threshold=threshold, p_avg=None, max_length=PAPER_MAX_LENGTH), threshold, plan.grid[1]
-        )
-        job = Job(folder, stack.enter_context(contextlib.closing(EventFile(folder / "events.jsonl"))))
-        llamagen, dpar = (
-            _trainer(_task(transformer, plan, codes, patching, device), folder, device, job)
-            # what is compiled depends on the back end that the model is built with
-            for transformer in (plan.llamagen, plan.dpar.model_copy(update={"attention": working[0]}))
-        )
-
-        def lane_of(trainer: Trainer, attention: Backend | None, compiled: bool) -> Lane:
-            stream = cast(Generator, prefetched(trainer.stream()))
-            return Lane(trainer, stack.enter_context(contextlib.closing(stream)), attention, compiled)
-
-        modes = (True, False) if plan.training.compile else (False,)
-        lanes = [lane_of(llamagen, None, mode) for mode in modes] + [lane_of(dpar, working[0], mode) for mode in modes]
-        if not plan.training.compile:
-            lanes += [lane_of(dpar, backend, False) for backend in working[1:]]
-        steps = STEPS_A_TURN[device.type]
-        for turn in range(plan.turns + 1):
-            for lane in lanes:
-                _turn(lane, steps, counts=turn > 0)
-            times = ", ".join(f"{lane.name} {(lane.seconds or [lane.first])[-1]:.3f} s" for lane in lanes)
-            say(f"{f'turn {turn} of {plan.turns}' if turn else 'first steps'}: {times}")
-        for lane in lanes:
-            _look_inside(lane, steps, device)
-        prepared = preparation(dpar.task, device, steps=20)
-    return _found(plan, device, lanes, modes[0], prepared, refused)
+    return working, refused
 
 
-def _task(transformer: Transformer, plan: Plan, codes: CodeStore, patching: Patching, device: torch.device) -> Task:
+def _variants(
+    plan: Plan, llamagen: Trainer, dpar: Trainer, working: Sequence[Backend], stack: contextlib.ExitStack
+) -> list[Variant]:
+    def variant_of(trainer: Trainer, attention: Backend | None, compiled: bool) -> Variant:
+        stream = cast(Generator, prefetched(trainer.stream()))
+        return Variant(trainer, stack.enter_context(contextlib.closing(stream)), attention, compiled)
+
+    modes = (True, False) if plan.training.compile else (False,)
+    variants = [variant_of(llamagen, None, mode) for mode in modes]
+    variants += [variant_of(dpar, working[0], mode) for mode in modes]
+    if not plan.training.compile:
+        variants += [variant_of(dpar, backend, False) for backend in working[1:]]
+    return variants
+
+
+def _task(transformer: Transformer, plan: Plan, codes: CodeStore, patchify: Patchify, device: torch.device) -> Task:
     torch.manual_seed(0)
     with device:
         model = build_model(transformer, vocab_size=VOCAB_SIZE, grid=plan.grid, num_classes=NUM_CLASSES)
-    patching_here = patching if transformer.is_dpar else None
-    return Task(model=model, training=plan.training, train=codes, val=codes, patching=patching_here, seed=0, recipe=0)
+    return Task(
+        model=model,
+        training=plan.training,
+        train=codes,
+        val=codes,
+        patchify=patchify if transformer.is_dpar else None,
+        rule=PatchRule.of(patchify, patchify.threshold, plan.grid[1]) if transformer.is_dpar else None,
+        seed=0,
+        recipe=0,
+    )
 
 
 def _trainer(task: Task, folder: Path, device: torch.device, job: Job) -> Trainer:
@@ -319,44 +237,43 @@ def _trainer(task: Task, folder: Path, device: torch.device, job: Job) -> Traine
     return trainer
 
 
-def _turn(lane: Lane, steps: int, *, counts: bool) -> None:
+def _turn(variant: Variant, steps: int, *, counts: bool) -> None:
     """One turn; the first is there to compile and to warm up."""
     began = time.perf_counter()
     if not counts:
-        lane.take(1)
-        lane.first = time.perf_counter() - began
-        lane.take(steps)
-        lane.patches.clear()
+        variant.take(1)
+        variant.first = time.perf_counter() - began
+        variant.take(steps)
+        variant.patches.clear()
         return
     busy = time.process_time()
-    lane.take(steps)
-    lane.seconds.append((time.perf_counter() - began) / steps)
-    lane.busy.append((time.process_time() - busy) / steps)
+    variant.take(steps)
+    variant.seconds.append((time.perf_counter() - began) / steps)
+    variant.busy.append((time.process_time() - busy) / steps)
 
 
-def _look_inside(lane: Lane, steps: int, device: torch.device) -> None:
+def _look_inside(variant: Variant, steps: int, device: torch.device) -> None:
     """More steps, which do not count: where their time goes, and what memory they need."""
-    seen = len(lane.patches)
-    parts = Parts(device)
-    with parts.watching(lane.trainer):
-        lane.take(steps)
-    lane.parts = {name: seconds / steps for name, seconds in parts.seconds().items()}
-    lane.memory = step_memory(device, lambda: lane.take(1))
-    del lane.patches[seen:]
+    seen = len(variant.patches)
+    parts = StepParts(device)
+    with parts.watching(variant.trainer):
+        variant.take(steps)
+    variant.parts = {name: seconds / steps for name, seconds in parts.seconds().items()}
+    variant.memory = step_memory(device, lambda: variant.take(1))
+    del variant.patches[seen:]
 
 
 def _found(
     plan: Plan,
     device: torch.device,
-    lanes: list[Lane],
-    compiled: bool,
+    variants: list[Variant],
     prepared: dict[str, float],
     refused: Mapping[Backend, str | None],
 ) -> dict[str, Any]:
-    baselines = {lane.compiled: lane for lane in lanes if lane.attention is None}
-    rows = [_row(lane, baselines[lane.compiled], plan, device) for lane in lanes]
-    headline = next(row for row in rows if row["attention"] and row["compiled"] == compiled)
-    dpar, llamagen = (lane.trainer.model.config for lane in (lanes[-1], lanes[0]))
+    baselines = {variant.compiled: variant for variant in variants if variant.attention is None}
+    rows = [_row(variant, baselines[variant.compiled], plan, device) for variant in variants]
+    headline = next(row for row in rows if row["attention"] and row["compiled"] == plan.training.compile)
+    dpar, llamagen = (variant.trainer.model.config for variant in (variants[-1], variants[0]))
     patches = PAPER_PATCHES.get(plan.resolution)
     step = headline["step_ms"] / 1000
     return {
@@ -383,34 +300,34 @@ def _found(
     }
 
 
-def _row(lane: Lane, baseline: Lane, plan: Plan, device: torch.device) -> dict[str, Any]:
-    tokens, batch = lane.trainer.model.config.tokens, plan.training.batch_size
-    step = statistics.median(lane.seconds)
-    ratios = _ratios(lane.seconds, baseline.seconds)
-    flop_ratio = lane.gmacs() / baseline.gmacs()
-    operations = 2e9 * lane.gmacs() * batch / step  # a multiply-accumulate is two
+def _row(variant: Variant, baseline: Variant, plan: Plan, device: torch.device) -> dict[str, Any]:
+    tokens, batch = variant.trainer.model.config.tokens, plan.training.batch_size
+    step = statistics.median(variant.seconds)
+    ratios = _ratios(variant.seconds, baseline.seconds)
+    flop_ratio = variant.gmacs() / baseline.gmacs()
+    operations = 2e9 * variant.gmacs() * batch / step  # a multiply-accumulate is two
     peak = peak_flops(device) if plan.training.precision == "bfloat16" else None
-    inside = sum(lane.parts.values())
+    inside = sum(variant.parts.values())
     return {
-        "model": type(lane.trainer.model).__name__,
-        "attention": lane.attention,
-        "compiled": lane.compiled,
+        "model": type(variant.trainer.model).__name__,
+        "attention": variant.attention,
+        "compiled": variant.compiled,
         "step_ms": 1000 * step,
-        "step_ms_quartiles": [1000 * s for s in _quartiles(lane.seconds)],
-        "first_step_s": lane.first,
+        "step_ms_quartiles": [1000 * s for s in _quartiles(variant.seconds)],
+        "first_step_s": variant.first,
         "time_ratio": statistics.median(ratios),
         "time_ratio_quartiles": _quartiles(ratios),
         "flop_ratio": flop_ratio,
         "time_over_flops": statistics.median(ratios) / flop_ratio,
-        "processor_ms": 1000 * statistics.median(lane.busy),
-        "processor_ratio": statistics.median(_ratios(lane.busy, baseline.busy)),
+        "processor_ms": 1000 * statistics.median(variant.busy),
+        "processor_ratio": statistics.median(_ratios(variant.busy, baseline.busy)),
         "tokens_per_s": batch * tokens / step,
         "tflops": operations / 1e12,
         "mfu": peak and operations / peak,
-        "memory_gib": None if lane.memory is None else (lane.memory + state_memory(lane.trainer)) / 2**30,
-        "shares": {name: seconds / inside for name, seconds in lane.parts.items()},
-        "patches_mean": statistics.fmean(lane.patches) if lane.patches else None,
-        "p_avg": statistics.fmean(tokens / m for m in lane.patches) if lane.patches else None,
+        "memory_gib": None if variant.memory is None else (variant.memory + state_memory(variant.trainer)) / 2**30,
+        "shares": {name: seconds / inside for name, seconds in variant.parts.items()},
+        "patches_mean": statistics.fmean(variant.patches) if variant.patches else None,
+        "p_avg": statistics.fmean(tokens / m for m in variant.patches) if variant.patches else None,
     }
 
 
@@ -423,7 +340,7 @@ def _quartiles(values: Sequence[float]) -> list[float]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """What `measure` found, as Markdown for people."""
+    """The findings of `measure`, as Markdown for people."""
     shapes, here = found["shapes"], found["conditions"]
     llamagen, dpar = shapes["models"]
     over = found["time_over_flops"]
@@ -454,9 +371,9 @@ def table(found: dict[str, Any]) -> str:
     table8 = "" if found["table8_ratio"] is None else f", Table 8's ratio {found['table8_ratio']:.3f}"
     quartiles = " - ".join(f"{ratio:.3f}" for ratio in found["time_ratio_quartiles"])
     lines = [
-        f"{dpar} beside {llamagen}: {shapes['resolution']} px, T = {shapes['tokens']}, V = {shapes['vocab_size']}, "
-        f"batch {shapes['batch_size']} in {shapes['accumulate']} part(s), {shapes['precision']}, "
-        f"M = {shapes['patches_mean']:.1f}, P_avg = {shapes['p_avg']:.3f}",
+        f"{dpar} compared with {llamagen}: {shapes['resolution']} px, T = {shapes['tokens']}, "
+        f"V = {shapes['vocab_size']}, batch {shapes['batch_size']} in {shapes['accumulate']} part(s), "
+        f"{shapes['precision']}, M = {shapes['patches_mean']:.1f}, P_avg = {shapes['p_avg']:.3f}",
         "",
         f"Time ratio **{found['time_ratio']:.3f}** (quartiles {quartiles}), FLOP ratio {found['flop_ratio']:.3f}"
         f"{table8}; time over FLOPs **{over:.3f}**; ratio of processor time {found['processor_ratio']:.3f}",
@@ -481,7 +398,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--precision", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, else float32")
     flags.add_argument("--batch-size", type=int, metavar="IMAGES", help="a step (default: 32 on a GPU, else 8)")
     flags.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches a step (default: 1)")
-    flags.add_argument("--compile", action="store_true", help="compiled code beside eager code, with one back end")
+    flags.add_argument("--compile", action="store_true", help="compiled code next to eager code, with one back end")
     flags.add_argument(
         "--attention",
         choices=get_args(Backend),

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from dpar import files
 from dpar.commands.track import results_folder
 from dpar.errors import InputError
-from dpar.generator import Generator, beside
+from dpar.generator import Generator, find_network
 from dpar.report.card import model_card
 from dpar.tracking.hashes import read_artefact
 from dpar.tracking.ledger import Ledger
@@ -89,7 +89,7 @@ def export(folder: Path, out: Path) -> None:
         parameters = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
     facts, copies = _facts(folder, described)
     needed = ["tokenizer"] + ([] if generator.networks.entropy_model is None else ["entropy_model"])
-    for source, target in [(folder, out), *((beside(folder, name), out / name) for name in needed)]:
+    for source, target in [(folder, out), *((find_network(folder, name), out / name) for name in needed)]:
         target.mkdir(parents=True)
         for name in (WEIGHTS, CONFIG):
             shutil.copyfile(source / name, target / name)

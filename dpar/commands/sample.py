@@ -5,11 +5,13 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
+from torch import Tensor
 
 from dpar.config import Patchify
 from dpar.data.crops import center_crop
@@ -17,16 +19,16 @@ from dpar.data.decoding import decode
 from dpar.device import default_device
 from dpar.errors import InputError
 from dpar.files import write_bytes
-from dpar.generator import beside
-from dpar.sampling.guidance import CHOICES
-from dpar.sampling.memory import in_pieces
-from dpar.sampling.networks import gate_threshold, load_networks
-from dpar.sampling.noise import image_seed
+from dpar.generator import find_network
+from dpar.patchify import PatchRule
+from dpar.sampling.drawing import ImageSampler
+from dpar.sampling.guidance import CHOICES, DrawSettings
+from dpar.sampling.networks import Networks, gate_threshold, load_networks
 from dpar.sampling.picture import contact_sheet
+from dpar.sampling.request import Request
 from dpar.weights import CONFIG, model_config
 
 COLUMNS = 8  # of the picture
-BATCH = 32  # images
 
 
 def _labels(text: str) -> list[int]:
@@ -48,8 +50,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="model folder, DPAR or LlamaGen")
     flags.add_argument("--labels", type=_labels, required=True, metavar="C[,C...]", help="classes to draw")
     flags.add_argument("--n", type=int, default=16, help="images in all, shared evenly by the labels (default: 16)")
-    flags.add_argument("--out", type=Path, required=True, metavar="PNG", help="the picture, a line a label")
-    flags.add_argument("--image", type=Path, metavar="FILE", help="a picture to begin with; the model draws the rest")
+    flags.add_argument("--out", type=Path, required=True, metavar="PNG", help="the picture, a line per label")
+    flags.add_argument("--image", type=Path, metavar="FILE", help="an image to begin with; the model draws the rest")
     flags.add_argument(
         "--keep-rows", type=int, metavar="R", help="rows of tokens of --image that are kept, from the top"
     )
@@ -75,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="with PyTorch's compiler, which takes minutes for large models: for many images",
     )
-    where = "folder (default: looked for in the checkpoint, and beside the models of its results)"
+    where = "folder (default: looked for in the checkpoint, and next to the models of its results)"
     places = flags.add_mutually_exclusive_group()
     places.add_argument("--entropy-model", type=Path, metavar="DIR", help=where)
     places.add_argument(
@@ -97,63 +99,103 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = parser().parse_args(argv)
     _check(args)
-    provenance = model_config(args.checkpoint)["provenance"]
-    patchify, threshold = _patches(args, provenance)
-    folder = gate = None
-    if patchify is None or not patchify.is_dynamic:
-        if args.gate:
-            raise InputError(f"--gate {args.gate}: the patches of {args.checkpoint}, if any, depend on no entropy")
-    elif args.gate:
-        folder = args.gate if (args.gate / CONFIG).exists() else beside(args.checkpoint, f"gates/{args.gate}")
-        gate = model_config(folder)["provenance"].get("gate", folder.name)
-        threshold = gate_threshold(folder, patchify) if args.threshold is None else threshold
-    else:
-        folder = args.entropy_model or beside(args.checkpoint, "entropy_model")
+    settings = DrawSettings(args.cfg, args.cfg_interval, args.temperature, args.top_k, args.top_p, args.compile)
+    origin = _origin(args)
     networks = load_networks(
         args.checkpoint,
-        folder,
-        args.tokenizer or beside(args.checkpoint, "tokenizer"),
-        gate=gate,
+        origin.boundary_network,
+        args.tokenizer or find_network(args.checkpoint, "tokenizer"),
+        gate=origin.gate,
         precision=args.precision,
         device=default_device(),
     )
     start = time.monotonic()
     labels = np.array(args.labels)[np.sort(np.arange(args.n) % len(args.labels))]
-    seeds = np.array([image_seed(args.seed, image) for image in range(args.n)])
-    rows, columns = networks.model.config.grid
-    side = rows * networks.tokenizer.config.downsample
-    prefix = None
-    if args.image is not None:
-        if not 1 <= args.keep_rows < rows:
-            raise InputError(f"--keep-rows {args.keep_rows}: an image has {rows} rows of tokens; keep 1 to {rows - 1}")
-        prefix = networks.tokens(_picture(args.image, side)[None])[:, : args.keep_rows * columns]
-
-    def draw(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        result = networks.draw(
-            labels[first:last],
-            seeds[first:last],
-            prefix=None if prefix is None else prefix.expand(last - first, -1),
-            patchify=patchify,
-            threshold=threshold,
-            cfg_scale=args.cfg,
-            cfg_interval=args.cfg_interval,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            compile=args.compile,
-        )
-        return networks.pixels(result.tokens, side), result.starts.sum(1).cpu().numpy()
-
-    parts = in_pieces(draw, 0, args.n, BATCH)
-    images, patches = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    request = Request.of(labels, args.seed, _prefix(args, networks))
+    drawn = ImageSampler(networks, origin.rule, settings).images(request)
     seconds = time.monotonic() - start
-    lines = [
+    write_bytes(args.out, contact_sheet(_lines(drawn.images, labels)))
+    found = _found(args, networks, origin, labels, drawn.patches, seconds)
+    if args.json:
+        print(json.dumps(found))
+        return
+    print(
+        f"{args.out}: {args.n} images of classes {', '.join(map(str, args.labels))} in {seconds:.1f} s "
+        f"({found['images_per_s']:.2f} a second), {drawn.patches.mean():.1f} of {networks.model.config.tokens} steps "
+        "per image"
+    )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the patches of the images begin, and the folder of the network that is asked; the name of a gate."""
+
+    rule: PatchRule | None
+    boundary_network: Path | None
+    gate: str | None
+
+
+def _origin(args: argparse.Namespace) -> Origin:
+    """The patches of training, but for the flags.
+
+    Raises:
+        InputError: a flag does not fit the model, or a network is missing.
+    """
+    described = model_config(args.checkpoint)
+    patchify = described["provenance"].get("patchify")
+    patchify = None if patchify is None else Patchify.model_validate(patchify)
+    for name in ("threshold", "max_length"):
+        if getattr(args, name) is not None and (patchify is None or not patchify.is_dynamic):
+            kind = "is a model without patches" if patchify is None else "was trained on static patches"
+            raise InputError(f"--{name.replace('_', '-')}: {args.checkpoint} {kind}")
+    if patchify is None or not patchify.is_dynamic:
+        if args.gate:
+            raise InputError(f"--gate {args.gate}: the patches of {args.checkpoint}, if any, depend on no entropy")
+        return Origin(PatchRule.of_model(described), None, None)
+    if args.max_length is not None:
+        patchify = patchify.model_copy(update={"max_length": args.max_length})
+    if args.gate:
+        folder = args.gate if (args.gate / CONFIG).exists() else find_network(args.checkpoint, f"gates/{args.gate}")
+        gate = model_config(folder)["provenance"].get("gate", folder.name)
+        threshold = gate_threshold(folder, patchify) if args.threshold is None else args.threshold
+    else:
+        folder, gate = args.entropy_model or find_network(args.checkpoint, "entropy_model"), None
+        threshold = described["provenance"]["threshold"] if args.threshold is None else args.threshold
+    return Origin(PatchRule.of(patchify, threshold, described["model"]["grid"][1]), folder, gate)
+
+
+def _prefix(args: argparse.Namespace, networks: Networks) -> Int[Tensor, "N n"] | None:
+    """The tokens of the rows of --image that are kept, for each image to draw."""
+    if args.image is None:
+        return None
+    rows, columns = networks.model.config.grid
+    if not 1 <= args.keep_rows < rows:
+        raise InputError(f"--keep-rows {args.keep_rows}: an image has {rows} rows of tokens; keep 1 to {rows - 1}")
+    tokens = networks.tokens(_image(args.image, networks.side)[None])
+    return tokens[:, : args.keep_rows * columns].expand(args.n, -1)
+
+
+def _lines(
+    images: UInt8[np.ndarray, "N side side 3"], labels: Int[np.ndarray, " N"]
+) -> list[UInt8[np.ndarray, "_ side side 3"]]:
+    """The lines of the picture: those of a label follow each other."""
+    return [
         group[first : first + COLUMNS]
         for group in np.split(images, np.flatnonzero(np.diff(labels)) + 1)
         for first in range(0, len(group), COLUMNS)
     ]
-    write_bytes(args.out, contact_sheet(lines))
-    found = {
+
+
+def _found(
+    args: argparse.Namespace,
+    networks: Networks,
+    origin: Origin,
+    labels: Int[np.ndarray, " N"],
+    patches: Int[np.ndarray, " N"],
+    seconds: float,
+) -> dict[str, Any]:
+    """The images and their conditions, for JSON."""
+    return {
         "picture": str(args.out),
         "labels": labels.tolist(),
         "patches": patches.tolist(),
@@ -164,18 +206,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         "cfg_interval": args.cfg_interval,
         "image": args.image and str(args.image),
         "keep_rows": args.keep_rows,
-        "threshold": threshold,
-        "gate": gate,
-        "step": provenance.get("step"),
+        "threshold": origin.rule and origin.rule.threshold,
+        "gate": origin.gate,
+        "step": networks.provenance.get("step"),
         "networks": networks.digests,
     }
-    if args.json:
-        print(json.dumps(found))
-        return
-    print(
-        f"{args.out}: {args.n} images of classes {', '.join(map(str, args.labels))} in {seconds:.1f} s "
-        f"({found['images_per_s']:.2f} a second), {patches.mean():.1f} of {networks.model.config.tokens} steps an image"
-    )
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -186,30 +221,13 @@ def _check(args: argparse.Namespace) -> None:
         "max_length": (args.max_length is None or args.max_length > 0, "at least one token"),
     }
     if (args.image is None) != (args.keep_rows is None):
-        raise InputError(
-            "--image and --keep-rows go together: the picture, and how many of its rows of tokens are kept"
-        )
+        raise InputError("--image and --keep-rows go together: the image, and how many of its rows of tokens are kept")
     for name, (fits, expected) in allowed.items():
         if not fits:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {expected}")
 
 
-def _patches(args: argparse.Namespace, provenance: dict[str, Any]) -> tuple[Patchify | None, float | None]:
-    """Where patches begin: as in training, but for the flags."""
-    given = {name: getattr(args, name) for name in ("threshold", "max_length") if getattr(args, name) is not None}
-    if provenance.get("patchify") is None:
-        if given:
-            raise InputError(f"--{next(iter(given)).replace('_', '-')}: {args.checkpoint} is a model without patches")
-        return None, None
-    patchify = Patchify.model_validate(provenance["patchify"])
-    if given and not patchify.is_dynamic:
-        raise InputError(f"--{next(iter(given)).replace('_', '-')}: {args.checkpoint} was trained on static patches")
-    if "max_length" in given:
-        patchify = patchify.model_copy(update={"max_length": args.max_length})
-    return patchify, given.get("threshold", provenance["threshold"])
-
-
-def _picture(path: Path, side: int) -> UInt8[np.ndarray, "side side 3"]:
+def _image(path: Path, side: int) -> UInt8[np.ndarray, "side side 3"]:
     """The central square of the image in a file, decoded as for training.
 
     Raises:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from dpar.data.loader import Batch
 from dpar.model.dpar import DPAR
 from dpar.model.llamagen import LlamaGen
-from dpar.train.objective import Inputs, Patching, autocast, inputs, logits_and_targets
+from dpar.patchify import PatchRule
+from dpar.train.objective import Inputs, autocast, inputs, logits_and_targets
 
 CHUNK = 65536  # images whose class scores are held at a time
 
@@ -52,7 +53,7 @@ def describe_codes(
     model: LlamaGen | DPAR,
     batches: Iterable[Batch],
     *,
-    patching: Patching | None,
+    rule: PatchRule | None,
     precision: Literal["float32", "bfloat16"],
     device: torch.device,
 ) -> tuple[Float[Tensor, "N D"], Int[Tensor, "N"]]:
@@ -60,14 +61,14 @@ def describe_codes(
 
     Args:
         model: class-conditional, in eval mode; reads the null class.
-        patching: of a DPAR.
+        rule: where the patches of a DPAR begin.
         precision: of matrix products.
     """
     features, labels = [], []
     for batch in batches:
         blind = replace(batch, labels=torch.full_like(batch.labels, model.null_label))
         with autocast(device, precision):
-            states = pooled_states(model, inputs(blind, labelled=True, patching=patching).to(device))
+            states = pooled_states(model, inputs(blind, labelled=True, rule=rule).to(device))
         features.append(states.cpu())
         labels.append(batch.labels)
     return torch.cat(features), torch.cat(labels)

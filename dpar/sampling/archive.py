@@ -5,28 +5,14 @@ import re
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 
 from dpar.files import replacing
-
-
-@dataclass(frozen=True)
-class Part:
-    """Consecutive images of a shard, the first of which is number `start` in it."""
-
-    start: int
-    images: UInt8[np.ndarray, "n H W 3"]
-    patches: Int[np.ndarray, " n"]
-
-    @property
-    def stop(self) -> int:
-        """One past the number of the last image."""
-        return self.start + len(self.images)
+from dpar.sampling.drawing import Drawn
 
 
 class Parts:
@@ -45,7 +31,7 @@ class Parts:
         for behind_a_gap in set(self.folder.glob("*.npz")) - kept:
             behind_a_gap.unlink()
 
-    def add(self, part: Part) -> None:
+    def add(self, part: Drawn) -> None:
         """Keeps the next part."""
         path = self.folder / f"{part.start:08d}-{part.stop:08d}.npz"
         with replacing(path) as temporary, open(temporary, "wb") as file:
@@ -68,10 +54,10 @@ class Parts:
         """Images that are finished: the first so many of the shard."""
         return max((int(path.stem.split("-")[1]) for path in self._paths()), default=0)
 
-    def __iter__(self) -> Iterator[Part]:
+    def __iter__(self) -> Iterator[Drawn]:
         for path in self._paths():
             with np.load(path) as stored:
-                yield Part(int(path.stem.split("-")[0]), stored["images"], stored["patches"])
+                yield Drawn(int(path.stem.split("-")[0]), stored["images"], stored["patches"])
 
     def remove(self) -> None:
         """Throws all parts away."""

@@ -4,8 +4,8 @@ One query a row leaves a CPU little to do but read, and it reads fast only where
 the room for keys and values grows as they come, and attention goes over all of it, with a weight of 0 for what has not
 been read yet. A GPU has room for everything from the start, and PyTorch's kernels read the part that is filled.
 
-A cache tells in each step where the new entries go and what they may see (`Together`, `Apart`), as tensors; the
-functions that then compute are plain and know nothing else, so that they can be compiled.
+In each step a cache tells where the new entries go and what they may see (`LockstepSlot`, `RaggedSlots`), as tensors;
+the functions that then compute are plain and know nothing else, so that they can be compiled.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ PIECE = 2**21
 that the allocator takes anew from the system each time."""
 
 
-class Together(NamedTuple):
+class LockstepSlot(NamedTuple):
     """One step of all rows, at the same position."""
 
     position: int  # of the new entry
@@ -36,7 +36,7 @@ class Together(NamedTuple):
     bias: Tensor | None  # of scores (1, 1, reach); None where all of them have been read
 
 
-class Apart(NamedTuple):
+class RaggedSlots(NamedTuple):
     """One step of some rows, each at its own position."""
 
     rows: Tensor  # those that enter (n,)
@@ -65,46 +65,46 @@ def by_products(like: Float[Tensor, "..."]) -> bool:
 
 
 def attention(
-    keys: Float[Tensor, "R H N head_dim"], values: Float[Tensor, "R H N head_dim"], at: Together | Apart
+    keys: Float[Tensor, "R H N head_dim"], values: Float[Tensor, "R H N head_dim"], at: LockstepSlot | RaggedSlots
 ) -> Attend:
     """Attention of new entries (R or n, H, head_dim) of a layer, which are kept, to those of their own rows."""
-    if isinstance(at, Together):
-        return lambda q, k, v: _together(q, k, v, keys, values, at)
-    return lambda q, k, v: _apart(q, k, v, keys, values, at)
+    if isinstance(at, LockstepSlot):
+        return lambda q, k, v: _attend_lockstep(q, k, v, keys, values, at)
+    return lambda q, k, v: _attend_ragged(q, k, v, keys, values, at)
 
 
-def _together(
+def _attend_lockstep(
     q: Float[Tensor, "R H head_dim"],
     k: Float[Tensor, "R H head_dim"],
     v: Float[Tensor, "R H head_dim"],
     keys: Float[Tensor, "R H N head_dim"],
     values: Float[Tensor, "R H N head_dim"],
-    at: Together,
+    at: LockstepSlot,
 ) -> Float[Tensor, "R H head_dim"]:
     keys.narrow(2, at.position, 1).copy_(k[:, :, None])
     values.narrow(2, at.position, 1).copy_(v[:, :, None])
-    return _mixed(q, keys[:, :, : at.reach], values[:, :, : at.reach], at.bias)
+    return attend(q, keys[:, :, : at.reach], values[:, :, : at.reach], at.bias)
 
 
-def _apart(
+def _attend_ragged(
     q: Float[Tensor, "n H head_dim"],
     k: Float[Tensor, "n H head_dim"],
     v: Float[Tensor, "n H head_dim"],
     keys: Float[Tensor, "R H N head_dim"],
     values: Float[Tensor, "R H N head_dim"],
-    at: Apart,
+    at: RaggedSlots,
 ) -> Float[Tensor, "n H head_dim"]:
     keys[at.rows, :, at.slots] = k
     values[at.rows, :, at.slots] = v
     keys, values = keys[:, :, : at.reach], values[:, :, : at.reach]
     if not at.pieces:
         if not at.spread:
-            return _mixed(q, keys, values, at.biases[0])
+            return attend(q, keys, values, at.biases[0])
         asked = q.new_zeros(keys.shape[0], *q.shape[1:]).index_copy_(0, at.rows, q)
-        return _mixed(asked, keys, values, at.biases[0]).index_select(0, at.rows)
+        return attend(asked, keys, values, at.biases[0]).index_select(0, at.rows)
     sizes = [1 if isinstance(rows, int) else len(rows) for rows in at.pieces]
     out = [
-        _mixed(some, _of(keys, rows), _of(values, rows), bias)
+        attend(some, _of(keys, rows), _of(values, rows), bias)
         for some, rows, bias in zip(q.split(sizes), at.pieces, at.biases, strict=True)
     ]
     return out[0] if len(out) == 1 else torch.cat(out)
@@ -114,13 +114,13 @@ def _of(entries: Float[Tensor, "R *rest"], rows: Int[Tensor, " n"] | int) -> Flo
     return entries[rows : rows + 1] if isinstance(rows, int) else entries.index_select(0, rows)
 
 
-def _mixed(
+def attend(
     q: Float[Tensor, "R H head_dim"],
     keys: Float[Tensor, "R H N head_dim"],
     values: Float[Tensor, "R H N head_dim"],
     bias: Float[Tensor, "#R #H N"] | None,
 ) -> Float[Tensor, "R H head_dim"]:
-    """The mean of values that queries find by the keys."""
+    """Attention of one query per row to the keys and values of that row."""
     if not by_products(q):
         mask = None if bias is None else bias[:, :, None]
         return F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=mask)[:, :, 0]
@@ -141,7 +141,7 @@ class _Cache:
         of_each = (rows, heads if by_products(like) else 1) if ragged else (1, 1)
         self.bias = like.new_full((*of_each, room), -torch.inf)
 
-    def keep(self, rows: int) -> None:
+    def truncate_batch(self, rows: int) -> None:
         """Goes on with the first `rows` rows alone."""
         self.entries = Entries(*([some[:rows] for some in kept] for kept in self.entries))
         self.bias = self.bias[:rows]
@@ -176,13 +176,13 @@ class TokenCache(_Cache):
         """
         super().__init__(layers, rows, length, heads, like, ragged=False)
 
-    def append(self, position: int) -> Together:
+    def append(self, position: int) -> LockstepSlot:
         """A new entry for every row, at `position`, which follows the last one."""
         reach = self._reach(position + 1)
         if not self.grows:
-            return Together(position, reach, None)
+            return LockstepSlot(position, reach, None)
         self.bias.select(2, position).fill_(0)
-        return Together(position, reach, self.bias)
+        return LockstepSlot(position, reach, self.bias)
 
 
 class RaggedCache(_Cache):
@@ -198,12 +198,12 @@ class RaggedCache(_Cache):
         super().__init__(layers, rows, length, heads, like, ragged=True)
         self.lengths = np.zeros(rows, dtype=np.int64)
 
-    def keep(self, rows: int) -> None:
+    def truncate_batch(self, rows: int) -> None:
         """Goes on with the first `rows` rows alone."""
-        super().keep(rows)
+        super().truncate_batch(rows)
         self.lengths = self.lengths[:rows]
 
-    def append(self, rows: Int[np.ndarray, " n"]) -> Apart:
+    def append(self, rows: Int[np.ndarray, " n"]) -> RaggedSlots:
         """A new entry for each of `rows`."""
         slots = self.lengths[rows]
         self.lengths[rows] += 1
@@ -212,11 +212,11 @@ class RaggedCache(_Cache):
         self.bias[index, :, slot] = 0
         bias = self.bias[:, :, :reach]
         if self.grows and 2 * len(rows) > len(self.lengths):
-            return Apart(index, slot, reach, (), (bias,), spread=True)
+            return RaggedSlots(index, slot, reach, (), (bias,), spread=True)
         if not self.grows and np.array_equal(rows, np.arange(len(self.lengths))):
             filled = self.lengths.min() >= reach  # without a bias PyTorch has faster kernels
-            return Apart(index, slot, reach, (), (None if filled else bias,), spread=False)
+            return RaggedSlots(index, slot, reach, (), (None if filled else bias,), spread=False)
         at_once = max(1, PIECE // (2 * self.entries.keys[0][0].nbytes)) if self.grows else len(rows)
         alone = at_once == 1 < len(rows)
         pieces: Sequence[Tensor | int] = rows.tolist() if alone else index.split(at_once)
-        return Apart(index, slot, reach, tuple(pieces), tuple(_of(bias, some) for some in pieces), spread=False)
+        return RaggedSlots(index, slot, reach, tuple(pieces), tuple(_of(bias, some) for some in pieces), spread=False)

@@ -1,17 +1,63 @@
 """From logits to a token: classifier-free guidance, temperature, top-k, top-p, the draw (Section 4.1)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# What is allowed of the settings of `truncated`: more than the first number, up to the second.
+from dpar.errors import InputError
+
+# The allowed range of the settings of `truncated`: more than the first number, up to the second.
 CHOICES = {
     "temperature": (0, float("inf"), "a number above 0"),
     "top_k": (-1, float("inf"), "a whole number, 0 for all codes"),
     "top_p": (0, 1, "a probability above 0, up to 1 for all codes"),
 }
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """How codes are drawn from the logits of a model.
+
+    Attributes:
+        cfg_scale: s in u + s (c - u); 1 runs the class alone, 0 the null class alone, else both are run.
+        cfg_interval: the shares of the sequence between which `cfg_scale` holds: x_t is guided iff t / T lies from the
+            first to below the second. Outside, the class alone decides; after it the null class is no longer run.
+        temperature: divides the logits.
+        top_k: largest logits to draw from; 0 = all.
+        top_p: least probability to draw from, largest codes first; 1 = all.
+        compile: whether the steps run in compiled code, for which the first batch waits. Logits round differently, so
+            that an image may turn out another where two codes are nearly tied.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+
+    cfg_scale: float
+    cfg_interval: tuple[float, float] = (0.0, 1.0)
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    compile: bool = False  # as PyTorch and the settings call it
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cfg_scale < float("inf"):
+            raise InputError(f"the guidance scale is {self.cfg_scale}; expected 0 (no class), 1 (no guidance) or more")
+        first, last = self.cfg_interval
+        if not 0 <= first < last <= 1:
+            raise InputError(
+                f"guidance from {first} to {last} is no part of the sequence; expected two rising shares between 0 "
+                "(its beginning) and 1 (its end)"
+            )
+        for name, (least, most, expected) in CHOICES.items():
+            if not least < (value := getattr(self, name)) <= most:
+                raise InputError(f"{name} is {value}; expected {expected}")
+
+    def truncated(self, logits: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+        """The logits to draw from: divided by the temperature, -inf outside of `top_k` and `top_p`."""
+        return truncated(logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
 
 def guidance_scales(tokens: int, cfg_scale: float, cfg_interval: tuple[float, float]) -> list[float]:
@@ -29,7 +75,7 @@ def branch_labels(labels: Int[Tensor, " B"], null: int, scales: Sequence[float])
 
 
 def guided_tokens(scales: Sequence[float]) -> int:
-    """At how many tokens, from the first, both branches are run: up to the last one that is guided, or at none."""
+    """The number of tokens, from the first, at which both branches are run: up to the last guided one, or 0."""
     one_branch = set(scales) in ({0}, {1})
     return 0 if one_branch else max(t + 1 for t, scale in enumerate(scales) if scale != 1)
 
@@ -64,6 +110,6 @@ def truncated(logits: Float[Tensor, "B V"], *, temperature: float, top_k: int, t
     return logits
 
 
-def drawn(logits: Float[Tensor, "B V"], noise: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
-    """One code an image from softmax(logits), decided by its Gumbel noise."""
+def gumbel_argmax(logits: Float[Tensor, "B V"], noise: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
+    """One code per image from softmax(logits), decided by its Gumbel noise."""
     return (logits + noise).argmax(-1)

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dpar.config import Patchify
 from dpar.entropy import said_entropy
 from dpar.model.attention import causal_attention
 from dpar.model.dpar import DPAR
 from dpar.model.llamagen import LlamaGen
 from dpar.packing import PatchLayout
-from dpar.sampling.guidance import drawn, truncated
+from dpar.patchify import PatchRule
+from dpar.sampling.guidance import DrawSettings, gumbel_argmax
 from dpar.sampling.noise import gumbel
 from dpar.sampling.sampler import Step
 
@@ -73,23 +73,19 @@ class LiteralDPAR:
         return model.decoder.output(model.decoder.norm(x[:, -1]))
 
 
-def opens(
-    entropies: list[float], starts: list[bool], patchify: Patchify | None, threshold: float | None, width: int
-) -> bool:
+def opens(entropies: list[float], starts: list[bool], rule: PatchRule) -> bool:
     """Whether x_t opens a patch, given e_0 .. e_t and the starts before it (Algorithm 3, spelled out)."""
     t = len(starts)
-    assert patchify is not None
-    if not patchify.is_dynamic:
-        assert patchify.p_avg is not None
-        return t == 0 or math.floor(t / patchify.p_avg) != math.floor((t - 1) / patchify.p_avg)
+    if rule.static_length is not None:
+        return t == 0 or math.floor(t / rule.static_length) != math.floor((t - 1) / rule.static_length)
     if t <= 1:
         return True
-    assert threshold is not None
+    assert rule.threshold is not None
     length = starts[::-1].index(True) + 1
     return (
-        entropies[t] > threshold
-        or (patchify.max_length is not None and length >= patchify.max_length)
-        or (patchify.row_boundary and t % width == 0)
+        entropies[t] > rule.threshold
+        or (rule.max_length is not None and length >= rule.max_length)
+        or (rule.row_boundary and t % rule.grid_width == 0)
     )
 
 
@@ -100,13 +96,8 @@ def literal(
     *,
     labels: Int[Tensor, " B"],
     seeds: Int[Tensor, " B"],
-    patchify: Patchify | None = None,
-    threshold: float | None = None,
-    cfg_scale: float = 1.0,
-    cfg_interval: tuple[float, float] = (0.0, 1.0),
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    rule: PatchRule | None,
+    settings: DrawSettings,
     prefix: Int[Tensor, "B N"] | None = None,
 ) -> Iterator[Step]:
     """The steps of drawing a batch, as `dpar.sampling.sampler.sample` takes them; the arguments are its own."""
@@ -125,22 +116,22 @@ def literal(
 
     for t in range(config.tokens):
         entropy = None
-        if networks and patchify is not None and patchify.is_dynamic:
+        if networks and rule is not None and rule.is_dynamic:
             assert entropy_model is not None
             entropy = literal_entropy(entropy_model, tokens) if t else torch.full(labels.shape, torch.inf)
-            for i, nats in enumerate(entropy.tolist()):
-                entropies[i].append(nats)
+            for i, of_image in enumerate(entropy.tolist()):
+                entropies[i].append(of_image)
         for i in range(batch):
-            starts[i].append(not networks or opens(entropies[i], starts[i], patchify, threshold, config.grid[1]))
+            starts[i].append(rule is None or not networks or opens(entropies[i], starts[i], rule))
         logits = logits_of("class")
-        if cfg_scale != 1:
+        if settings.cfg_scale != 1:
             unconditional = logits_of("null")
-            if cfg_interval[0] <= t / config.tokens < cfg_interval[1]:
-                logits = unconditional + cfg_scale * (logits - unconditional)
+            if settings.cfg_interval[0] <= t / config.tokens < settings.cfg_interval[1]:
+                logits = unconditional + settings.cfg_scale * (logits - unconditional)
         if prefix is not None and t < prefix.shape[1]:
             now = prefix[:, t]
         else:
             noise = gumbel(seeds, t, t + 1, config.vocab_size)[:, 0]
-            now = drawn(truncated(logits, temperature=temperature, top_k=top_k, top_p=top_p), noise)
+            now = gumbel_argmax(settings.truncated(logits), noise)
         tokens = torch.cat((tokens, now[:, None]), 1)
         yield Step(entropy, torch.tensor([row[-1] for row in starts]), logits, now)

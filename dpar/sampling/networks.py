@@ -1,4 +1,4 @@
-"""The three networks that turn a label into a picture, loaded from their folders and known to belong together."""
+"""The three networks that turn a label into an image, loaded from their folders and known to belong together."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,6 @@ from dpar.files import read_json
 from dpar.model.dpar import DPAR
 from dpar.model.llamagen import LlamaGen
 from dpar.sampling.memory import in_pieces
-from dpar.sampling.sampler import SampleResult, sample
 from dpar.tokenizer.autoencoder import VQAutoencoder, to_bytes
 from dpar.weights import CONFIG, load_model, model_config
 
@@ -33,14 +32,14 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Networks:
-    """What draws images.
+    """A model with the networks that it draws with.
 
-    Args:
+    Attributes:
         model: DPAR or LlamaGen, in the precision of sampling.
         entropy_model: in float32 whatever that precision is, since the training set's entropies are scored so; None
             where no patch depends on an entropy.
         tokenizer: in float32.
-        provenance: what the model was made from, as its folder says.
+        provenance: the origin of the model, as its folder says.
         digests: SHA-256 of the weights of each network.
     """
 
@@ -51,42 +50,41 @@ class Networks:
     digests: dict[str, str | None]
 
     @property
+    def side(self) -> int:
+        """Pixels of a side of the images that the model draws."""
+        return self.model.config.grid[0] * self.tokenizer.config.downsample
+
+    @property
     def device(self) -> torch.device:
         """Where the networks are."""
         return self.model.tok_embeddings.weight.device
 
-    def tokens(self, pictures: UInt8[np.ndarray, "B side side 3"]) -> Int[Tensor, "B T"]:
-        """The tokens of pictures.
+    def tokens(self, images: UInt8[np.ndarray, "B side side 3"]) -> Int[Tensor, "B T"]:
+        """The tokens of images.
 
         Raises:
-            InputError: pictures of this size are not what the model draws.
+            InputError: the model draws images of another size.
         """
         rows, columns = self.model.config.grid
         expected = rows * self.tokenizer.config.downsample, columns * self.tokenizer.config.downsample
-        if pictures.shape[1:3] != expected:
-            found, wanted = (" x ".join(map(str, size)) for size in (pictures.shape[1:3], expected))
-            raise InputError(f"the pictures have {found} pixels, the model draws {wanted}; resize them")
-        pixels = torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2)
+        if images.shape[1:3] != expected:
+            found, wanted = (" x ".join(map(str, size)) for size in (images.shape[1:3], expected))
+            raise InputError(f"the images have {found} pixels, the model draws {wanted}; resize them")
+        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
 
         def encoded(first: int, last: int) -> Int[Tensor, "n T"]:
             return self.tokenizer.encode(to_model_input(pixels[first:last])).flatten(1)
 
         with torch.inference_mode(), full_float32():
-            codes = torch.cat(list(in_pieces(encoded, 0, len(pixels), self._at_once(pictures.shape[1]))))
+            codes = torch.cat(list(in_pieces(encoded, 0, len(pixels), self._at_once(images.shape[1]))))
         return codes.clone()  # made in inference mode, usable outside
 
     @staticmethod
     def _at_once(side: int) -> int:
         return max(1, PIXELS_AT_ONCE // side**2)
 
-    def draw(self, labels: Int[np.ndarray, " N"], seeds: Int[np.ndarray, " N"], **how: Any) -> SampleResult:
-        """Tokens of images of these labels and seeds; `how` are the settings of `sample`."""
-        classes, words = (torch.from_numpy(array).to(self.device) for array in (labels, seeds))
-        with full_float32():
-            return sample(self.model, self.entropy_model, labels=classes, seeds=words, **how)
-
     def pixels(self, tokens: Int[Tensor, "B T"], side: int) -> UInt8[np.ndarray, "B side side 3"]:
-        """Pictures of tokens as bytes; those of another size are first resized, bicubic without antialias.
+        """Images of tokens as bytes; those of another size are first resized, bicubic without antialias.
 
         Args:
             side: pixels.
@@ -128,7 +126,7 @@ def load_networks(
     known = _described(tokenizer, "tokenizer")
     digests["tokenizer"] = known["sha256"]
     _expect(model, provenance, "tokenizer", tokenizer, known["sha256"])
-    clock = None
+    boundary_network = None
     if entropy_model is not None:
         known = _described(entropy_model, *ENTROPY_MODELS)
         digests["entropy_model"] = known["sha256"]
@@ -137,25 +135,25 @@ def load_networks(
         else:
             _expect_gate(entropy_model, known, gate, model, provenance)
         _expect(entropy_model, known["provenance"], "tokenizer", tokenizer, digests["tokenizer"])
-        clock = load_model(entropy_model, known["kind"], device)
+        boundary_network = load_model(entropy_model, known["kind"], device)
     network = load_model(model, described["kind"], device).to(PRECISIONS[precision])
     decoder = load_model(tokenizer, "tokenizer", device)
-    for folder, found in ((tokenizer, decoder), (entropy_model, clock)):
+    for folder, found in ((tokenizer, decoder), (entropy_model, boundary_network)):
         if found is not None and found.config.vocab_size != network.config.vocab_size:
             raise InputError(
                 f"{folder} knows {found.config.vocab_size} codes, {model} {network.config.vocab_size}: they were "
                 "made for different tokenizers; give the folders of one experiment"
             )
-    if clock is not None and clock.config.grid != network.config.grid:
+    if boundary_network is not None and boundary_network.config.grid != network.config.grid:
         raise InputError(
-            f"{entropy_model} reads images of {_grid(clock)} tokens, {model} those of {_grid(network)}: they were "
-            "made for different resolutions; give the folders of one experiment"
+            f"{entropy_model} reads images of {_grid(boundary_network)} tokens, {model} those of {_grid(network)}: "
+            "they were made for different resolutions; give the folders of one experiment"
         )
-    return Networks(network, clock, decoder, provenance, digests)
+    return Networks(network, boundary_network, decoder, provenance, digests)
 
 
 def gate_thresholds(folder: Path) -> Path:
-    """What calibrate_gate writes beside the folder of a gate."""
+    """The file that calibrate_gate writes next to the folder of a gate."""
     return folder.with_name(f"{folder.name}.thresholds.json")
 
 

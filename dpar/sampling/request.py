@@ -1,9 +1,10 @@
-"""Which images a job draws: image i of a set of samples has a seed and a label of its own, whoever draws it."""
+"""The images that a job draws: image i of a set of samples has a seed and a label of its own, whoever draws it."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int
+from torch import Tensor
 
 from dpar.errors import InputError
 from dpar.sampling.noise import image_seed
@@ -11,17 +12,37 @@ from dpar.sampling.noise import image_seed
 
 @dataclass(frozen=True)
 class Request:
-    """Images to draw, in order: their numbers in the set of samples, labels and seeds."""
+    """Images to draw, in order.
+
+    Attributes:
+        images: their numbers in the set of samples.
+        labels: classes.
+        seeds: 64-bit numbers.
+        prefix: tokens that each image begins with, on the device of the model; None for whole images.
+    """
 
     images: Int[np.ndarray, " N"]
     labels: Int[np.ndarray, " N"]
     seeds: Int[np.ndarray, " N"]
+    prefix: Int[Tensor, "N n"] | None = None
+
+    @classmethod
+    def of(cls, labels: Int[np.ndarray, " N"], seed: int, prefix: Int[Tensor, "N n"] | None = None) -> "Request":
+        """The first N images of a set with that seed: an image of each of these labels."""
+        images = np.arange(len(labels))
+        return cls(images, labels, image_seeds(seed, images), prefix)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, part: slice) -> "Request":
-        return Request(self.images[part], self.labels[part], self.seeds[part])
+        prefix = None if self.prefix is None else self.prefix[part]
+        return Request(self.images[part], self.labels[part], self.seeds[part], prefix)
+
+
+def image_seeds(seed: int, images: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+    """The seed of each image of a set of samples, by its number."""
+    return np.array([image_seed(seed, int(image)) for image in images], dtype=np.int64)
 
 
 def request(
@@ -30,7 +51,7 @@ def request(
     """Shard `shard` of `shards` of a set of `num_images` samples: a run of consecutive images.
 
     Shards are made of whole batches, as long as each gets one: only the last batch of the set is short, and an image is
-    drawn beside the same others whatever the number of shards.
+    drawn next to the same others whatever the number of shards.
 
     Args:
         labels: `balanced` (image i is of class i modulo the number of classes) or `uniform` (drawn at random).
@@ -46,9 +67,9 @@ def request(
     images = np.arange(first, last)
     if not len(images):
         raise InputError(f"shard {shard} of {shards} is empty: {num_images} images; lower sampling.shards")
-    seeds = np.array([image_seed(seed, int(image)) for image in images])
+    seeds = image_seeds(seed, images)
     if labels == "balanced":
-        drawn = images % num_classes
+        classes = images % num_classes
     else:  # the remainder of a word that no other draw of the image uses
-        drawn = np.array([image_seed(int(word), -1) % num_classes for word in seeds])
-    return Request(images, drawn, seeds)
+        classes = np.array([image_seed(int(word), -1) % num_classes for word in seeds])
+    return Request(images, classes, seeds)

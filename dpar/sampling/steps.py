@@ -1,4 +1,4 @@
-"""What a step of the sampler computes, from tensors alone: plain functions, which PyTorch's compiler can take whole.
+"""The computations of one step of the sampler, as functions of tensors alone, which PyTorch's compiler can take whole.
 
 At each token a batch passes through some hundreds of small operations, which take longer to call than to compute where
 rows are few. Compiled, a stack of layers is one call of fused loops between its matrix products.
@@ -21,7 +21,7 @@ from dpar.model.dpar import DPAR
 from dpar.model.llamagen import LlamaGen
 from dpar.model.patch_decoder import PatchDecoderLayer
 from dpar.model.patch_encoder import PatchEncoderLayer
-from dpar.sampling.cache import Apart, Entries, Together, attention
+from dpar.sampling.cache import Entries, LockstepSlot, RaggedSlots, attention
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -46,7 +46,7 @@ def compiled(step: Function) -> Function:
 
 
 def token_logits(
-    model: LlamaGen, x: Float[Tensor, "R D"], rope: Float[Tensor, "1 half 2"], entries: Entries, at: Together
+    model: LlamaGen, x: Float[Tensor, "R D"], rope: Float[Tensor, "1 half 2"], entries: Entries, at: LockstepSlot
 ) -> Float[Tensor, "R V"]:
     """Logits of the token after the one of embedding `x`."""
     for layer, keys, values in zip(model.layers, *entries, strict=True):
@@ -55,14 +55,14 @@ def token_logits(
 
 
 def token_entropy(
-    model: LlamaGen, x: Float[Tensor, "R D"], rope: Float[Tensor, "1 half 2"], entries: Entries, at: Together
+    model: LlamaGen, x: Float[Tensor, "R D"], rope: Float[Tensor, "1 half 2"], entries: Entries, at: LockstepSlot
 ) -> Float[Tensor, " R"]:
     """Entropy in nats of that token (Eq. 3)."""
     return said_entropy(model, token_logits(model, x, rope, entries, at))
 
 
-def encoded(
-    model: DPAR, x: Float[Tensor, "B D"], rope: Float[Tensor, "1 half 2"], entries: Entries, at: Together
+def encoder_step(
+    model: DPAR, x: Float[Tensor, "B D"], rope: Float[Tensor, "1 half 2"], entries: Entries, at: LockstepSlot
 ) -> list[Float[Tensor, "B D"]]:
     """States of the token of embedding `x` after each layer of the encoder (Eq. 4)."""
     states = []
@@ -72,7 +72,7 @@ def encoded(
     return states
 
 
-def closed(
+def pool_patches(
     model: DPAR, states: Sequence[Float[Tensor, "N D"]], ids: Int[Tensor, " N"], count: int
 ) -> Float[Tensor, "count D"]:
     """States of `count` patches from those of their tokens after each layer; `ids` are the tokens' patches (Eq. 5)."""
@@ -83,22 +83,22 @@ def closed(
     return patches
 
 
-def opened(
-    model: DPAR, x: Float[Tensor, "n D"], rope: Float[Tensor, "n half 2"], entries: Entries, at: Apart
+def patch_transformer_step(
+    model: DPAR, x: Float[Tensor, "n D"], rope: Float[Tensor, "n half 2"], entries: Entries, at: RaggedSlots
 ) -> list[Float[Tensor, "n D"]]:
-    """What each layer of the decoder adds to the tokens of the patches that follow the patches `x` (Eq. 6)."""
+    """States that each layer of the decoder adds to the tokens of the patches that follow the patches `x` (Eq. 6)."""
     for layer, keys, values in zip(model.patch_transformer.layers, *entries, strict=True):
         x = layer(x, rope, attention(keys, values, at))
     return [layer.projection(layer.norm(x)) for layer in _decoder(model)]
 
 
-def decoded(
+def decoder_step(
     model: DPAR,
     x: Float[Tensor, "R D"],
     added: Sequence[Float[Tensor, "R D"]],
     rope: Float[Tensor, "1 half 2"],
     entries: Entries,
-    at: Together,
+    at: LockstepSlot,
 ) -> Float[Tensor, "R V"]:
     """Logits of the token after the one of state `x`, to which each layer adds its own first (Eqs. 6-7)."""
     for layer, more, keys, values in zip(_decoder(model), added, *entries, strict=True):

@@ -8,20 +8,20 @@ as any threshold is that is calibrated.
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
 from dpar import tracking
-from dpar.config import Patchify, gate_folder, load_experiment
+from dpar.config import gate_folder, load_experiment
 from dpar.data.codes import open_codes
 from dpar.device import default_device
 from dpar.errors import InputError, run_command
 from dpar.files import read_json, write_json
 from dpar.grid import gated_cells, merged_thresholds, threshold_of
-from dpar.patchify import calibrate, simulate
+from dpar.patchify import PatchCounts, PatchRule, calibrate
 from dpar.stages.score_entropies import scored
 from dpar.weights import model_config
 
@@ -70,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         thresholds = merged_thresholds(map(read_json, args.thresholds))
         patchifies = {cell.patchify.model_dump_json(): cell.patchify for cell in gated_cells(experiment)}
         rules = [
-            matched(patchify, threshold_of(patchify, thresholds), entropy[rows], found, experiment.grid[1])
+            {"patchify": patchify.model_dump(mode="json")}
+            | matched(
+                PatchRule.of(patchify, threshold_of(patchify, thresholds), experiment.grid[1]), entropy[rows], found
+            )
             for patchify in patchifies.values()
         ]
         for rule in rules:
@@ -92,34 +95,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def matched(
-    patchify: Patchify,
-    threshold: float | None,
-    expected: Float32[np.ndarray, "N T"],
-    found: Float32[np.ndarray, "N T"],
-    grid_width: int,
-) -> dict[str, Any]:
+    rule: PatchRule, expected: Float32[np.ndarray, "N T"], found: Float32[np.ndarray, "N T"]
+) -> dict[str, float]:
     """The gate's threshold under one patch rule, for JSON, with both mean patch lengths.
 
     Args:
-        threshold: E_Th of the entropy model in nats.
-        expected: its entropies.
+        rule: of the entropy model.
+        expected: its entropies in nats.
         found: the gate's.
     """
-    assert threshold is not None, "static patches ask no entropies"
-    rule: dict[str, Any] = {"grid_width": grid_width, "row_boundary": patchify.row_boundary}
-
-    def mean_patch_length(entropy: Float32[np.ndarray, "N T"], nats: float) -> float:
-        counts = simulate(entropy, thresholds=[nats], max_lengths=[patchify.max_length], **rule)
-        return counts[nats, patchify.max_length].mean_patch_length
-
-    wanted = mean_patch_length(expected, threshold)
-    of_gate = calibrate(found, wanted, max_length=patchify.max_length, **rule)
+    assert rule.threshold is not None, "static patches ask no entropies"
+    wanted = PatchCounts.under(rule, expected).mean_patch_length
+    threshold = calibrate(
+        found, wanted, max_length=rule.max_length, grid_width=rule.grid_width, row_boundary=rule.row_boundary
+    )
     return {
-        "patchify": patchify.model_dump(mode="json"),
-        "entropy_model_threshold": threshold,
-        "threshold": of_gate,
+        "entropy_model_threshold": rule.threshold,
+        "threshold": threshold,
         "wanted": wanted,
-        "achieved": mean_patch_length(found, of_gate),
+        "achieved": PatchCounts.under(replace(rule, threshold=threshold), found).mean_patch_length,
     }
 
 

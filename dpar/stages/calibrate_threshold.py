@@ -13,7 +13,7 @@ from dpar.config import Experiment, load_experiment
 from dpar.data.codes import open_codes
 from dpar.errors import InputError, run_command
 from dpar.files import write_json
-from dpar.patchify import calibrate, simulate
+from dpar.patchify import PatchCounts, PatchRule, calibrate
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,19 +35,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     experiment, target = load_experiment(args.experiment), args.p_avg
     patchify = experiment.patchify
-    rule = {"grid_width": experiment.grid[1], "row_boundary": patchify.row_boundary}
+    limits = {
+        "max_length": patchify.max_length,
+        "grid_width": experiment.grid[1],
+        "row_boundary": patchify.row_boundary,
+    }
     with tracking.job(
         rule="calibrate_threshold",
         experiment=args.experiment,
         name=f"calibrate_threshold[{target}]",
         inputs=[args.manifest],
         outputs=[args.output],
-        params={"p_avg": target, "max_length": patchify.max_length, **rule},
+        params={"p_avg": target, **limits},
     ) as job:
         entropy = stored_entropies(experiment, args.manifest)
-        threshold = calibrate(entropy, target, max_length=patchify.max_length, **rule)
-        counts = simulate(entropy, thresholds=[threshold], max_lengths=[patchify.max_length], **rule)
-        achieved = counts[threshold, patchify.max_length].mean_patch_length
+        threshold = calibrate(entropy, target, **limits)
+        achieved = PatchCounts.under(PatchRule(threshold=threshold, **limits), entropy).mean_patch_length
         job.summary({"threshold": threshold, "achieved": achieved})
         print(f"E_Th {threshold:.6f} nats gives P_avg {achieved:.4f} (wanted {target})", flush=True)
         write_json(args.output, {"p_avg": {str(target): {"threshold": threshold, "achieved": achieved}}})

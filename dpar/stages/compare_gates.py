@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from dpar import tracking
-from dpar.config import EntropyKind, EntropyModel, Patchify, gate_folder, load_experiment
+from dpar.config import EntropyKind, EntropyModel, Patchify, Sampling, gate_folder, load_experiment
 from dpar.data.codes import CodeStore, open_codes
 from dpar.device import default_device
 from dpar.errors import run_command
@@ -21,15 +21,15 @@ from dpar.evaluation import flops
 from dpar.evaluation.cost import guided_share
 from dpar.files import read_json, write_json, write_text
 from dpar.grid import gated_cells, merged_thresholds, threshold_of
-from dpar.model.dpar import DPARConfig
+from dpar.model.dpar import DPAR, DPARConfig
 from dpar.model.llamagen import LlamaGenConfig
-from dpar.patchify import Agreement, PatchCounts, starts_for
+from dpar.patchify import Agreement, PatchCounts, PatchRule
 from dpar.report.gates import BLIND, TITLE, notes, readable
 from dpar.report.tables import to_markdown
 from dpar.sampling.networks import gate_threshold, gate_thresholds
 from dpar.stages.score_entropies import scored
 from dpar.train.distributed import Ranks
-from dpar.train.objective import Patching, likelihood
+from dpar.train.objective import likelihood
 from dpar.weights import load_model, model_config
 
 
@@ -70,33 +70,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     ) as job:
         device = default_device()
         codes = open_codes(args.manifest, entropy_model=model_config(args.entropy_model)["sha256"])
-        clocks = [Clock.of(args.entropy_model, None, experiment.entropy_model, codes, args.manifest, device)]
+        networks = [
+            BoundaryNetwork.of(args.entropy_model, None, experiment.entropy_model, codes, args.manifest, device)
+        ]
         for gate, folder in gates.items():
-            clocks.append(Clock.of(folder, gate, experiment.network(gate_folder(gate)), codes, args.manifest, device))
-        clocks.append(clocks[0].blind())
+            settings = experiment.network(gate_folder(gate))
+            networks.append(BoundaryNetwork.of(folder, gate, settings, codes, args.manifest, device))
+        networks.append(networks[0].blind())
         rows = []
         for cell in gated_cells(experiment):
             folder = models[cell.model, cell.milestone]
             origin = model_config(folder)["provenance"]
             codes.metadata.expect(args.manifest, tokenizer=origin["tokenizer"], entropy_model=origin["entropy_model"])
-            model = load_model(folder, "dpar", device)
-            usual, *others = (clock.patching(cell.patchify, thresholds, experiment.grid[1]) for clock in clocks)
-            expected = clocks[0].starts(usual)
-            guided = guided_share(model.config.tokens, cell.sampling.cfg_scale, cell.sampling.cfg_interval)
-            for clock, patching in zip(clocks, (usual, *others), strict=True):
-                starts = clock.starts(patching)
-                found = likelihood(
-                    model, clock.codes, patching=patching, precision=origin["precision"], ranks=Ranks(device)
-                )
-                rows.append(
-                    {"model": cell.model, "milestone": cell.milestone}
-                    | {"patchify": cell.patchify.model_dump(mode="json")}
-                    | {"gate": clock.gate, "kind": clock.kind, "parameters": clock.parameters, "sha256": clock.sha256}
-                    | {"threshold": patching.threshold, "mean_patch_length": found.mean_patch_length, "nll": found.nll}
-                    | {"correlation": correlation(clocks[0].codes, clock.codes)}
-                    | {"agreement": agreement(expected, starts, patching)}
-                    | cost(model.config, clock.config, starts, guided=guided)
-                )
+            rules = [network.rule(cell.patchify, thresholds, experiment.grid[1]) for network in networks]
+            rows += [
+                {"model": cell.model, "milestone": cell.milestone}
+                | {"patchify": cell.patchify.model_dump(mode="json")}
+                | row
+                for row in compared(load_model(folder, "dpar", device), cell.sampling, networks, rules, origin, device)
+            ]
         found = {"images": codes.num_images, "codes": codes.digest, "rows": rows}
         write_json(args.output, found)
         markdown = to_markdown(readable(found), TITLE, notes(found))
@@ -106,11 +98,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 @dataclass(frozen=True)
-class Clock:
+class BoundaryNetwork:
     """A network that places boundaries, and the codes with its entropies of them."""
 
     folder: Path
-    gate: str | None  # None for the entropy model, BLIND for what it says of other images
+    gate: str | None  # None for the entropy model, BLIND for its entropies of other images
     kind: EntropyKind
     config: LlamaGenConfig
     parameters: int
@@ -120,8 +112,8 @@ class Clock:
     @classmethod
     def of(
         cls, folder: Path, gate: str | None, settings: EntropyModel, codes: CodeStore, where: Path, device: torch.device
-    ) -> "Clock":
-        """The clock in `folder`; `codes` have the entropy model's entropies, a gate scores them anew."""
+    ) -> "BoundaryNetwork":
+        """The network in `folder`; `codes` have the entropy model's entropies, a gate scores them anew."""
         if gate is not None:
             tokens = codes.tokens.reshape(-1, codes.metadata.length)
             entropy = scored(folder, settings, tokens, codes.metadata, where, device)
@@ -130,21 +122,44 @@ class Clock:
         parameters = sum(p.numel() for p in network.parameters())
         return cls(folder, gate, settings.kind, network.config, parameters, model_config(folder)["sha256"], codes)
 
-    def blind(self) -> "Clock":
-        """The same, with each image's entropies put to one half the set away: patches alike, in vain places."""
+    def blind(self) -> "BoundaryNetwork":
+        """The same, each image's entropies given to one half the set away: same lengths, uninformative positions."""
         assert self.codes.entropy is not None
         away = len(self.codes.entropy) // 2  # neighbours are often of one class, and so not without skill
         return replace(self, gate=BLIND, codes=replace(self.codes, entropy=np.roll(self.codes.entropy, away, axis=0)))
 
-    def patching(self, patchify: Patchify, thresholds: Mapping[str, Any], grid_width: int) -> Patching:
+    def rule(self, patchify: Patchify, thresholds: Mapping[str, Any], grid_width: int) -> PatchRule:
         """The rule with this network's threshold; `thresholds` are the entropy model's."""
         if self.gate in (None, BLIND):
-            return Patching(patchify, threshold_of(patchify, thresholds), grid_width)
-        return Patching(patchify, gate_threshold(self.folder, patchify), grid_width)
+            return PatchRule.of(patchify, threshold_of(patchify, thresholds), grid_width)
+        return PatchRule.of(patchify, gate_threshold(self.folder, patchify), grid_width)
 
-    def starts(self, patching: Patching) -> Bool[Tensor, "B T"]:
-        """Where patches begin in the view of each image that likelihoods are measured on."""
-        return starts_for(patching.rule, patching.threshold, first_view(self.codes), patching.grid_width)
+
+def compared(
+    model: DPAR,
+    sampling: Sampling,
+    networks: Sequence[BoundaryNetwork],
+    rules: Sequence[PatchRule],
+    origin: Mapping[str, Any],
+    device: torch.device,
+) -> Iterator[dict[str, Any]]:
+    """A row for each network under its rule, for JSON; the first of them is the one that the others should agree with.
+
+    Args:
+        origin: of the model, as its folder says.
+    """
+    guided = guided_share(model.config.tokens, sampling.cfg_scale, sampling.cfg_interval)
+    usual = rules[0].starts(first_view(networks[0].codes))
+    for network, rule in zip(networks, rules, strict=True):
+        starts = rule.starts(first_view(network.codes))
+        found = likelihood(model, network.codes, rule=rule, precision=origin["precision"], ranks=Ranks(device))
+        yield (
+            {"gate": network.gate, "kind": network.kind, "parameters": network.parameters, "sha256": network.sha256}
+            | {"threshold": rule.threshold, "mean_patch_length": found.mean_patch_length, "nll": found.nll}
+            | {"correlation": correlation(networks[0].codes, network.codes)}
+            | {"agreement": agreement(usual, starts, rule)}
+            | cost(model.config, network.config, starts, guided=guided)
+        )
 
 
 def first_view(codes: CodeStore) -> Tensor:
@@ -160,20 +175,20 @@ def correlation(expected: CodeStore, found: CodeStore) -> float:
 
 
 def agreement(
-    expected: Bool[Tensor, "B T"], starts: Bool[Tensor, "B T"], patching: Patching
+    expected: Bool[Tensor, "B T"], starts: Bool[Tensor, "B T"], rule: PatchRule
 ) -> dict[str, int | float | None]:
-    """How well `starts` are the `expected` ones, for JSON."""
-    found = Agreement.of(expected, starts, grid_width=patching.grid_width, row_boundary=patching.rule.row_boundary)
+    """The agreement of `starts` with the `expected` ones, for JSON."""
+    found = Agreement.of(expected, starts, rule)
     return {name: getattr(found, name) for name in ("tokens", "share", "chance", "precision", "recall")}
 
 
-def cost(model: DPARConfig, clock: LlamaGenConfig, starts: Bool[Tensor, "B T"], *, guided: float) -> dict[str, float]:
-    """1e9 multiply-accumulates of sampling an image, attention counted: the clock's alone, and all together."""
+def cost(model: DPARConfig, network: LlamaGenConfig, starts: Bool[Tensor, "B T"], *, guided: float) -> dict[str, float]:
+    """1e9 multiply-accumulates of sampling an image, attention counted: the network's alone, and all together."""
     counts = PatchCounts.of(starts)
     patches = np.arange(counts.tokens + 1.0)
-    together = flops.sampling_gmacs(model, patches, entropy_model=clock, guided=guided)
+    together = flops.sampling_gmacs(model, patches, entropy_model=network, guided=guided)
     return {
-        "gate_gmacs": float(flops.full_gmacs(clock)),
+        "gate_gmacs": float(flops.full_gmacs(network)),
         "sampling_gmacs": counts.expectation(np.asarray(together)),
         "steps": counts.mean,
     }

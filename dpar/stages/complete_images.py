@@ -10,20 +10,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 
 from dpar import tracking
-from dpar.config import Patchify, load_experiment
+from dpar.config import load_experiment
 from dpar.data.crops import center_crop
 from dpar.data.images import ImageIndex
 from dpar.device import default_device
 from dpar.errors import InputError, run_command
 from dpar.grid import sample_cells
+from dpar.patchify import PatchRule
 from dpar.report.figures import sample_columns, save
-from dpar.sampling.memory import in_pieces
+from dpar.sampling.drawing import ImageSampler
+from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.networks import load_networks
-from dpar.sampling.noise import image_seed
 from dpar.sampling.picture import class_rows
+from dpar.sampling.request import Request
 from dpar.weights import model_config
 
 IMAGES, DRAWS, OTHERS = 8, 4, 3  # held-out images; continuations of each for its own class; other classes
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--model-folder", type=Path, required=True)
     flags.add_argument("--entropy-model", type=Path, required=True, help="folder; read where patches are dynamic")
     flags.add_argument("--tokenizer", type=Path, required=True, help="folder")
-    flags.add_argument("--output", type=Path, required=True, help="PNG, a row an image")
+    flags.add_argument("--output", type=Path, required=True, help="PNG, a row per image")
     return flags
 
 
@@ -54,20 +55,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.cell not in cells:
         raise InputError(f"--cell {args.cell}: there is no such set of samples; there are {', '.join(cells) or 'none'}")
     sampling, side = cells[args.cell].sampling, experiment.images.resolution
-    origin = model_config(args.model_folder)["provenance"]
-    patchify = origin["patchify"] and Patchify.model_validate(origin["patchify"])
-    gated = patchify is not None and patchify.is_dynamic
+    rule = PatchRule.of_model(model_config(args.model_folder))
+    asked = [args.entropy_model] if rule is not None and rule.is_dynamic else []
     with tracking.job(
         rule="complete_images",
         experiment=args.experiment,
         name="complete_images",
-        inputs=[args.index, args.model_folder, args.tokenizer, *([args.entropy_model] if gated else [])],
+        inputs=[args.index, args.model_folder, args.tokenizer, *asked],
         outputs=[args.output],
         params={"cell": args.cell, **{f"sample.{name}": value for name, value in sampling.draw.items()}},
     ) as job:
         networks = load_networks(
             args.model_folder,
-            args.entropy_model if gated else None,
+            asked[0] if asked else None,
             args.tokenizer,
             precision=sampling.precision,
             device=default_device(),
@@ -76,33 +76,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         chosen = np.concatenate(class_rows(index.labels, 1, IMAGES))
         originals = np.stack([np.asarray(center_crop(index.read(int(i)), side)) for i in chosen])
         classes = (index.labels[chosen][:, None] + continuations(index.num_classes)) % index.num_classes
-        labels = classes.ravel()
-        seeds = np.array([image_seed(experiment.seed, i) for i in range(len(labels))])
         rows, columns = experiment.grid
         prefix = networks.tokens(originals)[:, : rows // 2 * columns].repeat_interleave(classes.shape[1], 0)
-
-        def complete(first: int, last: int) -> UInt8[np.ndarray, "n side side 3"]:
-            how = {"prefix": prefix[first:last], "patchify": patchify, "threshold": origin["threshold"]}
-            result = networks.draw(labels[first:last], seeds[first:last], **how, **sampling.draw)
-            return networks.pixels(result.tokens, side)
-
-        pictures = np.concatenate(list(in_pieces(complete, 0, len(labels), sampling.batch_size)))
-        pictures = pictures.reshape(*classes.shape, side, side, 3)
+        sampler = ImageSampler(networks, rule, DrawSettings(**sampling.draw), sampling.batch_size, side)
+        completed = sampler.images(Request.of(classes.ravel(), experiment.seed, prefix)).images
+        completed = completed.reshape(*classes.shape, side, side, 3)
         kept = originals.copy()
         kept[:, rows // 2 * side // rows :] = 255
         shown = {
             "held out": originals[:, None],
             "kept": kept[:, None],
-            "continued": pictures[:, :DRAWS],
+            "continued": completed[:, :DRAWS],
         }
-        if pictures.shape[1] > DRAWS:
-            shown["as another class"] = pictures[:, DRAWS:]
+        if completed.shape[1] > DRAWS:
+            shown["as another class"] = completed[:, DRAWS:]
         save(sample_columns(shown, [f"class {c}" for c in index.labels[chosen]]), args.output)
         job.image(args.output, key="completions", step=0)
 
 
 def continuations(num_classes: int) -> list[int]:
-    """How far the class of each continuation of an image is from its own: 0 for DRAWS of them, then other classes."""
+    """The distance of the class of each continuation of an image from its own: 0 for DRAWS of them, then others."""
     return [0] * DRAWS + list(range(1, min(OTHERS + 1, num_classes)))
 
 

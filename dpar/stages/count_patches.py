@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import numpy as np
 from jaxtyping import Float32
 
 from dpar import tracking
-from dpar.config import Experiment, Patchify, load_experiment
+from dpar.config import Experiment, load_experiment
 from dpar.errors import run_command
 from dpar.evaluation import cost, flops
 from dpar.files import read_json, write_json
 from dpar.grid import ModelCell, merged_thresholds, model_cells, threshold_of
-from dpar.patchify import PatchCounts, simulate, static_starts
+from dpar.patchify import PatchCounts, PatchRule, simulate
 from dpar.stages.calibrate_threshold import stored_entropies
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -50,10 +51,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     ) as job:
         entropy = stored_entropies(experiment, args.manifest)
         thresholds = merged_thresholds(map(read_json, args.thresholds))
-        counts = count(cells, thresholds, entropy, experiment.grid[1])
-        found = {slug: describe(experiment, cell, counts[slug]) for slug, cell in cells.items()}
-        for slug, cell in cells.items():
-            found[slug]["threshold"] = threshold_of(cell.patchify, thresholds) if cell.transformer.is_dpar else None
+        rules = {
+            slug: PatchRule.of(cell.patchify, threshold_of(cell.patchify, thresholds), experiment.grid[1])
+            for slug, cell in cells.items()
+            if cell.transformer.is_dpar
+        }
+        counts = count(rules.values(), entropy)
+        found = {
+            slug: describe(experiment, cell, counts[rules[slug]] if slug in rules else None)
+            | {"threshold": rules[slug].threshold if slug in rules else None}
+            for slug, cell in cells.items()
+        }
         write_json(args.output, {"images": len(entropy), "tokens": entropy.shape[1], "cells": found})
         for slug, cell in found.items():
             numbers = ("mean_patch_length", "steps", "forward_gmacs", "training_gmacs", "sampling_gmacs")
@@ -62,38 +70,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(summary_table(found))
 
 
-def count(
-    cells: Mapping[str, ModelCell],
-    thresholds: Mapping[str, Any],
-    entropy: Float32[np.ndarray, "N T"],
-    grid_width: int,
-) -> dict[str, PatchCounts | None]:
-    """The patches of each model's settings by slug; None for LlamaGen, which has none. Equal settings count once."""
-    patching = {slug: cell.patchify for slug, cell in cells.items() if cell.transformer.is_dpar}
-    lengths: dict[tuple[float, bool], list[int | None]] = {}
-    for patchify in patching.values():
-        if (threshold := threshold_of(patchify, thresholds)) is not None:
-            lengths.setdefault((threshold, patchify.row_boundary), []).append(patchify.max_length)
-    simulated = {
-        (threshold, row_boundary): simulate(
-            entropy, thresholds=[threshold], max_lengths=some, grid_width=grid_width, row_boundary=row_boundary
+def count(rules: Collection[PatchRule], entropy: Float32[np.ndarray, "N T"]) -> dict[PatchRule, PatchCounts]:
+    """The patches under each rule; rules that differ in their maximum length alone are counted in one pass."""
+    counts = {rule: PatchCounts.under(rule, entropy) for rule in rules if not rule.is_dynamic}
+    dynamic = sorted((rule for rule in rules if rule.is_dynamic), key=_without_max_length)
+    for (threshold, row_boundary, grid_width), some in groupby(dynamic, key=_without_max_length):
+        alike = {rule.max_length: rule for rule in some}
+        found = simulate(
+            entropy,
+            thresholds=[threshold],
+            max_lengths=list(alike),
+            grid_width=grid_width,
+            row_boundary=row_boundary,
         )
-        for (threshold, row_boundary), some in lengths.items()
-    }
+        counts |= {rule: found[threshold, max_length] for max_length, rule in alike.items()}
+    return counts
 
-    def counts(patchify: Patchify) -> PatchCounts:
-        threshold = threshold_of(patchify, thresholds)
-        if threshold is not None:
-            return simulated[threshold, patchify.row_boundary][threshold, patchify.max_length]
-        assert patchify.p_avg is not None
-        one = PatchCounts.of(static_starts(1, entropy.shape[1], patchify.p_avg))
-        return PatchCounts(one.histogram * len(entropy))
 
-    return {slug: counts(patching[slug]) if slug in patching else None for slug in cells}
+def _without_max_length(rule: PatchRule) -> tuple[float, bool, int]:
+    assert rule.threshold is not None
+    return rule.threshold, rule.row_boundary, rule.grid_width
 
 
 def describe(experiment: Experiment, cell: ModelCell, counts: PatchCounts | None) -> dict[str, Any]:
-    """Patches and costs an image of one model, for JSON; GMACs are 1e9 multiply-accumulates.
+    """Patches and costs per image of one model, for JSON; GMACs are 1e9 multiply-accumulates.
 
     `forward_gmacs` is Table 8's count; the others count attention products too. `sampling_gmacs` holds guidance, if the
     experiment samples with it, and the entropy model, if the patches are dynamic. `steps` are calls of the patch

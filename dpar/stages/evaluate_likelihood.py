@@ -12,8 +12,9 @@ from dpar.data.codes import open_codes
 from dpar.device import default_device
 from dpar.errors import run_command
 from dpar.files import write_json
+from dpar.patchify import PatchRule
 from dpar.train.distributed import Ranks
-from dpar.train.objective import Patching, likelihood
+from dpar.train.objective import likelihood
 from dpar.weights import load_model, model_config
 
 
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = likelihood(
             model,
             codes,
-            patching=Patching.of_model(origin, model.config.grid[1]),
+            rule=PatchRule.of_model(described),
             precision=origin["precision"],
             ranks=Ranks(device),
         )

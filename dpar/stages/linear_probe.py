@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,8 @@ from dpar.device import default_device, full_float32
 from dpar.errors import InputError, run_command
 from dpar.evaluation.linear_probe import describe_codes, fit_probe, top_k_accuracy
 from dpar.files import write_json
-from dpar.train.objective import Patching, images_at_once
+from dpar.patchify import PatchRule
+from dpar.train.objective import images_at_once
 from dpar.weights import load_model, model_config
 
 
@@ -54,17 +54,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = load_model(args.model_folder, described["kind"], device)
         if model.config.num_classes is None:
             raise InputError(f"{args.model_folder} is a model without classes; Table 7 probes class-conditional ones")
-        patching = Patching.of_model(made, model.config.grid[1])
+        rule = PatchRule.of_model(described)
         train, val = (
             open_codes(manifest, tokenizer=made["tokenizer"], entropy_model=made["entropy_model"])
             for manifest in (args.train, args.val)
         )
         size = images_at_once(model.config, device)
         views = epoch_views(np.arange(train.num_images), train.num_views, experiment.seed, epoch=0)
-        how: dict[str, Any] = {"patching": patching, "precision": made["precision"], "device": device}
         with full_float32():
             (seen, seen_labels), (unseen, unseen_labels) = (
-                [part.to(device) for part in describe_codes(model, images, **how)]
+                [
+                    part.to(device)
+                    for part in describe_codes(model, images, rule=rule, precision=made["precision"], device=device)
+                ]
                 for images in (sequential(train, size, view=views), sequential(val, size))
             )
             probe = fit_probe(

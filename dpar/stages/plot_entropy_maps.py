@@ -16,7 +16,7 @@ from dpar.data.images import ImageIndex
 from dpar.errors import run_command
 from dpar.files import read_json
 from dpar.grid import merged_thresholds, threshold_of
-from dpar.patchify import patch_ids, starts_for
+from dpar.patchify import PatchRule, patch_ids
 from dpar.report.figures import entropy_maps, save
 
 SHOWN = 8
@@ -48,10 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         index, codes = ImageIndex.load(args.index), open_codes(args.manifest)
         entropy = codes.entropy
         assert entropy is not None, "the scored store has entropies"
-        threshold = threshold_of(experiment.patchify, merged_thresholds(map(read_json, args.thresholds)))
-        starts = starts_for(
-            experiment.patchify, threshold, torch.from_numpy(np.array(entropy[:, 0])), experiment.grid[1]
-        )
+        thresholds = merged_thresholds(map(read_json, args.thresholds))
+        rule = PatchRule.of(experiment.patchify, threshold_of(experiment.patchify, thresholds), experiment.grid[1])
+        starts = rule.starts(torch.from_numpy(np.array(entropy[:, 0])))
         chosen = spread(starts.sum(1).numpy(), codes.labels, SHOWN)
         side = experiment.images.resolution
         rows, columns = experiment.grid
@@ -59,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             np.stack([np.asarray(center_crop(index.read(i), side)) for i in chosen]),
             np.stack([entropy[i, 0].reshape(rows, columns) for i in chosen]),
             np.stack([patch_ids(starts[i : i + 1])[0].reshape(rows, columns).numpy() for i in chosen]),
-            threshold,
+            rule.threshold,
         )
         save(figure, args.output)
         job.figure(args.output)

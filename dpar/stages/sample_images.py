@@ -8,27 +8,28 @@ finished: the same command goes on after the last one.
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from dpar import tracking
-from dpar.config import load_experiment
-from dpar.device import default_device, full_float32
+from dpar.config import Experiment, Sampling, load_experiment
+from dpar.device import default_device
 from dpar.errors import InputError, run_command
 from dpar.files import digest, read_json, write_bytes
-from dpar.grid import merged_thresholds, sample_cells, threshold_of
+from dpar.grid import SampleCell, merged_thresholds, sample_cells, threshold_of
+from dpar.patchify import PatchRule
 from dpar.recipes import RECIPES
-from dpar.sampling.archive import Part, Parts, write_samples
-from dpar.sampling.memory import in_pieces
+from dpar.sampling.archive import Parts, write_samples
+from dpar.sampling.drawing import ImageSampler
+from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.networks import Networks, gate_threshold, gate_thresholds, load_networks
 from dpar.sampling.picture import class_rows, contact_sheet
 from dpar.sampling.request import Request, request
-from dpar.sampling.sampler import SampleResult
 from dpar.weights import model_config
 
 COLUMNS, ROWS = 8, 10  # of the picture
@@ -46,8 +47,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--gates", type=Path, default=Path(), help="folder of gates; read instead if the cell has one")
     flags.add_argument("--tokenizer", type=Path, required=True, help="folder")
     flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
-    flags.add_argument("--output", type=Path, required=True, help="npz of images, labels and patches an image")
-    flags.add_argument("--picture", type=Path, required=True, help="PNG of some of the images, a row a class")
+    flags.add_argument("--output", type=Path, required=True, help="npz of images, labels and patches per image")
+    flags.add_argument("--picture", type=Path, required=True, help="PNG of some of the images, a row per class")
     return flags
 
 
@@ -59,11 +60,53 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = parser().parse_args(argv)
     experiment = load_experiment(args.experiment)
+    cell = cell_of(experiment, args.cell)
+    wanted = request_of(experiment, cell.sampling, args)
+    boundaries = boundaries_of(experiment, cell, args)
+    with tracking.job(
+        rule="sample_images",
+        experiment=args.experiment,
+        name=f"sample_images[{args.cell}/seed{args.seed}/{args.shard}]",
+        inputs=[args.model_folder, args.tokenizer, *boundaries.read],
+        outputs=[args.output, args.picture],
+        params=params(cell, boundaries.rule, args),
+    ) as job:
+        networks = load_networks(
+            args.model_folder,
+            boundaries.network,
+            args.tokenizer,
+            gate=cell.gate,
+            precision=cell.sampling.precision,
+            device=default_device(args.shard),
+        )
+        _check_grid(experiment, networks, args)
+        side = experiment.evaluation.resolution or experiment.images.resolution
+        settings = DrawSettings(**cell.sampling.draw, compile=cell.sampling.compile)
+        sampler = ImageSampler(networks, boundaries.rule, settings, cell.sampling.batch_size, side)
+        identity = conditions(cell, sampler, args)
+        parts = Parts(args.output, digest(identity))
+        draw_missing(sampler, wanted, parts, job)
+        patches = write(args, wanted, parts, identity, side, compiled=settings.compile)
+        job.image(args.picture, key="samples", step=0)
+        lengths = networks.model.config.tokens / patches
+        job.summary({"sample/mean_steps": patches.mean(), "sample/mean_patch_length": lengths.mean()})
+
+
+def cell_of(experiment: Experiment, name: str) -> SampleCell:
+    """The set of samples of that name.
+
+    Raises:
+        InputError: the experiment has none.
+    """
     cells = sample_cells(experiment)
-    if args.cell not in cells:
-        raise InputError(f"--cell {args.cell}: there is no such set of samples; there are {', '.join(cells) or 'none'}")
-    cell, sampling = cells[args.cell], cells[args.cell].sampling
-    wanted = request(
+    if name not in cells:
+        raise InputError(f"--cell {name}: there is no such set of samples; there are {', '.join(cells) or 'none'}")
+    return cells[name]
+
+
+def request_of(experiment: Experiment, sampling: Sampling, args: argparse.Namespace) -> Request:
+    """The images of this shard."""
+    return request(
         num_images=sampling.num_images,
         num_classes=experiment.images.num_classes,
         labels=sampling.labels,
@@ -72,120 +115,112 @@ def main(argv: Sequence[str] | None = None) -> None:
         shard=args.shard,
         shards=sampling.shards,
     )
-    patched = model_config(args.model_folder)["kind"] == "dpar"
-    gated = patched and cell.patchify.is_dynamic
-    placing, thresholds, threshold = args.entropy_model, args.thresholds, None
-    if gated and cell.gate:
-        placing = args.gates / cell.gate
-        thresholds, threshold = [gate_thresholds(placing)], gate_threshold(placing, cell.patchify)
-    elif gated:
-        threshold = threshold_of(cell.patchify, merged_thresholds(map(read_json, thresholds)))
-    with tracking.job(
-        rule="sample_images",
-        experiment=args.experiment,
-        name=f"sample_images[{args.cell}/seed{args.seed}/{args.shard}]",
-        inputs=[args.model_folder, args.tokenizer] + ([placing, *thresholds] if gated else []),
-        outputs=[args.output, args.picture],
-        params={
-            "cell": args.cell,
-            "seed": args.seed,
-            "shard": args.shard,
-            "patch.e_th": threshold,
-            **({"gate": cell.gate} if cell.gate else {}),
-            **{f"sample.{name}": value for name, value in sampling.model_dump(exclude={"seeds"}).items()},
-            **({f"patch.{name}": value for name, value in cell.patchify.model_dump().items()} if patched else {}),
-        },
-    ) as job:
-        networks = load_networks(
-            args.model_folder,
-            placing if gated else None,
-            args.tokenizer,
-            gate=cell.gate,
-            precision=sampling.precision,
-            device=default_device(args.shard),
-        )
-        if networks.model.config.grid != experiment.grid:
-            found, expected = (" x ".join(map(str, grid)) for grid in (networks.model.config.grid, experiment.grid))
-            raise InputError(
-                f"{args.model_folder} draws {found} tokens, the experiment's images have {expected}; "
-                "give a model of this experiment"
-            )
-        side = experiment.evaluation.resolution or experiment.images.resolution
-        conditions = {
-            "cell": args.cell,
-            "seed": args.seed,
-            "shard": args.shard,
-            "sampling": sampling.model_dump(mode="json", exclude={"seeds", "compile"}),
-            "patchify": cell.patchify.model_dump(mode="json") if patched else None,
-            "threshold": threshold,
-            **({"gate": cell.gate} if cell.gate else {}),
-            "resolution": side,
-            "networks": networks.digests,
-            "step": networks.provenance.get("step"),
-            "recipe": RECIPES["sample_images"],
-        }
-        parts = Parts(args.output, digest(conditions))
-        how = {"patchify": cell.patchify, "threshold": threshold, "compile": sampling.compile, **sampling.draw}
-        start, before = time.monotonic(), parts.done
-        for stop in drawn(networks, wanted, parts, sampling.batch_size, side, how):
-            pace = (stop - before) / (time.monotonic() - start)
-            left = (len(wanted) - stop) / pace
-            print(f"drew {stop} of {len(wanted)} images, {pace:.2f} a second, {left:.0f} s left", file=sys.stderr)
-            job.metrics({"sample/images_per_s": pace}, step=stop)
-            job.commit(stop)
-        patches = np.concatenate([part.patches for part in parts])
-        # rounding depends on the sizes of batches, and on the compiler
-        conditions["batches"] = sorted({part.stop - part.start for part in parts})
-        if sampling.compile:
-            conditions["compiled"] = True
-        write_samples(
-            args.output,
-            (part.images for part in parts),
-            (len(wanted), side, side, 3),
-            {"labels": wanted.labels.astype(np.int32), "patches": patches.astype(np.int32)},
-            conditions,
-        )
-        write_bytes(args.picture, contact_sheet(chosen(parts, wanted)))
-        parts.remove()
-        job.image(args.picture, key="samples", step=0)
-        lengths = networks.model.config.tokens / patches
-        job.summary({"sample/mean_steps": patches.mean(), "sample/mean_patch_length": lengths.mean()})
 
 
-def drawn(
-    networks: Networks, wanted: Request, parts: Parts, size: int, side: int, how: Mapping[str, Any]
-) -> Iterator[int]:
-    """Draws what `parts` does not have yet, `size` images at a time, and says how many are finished.
+@dataclass(frozen=True)
+class Boundaries:
+    """Where patches begin: the rule (None without patches), the folder of the network that it asks, the files read."""
 
-    While a batch is drawn, the batch before it becomes pixels and is kept. That hides the decoder and the disk where a
-    GPU waits for Python between kernels; two CPU cores are busy anyway.
+    rule: PatchRule | None
+    network: Path | None
+    read: Sequence[Path]
+
+
+def boundaries_of(experiment: Experiment, cell: SampleCell, args: argparse.Namespace) -> Boundaries:
+    """The boundaries of a set of samples: the entropy model's, or those of the cell's gate, with its own threshold.
+
+    Raises:
+        InputError: a threshold is not calibrated, or `--model-folder` holds no model.
+    """
+    if model_config(args.model_folder)["kind"] != "dpar":
+        return Boundaries(None, None, ())
+    network, files, threshold = args.entropy_model, args.thresholds, None
+    if cell.patchify.is_dynamic and cell.gate:
+        network = args.gates / cell.gate
+        files, threshold = [gate_thresholds(network)], gate_threshold(network, cell.patchify)
+    elif cell.patchify.is_dynamic:
+        threshold = threshold_of(cell.patchify, merged_thresholds(map(read_json, files)))
+    rule = PatchRule.of(cell.patchify, threshold, experiment.grid[1])
+    return Boundaries(rule, network, [network, *files]) if rule.is_dynamic else Boundaries(rule, None, ())
+
+
+def params(cell: SampleCell, rule: PatchRule | None, args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the job, as the dashboard shows them."""
+    return {
+        "cell": args.cell,
+        "seed": args.seed,
+        "shard": args.shard,
+        "patch.e_th": rule and rule.threshold,
+        **({"gate": cell.gate} if cell.gate else {}),
+        **{f"sample.{name}": value for name, value in cell.sampling.model_dump(exclude={"seeds"}).items()},
+        **({f"patch.{name}": value for name, value in cell.patchify.model_dump().items()} if rule else {}),
+    }
+
+
+def conditions(cell: SampleCell, sampler: ImageSampler, args: argparse.Namespace) -> dict[str, Any]:
+    """All that decides the images, but for rounding."""
+    return {
+        "cell": args.cell,
+        "seed": args.seed,
+        "shard": args.shard,
+        "sampling": cell.sampling.model_dump(mode="json", exclude={"seeds", "compile"}),
+        "patchify": cell.patchify.model_dump(mode="json") if sampler.rule else None,
+        "threshold": sampler.rule and sampler.rule.threshold,
+        **({"gate": cell.gate} if cell.gate else {}),
+        "resolution": sampler.side,
+        "networks": sampler.networks.digests,
+        "step": sampler.networks.provenance.get("step"),
+        "recipe": RECIPES["sample_images"],
+    }
+
+
+def draw_missing(sampler: ImageSampler, wanted: Request, parts: Parts, job: tracking.Job) -> None:
+    """Draws the images that `parts` does not have yet, and says how far it is.
 
     Raises:
         InputError: one image does not fit the memory.
     """
+    start, before = time.monotonic(), parts.done
+    for batch in sampler.batches(wanted, done=before, keep=parts.add):
+        pace = (batch.stop - before) / (time.monotonic() - start)
+        left = (len(wanted) - batch.stop) / pace
+        print(f"drew {batch.stop} of {len(wanted)} images, {pace:.2f} a second, {left:.0f} s left", file=sys.stderr)
+        job.metrics({"sample/images_per_s": pace}, step=batch.stop)
+        job.commit(batch.stop)
 
-    def draw(first: int, last: int) -> tuple[int, SampleResult]:
-        batch = wanted[first:last]
-        return first, networks.draw(batch.labels, batch.seeds, **how)
 
-    def finish(first: int, result: SampleResult) -> int:
-        part = Part(first, networks.pixels(result.tokens, side), result.starts.sum(1).cpu().numpy())
-        parts.add(part)
-        return part.stop
+def write(
+    args: argparse.Namespace, wanted: Request, parts: Parts, identity: dict[str, Any], side: int, *, compiled: bool
+) -> Int[np.ndarray, " N"]:
+    """Writes the samples with their conditions and the picture, throws the parts away, and gives patches per image."""
+    patches = np.concatenate([part.patches for part in parts])
+    # rounding depends on the sizes of batches, and on the compiler
+    rounding = {"batches": sorted({part.stop - part.start for part in parts})} | (
+        {"compiled": True} if compiled else {}
+    )
+    write_samples(
+        args.output,
+        (part.images for part in parts),
+        (len(wanted), side, side, 3),
+        {"labels": wanted.labels.astype(np.int32), "patches": patches.astype(np.int32)},
+        identity | rounding,
+    )
+    write_bytes(args.picture, contact_sheet(chosen(parts, wanted)))
+    parts.remove()
+    return patches
 
-    # precision is a setting of the process: set around both threads, neither takes it from the other
-    with full_float32(), ThreadPoolExecutor(1) as finisher:
-        pending: list[Future[int]] = []
-        for first, result in in_pieces(draw, parts.done, len(wanted), size):
-            pending.append(finisher.submit(finish, first, result))
-            if len(pending) > 1:
-                yield pending.pop(0).result()
-        for last in pending:
-            yield last.result()
+
+def _check_grid(experiment: Experiment, networks: Networks, args: argparse.Namespace) -> None:
+    if networks.model.config.grid != experiment.grid:
+        found, expected = (" x ".join(map(str, grid)) for grid in (networks.model.config.grid, experiment.grid))
+        raise InputError(
+            f"{args.model_folder} draws {found} tokens, the experiment's images have {expected}; "
+            "give a model of this experiment"
+        )
 
 
 def chosen(parts: Parts, wanted: Request) -> list[UInt8[np.ndarray, "_ H W 3"]]:
-    """The images of the picture, a row a class; only they are held in memory."""
+    """The images of the picture, a row per class; only they are held in memory."""
     rows = class_rows(wanted.labels, COLUMNS, ROWS)
     needed = np.sort(np.concatenate(rows))
     shown: dict[int, Any] = {}

@@ -77,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             training=settings.training,
             train=train,
             val=val,
-            patching=None,
+            patchify=None,
+            rule=None,
             seed=experiment.seed,
             recipe=recipe_number("train_entropy_model", "llamagen"),
         )

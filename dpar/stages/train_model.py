@@ -22,11 +22,11 @@ from dpar.grid import merged_thresholds, model_cells, threshold_of
 from dpar.model.dpar import DPARConfig
 from dpar.model.variants import build_model
 from dpar.model.variants import model_config as sizes_of
+from dpar.patchify import PatchRule
 from dpar.recipes import recipe_number
 from dpar.sampling.preview import previewer
 from dpar.train.distributed import ranks
 from dpar.train.loop import Task, flat_params, train_to
-from dpar.train.objective import Patching
 from dpar.weights import model_config
 
 
@@ -73,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "num_classes": experiment.images.num_classes,
     }
     is_dpar = isinstance(sizes_of(cell.transformer, **sizes), DPARConfig)
-    gate = args.entropy_model if is_dpar and cell.patchify.is_dynamic else None
-    looked_with = [folder for folder in (args.tokenizer, gate) if args.tokenizer and folder]
+    entropy_model_folder = args.entropy_model if is_dpar and cell.patchify.is_dynamic else None
+    looked_with = [folder for folder in (args.tokenizer, entropy_model_folder) if args.tokenizer and folder]
     with (
         ranks() as here,
         tracking.job(
@@ -92,8 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         tokenizer, entropy_model = train.metadata.tokenizer, train.metadata.entropy_model
         val = open_codes(args.val, resolution=resolution, tokenizer=tokenizer, entropy_model=entropy_model)
         thresholds = merged_thresholds(map(read_json, args.thresholds))
-        threshold = threshold_of(cell.patchify, thresholds) if is_dpar else None
-        patching = Patching(cell.patchify, threshold, experiment.grid[1]) if is_dpar else None
+        patchify = cell.patchify if is_dpar else None
+        rule = patchify and PatchRule.of(patchify, threshold_of(patchify, thresholds), experiment.grid[1])
         for folder, expected in zip(looked_with, (tokenizer, entropy_model), strict=False):
             if (found := model_config(folder)["sha256"]) != expected:
                 raise InputError(
@@ -106,15 +106,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             training=cell.training,
             train=train,
             val=val,
-            patching=patching,
+            patchify=patchify,
+            rule=rule,
             seed=cell.seed,
             recipe=recipe_number("train_model", cell.transformer.sizes["architecture"]),
         )
         picture = None
         if args.tokenizer is not None and here.main:
-            patchify = cell.patchify if is_dpar else None
-            how = {"patchify": patchify, "threshold": threshold, "sampling": experiment.sampling}
-            picture = previewer(args.tokenizer, gate, **how, seed=experiment.seed)
+            picture = previewer(
+                args.tokenizer, entropy_model_folder, rule=rule, sampling=experiment.sampling, seed=experiment.seed
+            )
         until = int(args.milestone.removeprefix(cell.training.unit))
         if cell.training.unit == "epoch":
             until *= steps_per_epoch(train, cell.training.batch_size)
@@ -122,8 +123,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "tokenizer": tokenizer,
             "entropy_model": entropy_model,
             "codes": train.digest,
-            "threshold": threshold,
-            "patchify": cell.patchify.model_dump(mode="json") if is_dpar else None,
+            "threshold": rule and rule.threshold,
+            "patchify": patchify and patchify.model_dump(mode="json"),
             "grid": experiment.grid,
             "precision": cell.training.precision,
         }

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dpar.config import TRAINING_PACE, Settings, Training
+from dpar.config import TRAINING_PACE, Patchify, Settings, Training
 from dpar.data.codes import CodeStore
 from dpar.data.loader import batches, prefetched
 from dpar.device import peak_flops
@@ -33,6 +33,7 @@ from dpar.errors import InputError
 from dpar.evaluation.flops import training_gmacs
 from dpar.files import read_json, replacing, write_json, write_text
 from dpar.model.entropy_regressor import EntropyRegressorConfig
+from dpar.patchify import PatchRule
 from dpar.sampling.memory import out_of_memory
 from dpar.tracking import Job
 from dpar.train.blocks import blocks, checkpoint_activations, compile_blocks
@@ -47,7 +48,7 @@ from dpar.train.checkpoint import (
 )
 from dpar.train.distributed import Ranks, whole
 from dpar.train.interruption import REQUEUE, Interruption
-from dpar.train.objective import Inputs, Patching, autocast, drop_classes, inputs, likelihood, logits_and_targets, nats
+from dpar.train.objective import Inputs, autocast, drop_classes, inputs, likelihood, logits_and_targets, nats
 from dpar.train.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from dpar.train.progress import Progress
 from dpar.weights import CONFIG, WEIGHTS, save_model, verify_model
@@ -70,7 +71,8 @@ class Task:
         training: the optimizer's settings.
         train: codes to learn from.
         val: codes to validate on.
-        patching: of a DPAR, else None.
+        patchify: the patches of a DPAR as the experiment states them, for the record; None for another network.
+        rule: where they begin.
         seed: of order, views, class dropout and dropout.
         recipe: raised when a change of the code changes the result.
     """
@@ -79,7 +81,8 @@ class Task:
     training: Training
     train: CodeStore
     val: CodeStore
-    patching: Patching | None
+    patchify: Patchify | None
+    rule: PatchRule | None
     seed: int
     recipe: int | str
 
@@ -102,7 +105,7 @@ class Task:
         return {
             "model": {"kind": type(self.model).__name__, **model},
             "training": self.training.model_dump(mode="json", exclude=set(TRAINING_PACE)),
-            "patches": self.patching and [self.patching.rule.model_dump(mode="json"), self.patching.threshold],
+            "patches": self.patchify and self.rule and [self.patchify.model_dump(mode="json"), self.rule.threshold],
             "codes": self.train.digest,
             "seed": self.seed,
             "recipe": self.recipe,
@@ -502,7 +505,7 @@ class Trainer:
         ):
             if task.labelled:
                 batch = drop_classes(batch, rate=config.class_dropout, null=config.num_classes, seed=task.seed)
-            given = inputs(batch, labelled=task.labelled, patching=task.patching, distilled=task.distilled)
+            given = inputs(batch, labelled=task.labelled, rule=task.rule, distilled=task.distilled)
             yield batch.images.tolist(), given
 
     def advance(self, stream: Iterator[tuple[list[int], Inputs]]) -> None:
@@ -572,7 +575,7 @@ class Trainer:
         self._settle()
         window, self.window = self.window, Window()
         seconds, steps = clock.lap()
-        row = window.means(with_patches=self.task.patching is not None)
+        row = window.means(with_patches=self.task.rule is not None)
         config, images = self.model.config, self.task.training.batch_size * steps / seconds
         row |= {
             "perf/step_ms": 1000 * seconds / steps,
@@ -592,7 +595,7 @@ class Trainer:
         held_out = likelihood(
             self.averaged,
             task.val,
-            patching=task.patching,
+            rule=task.rule,
             precision=task.training.precision,
             ranks=self.ranks,
         )

@@ -1,16 +1,14 @@
 """What a network learns, and how well it does on held-out images: the next token of every image, or its entropy."""
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dpar.config import Patchify
 from dpar.data.codes import CodeStore
 from dpar.data.loader import Batch, random_uniform, sequential
 from dpar.device import sent
@@ -19,35 +17,20 @@ from dpar.model.dpar import DPAR
 from dpar.model.entropy_regressor import EntropyRegressorConfig
 from dpar.model.llamagen import LlamaGen, TransformerConfig
 from dpar.packing import PatchLayout
-from dpar.patchify import starts_for
+from dpar.patchify import PatchRule
 from dpar.train.distributed import Ranks
 
 
-@dataclass(frozen=True)
-class Patching:
-    """Where patches begin: the rule, and its E_Th resolved to nats (None for static patches)."""
+def patch_layout(rule: PatchRule, batch: Batch) -> PatchLayout:
+    """The patches of a batch, from the stored entropies of its views (Algorithm 3).
 
-    rule: Patchify
-    threshold: float | None
-    grid_width: int
-
-    @classmethod
-    def of_model(cls, provenance: Mapping[str, Any], grid_width: int) -> "Patching | None":
-        """The patches that a trained model was made with, as its folder says; None for a model without patches."""
-        if provenance["patchify"] is None:
-            return None
-        return cls(Patchify.model_validate(provenance["patchify"]), provenance["threshold"], grid_width)
-
-    def layout(self, batch: Batch) -> PatchLayout:
-        """The patches of a batch, from the stored entropies of its views (Algorithm 3).
-
-        Raises:
-            InputError: the codes were stored without entropies and the rule needs them.
-        """
-        if batch.entropy is None and self.rule.is_dynamic:
-            raise InputError("these codes hold no entropies, which place the patches; give a manifest of scored codes")
-        entropy = torch.zeros(batch.tokens.shape) if batch.entropy is None else batch.entropy
-        return PatchLayout.from_starts(starts_for(self.rule, self.threshold, entropy, self.grid_width))
+    Raises:
+        InputError: the codes were stored without entropies and the rule needs them.
+    """
+    if batch.entropy is None and rule.is_dynamic:
+        raise InputError("these codes hold no entropies, which place the patches; give a manifest of scored codes")
+    entropy = torch.zeros(batch.tokens.shape) if batch.entropy is None else batch.entropy
+    return PatchLayout.from_starts(rule.starts(entropy))
 
 
 @dataclass(frozen=True)
@@ -82,7 +65,7 @@ class Inputs:
         return self.layout.packed.total if self.layout else 0
 
 
-def inputs(batch: Batch, *, labelled: bool, patching: Patching | None, distilled: bool = False) -> Inputs:
+def inputs(batch: Batch, *, labelled: bool, rule: PatchRule | None, distilled: bool = False) -> Inputs:
     """What a network reads of `batch`.
 
     Raises:
@@ -93,7 +76,7 @@ def inputs(batch: Batch, *, labelled: bool, patching: Patching | None, distilled
     return Inputs(
         batch.tokens,
         batch.labels if labelled else None,
-        patching.layout(batch) if patching else None,
+        patch_layout(rule, batch) if rule else None,
         batch.entropy if distilled else None,
     )
 
@@ -157,7 +140,7 @@ def likelihood(
     model: LlamaGen | DPAR,
     codes: CodeStore,
     *,
-    patching: Patching | None,
+    rule: PatchRule | None,
     precision: Literal["float32", "bfloat16"],
     ranks: Ranks,
 ) -> Likelihood:
@@ -166,7 +149,7 @@ def likelihood(
     Args:
         model: run in eval mode, and put back into its own afterwards.
         codes: the images; their true classes are given to a labelled network.
-        patching: of a DPAR.
+        rule: where the patches of a DPAR begin; None for a LlamaGen.
         precision: of matrix products.
         ranks: all of them must call.
     """
@@ -181,7 +164,7 @@ def likelihood(
         given = inputs(
             batch or next(sequential(codes, 1)),
             labelled=model.config.num_classes is not None,
-            patching=patching,
+            rule=rule,
             distilled=isinstance(model.config, EntropyRegressorConfig),
         )
         with autocast(ranks.device, precision):
@@ -191,4 +174,4 @@ def likelihood(
             sums += torch.tensor(here, dtype=torch.float64)
     model.train(was_training)
     total, tokens, images, lengths = ranks.total(sums).tolist()
-    return Likelihood(total / tokens, lengths / images if patching else None, int(tokens), int(images))
+    return Likelihood(total / tokens, lengths / images if rule else None, int(tokens), int(images))

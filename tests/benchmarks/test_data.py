@@ -26,8 +26,8 @@ def test_every_stage_does_its_work(tmp_path, suffix, monkeypatch):
     store = open_codes(manifest, cache=tmp_path / "cache")
     assert (store.tokens.shape, store.entropy.shape) == ((70, 2, 256), (70, 2, 256))
     assert len(np.unique(store.tokens)) > 10_000
-    layout, found = data.Patching.layout, []
-    monkeypatch.setattr(data.Patching, "layout", lambda *a: found.append(layout(*a)))
+    layout, found = data.patch_layout, []
+    monkeypatch.setattr(data, "patch_layout", lambda *a: found.append(layout(*a)))
     for how in ({"order": "random", "patches": PAPER_PATCHES[256]}, {"order": "sequential", "patches": None}):
         rows, spent = data.read(manifest, 0.05, 1, 2, how)
         assert rows > 0

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from dpar.benchmarks import train
+from dpar.benchmarks.made_up import made_up_codes
 from dpar.commands import bench
 from dpar.config import VARIANTS, Training, Transformer
 from dpar.data.loader import batches
 from dpar.errors import InputError
 from dpar.evaluation.flops import count_linear_macs
 from dpar.model.variants import build_model
-from dpar.patchify import PatchCounts, calibrate, patch_starts
+from dpar.patchify import calibrate, patch_starts
 from dpar.train import loop
 
 CPU = torch.device("cpu")
@@ -67,8 +68,7 @@ def test_the_headline_is_that_of_its_row(found):
 
 def test_the_flop_ratio_is_counted_on_the_batches_of_the_counted_steps(found, tmp_path):
     """Linear layers counted while they run on each of these images, attention pair by pair."""
-    plan = tiny_plan()
-    codes = train.drawn_codes(tmp_path, plan)
+    codes = made_up_codes(tmp_path, images=1024, resolution=64)
     threshold = calibrate(codes.entropy[:, 0], 1.81, max_length=4, grid_width=4)
     with torch.device("meta"):
         models = {
@@ -144,28 +144,20 @@ def test_compiled_code_is_timed_beside_eager_code(monkeypatch):
                 layer.compile(backend=backend, dynamic=True)
 
     monkeypatch.setattr(loop, "compile_blocks", compile_all)
-    ran, take = [], train.Lane.take
+    ran, take = [], train.Variant.take
 
-    def spy(lane, steps):
+    def spy(variant, steps):
         compiled.clear()
-        take(lane, steps)
-        ran.append((lane.name, lane.compiled, bool(compiled)))
+        take(variant, steps)
+        ran.append((variant.name, variant.compiled, bool(compiled)))
 
-    monkeypatch.setattr(train.Lane, "take", spy)
+    monkeypatch.setattr(train.Variant, "take", spy)
     found = train.measure(replace(tiny_plan(compile=True), attention=("sdpa",)), CPU)
     assert {(name, was) for name, _, was in ran} == {
         ("LlamaGen", False), ("LlamaGen compiled", True), ("DPAR sdpa", False), ("DPAR sdpa compiled", True),
     }  # fmt: skip
     headline = [row for row in found["steps"] if row["model"] == "DPAR" and row["compiled"]]
     assert [row["time_ratio"] for row in headline] == [found["time_ratio"]]
-
-
-def test_drawn_entropies_give_the_papers_patches_to_images_that_differ():
-    entropy = train.drawn_entropies(512, (16, 16), np.random.default_rng(0))
-    threshold = calibrate(entropy, 1.81, max_length=4, grid_width=16)
-    counts = PatchCounts.of(patch_starts(entropy, threshold=threshold, max_length=4, grid_width=16))
-    assert counts.mean_patch_length == pytest.approx(1.81, abs=1e-3)
-    assert counts.percentile(95) - counts.percentile(5) > 20
 
 
 def test_the_command_prints_json_and_a_table_for_people(monkeypatch, capsys):

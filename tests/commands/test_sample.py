@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ from PIL import Image
 
 from dpar import cli
 from dpar.commands.sample import main
-from dpar.config import Patchify
 from dpar.errors import InputError
 from dpar.files import read_json, write_json
-from dpar.sampling.networks import Networks, load_networks
+from dpar.patchify import PatchRule
+from dpar.sampling.drawing import ImageSampler
+from dpar.sampling.guidance import DrawSettings
+from dpar.sampling.networks import load_networks
 from dpar.sampling.noise import image_seed
+from dpar.sampling.request import Request
 from tests.data.samples import png
 from tests.stages.sampled import GATE_THRESHOLDS, THRESHOLD, add_gates, write_results
 
@@ -71,13 +75,13 @@ def test_settings_reach_the_sampler(results, tmp_path, capsys):
 
 
 def test_compiled_code_is_asked_for(results, tmp_path, capsys, monkeypatch):
-    original, told = Networks.draw, []
+    original, told = ImageSampler.draw, []
 
-    def tell(self, *args, compile, **how):
-        told.append(compile)
-        return original(self, *args, **how)
+    def tell(self, request):
+        told.append(self.settings.compile)
+        return original(replace(self, settings=replace(self.settings, compile=False)), request)
 
-    monkeypatch.setattr(Networks, "draw", tell)
+    monkeypatch.setattr(ImageSampler, "draw", tell)
     draw(capsys, results, tmp_path / "a.png")
     draw(capsys, results, tmp_path / "a.png", "--compile")
     assert told == [False, True]
@@ -95,10 +99,11 @@ def test_a_picture_is_continued(results, tmp_path, capsys):
         precision="float32", device=torch.device("cpu"),
     )  # fmt: skip
     kept = networks.tokens(begun[None])[:, :12]
-    patchify = Patchify.model_validate(read_json(results / "models/dpar/step1/config.json")["provenance"]["patchify"])
     seeds = np.array([image_seed(0, i) for i in range(2)])
-    how = {"patchify": patchify, "threshold": THRESHOLD, "cfg_scale": 2.0, "prefix": kept.expand(2, -1)}
-    expected = networks.pixels(networks.draw(np.array([2, 0]), seeds, **how).tokens, 8)
+    request = Request(np.arange(2), np.array([2, 0]), seeds, kept.expand(2, -1))
+    rule = PatchRule.of_model(read_json(results / "models/dpar/step1/config.json"))
+    tokens = ImageSampler(networks, rule, DrawSettings(2.0)).draw(request).tokens
+    expected = networks.pixels(tokens, 8)
     picture = np.asarray(Image.open(tmp_path / "more.png"))
     assert np.array_equal(picture[:8], expected[0])
     assert np.array_equal(picture[10:], expected[1])

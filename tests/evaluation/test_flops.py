@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpar.config import Patchify, Transformer
+from dpar.config import Transformer
 from dpar.evaluation.flops import (
     BACKWARD,
     count_linear_macs,
@@ -23,7 +23,8 @@ from dpar.model.dpar import DPAR, DPARConfig
 from dpar.model.entropy_regressor import EntropyRegressor, EntropyRegressorConfig
 from dpar.model.llamagen import LlamaGen, LlamaGenConfig
 from dpar.model.variants import build_model, model_config
-from dpar.patchify import PatchCounts, patch_starts
+from dpar.patchify import PatchCounts, PatchRule, patch_starts
+from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.sampler import sample
 
 PATCHES = {256: 141.8, 384: 280.2}
@@ -224,7 +225,7 @@ def test_the_sampler_computes_the_second_branch_as_long_as_is_said(architecture,
     sizes = {"vocab_size": 9, "grid": (3, 4), "num_classes": 3, "width": 32, "heads": 2, "layers": 2}
     dpar = DPARConfig(**sizes, decoder_layers=1)
     model = (DPAR(dpar) if architecture == "dpar" else LlamaGen(LlamaGenConfig(**sizes))).eval()
-    a_patch_a_token = Patchify(strategy="static", p_avg=1)
+    a_patch_a_token = PatchRule(grid_width=4, static_length=1)
     images = {"labels": torch.arange(2), "seeds": torch.arange(2)}
     counted = 0
 
@@ -235,7 +236,7 @@ def test_the_sampler_computes_the_second_branch_as_long_as_is_said(architecture,
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
             module.register_forward_hook(count)
-    sample(model, None, **images, patchify=a_patch_a_token, threshold=None, cfg_scale=2.0, cfg_interval=interval)
+    sample(model, None, **images, rule=a_patch_a_token, settings=DrawSettings(2.0, interval))
     patches = 12 if architecture == "dpar" else None
     expected = sampling_gmacs(model.config, patches, guided=share, attention=False) * 1e9
     assert counted / 2 == pytest.approx(expected, rel=2e-3)  # the last patch of an image is never gathered

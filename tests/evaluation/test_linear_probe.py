@@ -9,7 +9,7 @@ import torch
 from dpar.data.loader import sequential
 from dpar.evaluation.linear_probe import describe_codes, fit_probe, pooled_states, top_k_accuracy
 from dpar.model.attention import causal_attention
-from dpar.train.objective import inputs
+from dpar.train.objective import inputs, patch_layout
 from tests.train.tiny import tiny_task
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def task(request):
 
 def given(task, batch, label=None):
     labels = torch.full_like(batch.labels, task.model.null_label if label is None else label)
-    return inputs(replace(batch, labels=labels), labelled=True, patching=task.patching)
+    return inputs(replace(batch, labels=labels), labelled=True, rule=task.rule)
 
 
 def one_by_one(task, batch):
@@ -37,18 +37,18 @@ def one_by_one(task, batch):
     for i in range(len(batch.tokens)):
         tokens, null = batch.tokens[i : i + 1], torch.tensor([model.null_label])
         embedded = model.tok_embeddings(tokens[:, :-1])
-        if task.patching is None:
+        if task.rule is None:
             states, rope = torch.cat((model.cls_embedding(null)[:, None], embedded), 1), model.rope()
         else:
             alone = replace(batch, tokens=tokens, labels=null, entropy=batch.entropy[i : i + 1])
-            layout = task.patching.layout(alone)
+            layout = patch_layout(task.rule, alone)
             _, patches = model.encoder(
                 embedded, model.rope()[1:], causal_attention, layout.rows[:, :-1], layout.packed.total
             )
             states = torch.cat((model.cls_embedding(null), patches[:-1]))[None]
             rope = model.patch_rope(layout.first, layout.last)[:-1]
             rope = torch.cat((torch.zeros_like(rope[:1]), rope))
-        blocks = model.layers if task.patching is None else model.patch_transformer.layers
+        blocks = model.layers if task.rule is None else model.patch_transformer.layers
         for block in blocks:
             states = block(states, rope, causal_attention)
         yield states[0, 1:].mean(0)
@@ -59,14 +59,14 @@ def test_states_are_pooled_over_what_an_image_has_and_not_the_class(task):
     batch = next(sequential(task.train, 7))
     found = pooled_states(task.model, given(task, batch))
     torch.testing.assert_close(found, torch.stack(list(one_by_one(task, batch))), rtol=1e-4, atol=1e-5)
-    if task.patching is not None:
-        assert len(set(task.patching.layout(batch).packed.lengths)) > 1, "images of several numbers of patches"
+    if task.rule is not None:
+        assert len(set(patch_layout(task.rule, batch).packed.lengths)) > 1, "images of several numbers of patches"
 
 
 @torch.no_grad()
 def test_labels_and_the_last_token_do_not_reach_the_features(task):
     batch = next(sequential(task.train, 7))
-    how = {"patching": task.patching, "precision": "float32", "device": CPU}
+    how = {"rule": task.rule, "precision": "float32", "device": CPU}
     features, labels = describe_codes(task.model, [batch], **how)
     assert torch.equal(labels, batch.labels)
     others = replace(batch, labels=(batch.labels + 1) % 3, tokens=batch.tokens.clone())

@@ -5,7 +5,8 @@ import torch
 
 from dpar.config import Patchify
 from dpar.entropy import token_entropies
-from dpar.patchify import starts_for
+from dpar.patchify import PatchRule
+from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.sampler import sample
 from tests.model.test_dpar import STARTS
 from tests.model.tiny import HEADS, VOCAB, tiny_batch, tiny_dpar, tiny_llamagen
@@ -31,25 +32,25 @@ CASES = {  # grid, rule of Table 3, sizes and schemes of Tables 9 and 10
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())
 def case(request, float64):
-    """A DPAR, the entropy model of its images, the rule, and a threshold in the midst of the entropies."""
-    grid, rule, sizes = request.param
+    """A DPAR, the entropy model of its images, and the rule with a threshold in the midst of the entropies."""
+    grid, patchify, sizes = request.param
     entropy_model = tiny_llamagen(grid, num_classes=None)
     with torch.no_grad():
         entropies = token_entropies(entropy_model, tiny_batch(3, grid)[0], "unconditional")
     middle = entropies[:, 2:].flatten().sort().values.chunk(2)
-    threshold = None if not rule.is_dynamic else (middle[0][-1] + middle[1][0]).item() / 2  # equal to none
-    return tiny_dpar(grid, **sizes), entropy_model, rule, threshold
+    threshold = None if not patchify.is_dynamic else (middle[0][-1] + middle[1][0]).item() / 2  # equal to none
+    return tiny_dpar(grid, **sizes), entropy_model, PatchRule.of(patchify, threshold, grid[1])
 
 
 def cut(case, tokens: torch.Tensor) -> torch.Tensor:
     """The starts that the rule gives these tokens."""
-    model, entropy_model, rule, threshold = case
-    return starts_for(rule, threshold, token_entropies(entropy_model, tokens, "unconditional"), model.config.grid[1])
+    _, entropy_model, rule = case
+    return rule.starts(token_entropies(entropy_model, tokens, "unconditional"))
 
 
 @torch.no_grad()
 def test_packed_alone_step_by_step_and_literal_logits_are_the_same(case):
-    model, entropy_model, rule, threshold = case
+    model, entropy_model, rule = case
     tokens, labels = tiny_batch(3, model.config.grid)[0], torch.tensor([2, 0, 1])
     starts = cut(case, tokens)
     assert not rule.is_dynamic or len(set(starts.sum(1).tolist())) > 1, "all images have as many patches"
@@ -59,9 +60,8 @@ def test_packed_alone_step_by_step_and_literal_logits_are_the_same(case):
         entropy_model,
         labels=labels,
         seeds=torch.arange(3),
-        patchify=rule,
-        threshold=threshold,
-        cfg_scale=1.0,
+        rule=rule,
+        settings=DrawSettings(1.0),
         prefix=tokens,
         observe=steps.append,
     )
@@ -89,7 +89,7 @@ def test_no_logit_changes_to_the_bit_when_a_later_token_and_all_boundaries_do(ca
         assert torch.equal(logits[1 + t, : t + 1], logits[0, : t + 1]), t
         assert t == length - 1 or not torch.equal(logits[1 + t, t + 1], logits[0, t + 1]), t
     moved = (starts[1:] != starts[0]).any(1).sum()
-    assert case[2].strategy == "static" or moved >= 4, "a leak through the boundaries would not be noticed"
+    assert not case[2].is_dynamic or moved >= 4, "a leak through the boundaries would not be noticed"
 
 
 @torch.no_grad()

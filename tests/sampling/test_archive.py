@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from dpar.evaluation.features import ImageArray
-from dpar.sampling.archive import Part, Parts, write_samples
+from dpar.sampling.archive import Parts, write_samples
+from dpar.sampling.drawing import Drawn
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 4, 4, 3), dtype=np.uint8)
 
@@ -37,11 +38,11 @@ def test_a_part_behind_one_that_was_not_written_is_drawn_again(tmp_path):
     output = tmp_path / "00000.npz"
     parts = Parts(output, "one")
     for start, stop in ((0, 2), (4, 6)):
-        parts.add(Part(start, IMAGES[start:stop], np.arange(start, stop)))
+        parts.add(Drawn(start, IMAGES[start:stop], np.arange(start, stop)))
     again = Parts(output, "one")
     assert again.done == 2
     for start, stop in ((2, 5), (5, 7)):  # in other pieces than before
-        again.add(Part(start, IMAGES[start:stop], np.arange(start, stop)))
+        again.add(Drawn(start, IMAGES[start:stop], np.arange(start, stop)))
     assert np.array_equal(np.concatenate([part.images for part in Parts(output, "one")]), IMAGES)
 
 
@@ -50,7 +51,7 @@ def test_parts_come_back_in_order_and_only_to_their_own_identity(tmp_path):
     parts = Parts(output, "one")
     assert parts.done == 0
     for start, stop in ((0, 4), (4, 7)):
-        parts.add(Part(start, IMAGES[start:stop], np.arange(start, stop)))
+        parts.add(Drawn(start, IMAGES[start:stop], np.arange(start, stop)))
     again = Parts(output, "one")
     assert again.done == 7
     assert np.array_equal(np.concatenate([part.images for part in again]), IMAGES)

@@ -113,8 +113,8 @@ def test_rows_that_go_on_alone(kind, when):
     for t in range(6):
         if t == when:
             rows = 2
-            together.keep(rows)
-            apart.keep(rows)
+            together.truncate_batch(rows)
+            apart.truncate_batch(rows)
         now = [x[:rows, t] for x in (q, k, v)]
         for cache, at in ((together, together.append(t)), (apart, apart.append(np.arange(rows)))):
             (layer,) = zip(*cache.entries, strict=True)

@@ -7,7 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpar.sampling.guidance import branch_labels, drawn, guidance_scales, guided, guided_tokens, truncated
+from dpar.errors import InputError
+from dpar.sampling.guidance import (
+    DrawSettings,
+    branch_labels,
+    guidance_scales,
+    guided,
+    guided_tokens,
+    gumbel_argmax,
+    truncated,
+)
 from dpar.sampling.noise import gumbel
 
 
@@ -78,11 +87,41 @@ def test_draws_follow_the_softmax():
     logits = torch.tensor([0.3, -1.0, 1.2, 0.0, -2.0], dtype=torch.float64)
     count = 40_000
     noise = gumbel(torch.arange(count), 3, 4, 5)[:, 0]
-    share = torch.bincount(drawn(logits.expand(count, 5), noise), minlength=5) / count
+    share = torch.bincount(gumbel_argmax(logits.expand(count, 5), noise), minlength=5) / count
     assert torch.allclose(share.double(), logits.softmax(0), atol=0.01)
 
 
 def test_codes_outside_are_never_drawn():
     logits = truncated(torch.randn(500, 12), temperature=1.0, top_k=3, top_p=1.0)
-    codes = drawn(logits, gumbel(torch.arange(500), 0, 1, 12)[:, 0])
+    codes = gumbel_argmax(logits, gumbel(torch.arange(500), 0, 1, 12)[:, 0])
     assert (logits.gather(1, codes[:, None]) > -torch.inf).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cfg_scale": -1.0}, "guidance scale is -1"),
+        ({"cfg_scale": float("nan")}, "guidance scale is nan"),
+        ({"cfg_interval": (0.5, 0.5)}, r"guidance from 0\.5 to 0\.5 is no part"),
+        ({"cfg_interval": (0.5, 1.5)}, r"guidance from 0\.5 to 1\.5 is no part"),
+        *(
+            ({name: value}, f"{name} is {value}; expected")
+            for name, value in (
+                ("temperature", 0),
+                ("temperature", float("nan")),
+                ("top_k", -1),
+                ("top_p", 0.0),
+                ("top_p", 1.5),
+            )
+        ),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        DrawSettings(**{"cfg_scale": 2.0, **settings})
+
+
+def test_settings_truncate_as_they_say():
+    logits = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
+    choice = {"temperature": 0.7, "top_k": 9, "top_p": 0.8}
+    assert torch.equal(DrawSettings(2.0, **choice).truncated(logits), truncated(logits, **choice))

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from dpar.errors import InputError
-from dpar.sampling.request import request
+from dpar.sampling.request import Request, request
 
 
 @pytest.mark.parametrize("labels", ["balanced", "uniform"])
@@ -51,3 +52,14 @@ def test_shards_that_do_not_exist_or_are_empty():
         request(**settings, shard=3, shards=3)
     with pytest.raises(InputError, match="is empty"):
         request(**settings, shard=0, shards=5)
+
+
+def test_a_request_of_labels_is_the_beginning_of_a_set_and_its_prefix_goes_with_it():
+    labels, prefix = np.array([4, 4, 1]), torch.tensor([[0, 1], [2, 3], [4, 5]])
+    found = Request.of(labels, 3, prefix)
+    whole = request(num_images=103, num_classes=7, labels="balanced", seed=3, batch_size=10)
+    assert np.array_equal(found.seeds, whole.seeds[:3])
+    rest = found[1:]
+    assert (rest.images.tolist(), rest.labels.tolist()) == ([1, 2], [4, 1])
+    assert torch.equal(rest.prefix, prefix[1:])
+    assert whole[1:].prefix is None

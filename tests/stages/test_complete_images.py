@@ -8,7 +8,8 @@ from PIL import Image
 from dpar.data.images import ImageIndex, open_images
 from dpar.errors import InputError
 from dpar.files import read_json, write_json
-from dpar.sampling.networks import Networks, load_networks
+from dpar.sampling.drawing import ImageSampler
+from dpar.sampling.networks import load_networks
 from dpar.stages import complete_images
 from tests.stages.sampled import CLASSES, write_results
 
@@ -43,20 +44,20 @@ def complete(results, model="dpar", cell=None):
 
 @pytest.mark.parametrize("model", ["dpar", "llamagen"])
 def test_the_upper_half_is_kept_and_the_rest_drawn_for_several_classes(results, model, monkeypatch):
-    drawn, shown, draw = [], {}, Networks.draw
+    drawn, shown, draw = [], {}, ImageSampler.draw
 
-    def remember(self, labels, seeds, **how):
-        result = draw(self, labels, seeds, **how)
-        drawn.extend(zip(labels.tolist(), how["prefix"], result.tokens, strict=True))
-        assert how["cfg_interval"] == (0.0, 0.9)
-        assert (how["patchify"] is None) == (model == "llamagen")
+    def remember(self, request):
+        result = draw(self, request)
+        drawn.extend(zip(request.labels.tolist(), request.prefix, result.tokens, strict=True))
+        assert self.settings.cfg_interval == (0.0, 0.9)
+        assert (self.rule is None) == (model == "llamagen")
         return result
 
     def keep(columns, names, layout=complete_images.sample_columns):
         shown.update(columns)
         return layout(columns, names)
 
-    monkeypatch.setattr(Networks, "draw", remember)
+    monkeypatch.setattr(ImageSampler, "draw", remember)
     monkeypatch.setattr(complete_images, "sample_columns", keep)
     complete(results, model)
     assert [label for label, _, _ in drawn] == [0, 0, 0, 0, 1, 2, 1, 1, 1, 1, 2, 0, 2, 2, 2, 2, 0, 1]
@@ -76,7 +77,7 @@ def test_pictures_of_another_size_are_refused(results):
     networks = load_networks(
         results / "models/llamagen/step1", None, results / "tokenizer", precision="float32", device=torch.device("cpu")
     )
-    with pytest.raises(InputError, match="the pictures have 16 x 16 pixels, the model draws 8 x 8"):
+    with pytest.raises(InputError, match="the images have 16 x 16 pixels, the model draws 8 x 8"):
         networks.tokens(np.zeros((1, 16, 16, 3), np.uint8))
 
 
@@ -84,13 +85,13 @@ def test_the_guidance_is_the_cells_own(results, monkeypatch):
     experiment = read_json(results / "experiment.json")
     experiment["tables"]["main"]["rows"].append({"model": "dpar", "sampling.cfg_scale": 3.5})
     write_json(results / "experiment.json", experiment)
-    scales, draw = set(), Networks.draw
+    scales, draw = set(), ImageSampler.draw
 
-    def remember(self, labels, seeds, **how):
-        scales.add(how["cfg_scale"])
-        return draw(self, labels, seeds, **how)
+    def remember(self, request):
+        scales.add(self.settings.cfg_scale)
+        return draw(self, request)
 
-    monkeypatch.setattr(Networks, "draw", remember)
+    monkeypatch.setattr(ImageSampler, "draw", remember)
     complete(results, cell="dpar-cfg3.5")
     assert scales == {3.5}
     with pytest.raises(InputError, match="no such set of samples; there are dpar,"):

@@ -10,8 +10,8 @@ from dpar.data.codes import open_codes
 from dpar.data.loader import epoch_views, sequential
 from dpar.errors import InputError
 from dpar.evaluation.linear_probe import describe_codes, fit_probe
+from dpar.patchify import PatchRule
 from dpar.stages import linear_probe, train_model
-from dpar.train.objective import Patching
 from dpar.weights import load_model, model_config, save_model
 from tests.train.tiny import CLASSES, IMAGES, Results, code_rows, tiny_task, write_codes
 
@@ -66,15 +66,14 @@ def test_its_accuracies_are_counted_over_every_image_whatever_is_described_at_on
     assert found[0]["conditions"]["training_images"] == 150
 
     folder = results.folder / "models" / model / "step8"
-    network, made = load_model(folder, model), model_config(folder)["provenance"]
-    patching = Patching.of_model(made, network.config.grid[1])
+    network, rule = load_model(folder, model), PatchRule.of_model(model_config(folder))
     described = []
     for store, views in zip(
         map(open_codes, codes.values()), (epoch_views(np.arange(150), 2, 0, 0), [0] * 40), strict=True
     ):
         alone = [list(sequential(store, 1, view=view)) for view in range(store.num_views)]
         chosen = [alone[view][image] for image, view in enumerate(views)]
-        described.append(describe_codes(network, chosen, patching=patching, precision="float32", device=CPU))
+        described.append(describe_codes(network, chosen, rule=rule, precision="float32", device=CPU))
     probe = fit_probe(*described[0], num_classes=7, penalty=1e-4, iterations=200)
     places = [probe(x).argsort(1, descending=True).eq(y[:, None]).int().argmax(1) for x, y in described]
     assert found[0]["top1_training"] == pytest.approx(100 * (places[0] < 1).double().mean().item())

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from io import BytesIO
 from threading import Event
 
@@ -14,8 +15,12 @@ from dpar.config import Patchify, load_experiment
 from dpar.errors import InputError
 from dpar.evaluation.image_sets import open_set
 from dpar.files import read_json, write_json
+from dpar.patchify import PatchRule
+from dpar.sampling.drawing import ImageSampler
+from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.networks import Networks, load_networks
 from dpar.sampling.noise import image_seed
+from dpar.sampling.sampler import sample
 from dpar.stages import sample_images
 from dpar.tokenizer.autoencoder import VQAutoencoder
 from dpar.weights import load_model, model_config, save_model
@@ -114,16 +119,16 @@ def test_another_seed_other_images(results, whole):
 
 def test_a_killed_job_goes_on_after_its_last_batch(tmp_path, whole, monkeypatch):
     results = write_results(tmp_path)
-    drawn, original = [], Networks.draw
+    drawn, original = [], ImageSampler.draw
 
-    def draw_or_die(self, labels, *args, **how):
+    def draw_or_die(self, request):
         if drawn == [4, 4]:
             drawn.append(0)
             raise KeyboardInterrupt
-        drawn.append(len(labels))
-        return original(self, labels, *args, **how)
+        drawn.append(len(request))
+        return original(self, request)
 
-    monkeypatch.setattr(Networks, "draw", draw_or_die)
+    monkeypatch.setattr(ImageSampler, "draw", draw_or_die)
     with pytest.raises(KeyboardInterrupt):
         draw(results)
     folder = results / "samples/dpar/seed0"
@@ -138,20 +143,20 @@ def test_a_killed_job_goes_on_after_its_last_batch(tmp_path, whole, monkeypatch)
 def test_a_batch_becomes_pixels_while_the_next_is_drawn(tmp_path, whole, monkeypatch):
     results = write_results(tmp_path)
     second = Event()
-    draw_tokens, make_pixels = Networks.draw, Networks.pixels
+    draw_tokens, make_pixels = ImageSampler.draw, Networks.pixels
 
-    def draw_and_tell(self, labels, seeds, **how):
+    def draw_and_tell(self, request):
         if begun:
             second.set()
-        begun.append(len(labels))
-        return draw_tokens(self, labels, seeds, **how)
+        begun.append(len(request))
+        return draw_tokens(self, request)
 
     def wait_for_the_second(self, tokens, side):
         assert second.wait(30), "nothing was drawn meanwhile"
         return make_pixels(self, tokens, side)
 
     begun = []
-    monkeypatch.setattr(Networks, "draw", draw_and_tell)
+    monkeypatch.setattr(ImageSampler, "draw", draw_and_tell)
     monkeypatch.setattr(Networks, "pixels", wait_for_the_second)
     assert np.array_equal(draw(results)["arr_0"], whole["arr_0"])
     assert begun == [4, 4, 2]
@@ -167,15 +172,15 @@ def test_guidance_of_a_part_of_the_sequence_reaches_the_sampler(tmp_path, whole)
 def test_compiled_code_is_asked_for_and_noted_and_takes_up_what_was_drawn(tmp_path, monkeypatch):
     """Nothing is compiled here: what the sampler is told is."""
     results = write_results(tmp_path)
-    original, told = Networks.draw, []
+    original, told = ImageSampler.draw, []
 
-    def tell(self, *args, compile, **how):
-        told.append(compile)
+    def tell(self, request):
+        told.append(self.settings.compile)
         if len(told) == 2:
             raise KeyboardInterrupt
-        return original(self, *args, **how)
+        return original(replace(self, settings=replace(self.settings, compile=False)), request)
 
-    monkeypatch.setattr(Networks, "draw", tell)
+    monkeypatch.setattr(ImageSampler, "draw", tell)
     with pytest.raises(KeyboardInterrupt):
         draw(results)
     change_sampling(results, compile=True)
@@ -188,15 +193,15 @@ def test_compiled_code_is_asked_for_and_noted_and_takes_up_what_was_drawn(tmp_pa
 
 def test_parts_of_other_settings_are_not_used(tmp_path, monkeypatch):
     results = write_results(tmp_path)
-    original, calls = Networks.draw, []
+    original, calls = ImageSampler.draw, []
 
-    def die_second(self, *args, **how):
-        calls.append(how["cfg_scale"])
+    def die_second(self, request):
+        calls.append(self.settings.cfg_scale)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return original(self, *args, **how)
+        return original(self, request)
 
-    monkeypatch.setattr(Networks, "draw", die_second)
+    monkeypatch.setattr(ImageSampler, "draw", die_second)
     with pytest.raises(KeyboardInterrupt):
         draw(results)
     change_sampling(results, cfg_scale=3.0)
@@ -230,15 +235,15 @@ def test_static_patches_ask_no_entropy_model(results, tmp_path):
 
 def test_a_batch_that_does_not_fit_is_halved(tmp_path, whole, monkeypatch, capsys):
     results = write_results(tmp_path)
-    original, sizes = Networks.draw, []
+    original, sizes = ImageSampler.draw, []
 
-    def of_little_memory(self, labels, *args, **how):
-        sizes.append(len(labels))
-        if len(labels) > limit:
+    def of_little_memory(self, request):
+        sizes.append(len(request))
+        if len(request) > limit:
             raise torch.OutOfMemoryError("out of memory")
-        return original(self, labels, *args, **how)
+        return original(self, request)
 
-    monkeypatch.setattr(Networks, "draw", of_little_memory)
+    monkeypatch.setattr(ImageSampler, "draw", of_little_memory)
     limit = 2
     found = draw(results)
     assert sizes == [4, 2, 2, 2, 2, 2]
@@ -302,9 +307,13 @@ def test_a_gate_of_the_experiment_places_the_patches(tmp_path, whole):
             gate=gate, precision="float32", device=torch.device("cpu"),
         )  # fmt: skip
         seeds = np.array([image_seed(0, image) for image in range(10)])
-        patchify = Patchify(**PATCHIFY)
-        drawn = networks.draw(
-            found["labels"].astype(np.int64), seeds, patchify=patchify, threshold=threshold, cfg_scale=2.0
+        drawn = sample(
+            networks.model,
+            networks.entropy_model,
+            labels=torch.from_numpy(found["labels"].astype(np.int64)),
+            seeds=torch.from_numpy(seeds),
+            rule=PatchRule.of(Patchify(**PATCHIFY), threshold, GRID[1]),
+            settings=DrawSettings(2.0),
         )
         assert drawn.starts.sum(1).tolist() == found["patches"].tolist()
     assert "gate" not in json.loads(str(whole["conditions"]))

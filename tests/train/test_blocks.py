@@ -34,7 +34,7 @@ def randomised(kind, **settings) -> Task:
 
 def given(task: Task, batch) -> Inputs:
     """What the network reads of a batch."""
-    return inputs(batch, labelled=task.labelled, patching=task.patching)
+    return inputs(batch, labelled=task.labelled, rule=task.rule)
 
 
 def logits_and_gradients(task: Task, read: Inputs, precision="float32") -> list[torch.Tensor]:

@@ -21,7 +21,7 @@ from dpar.files import sha256_file
 from dpar.train import loop
 from dpar.train.checkpoint import load_checkpoint
 from dpar.train.distributed import Ranks
-from dpar.train.objective import inputs, logits_and_targets, nats
+from dpar.train.objective import inputs, logits_and_targets, nats, patch_layout
 from tests.train.tiny import VOCAB, Recorder, history, tiny_task, train
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "train_losses.json"
@@ -67,7 +67,7 @@ def test_a_step_is_clipped_adamw_on_the_mean_over_all_tokens(tmp_path):
     stream = batches(reference.train, batch_size=8, seed=0)
     for step in (1, 2):
         batch = loop.drop_classes(next(stream), rate=0.3, null=3, seed=0)
-        logits, targets = logits_and_targets(reference.model, inputs(batch, labelled=True, patching=reference.patching))
+        logits, targets = logits_and_targets(reference.model, inputs(batch, labelled=True, rule=reference.rule))
         loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets)
         optimizer.zero_grad()
         loss.backward()
@@ -391,7 +391,7 @@ def test_curves_count_the_patches_and_the_speed_of_the_global_batch(tmp_path, mo
     task = tiny_task("dpar")
     stream = batches(task.train, batch_size=8, seed=0)
     for line in (output / "history.jsonl").read_text().splitlines():
-        row, counts = json.loads(line), np.array(task.patching.layout(next(stream)).packed.lengths)
+        row, counts = json.loads(line), np.array(patch_layout(task.rule, next(stream)).packed.lengths)
         assert row["patch/per_image"] == pytest.approx(counts.mean())
         assert row["patch/mean_length"] == pytest.approx((16 / counts).mean())
         assert row["perf/images_per_s"] == pytest.approx(8 / (row["perf/step_ms"] / 1000))

@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dpar.config import Patchify
 from dpar.data.loader import batches, sequential
 from dpar.errors import InputError
-from dpar.patchify import PatchCounts, patch_starts
+from dpar.patchify import PatchCounts, PatchRule, patch_starts
 from dpar.train.distributed import Ranks
 from dpar.train.objective import drop_classes, inputs, likelihood, logits_and_targets, nats
 from tests.train.tiny import CLASSES, VOCAB, code_rows, code_store, tiny_task
@@ -31,7 +32,7 @@ def trained(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_zero_head_gives_ln_v_exactly(kind):
     task = tiny_task(kind)
-    found = likelihood(task.model, task.val, patching=task.patching, precision="float32", ranks=CPU)
+    found = likelihood(task.model, task.val, rule=task.rule, precision="float32", ranks=CPU)
     assert found.nll == pytest.approx(math.log(VOCAB), rel=1e-6)
     assert found.images == task.val.num_images
     assert found.tokens == task.val.num_images * (15 if kind == "unconditional" else 16)
@@ -40,14 +41,14 @@ def test_a_zero_head_gives_ln_v_exactly(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_likelihood_is_the_mean_over_tokens_of_images_one_by_one(kind):
     task = trained(kind)
-    found = likelihood(task.model, task.val, patching=task.patching, precision="float32", ranks=CPU)
+    found = likelihood(task.model, task.val, rule=task.rule, precision="float32", ranks=CPU)
     losses = []
     task.model.eval()
     for batch in sequential(task.val, 1):
         starts = (
             None
-            if task.patching is None
-            else patch_starts(batch.entropy, threshold=task.patching.threshold, max_length=3, grid_width=4)
+            if task.rule is None
+            else patch_starts(batch.entropy, threshold=task.rule.threshold, max_length=3, grid_width=4)
         )
         if kind == "unconditional":
             logits, targets = task.model(batch.tokens), batch.tokens[:, 1:]
@@ -61,7 +62,7 @@ def test_the_likelihood_is_the_mean_over_tokens_of_images_one_by_one(kind):
 def test_the_likelihood_leaves_the_mode_of_the_network_and_reports_p_avg():
     task = trained("dpar")
     task.model.train()
-    found = likelihood(task.model, task.val, patching=task.patching, precision="float32", ranks=CPU)
+    found = likelihood(task.model, task.val, rule=task.rule, precision="float32", ranks=CPU)
     assert task.model.training
     starts = patch_starts(task.val.entropy[:, 0], threshold=2.0, max_length=3, grid_width=4)
     assert found.mean_patch_length == pytest.approx(PatchCounts.of(starts).mean_patch_length)
@@ -80,8 +81,8 @@ def test_ranks_share_the_images_out():
     parts: list[torch.Tensor] = []
     big = code_store(code_rows(2, images=600, views=1))
     for rank in range(2):
-        likelihood(task.model, big, patching=task.patching, precision="float32", ranks=OneOfTwo(alone.device, rank, 2))
-    whole = likelihood(task.model, big, patching=task.patching, precision="float32", ranks=alone)
+        likelihood(task.model, big, rule=task.rule, precision="float32", ranks=OneOfTwo(alone.device, rank, 2))
+    whole = likelihood(task.model, big, rule=task.rule, precision="float32", ranks=alone)
     nats, tokens, images, _ = (parts[0] + parts[1]).tolist()
     assert (tokens, images) == (whole.tokens, whole.images)
     assert nats / tokens == pytest.approx(whole.nll, rel=1e-9)
@@ -115,7 +116,7 @@ def test_class_dropout_of_0_and_1_keeps_and_drops_all():
 def test_patches_come_from_the_entropies_of_the_drawn_views():
     task = tiny_task("dpar")
     batch = next(batches(task.train, batch_size=8, seed=3))
-    given = inputs(batch, labelled=True, patching=task.patching)
+    given = inputs(batch, labelled=True, rule=task.rule)
     stored = task.train.entropy[batch.images.numpy(), batch.views.numpy()]
     starts = patch_starts(torch.from_numpy(np.array(stored)), threshold=2.0, max_length=3, grid_width=4)
     assert given.layout is not None
@@ -127,11 +128,9 @@ def test_dynamic_patches_need_entropies_and_static_ones_do_not():
     task = tiny_task("dpar")
     batch = next(sequential(code_store(code_rows(scored=False)), 4))
     with pytest.raises(InputError, match="no entropies"):
-        inputs(batch, labelled=True, patching=task.patching)
-    static = replace(
-        task.patching, rule=task.patching.rule.model_validate({"strategy": "static", "p_avg": 2}), threshold=None
-    )
-    assert inputs(batch, labelled=True, patching=static).layout.packed.lengths == (8, 8, 8, 8)
+        inputs(batch, labelled=True, rule=task.rule)
+    static = PatchRule.of(Patchify(strategy="static", p_avg=2), None, 4)
+    assert inputs(batch, labelled=True, rule=static).layout.packed.lengths == (8, 8, 8, 8)
 
 
 def test_a_distilled_gate_learns_the_entropies_of_the_drawn_views():
@@ -139,7 +138,7 @@ def test_a_distilled_gate_learns_the_entropies_of_the_drawn_views():
     assert task.distilled
     assert not task.labelled
     batch = next(batches(task.train, batch_size=8, seed=3))
-    given = inputs(batch, labelled=False, patching=None, distilled=True)
+    given = inputs(batch, labelled=False, rule=None, distilled=True)
     found, targets = logits_and_targets(task.model, given)
     assert torch.equal(targets, torch.from_numpy(task.train.entropy[batch.images.numpy(), batch.views.numpy()])[:, 1:])
     errors = [abs(a - b) for a, b in zip(found.flatten().tolist(), targets.flatten().tolist(), strict=True)]
@@ -150,7 +149,7 @@ def test_a_distilled_gate_learns_the_entropies_of_the_drawn_views():
 
 def test_the_error_of_a_distilled_gate_is_the_mean_over_all_tokens_but_the_first():
     task = tiny_task("distilled")
-    found = likelihood(task.model, task.val, patching=None, precision="float32", ranks=CPU)
+    found = likelihood(task.model, task.val, rule=None, precision="float32", ranks=CPU)
     errors = np.abs(math.log(VOCAB) - task.val.entropy[:, 0, 1:])
     assert found.nll == pytest.approx(np.where(errors < 1, errors**2 / 2, errors - 0.5).mean(), rel=1e-5)
     assert found.tokens == task.val.num_images * 15
@@ -159,12 +158,12 @@ def test_the_error_of_a_distilled_gate_is_the_mean_over_all_tokens_but_the_first
 def test_a_gate_cannot_be_distilled_from_codes_without_entropies():
     batch = next(sequential(code_store(code_rows(scored=False)), 4))
     with pytest.raises(InputError, match="no entropies to learn"):
-        inputs(batch, labelled=False, patching=None, distilled=True)
+        inputs(batch, labelled=False, rule=None, distilled=True)
 
 
 def test_an_unconditional_network_is_asked_for_all_tokens_but_the_first():
     task = tiny_task("unconditional")
     batch = next(sequential(task.val, 2))
-    logits, targets = logits_and_targets(task.model, inputs(batch, labelled=False, patching=None))
+    logits, targets = logits_and_targets(task.model, inputs(batch, labelled=False, rule=None))
     assert logits.shape == (2, 15, VOCAB)
     assert torch.equal(targets, batch.tokens[:, 1:])

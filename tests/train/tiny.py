@@ -21,10 +21,10 @@ from dpar.config import (
 from dpar.data.codes import CodeMetadata, CodeRows, CodeStore, Manifest, rows_of_images, write_shard
 from dpar.files import digest, write_json
 from dpar.model.variants import build_entropy_model, build_model, entropy_model_config
+from dpar.patchify import PatchRule
 from dpar.tracking import Job
 from dpar.train.distributed import ranks
 from dpar.train.loop import Task, train_to
-from dpar.train.objective import Patching
 from dpar.weights import CONFIG, WEIGHTS
 
 GRID, VOCAB, CLASSES, VIEWS, IMAGES = (4, 4), 32, 3, 2, 22
@@ -95,7 +95,8 @@ def tiny_task(kind: Kind, *, dropout: float = 0.1, attention: str = "auto", seed
         training=Training.model_validate(settings | training),
         train=code_store(code_rows()),
         val=code_store(code_rows(1, images=6, views=1)),
-        patching=Patching(patchify, patchify.threshold, GRID[1]) if kind == "dpar" else None,
+        patchify=patchify if kind == "dpar" else None,
+        rule=PatchRule.of(patchify, patchify.threshold, GRID[1]) if kind == "dpar" else None,
         seed=seed,
         recipe=1,
     )

@@ -1,0 +1,111 @@
+"""Images drawn for a request: in batches that fit the memory, decoded to pixels; the one way from labels to images."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+
+from dpar.device import full_float32
+from dpar.patchify import PatchRule
+from dpar.sampling.guidance import DrawSettings
+from dpar.sampling.memory import in_pieces
+from dpar.sampling.networks import Networks
+from dpar.sampling.request import Request
+from dpar.sampling.sampler import SampleResult, sample
+
+BATCH = 32  # images
+
+
+class Drawn(NamedTuple):
+    """Consecutive images of a request, the first of which is number `start` in it, and how many patches each has."""
+
+    start: int
+    images: UInt8[np.ndarray, "n side side 3"]
+    patches: Int[np.ndarray, " n"]
+
+    @property
+    def stop(self) -> int:
+        """One past the number of the last image."""
+        return self.start + len(self.images)
+
+
+@dataclass(frozen=True)
+class ImageSampler:
+    """A trained model with all that it draws with.
+
+    Attributes:
+        rule: where patches begin; None for a model without patches.
+        settings: guidance, and how codes are drawn.
+        batch_size: images that are drawn together, where the memory has room for so many.
+        resolution: pixels of a side, to which images are resized; None for those that the model draws.
+    """
+
+    networks: Networks
+    rule: PatchRule | None
+    settings: DrawSettings
+    batch_size: int = BATCH
+    resolution: int | None = None
+
+    @property
+    def side(self) -> int:
+        """Pixels of a side of an image."""
+        return self.resolution or self.networks.side
+
+    def draw(self, request: Request) -> SampleResult:
+        """Tokens of all images of `request` at once."""
+        device = self.networks.device
+        labels, seeds = (torch.from_numpy(array).to(device) for array in (request.labels, request.seeds))
+        with full_float32():
+            return sample(
+                self.networks.model,
+                self.networks.entropy_model,
+                labels=labels,
+                seeds=seeds,
+                rule=self.rule,
+                settings=self.settings,
+                prefix=request.prefix,
+            )
+
+    def batches(
+        self, request: Request, *, done: int = 0, keep: Callable[[Drawn], object] | None = None
+    ) -> Iterator[Drawn]:
+        """The images of `request` from number `done` on, batch by batch.
+
+        While a batch is drawn, the batch before it becomes pixels and is kept. That hides the decoder and the disk
+        where a GPU waits for Python between kernels; two CPU cores are busy anyway.
+
+        Args:
+            keep: is handed each batch, also one that was drawn when an error or a signal ends this.
+
+        Raises:
+            InputError: one image does not fit the memory, or as `dpar.sampling.sampler.sample`.
+        """
+
+        def draw(first: int, last: int) -> tuple[int, SampleResult]:
+            return first, self.draw(request[first:last])
+
+        def finish(first: int, result: SampleResult) -> Drawn:
+            images = self.networks.pixels(result.tokens, self.side)
+            drawn = Drawn(first, images, result.starts.sum(1).cpu().numpy())
+            if keep is not None:
+                keep(drawn)
+            return drawn
+
+        # precision is a setting of the process: set around both threads, neither takes it from the other
+        with full_float32(), ThreadPoolExecutor(1) as finisher:
+            pending: list[Future[Drawn]] = []
+            for first, result in in_pieces(draw, done, len(request), self.batch_size):
+                pending.append(finisher.submit(finish, first, result))
+                if len(pending) > 1:
+                    yield pending.pop(0).result()
+            for last in pending:
+                yield last.result()
+
+    def images(self, request: Request) -> Drawn:
+        """All images of `request`, of which there is at least one."""
+        _, images, patches = zip(*self.batches(request), strict=True)
+        return Drawn(0, np.concatenate(images), np.concatenate(patches))
