@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from dpar.tracking.store import find_store, only_writer, open_store
+from tests.connections import connections
+
+__all__ = ["connections"]
 
 
 @pytest.fixture(scope="session")

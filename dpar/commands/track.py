@@ -53,6 +53,8 @@ def results_folder(given: Path | None) -> Path:
     if given is not None:
         if not given.is_dir():
             raise InputError(f"{given} is not a folder; give a results folder such as results/demo with --results")
+        if not any((given / name).exists() for name in ("tracking", "experiment.json")):
+            raise InputError(f"{given} holds no results of a run; give a folder such as results/demo with --results")
         return given
     found = [path for path in Path("results").glob("*") if (path / "tracking").is_dir()]
     if not found:

@@ -1,11 +1,12 @@
 """Which model folder a run of the dashboard is about."""
 
-import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from dpar.errors import InputError
 from dpar.tracking.ledger import Ledger, Manifest, files_of, spool_key
+from dpar.tracking.runs import json_tag
 from dpar.tracking.store import Store, existing_store
 from dpar.weights import WEIGHTS
 
@@ -27,12 +28,16 @@ def model_of_run(store: Store, run_id: str) -> Path:
 
     try:
         of_run = tags(run_id)
-        jobs = [of_run] + [tags(run) for run in json.loads(of_run.get("mlflow.dpar.stage_runs", "{}")).values()]
     except MlflowException:
         raise InputError(
             f"{run_id} is neither a model folder nor a run of {store.describe()}; the id of a run is in the address "
-            "of its page, and `dpar track sync` brings the latest runs"
+            "of its page, and another one after `dpar track rebuild`, or after a deletion in MLflow and "
+            "`dpar track sync`: look there again"
         ) from None
+    jobs = [of_run]
+    for run in json_tag(of_run, "mlflow.dpar.stage_runs", {}).values():
+        with suppress(MlflowException):  # one that was deleted for good
+            jobs.append(tags(str(run)))
     ledger = Ledger(store.results)
     keys = {job["mlflow.dpar.key"].rpartition("#")[0] for job in jobs if "mlflow.dpar.key" in job}
     starts = [manifest for manifest in ledger.manifests if spool_key(manifest.spool) in keys]

@@ -1,5 +1,6 @@
 """What each job last said, and how much of it MLflow does not show yet."""
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from dpar.tracking.ledger import faults, is_running, read_events, spool_key, spo
 from dpar.tracking.replay import Run, replay
 from dpar.tracking.runs import RunWriter, stored_runs
 from dpar.tracking.spool import EVENTS
-from dpar.tracking.store import Store, only_writer, open_store
+from dpar.tracking.store import Store, only_writer, open_store, tracking_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +37,8 @@ def report(store: Store) -> str:
         lines.append(f"MLflow: {problem}")
     else:
         lines.append(f"MLflow at {store.describe()} lacks news of {waiting} of {len(found)} jobs")
-        lines += ["`dpar track sync` brings them"] if waiting else []
+        may_write = os.access(tracking_folder(store.results), os.W_OK, effective_ids=True)
+        lines += ["`dpar track sync` brings them"] if waiting and may_write else []
     return "\n".join(lines)
 
 

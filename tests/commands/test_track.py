@@ -1,11 +1,16 @@
+import http.client
 import json
+import multiprocessing
 import os
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dpar import tracking
@@ -126,3 +131,70 @@ def test_mlflow_is_told_to_keep_quiet_before_it_is_imported(results: Path, migra
     environment["PYTHONPATH"] = str(Path(tracking.__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", GUARDED], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_that_is_no_results_folder_is_refused_and_left_alone(tmp_path: Path, capsys):
+    empty, file = tmp_path / "empty", tmp_path / "file"
+    empty.mkdir()
+    file.touch()
+    for folder in (empty, file, tmp_path / "none"):
+        for action in ("sync", "status", "audit", "rebuild", "views", "ui"):
+            assert run_command(track.main, [action, "--results", str(folder)]) == 2
+            said = capsys.readouterr().err
+            assert said.count("\n") == 1
+            assert str(folder) in said
+    assert list(empty.iterdir()) == []
+
+
+def test_results_that_may_only_be_read_are_told_in_a_line(results: Path, monkeypatch, capfd):
+    """As another user, since root may write everything."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        shutil.copytree(results, Path(folder, "results", "demo"))
+        monkeypatch.chdir(folder)
+
+        def ask() -> None:
+            os.chmod("results/demo/tracking", 0o555)
+            if os.getuid() == 0:
+                os.seteuid(65534)
+            statuses = [run_command(track.main, [action]) for action in ("sync", "status", "rebuild", "views", "ui")]
+            raise SystemExit(statuses != [2, 0, 2, 2, 2])
+
+        child = multiprocessing.get_context("fork").Process(target=ask)
+        child.start()
+        child.join()
+        os.chmod("results/demo/tracking", 0o755)
+        monkeypatch.undo()
+    out, err = capfd.readouterr()
+    assert child.exitcode == 0, out + err
+    assert "FINISHED" in out
+    assert "brings them" not in out
+    assert err.count("\n") == err.count("error: cannot write ") == 4
+
+
+@pytest.mark.slow
+def test_the_dashboard_listens_on_this_machine_alone_and_calls_nobody(results: Path, connections):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    known = subprocess.run([sys.executable, "-c", "import socket; socket.socket().bind(('', 0))"], check=False)
+    assert known.returncode == 0
+    assert [line[0] for line in connections.abroad()] == ["bind"]  # so what follows would be seen
+    connections.file.write_text("")
+
+    command = [sys.executable, "-m", "dpar.cli", "track", "ui", "--port", str(port), "--refresh", "1"]
+    environment = {**os.environ, "http_proxy": "http://127.0.0.1:9", "MLFLOW_HOST": "0.0.0.0"}  # obeyed?
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        asked = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        asked.request("GET", "/")
+        assert asked.getresponse().status == 200
+        children = psutil.Process(process.pid).children(recursive=True)
+        listening = {c.laddr.ip for child in children for c in child.net_connections("inet") if c.status == "LISTEN"}
+        process.terminate()
+        process.communicate(timeout=120)
+    assert f"http://127.0.0.1:{port}" in first
+    assert listening == {"127.0.0.1"}
+    assert connections.processes() >= 2
+    assert connections.abroad() == []
