@@ -53,6 +53,7 @@ onstart:
     lock_results()
     guard_trainings()
     check_slurm()
+    begin_forced_trainings()
     write_experiment()
     start_tracking()
 

@@ -1,13 +1,14 @@
 """The error that is meant for the person at the keyboard, and how a command shows it."""
 
+import errno
 import io
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote
 
@@ -49,8 +50,11 @@ class _Lasting(io.FileIO):
     """Somebody else's descriptor to write to; what is said after its reader has gone is dropped."""
 
     def write(self, data, /) -> int:  # type: ignore[override]  # a buffer of any kind
-        with suppress(BrokenPipeError):
+        try:
             return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # the latter of a terminal that was closed
+                raise
         return memoryview(data).nbytes
 
 
@@ -79,7 +83,7 @@ def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
     A reader of its output that has gone changes nothing: the work is done to its end, and its status is told.
 
     Returns:
-        0 on success, 2 for an `InputError`, 3 for an operating-system error (disk full, no permission).
+        0 on success, 2 for an `InputError`, 3 for an operating-system error (disk full, no permission), 130 for Ctrl-C.
     """
     outlive_readers()
     sys.excepthook = _show_bug
@@ -91,6 +95,9 @@ def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
     except InputError as error:
         print(redacted(f"error: {error}", argv or ()), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-written is left behind", file=sys.stderr)
+        return 128 + signal.SIGINT
     except OSError as error:
         if error.errno is None:
             raise

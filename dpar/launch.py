@@ -7,14 +7,13 @@ training saves its state and ends with status 75, and the job is put back into t
 import argparse
 import os
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from dpar.errors import InputError, run_command
 from dpar.slurm import start_again
-from dpar.train.interruption import REQUEUE, Interruption
+from dpar.train.interruption import REQUEUE, heeding
 
 
 def command(module: str, arguments: Sequence[str], *, gpus: int, nodes: int, cpus: int, job: str | None) -> list[str]:
@@ -57,8 +56,7 @@ def run_in_job(line: Sequence[str], job: str) -> int:
 
     Slurm sends its signals to every process of the job: this one has only to wait.
     """
-    for number in Interruption.SIGNALS:
-        signal.signal(number, lambda *_: None)
+    heeding(lambda *_: None)
     status = subprocess.run(line).returncode
     if status == REQUEUE:
         print(start_again(job), file=sys.stderr, flush=True)

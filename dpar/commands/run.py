@@ -2,21 +2,20 @@
 
 import argparse
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
-from dpar.config import load_experiment
+from dpar.config import Experiment, load_experiment, parse_experiment
 from dpar.errors import InputError, run_command
 from dpar.files import only_process
 from dpar.grid import sample_cells
+from dpar.supervision import Supervised
 from dpar.tracking.store import find_store
 
-# Set for the Snakefile, which otherwise takes the lock itself.
+# Names the results that are locked for the Snakefile, which otherwise takes the lock itself.
 LOCKED = "DPAR_RESULTS_LOCKED"
 # Set where finished trainings may be done again.
 RETRAIN = "DPAR_RETRAIN"
@@ -40,23 +39,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         InputError: the experiment or the tracking address is not valid, another run is going on, or a stage failed.
+        SystemExit: with 128 and the number of the signal that asked for an end, when all that was under way has ended.
     """
     from dpar.data.changes import say_changes  # takes as long as the rest, and the Snakefile reads this module
 
     args = parser().parse_args(argv)
     if not Path("Snakefile").is_file():
         raise InputError(f"there is no Snakefile in {Path.cwd()}; call `dpar run` from the top of the repository")
-    experiment = load_experiment(args.config)
+    load_experiment(args.config)
+    snakemake = ["--directory", str(args.directory), "--configfile", str(args.config.resolve())]
+    # Snakemake's own lock outlives a run that is killed, and covers other experiments' results too; ours does not.
+    # An option ends the list of triggers, to which a target would otherwise be added.
+    snakemake += ["--cores", str(args.cores), "--rerun-triggers", *TRIGGERS, "--nolock", "--rerun-incomplete"]
+    experiment, folder = what_runs([*snakemake, *args.snakemake])
     sample_cells(experiment)  # a table that cannot be filled is refused here, in one line
-    results = args.directory / "results" / experiment.name
+    results = folder / "results" / experiment.name
     find_store(results)  # and a tracking address with a typo
-    snakemake = [sys.executable, "-m", "snakemake", "--directory", str(args.directory)]
-    snakemake += ["--configfile", str(args.config.resolve()), "--cores", str(args.cores)]
     say_changes(results)
     with only_run(results) as lock:
-        # Snakemake's own lock outlives a run that is killed, and covers other experiments' results too; ours does not.
-        # An option ends the list of triggers, to which a target would otherwise be added.
-        command = [*snakemake, "--rerun-triggers", *TRIGGERS, "--nolock", "--rerun-incomplete", *args.snakemake]
+        command = [sys.executable, "-m", "snakemake", *snakemake, *args.snakemake]
         status = _run(command, lock, {RETRAIN: "1"} if args.retrain else {})
     if status:
         raise InputError(
@@ -65,6 +66,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if not {"-n", "--dry-run", "--dryrun"} & set(args.snakemake):
         print(where_to_look(results))
+
+
+def what_runs(arguments: Sequence[str]) -> tuple[Experiment, Path]:
+    """The experiment that snakemake runs with these arguments, whatever `--config` makes of its file, and the folder.
+
+    Raises:
+        InputError: the experiment is not valid.
+        SystemExit: snakemake does not know an argument.
+    """
+    from snakemake.cli import parse_args, parse_config
+    from snakemake.exceptions import WorkflowError
+    from snakemake.settings.types import ConfigSettings
+
+    _, given = parse_args(arguments)
+    where = " + ".join([*map(str, given.configfile), *(["--config"] if given.config else [])])
+    try:
+        settings = ConfigSettings(config=parse_config(given.config), configfiles=given.configfile)
+    except (OSError, ValueError, WorkflowError) as error:
+        raise InputError(f"{where}: {error}") from None
+    return parse_experiment(dict(settings.overwrite_config), where), Path(given.directory or "")
 
 
 def where_to_look(results: Path) -> str:
@@ -108,17 +129,18 @@ def retraining(again: Mapping[str, str], *, meant: bool) -> str:
 
 
 def _run(command: Sequence[str], lock: IO[str], told: Mapping[str, str]) -> int:
-    """Exit status of `command`; Ctrl-C is left to it, so that its jobs can save what they have."""
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        return subprocess.run(
-            command,
-            env={**os.environ, LOCKED: "1", **told},
-            pass_fds=(lock.fileno(),),
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        ).returncode
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    """Exit status of `command`; who asks this process to stop asks it and its jobs, which save what they have."""
+    locked = str(Path(lock.name).resolve().parents[1])
+    running = Supervised(command, env={**os.environ, LOCKED: locked, **told}, pass_fds=(lock.fileno(),))
+    status = running.wait()
+    if running.stopped_by is not None:
+        print(
+            f"interrupted ({running.stopped_by.name}): finished work is kept, and trainings have a state; "
+            "the same command goes on from there",
+            file=sys.stderr,
+        )
+        raise SystemExit(128 + running.stopped_by)
+    return status
 
 
 if __name__ == "__main__":

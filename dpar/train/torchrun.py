@@ -5,7 +5,6 @@ ranks' status was. Here a signal goes on to the ranks alone, and their wish to b
 """
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from dpar.errors import outlive_readers
 from dpar.launched import LAUNCHER
-from dpar.train.interruption import REQUEUE, Interruption
+from dpar.train.interruption import REQUEUE, heeding
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,10 +27,9 @@ def main(arguments: Sequence[str]) -> int:
     """
     outlive_readers()
     os.environ[LAUNCHER] = str(os.getpid())
-    for number in Interruption.SIGNALS:
-        signal.signal(number, _pass_on)
+    heeding(_pass_on)
     try:
-        run.main(["--signals-to-handle=SIGHUP,SIGQUIT", *arguments])
+        run.main(["--signals-to-handle=SIGQUIT", *arguments])
     except ChildFailedError as error:
         # ranks agree to stop, and leave when the state is on the disk
         if REQUEUE in {failure.exitcode for failure in error.failures.values()}:

@@ -1,6 +1,8 @@
 """`dpar run`: what it refuses, and what it says at the end."""
 
 import fcntl
+import signal
+import sys
 
 import pytest
 import yaml
@@ -48,6 +50,46 @@ def test_two_runs_into_one_folder_are_refused(tmp_path, monkeypatch):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another run"):
             run.main(["--config", "config/demo.yaml", "--directory", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--config", "name=other"], ["-C", "name=other"], ["--configfile", "other.yaml"]]
+)
+def test_the_lock_is_that_of_the_experiment_that_runs(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(demo(name="other")))
+    arguments = [word.replace("other.yaml", str(tmp_path / "other.yaml")) for word in arguments]
+    seen = []
+    monkeypatch.setattr(run, "_run", lambda command, lock, told: seen.append(lock.name) or 0)
+    flags = ["--config", "config/demo.yaml", "--directory", str(tmp_path), "--"]
+    run.main([*flags, *arguments])
+    run.main([*flags, "--directory", str(tmp_path / "else"), *arguments])
+    places = [tmp_path / "results" / "other", tmp_path / "else" / "results" / "other"]
+    assert seen == [str(place / "tracking" / "run.lock") for place in places]
+    assert not (tmp_path / "results" / "demo").exists()
+    with run.only_run(places[0]), pytest.raises(InputError, match=r"another run into .*results/other"):
+        run.main([*flags, *arguments])
+
+
+def test_what_makes_the_experiment_invalid_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    flags = ["--directory", str(tmp_path), "--"]
+    with pytest.raises(InputError, match=r"demo\.yaml \+ --config is not a valid experiment:\n  seed: "):
+        run.main([*flags, "--config", "seed=none"])
+    with pytest.raises(InputError, match=r"demo\.yaml \+ .*absent\.yaml"):
+        run.main([*flags, "--configfile", "config/demo.yaml", "absent.yaml"])
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP")])
+def test_a_run_that_is_asked_to_stop_says_that_it_can_go_on(tmp_path, capsys, number, name):
+    stopping = f"import os, signal, time; os.kill(os.getppid(), {int(number)}); time.sleep(60)"
+    with open(tmp_path / "run.lock", "w") as lock, pytest.raises(SystemExit) as stop:
+        run._run([sys.executable, "-c", stopping], lock, {})
+    assert stop.value.code == 128 + number
+    said = capsys.readouterr().err
+    assert f"interrupted ({name})" in said
+    assert "the same command goes on" in said
+    assert "mend" not in said
 
 
 def test_a_failing_graph_is_an_error_that_says_to_run_again(tmp_path, monkeypatch, capfd):

@@ -2,11 +2,13 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import yaml
 
@@ -116,6 +118,67 @@ def test_the_graph_runs_to_the_report_and_a_second_run_does_nothing(snakemake, e
     jobs = job_counts(planned.stdout + planned.stderr)
     assert jobs["compute_metrics"] == 1
     assert {"train_model", "sample_images", "extract_features"}.isdisjoint(jobs)
+
+
+class Run:
+    """`dpar run` on a LlamaGen of some steps, which begin anew where they are forced."""
+
+    def __init__(self, experiment, folder, steps, *arguments):
+        self.log = folder / f"said{len(list(folder.glob('said*')))}"
+        training = f"training={{steps: {steps}, milestones: [], log_every: 1, checkpoint_every: 5000}}"
+        target = f"results/tiny/models/llamagen/step{steps}/model.safetensors"
+        flags = ["--config", str(experiment), "--cores", "2", "--directory", str(folder)]
+        command = [sys.executable, "-m", "dpar.cli", "run", *flags, "--", target, "--config", training, *arguments]
+        environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    @property
+    def said(self):
+        return self.log.read_text()
+
+    def begun(self):
+        """Comes back when a step of 5000 has been taken; the stages, with what is around them."""
+        while not re.search(r"^step \d+/5000", self.said, re.MULTILINE):
+            assert self.process.poll() is None, self.said
+            time.sleep(0.1)
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        return [process for process in family if "sync" not in process.cmdline()]
+
+    def ended(self):
+        status = self.process.wait(600)
+        return status, self.said
+
+
+def test_a_run_that_is_asked_to_stop_saves_and_ends_and_one_by_force_begins_anew(experiment, tmp_path):
+    stopped = Run(experiment, tmp_path, 5000)
+    family = stopped.begun()
+    assert any("dpar.stages.train_model" in process.cmdline() for process in family)
+    stopped.process.terminate()
+    status, said = stopped.ended()
+    assert status == 128 + signal.SIGTERM, said
+    assert "interrupted (SIGTERM): finished work is kept" in said
+    assert "mend its cause" not in said
+    assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    step = int(re.search(r"stopped on request and saved after step (\d+)", said)[1])
+    state = tmp_path / "results" / "tiny" / "state" / "models" / "llamagen"
+    assert (state / f"step{step:08d}.json").exists()
+
+    status, said = Run(experiment, tmp_path, step + 2).ended()
+    assert status == 0, said
+    assert f"step {step + 2}/" in said
+    assert f"step {step}/" not in said, "it went on from there"
+    weights = tmp_path / "results" / "tiny" / "models" / "llamagen" / f"step{step + 2}" / "model.safetensors"
+    before = sha256_file(weights)
+
+    status, said = Run(experiment, tmp_path, step + 2, "--forcerun", "train_model").ended()
+    assert status == 0, said
+    assert f"the old state is now results/tiny/state/models/{state.name}.1" in said
+    assert f"step 1/{step + 2}" in said
+    assert state.with_name("llamagen.1").is_dir()
+    assert sha256_file(weights) == before
 
 
 @pytest.mark.endurance

@@ -56,7 +56,7 @@ MODEL_FILES = ("model.safetensors", "config.json")
 STAGE = f"python -m dpar.stages.{{rule}} --experiment {RESULTS}/experiment.json"
 # The shell around it outlives the signals that ask it to save its state, and so does its job.
 TRAINING = (
-    "trap : INT TERM USR1; "
+    "trap : INT TERM USR1 HUP; "
     "python -m dpar.launch --gpus {resources.gpu} --nodes {resources.nodes} --cpus {resources.cpus_per_task}"
     f" dpar.stages.{{rule}} --experiment {RESULTS}/experiment.json"
 )
@@ -64,7 +64,7 @@ TRAINING = (
 os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
 # One log a job: everything the stage says, on the screen and in the file; tee outlives the signals that ask a stage to
 # stop, so that one that saves its state on the way out can still say so.
-LOGGED = " 2>&1 | (trap '' INT TERM USR1; exec tee {log}) || ended $? {log}"
+LOGGED = " 2>&1 | (trap '' INT TERM USR1 HUP; exec tee {log}) || ended $? {log}"
 PREFIX = (
     "set -euo pipefail; "
     "ended() {{ if [ $1 = 137 ]; then echo 'error: killed (SIGKILL) by somebody, or for needing more memory than there"
@@ -140,8 +140,8 @@ def threshold_of_cell(model, patchify):
 
 
 def lock_results():
-    """One run at a time works on these results; `dpar run` has locked them already, and said what changed."""
-    if LOCKED not in os.environ:
+    """One run at a time works on these results; `dpar run` has locked those that it names, and said what changed."""
+    if os.environ.get(LOCKED) != os.path.realpath(RESULTS):
         from dpar.data.changes import say_changes  # takes as long as the rest, and every job reads this file
 
         lock = only_run(Path(RESULTS))
@@ -153,14 +153,45 @@ def lock_results():
         say_changes(Path(RESULTS))
 
 
+def planned_trainings():
+    """The trainings that this run does, each with Snakemake's reason."""
+    jobs = [] if workflow.touch else workflow.dag.needrun_jobs()
+    return [(job, workflow.dag.reason(job)) for job in jobs if job.rule.name in TRAININGS]
+
+
+def begin_forced_trainings():
+    """Sets the states of finished trainings aside that `--forcerun` and its kin ask for: they would be found complete.
+
+    Outputs go with them, which Snakemake would remove later: where one is missing a forced training was interrupted,
+    and the same command goes on with it.
+    """
+    forced = {}
+    for job, reason in planned_trainings():
+        if reason.forced:
+            forced.setdefault(str(job.params.state), []).extend(map(str, job.output))
+    for state, outputs in forced.items():
+        if os.path.exists(state) and all(map(os.path.exists, outputs)):
+            set_aside_by_force(Path(state), outputs)
+
+
+def set_aside_by_force(state, outputs):
+    from dpar.train.checkpoint import only_training, set_aside  # takes seconds to import
+
+    try:
+        with only_training(state):
+            set_aside(state, f"{os.path.dirname(outputs[0])} is finished, and forced")
+            for path in outputs:
+                os.unlink(path)
+    except InputError as error:
+        raise WorkflowError(str(error))
+
+
 def guard_trainings():
     """Says which finished trainings this run would do again, and stops unless that is meant."""
-    dag, again = workflow.dag, {}
-    for job in [] if workflow.touch else dag.needrun_jobs():
-        if job.rule.name in TRAININGS and all(os.path.exists(path) for path in job.output):
-            reason = dag.reason(job)
-            if not (reason.forced or reason.incomplete_output):
-                again[os.path.dirname(job.output[0])] = ", ".join(reason.get_names())
+    again = {}
+    for job, reason in planned_trainings():
+        if all(map(os.path.exists, job.output)) and not (reason.forced or reason.incomplete_output):
+            again[os.path.dirname(job.output[0])] = ", ".join(reason.get_names())
     if again and RETRAIN not in os.environ:
         raise WorkflowError(retraining(again, meant=False))
     if again:
