@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dpar.device import default_device
-from dpar.errors import InputError
+from dpar.errors import InputError, shown
 from dpar.evaluation.comparison import comparable, compare, gaussian_of, metric_name
 from dpar.evaluation.features import Extractor, Features, load_features, open_extractor, save_features
 from dpar.evaluation.image_sets import Profile, describe, open_set, unseen
@@ -29,7 +29,18 @@ SHOWN = {  # value -> what it is called in the table
     "class_agreement": "class agreement",
 }
 # what belongs to either side of the comparison
-SIDES = ("source", "source_digest", "count", "resolution", "crop", "grey_images", "shards", "drawn", "steps")
+SIDES = (
+    "source",
+    "source_digest",
+    "count",
+    "resolution",
+    "crop",
+    "grey_images",
+    "left_alone",
+    "shards",
+    "drawn",
+    "steps",
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -173,7 +184,7 @@ def _table(found: dict[str, Any]) -> str:
     for name in ("samples", "reference"):
         side = stated[name]
         digest = str(side.get("source_digest", "unknown"))[:16]
-        lines.append(f"{name:16} {side.get('source')}: {side['images']:,} images, digest {digest}")
+        lines.append(f"{name:16} {shown(str(side.get('source')))}: {side['images']:,} images, digest {digest}")
     sha256 = str(stated.get("extractor_sha256"))[:8]
     lines.append(f"{'extractor':16} {stated.get('extractor')} (sha256 {sha256}...), resize: {stated.get('resize')}")
     lines.append(f"{'settings':16} k {stated['k']}, split size {stated.get('split_size')}, {stated.get('order')}")

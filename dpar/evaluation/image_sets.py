@@ -11,7 +11,8 @@ import hashlib
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,15 +25,15 @@ from PIL import Image
 from torch import Tensor
 
 from dpar import __version__
-from dpar.data import decoding
 from dpar.data.crops import center_crop, to_uint8
 from dpar.data.decoding import UNREADABLE, decode_whole
 from dpar.data.images import FolderImages, ImageIndex, ImageSource, open_images
-from dpar.data.sources.source import LeftAlone, described, enumerated
+from dpar.data.sources.source import described
 from dpar.data.workers import mapped, reported
 from dpar.errors import InputError, shown
 from dpar.evaluation.classifier import training_half
 from dpar.evaluation.features import BATCH, Extractor, Features, ImageArray, extract, read_gaussian
+from dpar.evaluation.folders import Contents
 from dpar.evaluation.frechet import Gaussian
 from dpar.evaluation.inception import SIDE
 from dpar.files import sha256_file
@@ -174,8 +175,9 @@ class Indexed(ImageSet):
 class Files(ImageSet):
     """Image files that no index has checked: all of one square size, or cropped; grey ones are counted."""
 
-    def __init__(self, source: str, images: ImageSource):
+    def __init__(self, source: str, images: ImageSource, left_alone: Mapping[str, int] | None = None):
         self.source, self.images, self.moments = source, images, {}
+        self.left_alone = left_alone or {}
         self.labels = known_labels(images.labels)
         self.cropped: int | None = None
         self._read: dict[int, tuple[str, bool]] = {}  # number -> SHA-256, whether it is grey
@@ -218,81 +220,70 @@ class Files(ImageSet):
             "source_digest": digest.hexdigest(),
             "crop": CROP if self.cropped else "none",
             "grey_images": sum(grey for _, grey in self._read.values()),
+            **({"left_alone": dict(self.left_alone)} if self.left_alone else {}),
         }
 
 
 def open_set(paths: Sequence[str | Path]) -> ImageSet:
-    """The images under a path, or those of several npz files, the shards of one set.
+    """The images under a path or a pattern, or those of several npz files, the shards of one set.
 
     Raises:
-        InputError: nothing that can be read is there.
+        InputError: nothing that can be read is there, or things of several kinds.
     """
-    first = Path(paths[0])
-    kinds = {Path(path).suffix for path in paths}
-    if kinds == {".npz"}:
-        return Arrays([ImageArray.open(path) for path in paths])
-    if len(paths) > 1:
-        raise InputError(f"{' '.join(map(str, paths))}: give one index (.json), or only npz files")
-    if kinds == {".json"}:
-        return Indexed(first)
-    if first.is_dir():
-        return _folder(first)
-    pattern = os.path.expanduser(paths[0])
-    matches = [pattern] if os.path.lexists(pattern) else glob.glob(pattern)
-    found = [SUFFIXES.get(Path(path).suffix) for path in matches]
-    if found and found[0] is not None and len(set(found)) == 1:
-        return _files(str(first), open_images(found[0], str(first)))
+    first = Path(os.path.expanduser(paths[0]))
+    if len(paths) == 1 and not os.path.lexists(first):
+        found = [Path(path) for path in sorted(glob.glob(str(first)))]
+    else:
+        found = [Path(path) for path in paths]
     if not found:
         raise InputError(f"{first} does not exist; give an npz, a folder, an index or a pattern of shards of images")
+    kinds = {path.suffix if not path.is_dir() else "" for path in found}
+    if kinds == {".npz"}:
+        return Arrays([ImageArray.open(path) for path in found])
+    if len(paths) > 1:
+        raise InputError(f"{' '.join(map(str, paths))}: give one index (.json), or only npz files")
+    if kinds == {".json"} and len(found) == 1:
+        return Indexed(found[0])
+    if first.is_dir():
+        return _folder(first)
+    if len(kinds) == 1 and (kind := SUFFIXES.get(*kinds)) is not None:
+        return _files(str(first), open_images(kind, str(first)))
+    counts = Counter("folders" if path.is_dir() else path.suffix or "without a suffix" for path in found)
+    held = (
+        ", of which there are " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
+        if len(found) > 1
+        else ""
+    )
     raise InputError(
-        f"{first} is no set of images; expected an npz with `arr_0`, a folder of images or of npz shards, "
-        "Parquet files, tars (a pattern in quotes such as 'DIR/*.parquet'), or an index/SPLIT.json of the pipeline"
+        f"{shown(str(first))} is no set of images{held}; expected an npz with `arr_0`, a folder of images or of npz "
+        "shards, Parquet files, tars (a pattern in quotes such as 'DIR/*.parquet'), or an index/SPLIT.json of the "
+        "pipeline"
     )
 
 
 def _folder(path: Path) -> ImageSet:
-    """The images in a folder, where they may lie in one form only; what is no image is counted."""
-    held, left_alone = {}, LeftAlone()
-    for entry in sorted((e for e in os.scandir(path) if e.name[0] != "."), key=lambda e: e.name):
-        if (path / entry.name).with_suffix(".npz").is_file() and entry.name.endswith(".png"):
-            continue  # samples have a contact sheet beside them
-        if form := _form(entry):
-            held.setdefault(form, []).append(entry.name)
-        elif not entry.is_dir():
-            left_alone.add(Path(entry.name).suffix.lower() or "without a suffix")
-    if not held:
-        raise InputError(f"the folder {path} holds no images, npz, Parquet files or tars; check the path")
-    if len(held) > 1:
-        counts = " and ".join(f"{len(names)} {form} ({enumerated(names, 3)})" for form, names in held.items())
-        raise InputError(
-            f"the folder {path} holds {counts}, and it is not clear which are meant; name a file or a pattern"
-        )
-    ((form, names),) = held.items()
-    if form == "npz files":
-        return Arrays([ImageArray.open(path / name) for name in names])
-    if form == "folders":
+    contents = Contents.of(path)
+    kind = contents.only_kind(path)
+    if kind == "folder":
         return _files(str(path), open_images("folder", str(path)))
-    if form == "images":
-        none, summary = np.full(len(names), -1), left_alone.summary()
-        return _files(str(path), FolderImages(str(path), [str(path)], names, none, {}, left_alone=summary))
-    suffix = Path(names[0]).suffix
-    return _files(str(path), open_images(SUFFIXES[suffix], os.path.join(glob.escape(str(path)), f"*{suffix}")))
+    names = contents.here[kind]
+    if kind == ".npz":
+        return Arrays([ImageArray.open(path / name) for name in names])
+    if kind in SUFFIXES:
+        pattern = os.path.join(glob.escape(str(path)), f"*{kind}")
+        return _files(str(path), open_images(SUFFIXES[kind], pattern), contents)
+    for name in names:
+        if (path / name).exists() and not (path / name).is_file():
+            raise InputError(f"{shown(str(path / name))} is no file but a pipe, a socket or a device; remove it")
+    return _files(str(path), FolderImages(str(path), [str(path)], names, np.full(len(names), -1), {}), contents)
 
 
-def _form(entry: os.DirEntry) -> str | None:
-    """In which form an entry of a folder holds images; null if it holds none."""
-    if entry.is_dir():
-        return "folders" if any(inner.name[0] != "." for inner in os.scandir(entry)) else None
-    forms = {".npz": "npz files", ".parquet": "Parquet files", ".tar": "tars"}
-    suffix = Path(entry.name).suffix
-    return forms.get(suffix) or ("images" if suffix.lower() in decoding.SUFFIXES else None)
-
-
-def _files(source: str, images: ImageSource) -> "Files":
-    """The images of a source, once it is said what of it was left alone."""
-    if images.left_alone:
-        print(described(images.left_alone, f"{source}: left alone: "), file=sys.stderr)
-    return Files(source, images)
+def _files(source: str, images: ImageSource, contents: Contents | None = None) -> Files:
+    """The image files of a source, after a word on what was found beside them and is not measured."""
+    left = images.left_alone | (contents.left_alone.summary() if contents else {})
+    if left:
+        print(described(left, f"{shown(source)}: left alone: "), file=sys.stderr)
+    return Files(source, images, left)
 
 
 def _ahead(load: Any, rows: Int[np.ndarray, "n"]) -> Iterator[UInt8[Tensor, "3 H W"]]:

@@ -1,7 +1,8 @@
 """Sets of images: each form gives the same pictures, and what cannot be compared is named."""
 
 import json
-import shutil
+import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -54,15 +55,15 @@ def test_every_form_gives_the_same_pictures(tmp_path, pictures):
     Image.fromarray(pictures[0]).save(tmp_path / "shards" / "00000.png")  # the contact sheet beside the samples
     columns = {"key": [str(i) for i in range(COUNT)], "image": list(map(image_bytes, map(Image.fromarray, pictures)))}
     (tmp_path / "rows").mkdir()
-    for path in (tmp_path / "set.parquet", tmp_path / "rows/set.parquet"):
-        pq.write_table(pa.table(columns | {"label": labels}), path)
+    pq.write_table(pa.table(columns | {"label": labels}), tmp_path / "rows" / "set.parquet")
     forms = {
         "npz": [tmp_path / "array" / "all.npz"],
         "shards": sorted((tmp_path / "shards").glob("*.npz")),
         "folder of shards": [tmp_path / "shards"],
         "flat folder": [folder_of(tmp_path / "flat", pictures)],
-        "parquet": [tmp_path / "set.parquet"],
-        "pattern": [tmp_path / "s*.parquet"],
+        "parquet": [tmp_path / "rows" / "set.parquet"],
+        "pattern": [tmp_path / "r*" / "s*.parquet"],
+        "pattern of shards": [tmp_path / "sh*" / "*.npz"],
         "folder with parquet": [tmp_path / "rows"],
     }
     found = {}
@@ -75,43 +76,6 @@ def test_every_form_gives_the_same_pictures(tmp_path, pictures):
     assert found["shards"].labels is None
     for form in ("npz", "parquet", "folder with parquet"):
         np.testing.assert_array_equal(found[form].labels, labels)
-
-
-def test_a_folder_that_holds_images_in_two_forms_is_refused_with_the_counts(tmp_path, pictures):
-    flat = folder_of(tmp_path / "flat", pictures)
-    (flat / "empty").mkdir()
-    assert len(open_set([flat])) == COUNT
-    others = (
-        ("1 folders (more)", lambda: folder_of(flat / "more", pictures[:1])),
-        ("1 npz files (a.npz)", lambda: np.savez(flat / "a.npz", arr_0=np.stack(pictures))),
-        ("1 tars (a.tar)", lambda: tar_of_images(flat / "a.tar", {})),
-        ("1 Parquet files (a.parquet)", lambda: (flat / "a.parquet").touch()),
-    )
-    for said, add in others:
-        add()
-        with pytest.raises(InputError, match=r"holds .*it is not clear which are meant") as caught:
-            open_set([flat])
-        assert said in str(caught.value)
-        assert "7 images (000.png, 001.png, 002.png, ... (7 in all))" in str(caught.value)
-        name = said.partition("(")[2][:-1]
-        shutil.rmtree(flat / name) if (flat / name).is_dir() else (flat / name).unlink()
-    assert len(open_set([flat])) == COUNT
-
-
-def test_what_is_no_image_is_told(tmp_path, pictures, capsys):
-    flat = folder_of(tmp_path / "flat", pictures)
-    for name in ("a.txt", "b.txt", "notes"):
-        (flat / name).touch()
-    open_set([flat])
-    assert capsys.readouterr().err == f"{flat}: left alone: 2 .txt, 1 without a suffix\n"
-
-
-def test_names_with_the_signs_of_a_pattern_are_names(tmp_path, pictures):
-    folder = tmp_path / "train[1]"
-    folder.mkdir()
-    tar_of_images(folder / "a[2].tar", {"a.png": image_bytes(Image.fromarray(pictures[0])), "a.cls": b"0"})
-    for path in (folder, folder / "a[2].tar"):
-        assert len(open_set([path])) == 1
 
 
 def test_a_folder_a_class_has_labels_and_an_index_its_crop(tmp_path):
@@ -275,3 +239,130 @@ def test_a_truncated_file_is_named_while_it_is_read(tmp_path):
     path.write_bytes(whole[:5000] + b"\0" * 50 + whole[5050:])
     with pytest.raises(InputError, match="ends too early or is damaged"):
         describe(images, fake())
+
+
+def tar_of(path, pictures):
+    members = {}
+    for number, pixels in enumerate(pictures):
+        members |= {f"{number}.png": image_bytes(Image.fromarray(pixels)), f"{number}.cls": b"0"}
+    return tar_of_images(path, members)
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (
+            ["a/1.png", "a/b/2.jpeg"],
+            r"holds 8 images \(000\.png, 001\.png, .*\) and 1 sub-folder \(a\) with 2 images",
+        ),
+        (["a/1.png", "b/2.png", "c/notes.txt"], r"holds 8 images .* and 2 sub-folders \(a, b\) with 2 images"),
+        (["x.tar"], r"holds 8 images .* and 1 \.tar \(x\.tar\)"),
+        (["x.npz", "y.npz"], r"holds 8 images .* and 2 \.npz \(x\.npz, y\.npz\)"),
+        (
+            ["x.parquet", "a/x.tar"],
+            r"images .* and 1 \.parquet \(x\.parquet\) and 1 sub-folder \(a\) with 1 \.tar",
+        ),
+        (["a/x.npz", "more.txt"], r"with 1 \.npz, .*left alone: 1 \.txt; name one"),
+    ],
+)
+def test_a_folder_of_several_kinds_is_refused_with_its_counts(tmp_path, pictures, extra, said):
+    folder_of(tmp_path, [*pictures, pictures[0]])
+    for name in extra:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=said):
+        open_set([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["a.npz", "b.tar"], r"holds 1 \.npz \(a\.npz\) and 1 \.tar"),
+        (["a.parquet", "b.tar"], r"holds 1 \.parquet \(a\.parquet\) and 1 \.tar"),
+        (["c/a.npz", "d/b.npz"], r"holds 2 sub-folders \(c, d\) with 2 \.npz"),
+        (["c/a.png", "d/b.tar"], r"holds 2 sub-folders \(c, d\) with 1 image and 1 \.tar"),
+        (["a.npz", "c/a.npz"], r"holds 1 \.npz \(a\.npz\) and 1 sub-folder \(c\) with 1 \.npz"),
+        (["a.heic", "b.HEIC", "c"], r"no images, .*left alone: 2 \.heic, 1 without a suffix"),
+        ([".hidden.png", "a/.b.png"], "holds no images"),
+        (["x.npz", "y.png"], r"holds 1 \.npz \(x\.npz\) and 1 image \(y\.png\)"),
+    ],
+)
+def test_a_folder_of_no_one_kind_is_refused(tmp_path, names, said):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=said):
+        open_set([tmp_path])
+
+
+def test_whatever_is_an_image_in_training_is_one_here(tmp_path, pictures):
+    suffixes = [".jfif", ".jpe", ".avif", ".jp2", ".PNG", ".webp"]
+    for number, suffix in enumerate(suffixes):
+        form = Image.registered_extensions()[suffix.lower()]
+        (tmp_path / f"{number}{suffix}").write_bytes(image_bytes(Image.fromarray(pictures[number]), form))
+    found = open_set([tmp_path])
+    assert len(found) == len(describe(found, fake())) == 6
+    (tmp_path / "class").mkdir()
+    for file in [f for f in tmp_path.iterdir() if f.is_file()]:
+        file.rename(tmp_path / "class" / file.name)
+    assert len(open_set([tmp_path])) == 6
+
+
+def test_what_is_left_alone_is_counted(tmp_path, pictures, capsys):
+    folder_of(tmp_path / "flat", pictures)
+    folder_of(tmp_path / "classes" / "a", pictures)
+    (tmp_path / "tars").mkdir()
+    tar_of(tmp_path / "tars" / "x.tar", pictures)
+    for name in ("flat/x.heic", "flat/empty/notes.txt", "classes/a/x.heic", "tars/x.heic"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("flat", "classes", "tars"):
+        found = open_set([tmp_path / name])
+        assert capsys.readouterr().err.endswith(f"{tmp_path / name}: left alone: 1 .heic\n")
+        assert describe(found, fake()).conditions["left_alone"] == {".heic": 1}
+        assert len(found) == COUNT
+
+
+def test_links_are_followed_once_and_names_may_be_of_any_bytes(tmp_path, pictures):
+    folder_of(tmp_path / "classes" / "a", pictures)
+    (tmp_path / "classes" / "a" / "up").symlink_to(tmp_path / "classes")
+    (tmp_path / "classes" / "a" / "round").symlink_to("round")
+    assert len(open_set([tmp_path / "classes"])) == COUNT
+    flat = folder_of(tmp_path / "flat[1]", pictures)
+    (flat / "000.png").rename(Path(os.fsdecode(os.fsencode(flat) + b"/\xff.png")))
+    assert len(describe(open_set([flat]), fake())) == COUNT
+    (flat / "gone.png").symlink_to("nowhere.png")
+    with pytest.raises(InputError, match=r"image gone\.png of .* cannot be read"):
+        describe(open_set([flat]), fake())
+    (flat / "gone.png").unlink()
+    os.mkfifo(flat / "pipe.png")
+    with pytest.raises(InputError, match=r"pipe\.png is no file but a pipe"):
+        open_set([flat])
+
+
+def test_names_with_brackets_are_no_patterns(tmp_path, pictures):
+    (tmp_path / "set[1]").mkdir()
+    path = tar_of(tmp_path / "set[1]" / "train[1].tar", pictures)
+    for given in (path, path.parent):
+        assert len(open_set([given])) == COUNT
+    with pytest.raises(InputError, match=r"no set of images, of which there are 1 \.tar, 1 \.txt"):
+        (tmp_path / "set[1]" / "a.txt").touch()
+        open_set([tmp_path / "set*" / "*"])
+
+
+def test_half_labelled_shards_are_no_set(tmp_path, pictures):
+    np.savez(tmp_path / "0.npz", arr_0=np.stack(pictures), labels=np.arange(COUNT))
+    np.savez(tmp_path / "1.npz", arr_0=np.stack(pictures))
+    with pytest.raises(InputError, match=r"0\.npz has labels and .*1\.npz has none"):
+        open_set([tmp_path])
+
+
+def test_a_mean_without_its_covariance_is_not_passed_over(tmp_path, pictures):
+    for arrays in (
+        {"mu": np.zeros(3)},
+        {"sigma": np.eye(3)},
+        {"mu_s": np.zeros(3), "mu": np.zeros(3), "sigma": np.eye(3)},
+    ):
+        np.savez(tmp_path / "s.npz", arr_0=np.stack(pictures), **arrays)
+        with pytest.raises(InputError, match="a symmetric"):
+            describe(open_set([tmp_path / "s.npz"]), fake())
