@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dpar.cli import main
 from dpar.commands import evaluate, make_reference
@@ -108,3 +109,22 @@ def test_what_makes_no_reference_leaves_nothing_behind(tmp_path, inception, monk
     assert run(tmp_path, "data.npz") == 2
     assert "are Inception's by definition" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npz", "few.npz"]
+
+
+def test_a_mixture_and_nothing_at_all_are_refused(tmp_path, capsys):
+    for name in ("flat/a.png", "flat/b.png", "flat/sub/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    np.savez(tmp_path / "none.npz", arr_0=np.zeros((0, 8, 8, 3), np.uint8))
+    np.savez(tmp_path / "statistics.npz", mu=np.zeros(3), sigma=np.eye(3))
+    for data, said in (
+        ("flat", "holds 2 images and 1 sub-folder with 1 image"),
+        ("none.npz", "holds no images"),
+        ("statistics.npz", "holds statistics alone"),
+    ):
+        flags = ["--no-statistics", str(tmp_path / data), str(tmp_path / "ref.npz")]
+        assert main(["make-reference", *flags]) == 2
+        told = capsys.readouterr().err
+        assert said in told
+        assert told.count("\n") == 1
+    assert not (tmp_path / "ref.npz").exists()
