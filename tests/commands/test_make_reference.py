@@ -118,7 +118,7 @@ def test_a_mixture_and_nothing_at_all_are_refused(tmp_path, capsys):
     np.savez(tmp_path / "none.npz", arr_0=np.zeros((0, 8, 8, 3), np.uint8))
     np.savez(tmp_path / "statistics.npz", mu=np.zeros(3), sigma=np.eye(3))
     for data, said in (
-        ("flat", "holds 2 images and 1 sub-folder with 1 image"),
+        ("flat", "holds 2 images (a.png, b.png) and 1 sub-folder (sub) with 1 image"),
         ("none.npz", "holds no images"),
         ("statistics.npz", "holds statistics alone"),
     ):
