@@ -1,6 +1,5 @@
 """Carries spools into MLflow: only what is new, after any interruption, and with the same result."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from dpar import files
 from dpar.errors import InputError
 from dpar.tracking import lineage, views
 from dpar.tracking.deadline import deadline
+from dpar.tracking.labels import MANY, grouped, job_tags, state_tags
 from dpar.tracking.ledger import (
     Ledger,
     Manifest,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SHOWN = frozenset({".json", ".jsonl", ".png", ".svg", ".md", ".csv", ".html", ".txt", ".tex"})
-_MANY = 20  # inputs of one folder from which on they are one dataset, and rows of a list in a description
 DEADLINE = 60.0  # seconds for one round with a server, after which records wait on disk
 _DAMAGED = "dpar.damaged"  # the tag of a run whose record is not whole
 _SILENCE = 600.0  # seconds without a word after which a job of another host is called stale
@@ -242,7 +241,7 @@ class Round:
         kind = "train" if run.about["rule"].startswith("train_") else "pipeline"
         finished = run.status == "FINISHED" and not run.superseded
         manifest = load_manifest(spool) if finished else None
-        tags = _job_tags(run) | _state_tags(run, stale)
+        tags = job_tags(run) | state_tags(run, stale)
         writer = self.index.get_or_create(kind, key, tags, run)
         if run.status == "RUNNING":
             writer.resume()
@@ -273,7 +272,7 @@ class Round:
         if manifest:
             content |= {sha256 for artefact in manifest.inputs for _, sha256 in files_of(artefact)}
         models = sorted({self.index.models[sha256] for sha256 in content if sha256 in self.index.models})
-        groups = _grouped(run.about["inputs"])
+        groups = grouped(run.about["inputs"])
         datasets = [(group.path, (self.results / group.path).as_uri(), group.sha256) for group in groups]
         if datasets or models:
             writer.inputs(datasets, models)
@@ -341,13 +340,13 @@ class Round:
         if run.status == "FAILED" and run.reason:
             lines += ["**Failed**", "", "```", run.reason, "```", ""]
         if run.about["inputs"]:
-            groups = _grouped(run.about["inputs"])
+            groups = grouped(run.about["inputs"])
             made_from = [f"- `{g.path}` (sha256 `{g.sha256[:12]}`): {self._makers(g.members)}" for g in groups]
             lines += ["**Made from**", "", *made_from, ""]
         if manifest:
             made = [f"- `{a.path}` (sha256 `{a.sha256[:12]}`, {a.bytes:,} bytes)" for a in manifest.outputs]
-            more = [f"- and {len(made) - _MANY} more"] if len(made) > _MANY else []
-            lines += ["**Makes**", "", *made[:_MANY], *more]
+            more = [f"- and {len(made) - MANY} more"] if len(made) > MANY else []
+            lines += ["**Makes**", "", *made[:MANY], *more]
         return "\n".join(lines)
 
     def _rows(self) -> None:
@@ -357,7 +356,7 @@ class Round:
             rows = [event for event in run.results if event["table"] == table]
             content = [[row[part] for part in ("cell", "params", "metrics", "sources")] for row in rows]
             version = f"results/{table}/{files.digest([spool_key(spool), content])}"
-            tags = _job_tags(run) | {"dpar.table": table}
+            tags = job_tags(run) | {"dpar.table": table}
             parent_tags = {**tags, "dpar.kind": "table", "mlflow.runName": table}
             parent = self.index.get_or_create("results", version, parent_tags, run)
             for row in rows:
@@ -431,68 +430,3 @@ def _seconds(maker: Manifest) -> float:
 def run_address(writer: RunWriter) -> str:
     """The run's page, relative to the dashboard's address."""
     return f"#/experiments/{writer.experiment_id}/runs/{writer.run_id}?workflowType=machine_learning"
-
-
-def _job_tags(run: Run) -> dict[str, str]:
-    """What never changes about a run."""
-    about = run.about
-    tags = {
-        "dpar.rule": about["rule"],
-        "dpar.experiment": about["experiment"],
-        "mlflow.dpar.identity": about["identity"],
-        "dpar.settings": about["config"],
-        "dpar.host": about["machine"]["host"],
-        "dpar.python": about["versions"].get("python", ""),
-        "dpar.torch": about["versions"].get("torch", ""),
-        "mlflow.runName": about["name"] + (f" ({run.generation + 1})" if run.generation else ""),
-        "mlflow.user": about["machine"]["user"],
-        "mlflow.source.type": "JOB",
-        "mlflow.source.name": f"Snakefile:{about['rule']}",
-    }
-    if about["commit"]:
-        tags["mlflow.source.git.commit"] = about["commit"]
-        tags["dpar.commit"] = about["commit"][:10] + ("+changes" if about["dirty"] else "")
-    if "slurm_job_id" in about["machine"]:
-        tags["dpar.slurm_job_id"] = about["machine"]["slurm_job_id"]
-    return tags
-
-
-def _state_tags(run: Run, stale: bool) -> dict[str, str]:
-    """What becomes of a run: the job's own tags, its attempts, and what went wrong."""
-    tags = {**run.tags, "dpar.attempts": str(run.attempts)}
-    if run.reason:
-        tags["dpar.reason"] = run.reason
-    if stale:
-        tags["dpar.stale"] = "true"
-    if run.results:
-        tags["dpar.tables"] = ", ".join(dict.fromkeys(event["table"] for event in run.results))
-    odd = [point for point in run.points if point.value != point.value or abs(point.value) == float("inf")]
-    if odd:
-        tags["dpar.nonfinite"] = f"{odd[0].key} = {odd[0].value} at step {odd[0].step}; {len(odd)} such values"
-    return tags
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Inputs that count as one dataset."""
-
-    path: str
-    sha256: str
-    members: list[dict[str, Any]]
-
-
-def _grouped(inputs: list[dict[str, Any]]) -> list[_Group]:
-    """Each input by itself; many files of one folder as the folder, with a digest over theirs."""
-
-    def groups() -> Iterator[_Group]:
-        folders: dict[str, list[dict[str, Any]]] = {}
-        for artefact in inputs:
-            folders.setdefault(str(Path(artefact["path"]).parent), []).append(artefact)
-        for folder, members in folders.items():
-            if len(members) <= _MANY:
-                yield from (_Group(artefact["path"], artefact["sha256"], [artefact]) for artefact in members)
-            else:
-                lines = sorted(f"{artefact['sha256']}  {Path(artefact['path']).name}\n" for artefact in members)
-                yield _Group(folder, hashlib.sha256("".join(lines).encode()).hexdigest(), members)
-
-    return list(groups())
