@@ -68,8 +68,10 @@ def add_missing(parts: Parts, whole: Pass, here: Ranks) -> None:
         spans, held = iter(share), []
         span = next(spans)
         for outputs in outputs_of(whole.extractor, batches):
+            here.tick()
             held.append([output.float().cpu().numpy() for output in outputs])
             if sum(len(some[0]) for some in held) == len(span):
                 parts.add(span, [np.concatenate(of_batches) for of_batches in zip(*held, strict=True)])
                 span, held = next(spans, range(0)), []
+    here.at("the end of the pass", long=True)
     here.gather(None)

@@ -170,6 +170,7 @@ class TokenizerTrainer:
 
     def __init__(self, task: TokenizerTask, state: Path, ranks: Ranks, job: Job, step: int = 0):
         self.task, self.state, self.ranks, self.job, self.step = task, state, ranks, job, step
+        self._begun = False  # whether a step has been taken here
         self.model = task.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained = {"autoencoder": (self.model, self._adam(self.model))}
         self.critic = None
@@ -203,7 +204,9 @@ class TokenizerTrainer:
             Progress(self.step, until, silent=not self.ranks.main) as progress,
         ):
             while self.step < until:
+                self.ranks.at(f"the reading of step {self.step + 1}", long=not self._begun)
                 self._advance(next(crops))
+                self._begun = True
                 progress.advance()
                 at_end = self.step == until
                 row: dict[str, float] = {}
@@ -250,6 +253,7 @@ class TokenizerTrainer:
     def _advance(self, pixels: UInt8[Tensor, "B 3 R R"]) -> None:
         """One step of the autoencoder, and one of its critic once that has begun."""
         task, training = self.task, self.task.training
+        self.ranks.at(f"the computing of step {self.step + 1}", long=not self._begun)
         pixels = pixels.to(self.ranks.device, non_blocking=True)
         images = to_model_input(pixels).contiguous(memory_format=torch.channels_last)
         critic = self.critic if self.step >= training.adversarial_start else None
@@ -321,6 +325,7 @@ class TokenizerTrainer:
     def _validated(self) -> dict[str, float]:
         """Mean PSNR of held-out images, of which the main rank also shows some; all ranks compute the same."""
         task = self.task
+        self.ranks.at(f"the validation of step {self.step}", long=True)
         chosen = np.unique(np.linspace(0, len(task.val) - 1, min(VALIDATED, len(task.val))).round().astype(np.int64))
         self.model.eval()
         pixels, rebuilt = [], []
@@ -344,6 +349,7 @@ class TokenizerTrainer:
             InputError: the loss is not finite, or the state cannot be written.
         """
         self._check()
+        self.ranks.at(f"the checkpoint of step {self.step}", long=True)
         sums = self.ranks.gather(self.sums.cpu())
         if self.ranks.main:
             tensors = {"sums": torch.stack(sums).mean(0), "counts": self.counts, "idle": self.idle}
@@ -354,6 +360,7 @@ class TokenizerTrainer:
             save_checkpoint(self.state, Checkpoint(self.step, tensors, {}))
             self.job.commit(self.step)
         self.ranks.wait_for_main()
+        self.ranks.saved()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         for name, (network, optimizer) in self.trained.items():

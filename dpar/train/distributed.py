@@ -3,16 +3,20 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from dpar.device import default_device
 from dpar.launched import launched
+from dpar.train.watch import LONG_S, Watch
 
 if TYPE_CHECKING:  # takes most of a second
     from torch.distributed.tensor import DTensor
@@ -27,16 +31,41 @@ class Ranks:
     device: torch.device
     rank: int = 0
     size: int = 1
+    watch: Watch | None = None
 
     @property
     def main(self) -> bool:
         """Whether this process is the one that writes files and speaks."""
         return self.rank == 0
 
+    def at(self, place: str, *, long: bool = False) -> None:
+        """Says that the ranks come to `place`, where one that stays too long has hung; `long` where one works alone."""
+        if self.watch is not None:
+            self.watch.at(place, long=long)
+
+    def tick(self) -> None:
+        """Says that this rank is at work; it need not be called by all."""
+        if self.watch is not None:
+            self.watch.tick()
+
+    def saved(self) -> None:
+        """Says that a checkpoint has been saved, from which a restart would go on."""
+        if self.watch is not None:
+            self.watch.saved()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        if self.watch is not None:
+            self.watch.waits(True)
+        yield
+        if self.watch is not None:
+            self.watch.waits(False)
+
     def total(self, value: Tensor) -> Tensor:
         """The sum of `value` over all ranks, in place."""
         if self.size > 1:
-            dist.all_reduce(value)
+            with self._waiting():
+                dist.all_reduce(value)
         return value
 
     def any(self, flag: bool) -> bool:
@@ -49,7 +78,8 @@ class Ranks:
         """The main rank's `value`."""
         values = [value]
         if self.size > 1:
-            dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+            with self._waiting():
+                dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
         return values[0]
 
     def wait_for_main(self) -> None:
@@ -60,7 +90,8 @@ class Ranks:
         """The `value` of every rank, in rank order."""
         values: list[Any] = [value] * self.size
         if self.size > 1:
-            dist.all_gather_object(values, value)
+            with self._waiting():
+                dist.all_gather_object(values, value)
         return values
 
     def parallel(self, model: nn.Module) -> nn.Module:
@@ -116,8 +147,9 @@ def divided_as(other: Tensor, tensor: Tensor) -> Tensor:
 def ranks() -> Iterator[Ranks]:
     """This process's place among the ranks that `dpar.train.torchrun` started, or alone.
 
-    NCCL carries GPU tensors, gloo those on the CPU. The group is taken down when all ranks leave together (a good end
-    or an agreed exit); after an error the process ends at once, and torchrun shows its traceback and stops the rest.
+    NCCL carries GPU tensors, gloo those on the CPU. A rank that hangs ends all of them (`dpar.train.watch`).
+    The group is taken down when all ranks leave together (a good end or an agreed exit); after an error the process
+    ends at once, and torchrun shows its traceback and stops the rest.
     """
     device = default_device()
     place = launched()
@@ -126,10 +158,21 @@ def ranks() -> Iterator[Ranks]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    store: Any = next(rendezvous("env://"))[0]
+    watch = Watch(PrefixStore("watch", store.clone()), place.rank, place.size)
+    watch.start()  # which sees a rank that never comes, too
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore("group", store),
+        rank=place.rank,
+        world_size=place.size,
+        timeout=timedelta(seconds=2 * LONG_S),  # where the watch could not help
+    )
     try:
-        yield Ranks(device, place.rank, place.size)
+        yield Ranks(device, place.rank, place.size, watch)
     except SystemExit:
+        watch.stop()
         dist.destroy_process_group()
         raise
+    watch.stop()
     dist.destroy_process_group()

@@ -365,6 +365,7 @@ class Trainer:
         self.kind, self.parameters = type(self.model), sum(p.numel() for p in self.model.parameters())
         self.average = None if training.ema is None else copy.deepcopy(self.model)
         self.window = Window()
+        self._begun = False  # whether a step has been taken here
         self._pending: Outcome | None = None
         checkpoint = load_checkpoint(state, step) if step > 0 else None
         if checkpoint is not None:
@@ -401,6 +402,7 @@ class Trainer:
 
     def keep(self, folder: Path) -> None:
         """Writes the network to keep and the curves so far."""
+        self.ranks.at(f"the milestone of step {self.step}", long=True)
         tensors = self.ranks.collected(self.averaged.state_dict())
         if self.ranks.main:
             write_text(folder / HISTORY, self.history.text())
@@ -463,6 +465,7 @@ class Trainer:
             InputError: the last loss is not finite, or the state cannot be written.
         """
         self._settle()
+        self.ranks.at(f"the checkpoint of step {self.step}", long=True)
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"optimizer.{name}": t for name, t in optimizer_tensors(self.model, self.optimizer).items()}
         if self.average is not None:
@@ -474,6 +477,7 @@ class Trainer:
                 self._show(self.picture, Checkpoint(self.step, tensors, {}))
             self.job.commit(self.step)
         self.ranks.wait_for_main()
+        self.ranks.saved()
 
     def _show(self, picture: Callable[[Any], bytes], checkpoint: Checkpoint) -> None:
         weights = checkpoint.part("model." if self.average is None else "average.module.")
@@ -515,16 +519,24 @@ class Trainer:
         torch.manual_seed(step_seed(self.task.seed, self.step, ranks.rank))
         loss, lengths, patches, images = torch.zeros((), device=ranks.device), 0.0, 0.0, []
         for micro in range(training.accumulate):
+            # the first step may compile, and has all ranks meet
+            at = f"the {{}} of micro-batch {micro + 1}/{training.accumulate} of step {self.step + 1}"
+            first = not self._begun
+            ranks.at(at.format("reading"), long=first)
             ids, given = next(stream)
+            ranks.at(at.format("forward pass"), long=first)
             with self._gradients_shared(micro == training.accumulate - 1):
                 with autocast(ranks.device, training.precision):
                     logits, targets = logits_and_targets(self.network, given.to(ranks.device))
                 share = self.nats(logits, targets) / predicted
+                ranks.at(at.format("backward pass"), long=first)
                 (share * ranks.size).backward()  # the wrapper divides by the number of ranks
             loss += share.detach()
             lengths += given.patch_lengths / training.batch_size
             patches += given.patches / training.batch_size
             images += ids
+        ranks.at(f"the sums of step {self.step + 1}", long=not self._begun)
+        self._begun = True
         norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), training.grad_clip))
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -590,6 +602,7 @@ class Trainer:
         return row
 
     def _validated(self) -> dict[str, float]:
+        self.ranks.at(f"the validation of step {self.step}", long=True)
         self._settle()  # a broken step is said with its images, not as a curve that ends in NaN
         task = self.task
         held_out = likelihood(

@@ -159,6 +159,7 @@ def likelihood(
     share = images_at_once(model.config, ranks.device)
     mine = sequential(codes, share, rank=ranks.rank, world_size=ranks.size)
     for _ in range(0, codes.num_images, share * ranks.size):
+        ranks.tick()
         batch = next(mine, None)
         # all ranks or none call a model that is divided over them: one whose share is done computes a spare image
         given = inputs(

@@ -68,3 +68,24 @@ def test_a_signal_to_the_launcher_lets_ranks_save_in_their_own_time_and_exit_wit
     assert step < 400
     again, _ = finished(tmp_path, step + 2)
     assert same_weights(again, train_on_ranks(tmp_path / "whole", "dpar", 2, until=step + 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["hang", "freeze", "hang until asked"])
+def test_a_rank_that_hangs_ends_all_is_named_and_costs_no_bit(tmp_path, what):
+    process = launch(tmp_path, 8, what)
+    assert process.stderr is not None
+    said = ""
+    if what == "hang until asked":
+        for line in process.stderr:
+            said += line
+            if "rank 1 hangs" in line:
+                break
+        process.send_signal(signal.SIGTERM)
+    said += process.communicate(timeout=300)[1]
+    assert process.returncode == 75, said
+    place = ".*" if what == "freeze" else "the forward pass of micro-batch 1/1 of step 5"
+    assert re.search(f"error: rank 1 of 2 did not get past {place}: it hangs", said)
+    assert said.count("it hangs") == 1
+    again, _ = finished(tmp_path, 8)
+    assert same_weights(again, train_on_ranks(tmp_path / "whole", "dpar", 2, until=8))
