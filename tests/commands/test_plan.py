@@ -176,7 +176,7 @@ def test_images_of_the_same_experiment_may_lie_elsewhere(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_bill_in_the_readme_is_what_is_printed(capsys):
+def test_the_bill_in_the_documents_is_what_is_printed(capsys):
     """As exactly as it is written there; a line of several targets is their sum."""
     bills = {}
     for side in ("256", "384"):
@@ -185,7 +185,7 @@ def test_the_bill_in_the_readme_is_what_is_printed(capsys):
     new = {
         (side, line["target"]): line["beyond_those_above"] for side, bill in bills.items() for line in bill["targets"]
     }
-    text = (CONFIG.parent / "README.md").read_text().replace("**", "")
+    text = (CONFIG.parent / "docs" / "paper.md").read_text().replace("**", "")
     rows = re.findall(r"^\| (.+?) \| ([\d,.]+) \| ([\d,.]+) \| ([\d,.]+) (GB|TB) \|$", text, re.MULTILINE)
     written = []
     for what, hours, days, size, unit in rows:
