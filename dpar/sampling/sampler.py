@@ -8,7 +8,7 @@ Why in lock-step: every image has T tokens, so all images of a batch end togethe
 Continuous batching, which replaces sequences that end early, has nothing to replace; what it could offer is to let
 images wait for each other at patch boundaries, so that calls of the patch transformer are fewer and larger. Those of
 everything else then become more and smaller. Simulated over real boundaries, no share to wait for was more than 4 %
-faster than lock-step, and most were slower (docs/benchmarks.md).
+faster than lock-step, and most were slower (docs/decisions.md).
 
 Why image i is the same in every batch: its noise belongs to its seed, the position and the code, and nothing mixes
 rows. Products of matrices may round differently in another batch, so logits agree to rounding, not to the bit; the
