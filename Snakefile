@@ -51,6 +51,7 @@ localrules:
 
 onstart:
     lock_results()
+    check_experiment()
     guard_trainings()
     check_slurm()
     begin_forced_trainings()

@@ -21,6 +21,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+LEAST_CRITIC_SIDE = 24  # pixels of the images that the tokenizer's adversarial loss needs
 LONGEST_NAME = 100  # bytes: names are parts of files' names, of which a file system takes 255
 MOST_VALUES = 100_000  # of an experiment, with what its aliases stand for
 

@@ -7,7 +7,17 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from dpar.config import Experiment, Patchify, Sampling, Settings, Table, Training, Transformer, gate_folder
+from dpar.config import (
+    Experiment,
+    Patchify,
+    Sampling,
+    Settings,
+    Table,
+    Training,
+    Transformer,
+    gate_folder,
+    refusals,
+)
 from dpar.errors import InputError
 
 # How a setting that departs from the experiment's own is written in the name of a cell.
@@ -81,7 +91,7 @@ def table_rows(experiment: Experiment, name: str) -> list[Row]:
         InputError: a row names an unknown model, milestone or setting.
     """
     table = experiment.tables[name]
-    return [_row(experiment, f"tables.{name}", values) for values in _expanded(table)]
+    return [resolved_row(experiment, f"tables.{name}", values) for values in _expanded(table)]
 
 
 def figure_rows(experiment: Experiment, name: str) -> list[Row]:
@@ -90,7 +100,15 @@ def figure_rows(experiment: Experiment, name: str) -> list[Row]:
     Raises:
         InputError: a row names an unknown model, milestone or setting.
     """
-    return [_row(experiment, f"figures.{name}", values) for values in experiment.figures[name].rows]
+    return [resolved_row(experiment, f"figures.{name}", values) for values in experiment.figures[name].rows]
+
+
+def written_rows(experiment: Experiment) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every row of every table and figure as it is written, with where that is, such as `tables.comparison`."""
+    for name, table in experiment.tables.items():
+        yield from ((f"tables.{name}", values) for values in _expanded(table))
+    for name, picture in experiment.figures.items():
+        yield from ((f"figures.{name}", values) for values in picture.rows)
 
 
 def model_cells(experiment: Experiment) -> dict[str, ModelCell]:
@@ -128,6 +146,14 @@ def gated_cells(experiment: Experiment) -> list[SampleCell]:
     """One set of samples through a gate for each state of a model and each patch rule under which gates are used."""
     cells = (cell for cell in sample_cells(experiment).values() if cell.gate is not None)
     return list({(cell.model, cell.milestone, cell.patchify.model_dump_json()): cell for cell in cells}.values())
+
+
+def shard_of(num_images: int, batch_size: int, shard: int, shards: int) -> range:
+    """The images of one of the shards that a set of samples is drawn in: whole batches, as long as each gets one."""
+    unit = batch_size if num_images > (shards - 1) * batch_size else 1
+    units = -(-num_images // unit)
+    first, last = (min(n * units // shards * unit, num_images) for n in (shard, shard + 1))
+    return range(first, last)
 
 
 def p_avg_targets(experiment: Experiment) -> list[float]:
@@ -169,13 +195,16 @@ def _expanded(table: Table) -> Iterator[dict[str, Any]]:
 
 
 def _all_rows(experiment: Experiment) -> Iterator[Row]:
-    for name in experiment.tables:
-        yield from table_rows(experiment, name)
-    for name in experiment.figures:
-        yield from figure_rows(experiment, name)
+    for where, values in written_rows(experiment):
+        yield resolved_row(experiment, where, values)
 
 
-def _row(experiment: Experiment, where: str, values: dict[str, Any]) -> Row:
+def resolved_row(experiment: Experiment, where: str, values: dict[str, Any]) -> Row:
+    """The row that is written at `where`, with its cells.
+
+    Raises:
+        InputError: it names an unknown model, milestone or setting.
+    """
     groups: dict[str, dict[str, Any]] = {
         "transformer": {},
         "patchify": {},
@@ -202,7 +231,8 @@ def _row(experiment: Experiment, where: str, values: dict[str, Any]) -> Row:
             for model in models
         )
     except (ValidationError, InputError) as error:
-        raise InputError(f"{where}: row {values}: {error}") from None
+        reason = "; ".join(refusals(error)) if isinstance(error, ValidationError) else error
+        raise InputError(f"{where}: row {values}: {reason}") from None
     for key, value in groups["paper"].items():
         if key not in PAPER or not isinstance(value, int | float):
             raise InputError(

@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
+from dpar.checks import refuse
 from dpar.config import Experiment, load_experiment, parse_experiment
 from dpar.errors import InputError, run_command
 from dpar.files import only_process
-from dpar.grid import sample_cells
 from dpar.supervision import Supervised
 from dpar.tracking.store import find_store
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # An option ends the list of triggers, to which a target would otherwise be added.
     snakemake += ["--cores", str(args.cores), "--rerun-triggers", *TRIGGERS, "--nolock", "--rerun-incomplete"]
     experiment, folder = what_runs([*snakemake, *args.snakemake])
-    sample_cells(experiment)  # a table that cannot be filled is refused here, in one line
+    refuse(experiment, to_make=())
     results = folder / "results" / experiment.name
     find_store(results)  # and a tracking address with a typo
     say_changes(results)

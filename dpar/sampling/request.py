@@ -7,6 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from dpar.errors import InputError
+from dpar.grid import shard_of
 from dpar.sampling.noise import image_seed
 
 
@@ -61,10 +62,7 @@ def request(
     """
     if not 0 <= shard < shards:
         raise InputError(f"shard {shard} does not exist; there are {shards} shards, counted from 0")
-    unit = batch_size if num_images > (shards - 1) * batch_size else 1
-    units = -(-num_images // unit)
-    first, last = (min(n * units // shards * unit, num_images) for n in (shard, shard + 1))
-    images = np.arange(first, last)
+    images = np.array(shard_of(num_images, batch_size, shard, shards), np.int64)
     if not len(images):
         raise InputError(f"shard {shard} of {shards} is empty: {num_images} images; lower sampling.shards")
     seeds = image_seeds(seed, images)

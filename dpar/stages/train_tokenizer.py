@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from dpar import tracking
-from dpar.config import load_experiment
+from dpar.config import LEAST_CRITIC_SIDE, load_experiment
 from dpar.data.images import ImageIndex
 from dpar.errors import InputError, run_command
 from dpar.files import digest, sha256_file
@@ -18,8 +18,6 @@ from dpar.tokenizer.perceptual import load_lpips
 from dpar.tokenizer.trainer import TokenizerTask, train_tokenizer
 from dpar.train.distributed import ranks
 from dpar.weights import save_model
-
-LEAST_SIDE = 24  # pixels that the critic needs
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,9 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{args.experiment} imports its tokenizer from {experiment.tokenizer.weights}; run import_tokenizer, "
             "or give `tokenizer.training` in place of `tokenizer.weights`"
         )
-    if training.adversarial_weight > 0 and resolution < LEAST_SIDE:
+    if training.adversarial_weight > 0 and resolution < LEAST_CRITIC_SIDE:
         raise InputError(
-            f"images.resolution {resolution} is too small for the critic, which needs {LEAST_SIDE} pixels; "
+            f"images.resolution {resolution} is too small for the critic, which needs {LEAST_CRITIC_SIDE} pixels; "
             "set `tokenizer.training.adversarial_weight: 0`"
         )
     with (

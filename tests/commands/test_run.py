@@ -31,7 +31,7 @@ def test_a_table_that_cannot_be_filled_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     path = tmp_path / "mistaken.yaml"
     path.write_text(yaml.safe_dump(demo(tables={"t": {"title": "T", "rows": [{"model": "dparr"}]}})))
-    with pytest.raises(InputError, match=r"tables\.t: there is no model 'dparr'"):
+    with pytest.raises(InputError, match=r"tables\.t: .*: there is no model 'dparr'"):
         run.main(["--config", str(path), "--directory", str(tmp_path)])
 
 

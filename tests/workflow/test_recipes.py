@@ -90,6 +90,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "evaluation.inception_weights": {
         "evaluation.extractor": "inception", "evaluation.inception_weights": "inception.pth"
     },
+    "images.num_classes": {"images.num_classes": 7},  # the package draws eight at most
     "evaluation.reference": {"evaluation.reference": "val"},
     "evaluation.reference_images": {"evaluation.reference_images": 100},
     "evaluation.resolution": {"evaluation.resolution": 32},

@@ -7,8 +7,9 @@ import sys
 
 from pathlib import Path
 
+from dpar import checks
 from dpar.commands.run import LOCKED, RETRAIN, only_run, retraining
-from dpar.config import FIGURES, TRAINING_PACE, gate_folder, parse_experiment
+from dpar.config import FIGURES, TRAINING_PACE, gate_folder, parse_experiment, read_yaml
 from dpar.errors import InputError
 from dpar.files import digest, write_json
 from dpar.grid import described_models, figure_rows, gated_cells, model_cells, p_avg_targets, sample_cells, table_rows
@@ -26,8 +27,11 @@ if {"{", "}"} & set(str(workflow.basedir)):  # in a path of its own, Snakemake t
 
 def read_experiment():
     try:
+        for path in workflow.configfiles:
+            read_yaml(path)  # which refuses what Snakemake reads past, such as a key that is there twice
         experiment = parse_experiment(dict(config), " + ".join(map(str, workflow.configfiles)) or "the configuration")
-        if not sample_cells(experiment):  # which refuses tables that cannot be filled
+        checks.refuse(experiment, to_make=())  # by the file alone: a dry run needs no data
+        if not sample_cells(experiment):
             raise InputError(f"experiment {experiment.name} has no tables: it would train models and compare nothing")
         return experiment
     except InputError as error:
@@ -184,6 +188,17 @@ def set_aside_by_force(state, outputs):
                 os.unlink(path)
     except InputError as error:
         raise WorkflowError(str(error))
+
+
+def check_experiment():
+    """Before the first job: what would stop a later one, as far as that is known now."""
+    jobs = [] if workflow.touch else workflow.dag.needrun_jobs()
+    try:
+        unknown = checks.refuse(EXPERIMENT, to_make={str(path) for job in jobs for path in job.output})
+    except InputError as error:
+        raise WorkflowError(str(error))
+    for line in unknown:
+        print(f"not checked: {line}", file=sys.stderr)
 
 
 def guard_trainings():
