@@ -16,7 +16,7 @@ def next_token_entropy(logits: Float[Tensor, "... V"]) -> Float[Tensor, "..."]:
     return torch.special.entr(logits.softmax(-1, dtype=dtype)).sum(-1)
 
 
-def said_entropy(model: LlamaGen, outputs: Float[Tensor, "... outputs"]) -> Float[Tensor, "..."]:
+def entropy_from_outputs(model: LlamaGen, outputs: Float[Tensor, "... outputs"]) -> Float[Tensor, "..."]:
     """The entropy in nats that a network's outputs mean: of its logits, or the one number of a distilled gate."""
     return outputs.squeeze(-1) if isinstance(model, EntropyRegressor) else next_token_entropy(outputs)
 
@@ -41,5 +41,5 @@ def token_entropies(model: LlamaGen, tokens: Int[Tensor, "B T"], kind: EntropyKi
         outputs = model(tokens)
     else:
         outputs = model(tokens, tokens.new_full((len(tokens),), model.null_label))[:, 1:]
-    entropy = said_entropy(model, outputs)
+    entropy = entropy_from_outputs(model, outputs)
     return torch.cat((entropy.new_full((len(tokens), 1), torch.inf), entropy), 1)

@@ -90,7 +90,7 @@ class Generator:
 
 
 def find_network(model: Path, name: str) -> Path:
-    """The folder of the network `name` that belongs to a model folder: in it, or beside the models of its results.
+    """The folder of the network `name` that belongs to a model folder: in it, or next to the models of its results.
 
     Raises:
         InputError: it is not there.
@@ -101,6 +101,6 @@ def find_network(model: Path, name: str) -> Path:
             return folder / name
     flag = "gate" if name.startswith("gates/") else name.replace("_", "-")
     raise InputError(
-        f"there is no {name} folder in {model}, beside it or above it; `dpar export` puts all networks into one "
+        f"there is no {name} folder in {model}, next to it or above it; `dpar export` puts all networks into one "
         f"folder, and `dpar sample` takes --{flag} DIR, the one of the model's experiment"
     )

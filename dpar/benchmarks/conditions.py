@@ -1,4 +1,4 @@
-"""Under which conditions a number was measured: without them it is not a result."""
+"""The conditions under which a number was measured: without them it is not a result."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from dpar.tracking.environment import git_commit, versions
 def conditions(device: torch.device) -> dict[str, Any]:
     """The code, the packages and the machine; a benchmark adds its shapes and precision."""
     return {
-        "commit": stated_commit(*git_commit()),
+        "commit": commit_label(*git_commit()),
         "versions": versions(),
         "card": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "processor": _processor(),
@@ -22,8 +22,8 @@ def conditions(device: torch.device) -> dict[str, Any]:
     }
 
 
-def stated_commit(commit: str | None, changed: bool) -> str | None:
-    """What `git_commit` found, in words."""
+def commit_label(commit: str | None, changed: bool) -> str | None:
+    """The commit that `git_commit` found, in words; None outside a git checkout."""
     return commit and commit + (" with changes" if changed else "")
 
 

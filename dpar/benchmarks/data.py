@@ -1,4 +1,4 @@
-"""Codes on their way from shards to the trainer: writing, decoding and reading, beside what training consumes.
+"""Codes on their way from shards to the trainer: writing, decoding and reading, compared with what training consumes.
 
 A store of random codes goes through the writer, the cache and the loader of a real training. Each stage runs in
 processes of its own, so that its memory is its own.

@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpar.benchmarks.conditions import stated_commit
+from dpar.benchmarks.conditions import commit_label
 from dpar.errors import InputError
 from dpar.model.llamagen import LlamaGen
 from dpar.tracking.environment import git_commit
 
 
 def described(checkout: Path, device: torch.device) -> dict[str, Any]:
-    """Which code it is, and how it runs."""
-    return {"commit": stated_commit(*git_commit(checkout)), "compiled": device.type == "cuda"}
+    """The code that it is, and how it runs."""
+    return {"commit": commit_label(*git_commit(checkout)), "compiled": device.type == "cuda"}
 
 
 def own_sampler(checkout: Path, model: LlamaGen, cfg_scale: float) -> Callable[[int], Tensor]:
-    """What draws a batch of so many images (B, T) with LlamaGen's `generate` and the weights of `model`.
+    """A function that draws a batch of so many images (B, T) with LlamaGen's `generate` and the weights of `model`.
 
     It is set up as by its `sample_c2i_ddp.py`: in the precision of `model`, on a GPU compiled with CUDA graphs, for one
     batch size: make another for another.

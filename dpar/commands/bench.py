@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from importlib import import_module
 
 BENCHMARKS = {
-    "train": "one optimizer step of DPAR beside one of LlamaGen of the same size",
-    "data": "codes from shards to batches, beside what training consumes",
-    "sample": "images a second beside Algorithm 2 as written and beside LlamaGen",
+    "train": "one optimizer step of DPAR compared with one of LlamaGen of the same size",
+    "data": "codes from shards to batches, compared with what training consumes",
+    "sample": "images a second, compared with Algorithm 2 as written and with LlamaGen",
 }
 
 

@@ -32,11 +32,11 @@ def causal_attention(
 
 
 def _sdpa(packed: PackedLengths) -> Attend:
-    """One dense call an image: exact everywhere, and on a CPU the fastest."""
+    """One dense call per image: exact everywhere, and on a CPU the fastest."""
     lengths = list(packed.lengths)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        # split, not slices: the gradient of a slice is as large as the whole batch, once an image
+        # split, not slices: the gradient of a slice is as large as the whole batch, once per image
         images = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
         return torch.cat([causal_attention(a[None], b[None], c[None])[0] for a, b, c in images])
 
@@ -152,7 +152,7 @@ def packed_attention(
     """Causal attention within each sequence, over tensors (N, H, head_dim) with the sequences end to end.
 
     Args:
-        packed: the lengths; made once a batch and shared by all layers.
+        packed: the lengths; made once per batch and shared by all layers.
         backend: `auto` for `fastest_backend`, or one by name.
         dtype: of the queries to come; `auto` depends on it.
 

@@ -7,7 +7,7 @@ from dpar.model.layers import Attend, Block, Head, Linear, RMSNorm
 
 
 class PatchDecoderLayer(nn.Module):
-    """What its patch knows is added to each token (Eq. 6), then a causal transformer layer over tokens (Eq. 7)."""
+    """The state of its patch is added to each token (Eq. 6), then a causal transformer layer over tokens (Eq. 7)."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -23,12 +23,12 @@ class PatchDecoderLayer(nn.Module):
         rope: Float[Tensor, "... half 2"],
         attend: Attend,
     ) -> Float[Tensor, "B T D"]:
-        return self.block(self.informed(tokens, patches, rows), rope, attend)
+        return self.block(self.add_patch_state(tokens, patches, rows), rope, attend)
 
-    def informed(
+    def add_patch_state(
         self, tokens: Float[Tensor, "B T D"], patches: Float[Tensor, "M D"], rows: Int[Tensor, "B T"]
     ) -> Float[Tensor, "B T D"]:
-        """Tokens with what their patches know (Eq. 6)."""
+        """Tokens with the states of their patches added (Eq. 6)."""
         return tokens + self.projection(self.norm(patches)).index_select(0, rows.flatten()).view_as(tokens)
 
 

@@ -10,7 +10,7 @@ from dpar.model.layers import Block
 from dpar.packing import PackedLengths
 
 
-def behind_first(
+def shift_right(
     first: Float[Tensor, "B *features"], rest: Float[Tensor, "M *features"], packed: PackedLengths
 ) -> Float[Tensor, "M *features"]:
     """Each packed sequence moved back by one place: `first` in front, the last of `rest` gone."""
@@ -42,9 +42,9 @@ class PatchTransformer(nn.Module):
             packed: patches an image.
             backend: of packed attention.
         """
-        rope = behind_first(rope.new_zeros(len(classes), *rope.shape[1:]), rope, packed)
+        rope = shift_right(rope.new_zeros(len(classes), *rope.shape[1:]), rope, packed)
         attend = packed_attention(packed, backend, dtype=attention_dtype(classes))
-        x = self.dropout(behind_first(classes, patches, packed))
+        x = self.dropout(shift_right(classes, patches, packed))
         for layer in self.layers:
             x = layer(x, rope, attend)
         return x

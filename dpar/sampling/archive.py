@@ -16,7 +16,7 @@ from dpar.sampling.drawing import Drawn
 
 
 class Parts:
-    """The finished part of a shard that is being drawn, in a hidden folder beside its output."""
+    """The finished part of a shard that is being drawn, in a hidden folder next to its output."""
 
     def __init__(self, output: Path, identity: str):
         """Args:

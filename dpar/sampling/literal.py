@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dpar.entropy import said_entropy
+from dpar.entropy import entropy_from_outputs
 from dpar.model.attention import causal_attention
 from dpar.model.dpar import DPAR
 from dpar.model.llamagen import LlamaGen
@@ -38,7 +38,7 @@ def literal_entropy(entropy_model: LlamaGen, tokens: Int[Tensor, "B t"]) -> Floa
     """e_t in nats from the tokens x_<t, of which there is at least one (Algorithm 2, line 4)."""
     conditional = entropy_model.config.num_classes is not None
     nothing = tokens.new_full((len(tokens),), entropy_model.null_label) if conditional else None
-    return said_entropy(entropy_model, llamagen_logits(entropy_model, tokens, nothing))
+    return entropy_from_outputs(entropy_model, llamagen_logits(entropy_model, tokens, nothing))
 
 
 class LiteralDPAR:

@@ -9,7 +9,7 @@ import torch
 from dpar.errors import InputError
 
 T = TypeVar("T")
-# What torch, or a library under it, says in a plain RuntimeError.
+# Words of torch, or of a library under it, in a plain RuntimeError.
 SAID = (
     "not enough memory",
     "can't allocate memory",

@@ -188,7 +188,7 @@ def _described(folder: Path, *kinds: str) -> dict[str, Any]:
 
 
 def _expect_gate(folder: Path, known: dict[str, Any], gate: str, model: Path, provenance: dict[str, Any]) -> None:
-    """The network in `folder` was made to place boundaries in the stead of the one that the model was trained with."""
+    """Makes sure that the network in `folder` places boundaries instead of the one that the model was trained with."""
     origin = known["provenance"]
     if origin.get("gate") != gate:
         found = f"the gate {origin['gate']!r}" if origin.get("gate") else "no gate of an experiment"

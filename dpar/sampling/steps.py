@@ -16,7 +16,7 @@ from torch._dynamo import config as dynamo_config
 from torch.fx.experimental import _config as fx_config
 
 from dpar.device import try_compiler
-from dpar.entropy import said_entropy
+from dpar.entropy import entropy_from_outputs
 from dpar.model.dpar import DPAR
 from dpar.model.llamagen import LlamaGen
 from dpar.model.patch_decoder import PatchDecoderLayer
@@ -58,7 +58,7 @@ def token_entropy(
     model: LlamaGen, x: Float[Tensor, "R D"], rope: Float[Tensor, "1 half 2"], entries: Entries, at: LockstepSlot
 ) -> Float[Tensor, " R"]:
     """Entropy in nats of that token (Eq. 3)."""
-    return said_entropy(model, token_logits(model, x, rope, entries, at))
+    return entropy_from_outputs(model, token_logits(model, x, rope, entries, at))
 
 
 def encoder_step(

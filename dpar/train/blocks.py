@@ -57,7 +57,7 @@ def compile_blocks(model: nn.Module, device: torch.device, dtype: torch.dtype) -
         if isinstance(between, PatchCrossAttention):
             between.forward = torch.compile(between.forward, dynamic=True)
         elif isinstance(between, PatchDecoderLayer):
-            between.informed = torch.compile(between.informed, dynamic=True)
+            between.add_patch_state = torch.compile(between.add_patch_state, dynamic=True)
 
 
 def checkpoint_activations(model: nn.Module) -> None:

@@ -48,7 +48,7 @@ from dpar.train.checkpoint import (
 )
 from dpar.train.distributed import Ranks, whole
 from dpar.train.interruption import REQUEUE, Interruption
-from dpar.train.objective import Inputs, autocast, drop_classes, inputs, likelihood, logits_and_targets, nats
+from dpar.train.objective import Inputs, autocast, drop_classes, inputs, likelihood, logits_and_targets, summed_loss
 from dpar.train.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from dpar.train.progress import Progress
 from dpar.weights import CONFIG, WEIGHTS, save_model, verify_model
@@ -370,10 +370,12 @@ class Trainer:
         checkpoint = load_checkpoint(state, step) if step > 0 else None
         if checkpoint is not None:
             self._restore(checkpoint)
-        self.nats = nats
+        self.summed_loss = summed_loss
         if training.compile:
             compile_blocks(self.model, ranks.device, getattr(torch, training.precision))
-            self.nats = torch.compile(nats)  # logits are most of the memory that a step moves: read less often
+            self.summed_loss = torch.compile(
+                summed_loss
+            )  # logits are most of the memory that a step moves: read less often
         if self._exceeds(training.activation_checkpointing_above):
             checkpoint_activations(self.model)
         self.network = self._parallel()
@@ -513,7 +515,7 @@ class Trainer:
             yield batch.images.tolist(), given
 
     def advance(self, stream: Iterator[tuple[list[int], Inputs]]) -> None:
-        """One optimizer step on the mean of `nats` over all tokens of the global batch."""
+        """One optimizer step on the mean of `summed_loss` over all tokens of the global batch."""
         training, config, ranks = self.task.training, self.model.config, self.ranks
         predicted = training.batch_size * (config.tokens if self.task.labelled else config.tokens - 1)
         torch.manual_seed(step_seed(self.task.seed, self.step, ranks.rank))
@@ -528,7 +530,7 @@ class Trainer:
             with self._gradients_shared(micro == training.accumulate - 1):
                 with autocast(ranks.device, training.precision):
                     logits, targets = logits_and_targets(self.network, given.to(ranks.device))
-                share = self.nats(logits, targets) / predicted
+                share = self.summed_loss(logits, targets) / predicted
                 ranks.at(at.format("backward pass"), long=first)
                 (share * ranks.size).backward()  # the wrapper divides by the number of ranks
             loss += share.detach()

@@ -1,4 +1,4 @@
-"""What a network learns, and how well it does on held-out images: the next token of every image, or its entropy."""
+"""The loss of a network, and its likelihood of held-out images: the next token of every image, or its entropy."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -66,7 +66,7 @@ class Inputs:
 
 
 def inputs(batch: Batch, *, labelled: bool, rule: PatchRule | None, distilled: bool = False) -> Inputs:
-    """What a network reads of `batch`.
+    """The part of `batch` that a network reads.
 
     Raises:
         InputError: entropies are to be learned, or place the patches, and the codes were stored without.
@@ -106,7 +106,9 @@ def logits_and_targets(
     return network(given.tokens, given.labels, given.layout), given.tokens
 
 
-def nats(logits: Float[Tensor, "B N outputs"], targets: Int[Tensor, "B N"] | Float[Tensor, "B N"]) -> Float[Tensor, ""]:
+def summed_loss(
+    logits: Float[Tensor, "B N outputs"], targets: Int[Tensor, "B N"] | Float[Tensor, "B N"]
+) -> Float[Tensor, ""]:
     """The cross-entropy of tokens summed over all targets (Eq. 2); of entropies, the smooth absolute error.
 
     The latter is half the square of errors below a nat: near the threshold, where they decide, all errors count, and
@@ -121,9 +123,9 @@ def nats(logits: Float[Tensor, "B N outputs"], targets: Int[Tensor, "B N"] | Flo
 
 @dataclass(frozen=True)
 class Likelihood:
-    """How well a network predicts a set of images."""
+    """The likelihood of a set of images under a network."""
 
-    nll: float  # nats a predicted token; of a distilled gate the mean smooth error, which is no likelihood
+    nll: float  # nats per predicted token; of a distilled gate the mean smooth error, which is no likelihood
     mean_patch_length: float | None  # tokens, P_avg; None without patches
     tokens: int  # predicted
     images: int
@@ -171,7 +173,7 @@ def likelihood(
         with autocast(ranks.device, precision):
             logits, targets = logits_and_targets(model, given.to(ranks.device))
         if batch is not None:
-            here = [nats(logits, targets).item(), targets.numel(), len(targets), given.patch_lengths]
+            here = [summed_loss(logits, targets).item(), targets.numel(), len(targets), given.patch_lengths]
             sums += torch.tensor(here, dtype=torch.float64)
     model.train(was_training)
     total, tokens, images, lengths = ranks.total(sums).tolist()

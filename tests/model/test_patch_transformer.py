@@ -1,6 +1,6 @@
 import torch
 
-from dpar.model.patch_transformer import PatchTransformer, behind_first
+from dpar.model.patch_transformer import PatchTransformer, shift_right
 from dpar.model.rope import zero_rope
 from dpar.packing import PackedLengths
 from tests.model.tiny import randomised
@@ -9,7 +9,7 @@ from tests.oracles import model as oracle
 
 def test_each_sequence_moves_back_by_one_behind_its_first():
     packed = PackedLengths.from_lengths([3, 1, 2])
-    found = behind_first(torch.tensor([[-1.0], [-2.0], [-3.0]]), torch.arange(6.0)[:, None], packed)
+    found = shift_right(torch.tensor([[-1.0], [-2.0], [-3.0]]), torch.arange(6.0)[:, None], packed)
     assert found.flatten().tolist() == [-1, 0, 1, -2, -3, 4]
 
 

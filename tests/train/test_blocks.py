@@ -13,7 +13,7 @@ from torch.nn.attention import varlen
 from dpar.data.loader import batches, sequential
 from dpar.train.blocks import blocks, checkpoint_activations, compile_blocks
 from dpar.train.distributed import Ranks
-from dpar.train.objective import Inputs, autocast, inputs, logits_and_targets, nats
+from dpar.train.objective import Inputs, autocast, inputs, logits_and_targets, summed_loss
 from dpar.train.optimizer import build_optimizer
 from tests.train.processes import run_on_ranks, train_on_ranks
 from tests.train.test_loop import same_weights
@@ -43,7 +43,7 @@ def logits_and_gradients(task: Task, read: Inputs, precision="float32") -> list[
     torch.manual_seed(1)
     with autocast(read.tokens.device, precision):
         logits, targets = logits_and_targets(task.model, read)
-    nats(logits, targets).backward()
+    summed_loss(logits, targets).backward()
     return [logits.detach(), *(p.grad for p in task.model.parameters())]
 
 
@@ -234,7 +234,7 @@ def test_a_divided_model_on_a_gpu_gives_the_losses_of_a_whole_one(gpu, compiled)
             for task, optimizer in zip((whole, divided), optimizers, strict=True):
                 with autocast(gpu, "bfloat16"):
                     logits, targets = logits_and_targets(task.model, read)
-                loss = nats(logits, targets) / targets.numel()
+                loss = summed_loss(logits, targets) / targets.numel()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(task.model.parameters(), 0.5)
                 optimizer.step()

@@ -21,7 +21,7 @@ from dpar.files import sha256_file
 from dpar.train import loop
 from dpar.train.checkpoint import load_checkpoint
 from dpar.train.distributed import Ranks
-from dpar.train.objective import inputs, logits_and_targets, nats, patch_layout
+from dpar.train.objective import inputs, logits_and_targets, patch_layout, summed_loss
 from tests.train.tiny import VOCAB, Recorder, history, tiny_task, train
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "train_losses.json"
@@ -286,9 +286,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_images_and_last_checkpoint(tm
 
     def broken(logits, targets):
         calls.append(1)
-        return nats(logits, targets) * (bad if len(calls) == 6 else 1)
+        return summed_loss(logits, targets) * (bad if len(calls) == 6 else 1)
 
-    monkeypatch.setattr(loop, "nats", broken)
+    monkeypatch.setattr(loop, "summed_loss", broken)
     with pytest.raises(InputError) as stop:
         train(tmp_path, "dpar", checkpoint_every=2, validate_every=100, log_every=100)
     stream = batches(tiny_task("dpar").train, batch_size=8, seed=0)
@@ -307,9 +307,9 @@ def test_what_is_not_finite_never_enters_the_curves(tmp_path, monkeypatch, log_e
 
     def broken(logits, targets):
         calls.append(1)
-        return nats(logits, targets) * (math.nan if len(calls) == 4 else 1)
+        return summed_loss(logits, targets) * (math.nan if len(calls) == 4 else 1)
 
-    monkeypatch.setattr(loop, "nats", broken)
+    monkeypatch.setattr(loop, "summed_loss", broken)
     with pytest.raises(InputError, match="broke at step 4"):
         train(tmp_path, "llamagen", validate_every=4, log_every=log_every, checkpoint_every=2)
     assert not (tmp_path / "state" / "history.jsonl").read_text()

@@ -13,7 +13,7 @@ from dpar.data.loader import batches, sequential
 from dpar.errors import InputError
 from dpar.patchify import PatchCounts, PatchRule, patch_starts
 from dpar.train.distributed import Ranks
-from dpar.train.objective import drop_classes, inputs, likelihood, logits_and_targets, nats
+from dpar.train.objective import drop_classes, inputs, likelihood, logits_and_targets, summed_loss
 from tests.train.tiny import CLASSES, VOCAB, code_rows, code_store, tiny_task
 
 CPU = Ranks(torch.device("cpu"))
@@ -144,7 +144,7 @@ def test_a_distilled_gate_learns_the_entropies_of_the_drawn_views():
     errors = [abs(a - b) for a, b in zip(found.flatten().tolist(), targets.flatten().tolist(), strict=True)]
     assert min(errors) < 1 < max(errors)
     expected = sum(e**2 / 2 if e < 1 else e - 0.5 for e in errors)
-    assert nats(found, targets).item() == pytest.approx(expected, rel=1e-5)
+    assert summed_loss(found, targets).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_error_of_a_distilled_gate_is_the_mean_over_all_tokens_but_the_first():

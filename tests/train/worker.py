@@ -18,7 +18,7 @@ PATIENCE_S = {"hang": 3, "freeze": 3, "hang until asked": 300}
 
 def main(folder: str, until: str, what: str = "") -> None:
     """Trains on this rank."""
-    rank, calls, nats, save = os.environ["RANK"], [], loop.nats, loop.save_checkpoint
+    rank, calls, original, save = os.environ["RANK"], [], loop.summed_loss, loop.save_checkpoint
 
     def failing(logits, targets):
         calls.append(1)
@@ -31,7 +31,7 @@ def main(folder: str, until: str, what: str = "") -> None:
         if len(calls) == STEP and what.startswith("hang"):
             print("rank 1 hangs", file=sys.stderr, flush=True)
             time.sleep(600)
-        return nats(logits, targets)
+        return original(logits, targets)
 
     def lingering(*arguments):
         time.sleep(LINGER_S)
@@ -39,7 +39,7 @@ def main(folder: str, until: str, what: str = "") -> None:
 
     watch.PATIENCE_S, watch.ASKED_S = PATIENCE_S.get(what, 300), 2
     if rank == "1":
-        loop.nats = failing
+        loop.summed_loss = failing
     if what == "linger":
         loop.save_checkpoint = lingering
     every = 10_000 if what == "linger" else 2
