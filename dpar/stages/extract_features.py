@@ -16,10 +16,11 @@ from jaxtyping import Int
 
 from dpar import tracking
 from dpar.config import Experiment, load_experiment
+from dpar.data.parts import Parts
 from dpar.errors import InputError, run_command
 from dpar.evaluation.features import Extractor, open_extractor, save_features
 from dpar.evaluation.image_sets import Files, ImageSet, Indexed, Pass, open_set, unseen
-from dpar.evaluation.parts import Parts, add_missing
+from dpar.evaluation.parts import add_missing, collected
 from dpar.files import digest
 from dpar.recipes import RECIPES
 from dpar.train.distributed import ranks
@@ -65,10 +66,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"{images.source}: expected an index (.json), or images in npz files")
         rows, left_out = choose(images, extractor, experiment)
         whole = Pass(images, extractor, side, rows=rows)
-        parts = Parts(args.output, here.from_main(identity(whole, here.device) if here.main else ""), len(whole))
+        parts = Parts(args.output, here.from_main(identity(whole, here.device) if here.main else ""))
         add_missing(parts, whole, here)
         if here.main:
-            features = whole.features(parts.collected())
+            features = whole.features(collected(parts, whole))
             features = replace(features, conditions=features.conditions | {"left_out": left_out})
             save_features(args.output, features)
             parts.remove()

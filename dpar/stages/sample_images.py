@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from jaxtyping import Int, UInt8
 
 from dpar import tracking
 from dpar.config import Experiment, Sampling, load_experiment
+from dpar.data.parts import Parts
 from dpar.device import default_device
 from dpar.errors import InputError, run_command
 from dpar.files import digest, read_json, write_bytes
 from dpar.grid import SampleCell, merged_thresholds, sample_cells, threshold_of
 from dpar.patchify import PatchRule
 from dpar.recipes import RECIPES
-from dpar.sampling.archive import Parts, write_samples
+from dpar.sampling.archive import keep, kept, write_samples
 from dpar.sampling.drawing import ImageSampler
 from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.networks import Networks, gate_threshold, gate_thresholds, load_networks
@@ -180,8 +182,8 @@ def draw_missing(sampler: ImageSampler, wanted: Request, parts: Parts, job: trac
     Raises:
         InputError: one image does not fit the memory.
     """
-    start, before = time.monotonic(), parts.done
-    for batch in sampler.batches(wanted, done=before, keep=parts.add):
+    start, before = time.monotonic(), parts.resume()
+    for batch in sampler.batches(wanted, done=before, keep=partial(keep, parts)):
         pace = (batch.stop - before) / (time.monotonic() - start)
         left = (len(wanted) - batch.stop) / pace
         print(f"drew {batch.stop} of {len(wanted)} images, {pace:.2f} a second, {left:.0f} s left", file=sys.stderr)
@@ -193,14 +195,12 @@ def write(
     args: argparse.Namespace, wanted: Request, parts: Parts, identity: dict[str, Any], side: int, *, compiled: bool
 ) -> Int[np.ndarray, " N"]:
     """Writes the samples with their conditions and the picture, throws the parts away, and gives patches per image."""
-    patches = np.concatenate([part.patches for part in parts])
+    patches = np.concatenate([part.patches for part in kept(parts)])
     # rounding depends on the sizes of batches, and on the compiler
-    rounding = {"batches": sorted({part.stop - part.start for part in parts})} | (
-        {"compiled": True} if compiled else {}
-    )
+    rounding = {"batches": sorted({len(span) for span in parts.spans})} | ({"compiled": True} if compiled else {})
     write_samples(
         args.output,
-        (part.images for part in parts),
+        (part.images for part in kept(parts)),
         (len(wanted), side, side, 3),
         {"labels": wanted.labels.astype(np.int32), "patches": patches.astype(np.int32)},
         identity | rounding,
@@ -224,7 +224,7 @@ def chosen(parts: Parts, wanted: Request) -> list[UInt8[np.ndarray, "_ H W 3"]]:
     rows = class_rows(wanted.labels, COLUMNS, ROWS)
     needed = np.sort(np.concatenate(rows))
     shown: dict[int, Any] = {}
-    for part in parts:
+    for part in kept(parts):
         for number in needed[(needed >= part.start) & (needed < part.stop)]:
             shown[number] = part.images[number - part.start]
     return [np.stack([shown[number] for number in row]) for row in rows]

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from dpar.data.parts import Parts
 from dpar.evaluation.features import ImageArray
-from dpar.sampling.archive import Parts, write_samples
+from dpar.sampling.archive import keep, kept, write_samples
 from dpar.sampling.drawing import Drawn
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 4, 4, 3), dtype=np.uint8)
@@ -34,30 +35,11 @@ def test_nothing_is_left_of_a_file_that_was_not_finished(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_part_behind_one_that_was_not_written_is_drawn_again(tmp_path):
-    output = tmp_path / "00000.npz"
-    parts = Parts(output, "one")
-    for start, stop in ((0, 2), (4, 6)):
-        parts.add(Drawn(start, IMAGES[start:stop], np.arange(start, stop)))
-    again = Parts(output, "one")
-    assert again.done == 2
-    for start, stop in ((2, 5), (5, 7)):  # in other pieces than before
-        again.add(Drawn(start, IMAGES[start:stop], np.arange(start, stop)))
-    assert np.array_equal(np.concatenate([part.images for part in Parts(output, "one")]), IMAGES)
-
-
-def test_parts_come_back_in_order_and_only_to_their_own_identity(tmp_path):
-    output = tmp_path / "00000.npz"
-    parts = Parts(output, "one")
-    assert parts.done == 0
-    for start, stop in ((0, 4), (4, 7)):
-        parts.add(Drawn(start, IMAGES[start:stop], np.arange(start, stop)))
-    again = Parts(output, "one")
-    assert again.done == 7
-    assert np.array_equal(np.concatenate([part.images for part in again]), IMAGES)
-    assert np.concatenate([part.patches for part in again]).tolist() == list(range(7))
-    assert Parts(tmp_path / "00001.npz", "two").done == 0
-    assert again.done == 7, "another shard's parts were taken for old ones"
-    assert Parts(output, "two").done == 0
-    assert again.done == 0
-    assert not list(tmp_path.iterdir())
+def test_batches_come_back_as_they_were_kept(tmp_path):
+    parts = Parts(tmp_path / "00000.npz", "one")
+    for start, stop in ((4, 7), (0, 4)):
+        keep(parts, Drawn(start, IMAGES[start:stop], np.arange(start, stop)))
+    found = list(kept(parts))
+    assert [(batch.start, batch.stop) for batch in found] == [(0, 4), (4, 7)]
+    assert np.array_equal(np.concatenate([batch.images for batch in found]), IMAGES)
+    assert np.concatenate([batch.patches for batch in found]).tolist() == list(range(7))

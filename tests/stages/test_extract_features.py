@@ -151,10 +151,10 @@ def killed(add, at):
     calls = iter(range(1, 1 + at))
 
     @wraps(add)
-    def call(self, *arguments):
+    def call(self, *arguments, **arrays):
         if next(calls) == at:
             raise KeyboardInterrupt
-        add(self, *arguments)
+        add(self, *arguments, **arrays)
 
     return call
 

@@ -1,0 +1,61 @@
+"""The finished parts of a pass over many images, kept on disk so that a killed one goes on where it stopped."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from dpar.files import replacing
+
+
+class Parts:
+    """Arrays of consecutive images, in a hidden folder next to the file that they will become."""
+
+    def __init__(self, output: Path, identity: str):
+        """Args:
+        output: the file.
+        identity: of all that decides the arrays; parts of another identity are thrown away.
+        """
+        self.folder = output.with_name(f".{output.stem}.{identity}.parts")
+        for other in output.parent.glob(f".{output.stem}.*.parts"):
+            if other != self.folder:
+                shutil.rmtree(other, ignore_errors=True)  # another process may be at it too
+
+    @property
+    def spans(self) -> list[range]:
+        """The numbers of the images of each part that is there, in order."""
+        found = (re.fullmatch(r"(\d+)-(\d+)\.npz", path.name) for path in self.folder.glob("*.npz"))
+        return sorted((range(int(name[1]), int(name[2])) for name in found if name), key=lambda span: span.start)
+
+    def resume(self) -> int:
+        """The number of finished images from the first on; parts behind a gap are thrown away."""
+        stop = 0
+        for span in self.spans:
+            if span.start == stop:
+                stop = span.stop
+            else:
+                self._path(span).unlink()
+        return stop
+
+    def add(self, span: range, **arrays: np.ndarray) -> None:
+        """Keeps a part: arrays whose rows are the images of these numbers."""
+        with replacing(self._path(span)) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]  # none is called `allow_pickle`
+
+    def load(self, span: range) -> dict[str, np.ndarray]:
+        """The arrays of a part that is there."""
+        with np.load(self._path(span)) as stored:
+            return dict(stored)
+
+    def __iter__(self) -> Iterator[tuple[range, dict[str, np.ndarray]]]:
+        for span in self.spans:
+            yield span, self.load(span)
+
+    def remove(self) -> None:
+        """Throws all parts away."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, span: range) -> Path:
+        return self.folder / f"{span.start:08d}-{span.stop:08d}.npz"
