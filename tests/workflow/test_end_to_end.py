@@ -70,7 +70,7 @@ def experiment(tmp_path):
 def test_the_graph_runs_to_the_report_and_a_second_run_does_nothing(snakemake, experiment, tmp_path, connections):
     run = snakemake("--cores", "2", "--configfile", experiment)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-6000:]
-    assert connections.processes() > 50  # Snakemake, its jobs and stages, and what carries records into MLflow
+    assert connections.processes() > 30  # Snakemake, its jobs and stages, and what carries records into MLflow
     assert connections.abroad() == []
     results = tmp_path / "results" / "tiny"
     page = (results / "report.html").read_text()
