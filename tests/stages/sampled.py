@@ -23,12 +23,17 @@ THRESHOLD = 3.4
 GATE_THRESHOLDS = {"small": 3.7, "distilled": 4.0}
 
 
-def write_results(results: Path, **sampling: Any) -> Path:
+def write_results(results: Path, num_classes: int = CLASSES, **sampling: Any) -> Path:
     """Experiment, thresholds, tokenizer, entropy model, models/dpar/step1 and models/llamagen/step1."""
     torch.manual_seed(0)
     write_experiment(
         results,
-        images={"source": "generated", "generated": {"train": 4, "val": 4}, "resolution": 8, "num_classes": CLASSES},
+        images={
+            "source": "generated",
+            "generated": {"train": 4, "val": 4},
+            "resolution": 8,
+            "num_classes": num_classes,
+        },
         tokenizer={**TOKENIZER, "attention": False, "training": {"steps": 1, "perceptual_weight": 0}},
         patchify=PATCHIFY,
         sampling={"num_images": 10, "batch_size": 4, "precision": "float32", **sampling},
@@ -50,9 +55,9 @@ def write_results(results: Path, **sampling: Any) -> Path:
     write_model(results / "entropy_model", LlamaGen(LlamaGen.Config(layers=1, **SIZES)), {"tokenizer": tokenizer})
     known = {"tokenizer": tokenizer, "entropy_model": model_config(results / "entropy_model")["sha256"], "step": 1}
     patches = {"patchify": {"strategy": "dynamic", **PATCHIFY}, "threshold": THRESHOLD}
-    dpar = DPAR(DPAR.Config(layers=1, decoder_layers=1, num_classes=CLASSES, **SIZES))
+    dpar = DPAR(DPAR.Config(layers=1, decoder_layers=1, num_classes=num_classes, **SIZES))
     write_model(results / "models" / "dpar" / "step1", dpar, known | patches)
-    llamagen = LlamaGen(LlamaGen.Config(layers=2, num_classes=CLASSES, **SIZES))
+    llamagen = LlamaGen(LlamaGen.Config(layers=2, num_classes=num_classes, **SIZES))
     write_model(results / "models" / "llamagen" / "step1", llamagen, known | {"patchify": None, "threshold": None})
     return results
 

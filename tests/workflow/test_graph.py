@@ -3,15 +3,12 @@
 import ast
 import os
 import re
-import shlex
 import signal
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
 import yte
-from snakemake.cli import get_argument_parser
 
 from dpar.config import load_experiment
 from dpar.grid import model_cells, sample_cells, table_rows
@@ -285,25 +282,3 @@ def test_a_mistake_in_the_experiment_stops_before_anything_runs(snakemake, tmp_p
     assert run.returncode != 0
     assert named in run.stdout + run.stderr
     assert not (tmp_path / "results").exists()
-
-
-def test_no_command_of_the_documents_takes_a_target_for_an_experiment():
-    """`--configfile` takes any number of files, and what follows them."""
-    commands = {}
-    for document in (ROOT / "README.md", ROOT / "config" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
-        text = document.read_text().replace("\\\n", " ")
-        found = re.findall(r"`(snakemake [^`]+)`", text) + re.findall(r"^(?:\S*/)?(snakemake .*)$", text, re.MULTILINE)
-        commands |= {" ".join(command.split()): document for command in found}
-    assert len(commands) > 5
-    for command, document in commands.items():
-        read = get_argument_parser().parse_args(shlex.split(command, comments=True)[1:])
-        assert len(read.configfile or []) <= 1, f"{document}: {command}"
-
-
-def test_the_documents_name_only_files_that_exist():
-    for document in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"):
-        text = (ROOT / document).read_text()
-        named = set(re.findall(r"`((?:dpar|workflow|config|tests|slurm|envs|docs)/[\w./-]+\.\w+)`", text))
-        named |= set(re.findall(r"\]\(([^)#:]+)\)", text))
-        missing = {name for name in named if not Path(ROOT / name).exists()}
-        assert not missing, f"{document} names files that are not there"
