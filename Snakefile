@@ -50,13 +50,8 @@ localrules:
 
 
 onstart:
-    lock_results()
-    check_experiment()
-    guard_trainings()
-    check_slurm()
-    begin_forced_trainings()
-    write_experiment()
-    start_tracking()
+    in_words(lock_results, check_experiment, guard_trainings, check_slurm)
+    in_words(begin_forced_trainings, write_experiment, start_tracking)
 
 
 onsuccess:

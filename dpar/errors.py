@@ -9,12 +9,19 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote
 
 _ADDRESS = re.compile(r"(\w://[^:/@\s]*):(\S*)@")
 _QUERY = re.compile(r"([?&](?:\w*pass\w*|\w*token|\w*secret)=)([^&\s'\"]+)", re.IGNORECASE)
 _SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD", "MYSQL_PWD")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_TEXT = re.compile(
+    r"No space left on device|Disk quota exceeded|database or disk is full|\d+ requested and \d+ written"
+    r"|\(os error (?:28|122)\)"
+)
 
 
 class InputError(ValueError):
@@ -93,19 +100,51 @@ def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
         main(argv)
         sys.stdout.flush()
     except InputError as error:
-        print(redacted(f"error: {error}", argv or ()), file=sys.stderr)
+        _say(f"error: {error}", argv)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: nothing half-written is left behind", file=sys.stderr)
+        _say("interrupted: nothing half-written is left behind")
         return 128 + signal.SIGINT
-    except OSError as error:
-        if error.errno is None:
+    except Exception as error:
+        told = refusal_of_disk(error)
+        if told is None:
             raise
-        place = f" ({error.filename})" if error.filename else ""
-        told = f"error: {error.strerror or error}{place}; nothing half-written is left behind"
-        print(redacted(told, argv or ()), file=sys.stderr)
+        _say(f"error: {told}", argv)
         return 3
     return 0
+
+
+def _say(text: str, argv: Sequence[str] | None = None) -> None:
+    """Prints last words; where they or the output before them find no space, Python shall not try again at its end."""
+    with suppress(OSError):
+        print(redacted(text, argv or ()), file=sys.stderr)
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except OSError:
+            setattr(sys, name, None)
+
+
+def refusal_of_disk(error: BaseException) -> str | None:
+    """What to say of an error that comes from the file system, however it was wrapped; None of any other.
+
+    Libraries hide the system's error in one of their own (NumPy, SQLite, Arrow, safetensors), or in its text.
+    """
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for each in chain:
+        if getattr(each, "errno", None) in _FULL or _FULL_TEXT.search(str(each)):
+            return f"no space left: {_told(each)}; free some space and run the same command again"
+    return _told(error) if isinstance(error, OSError) and error.errno is not None else None
+
+
+def _told(error: BaseException) -> str:
+    path = getattr(error, "filename", None)
+    place = f" ({path})" if path else ""
+    return f"{getattr(error, 'strerror', None) or error}{place}; nothing half-written is left behind"
 
 
 def _show_bug(*raised: Any) -> None:

@@ -14,7 +14,7 @@ import psutil
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from dpar.errors import outlive_readers
+from dpar.errors import outlive_readers, run_command
 from dpar.launched import LAUNCHER
 from dpar.train.interruption import REQUEUE, heeding
 
@@ -48,4 +48,4 @@ def _pass_on(number: int, _: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(lambda arguments: sys.exit(main(arguments or ())), sys.argv[1:]))

@@ -10,7 +10,7 @@ from pathlib import Path
 from dpar import checks
 from dpar.commands.run import LOCKED, RETRAIN, only_run, retraining
 from dpar.config import FIGURES, TRAINING_PACE, gate_folder, parse_experiment, read_yaml
-from dpar.errors import InputError
+from dpar.errors import InputError, refusal_of_disk
 from dpar.files import digest, write_json
 from dpar.grid import described_models, figure_rows, gated_cells, model_cells, p_avg_targets, sample_cells, table_rows
 from dpar.recipes import recipe_number
@@ -143,6 +143,15 @@ def threshold_of_cell(model, patchify):
     return [threshold_file(patchify.p_avg)] if gated and patchify.p_avg is not None else []
 
 
+def in_words(*steps):
+    """Takes the steps; what is refused, by the program or by the disk, ends the run with a line and no traceback."""
+    for step in steps:
+        try:
+            step()
+        except (InputError, OSError) as error:
+            raise WorkflowError(refusal_of_disk(error) or str(error))
+
+
 def lock_results():
     """One run at a time works on these results; `dpar run` has locked those that it names, and said what changed."""
     if os.environ.get(LOCKED) != os.path.realpath(RESULTS):
@@ -150,10 +159,7 @@ def lock_results():
 
         lock = only_run(Path(RESULTS))
         LOCKS.append(lock)  # held until this process ends
-        try:
-            lock.__enter__()
-        except InputError as error:
-            raise WorkflowError(str(error))
+        lock.__enter__()
         say_changes(Path(RESULTS))
 
 
@@ -181,22 +187,16 @@ def begin_forced_trainings():
 def set_aside_by_force(state, outputs):
     from dpar.train.checkpoint import only_training, set_aside  # takes seconds to import
 
-    try:
-        with only_training(state):
-            set_aside(state, f"{os.path.dirname(outputs[0])} is finished, and forced")
-            for path in outputs:
-                os.unlink(path)
-    except InputError as error:
-        raise WorkflowError(str(error))
+    with only_training(state):
+        set_aside(state, f"{os.path.dirname(outputs[0])} is finished, and forced")
+        for path in outputs:
+            os.unlink(path)
 
 
 def check_experiment():
     """Before the first job: what would stop a later one, as far as that is known now."""
     jobs = [] if workflow.touch else workflow.dag.needrun_jobs()
-    try:
-        unknown = checks.refuse(EXPERIMENT, to_make={str(path) for job in jobs for path in job.output})
-    except InputError as error:
-        raise WorkflowError(str(error))
+    unknown = checks.refuse(EXPERIMENT, to_make={str(path) for job in jobs for path in job.output})
     for line in unknown:
         print(f"not checked: {line}", file=sys.stderr)
 
@@ -220,12 +220,9 @@ def check_slurm():
     """
     if "DPAR_SLURM_RUN" in os.environ:
         asked = [(job.rule.name, job.resources) for job in workflow.dag.needrun_jobs() if not job.is_local]
-        try:
-            longest = longest_jobs()
-            check_partitions(((name, r.get("slurm_partition"), r.get("runtime")) for name, r in asked), longest)
-            only_jobs(Path(RESULTS, "tracking", "slurm_run"), os.environ["DPAR_SLURM_RUN"])
-        except InputError as error:
-            raise WorkflowError(str(error))
+        longest = longest_jobs()
+        check_partitions(((name, r.get("slurm_partition"), r.get("runtime")) for name, r in asked), longest)
+        only_jobs(Path(RESULTS, "tracking", "slurm_run"), os.environ["DPAR_SLURM_RUN"])
 
 
 def tracking_command(*arguments):
@@ -247,10 +244,7 @@ def start_tracking():
     """
     if workflow.touch:  # no stage runs
         return
-    try:
-        store = find_store(RESULTS)
-    except InputError as error:
-        raise WorkflowError(str(error))
+    store = find_store(RESULTS)
     if not store.embedded and subprocess.call(tracking_command("sync")) != 0:
         print(f"tracking: the run goes on without {store.describe()}; the records wait in {RESULTS}/tracking/spool")
     os.makedirs(f"{RESULTS}/tracking", exist_ok=True)
