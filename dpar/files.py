@@ -8,12 +8,17 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from dpar.errors import InputError
+
+SEALED, SEAL = "sealed", "seal"
+"""The first and the last key of a JSON object that carries its own checksum."""
+
+_AGAIN = "delete it and run the stage that makes it again"
 
 
 @contextmanager
@@ -80,31 +85,89 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """`value`, a JSON object, between the two marks of a file that carries its own checksum.
+
+    There are two so that no damage to one of them makes the file look like an old one, which has none.
+    """
+    plain = json.loads(json.dumps(unmarked(value)))
+    return {SEALED: 1, **plain, SEAL: digest(plain)}
+
+
+def unmarked(value: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` without the marks of a seal, whether or not it fits."""
+    return {name: entry for name, entry in value.items() if name not in (SEALED, SEAL)}
+
+
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes `value` as indented JSON, keys in their own order, to `path` whole or not at all.
+    """Writes `value` as indented JSON, keys in their own order, to `path` whole or not at all; objects sealed.
 
     Raises:
         InputError: a number is NaN or infinite.
     """
     try:
-        text = json.dumps(value, indent=2, allow_nan=False)
+        text = json.dumps(sealed(value) if isinstance(value, dict) else value, indent=2, allow_nan=False)
     except ValueError as error:
         raise InputError(f"{path} would hold a number that is not finite ({error}): {value!r:.300}") from None
     write_text(path, text + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """The JSON value in `path`.
+def read_json(path: str | Path, *, kind: type = object) -> Any:
+    """The JSON value in `path`, without its seal.
+
+    Args:
+        kind: what it must be, such as `dict`.
 
     Raises:
-        InputError: the file is missing or is not JSON.
+        InputError: the file is missing, is not JSON, is something else, or was changed after it was written.
     """
+    value = _parsed(path)
+    if isinstance(value, dict) and (SEALED in value or SEAL in value):
+        format, seal = value.pop(SEALED, None), value.pop(SEAL, None)
+        if format != 1 or type(format) is not int or seal != digest(value):
+            raise InputError(
+                f"{path} was changed after it was written (its `{SEAL}` does not fit the rest): put it back, or delete "
+                f"it and run again what made it; `dpar track accept {path}` says that the change is meant"
+            )
+    if not isinstance(value, kind):
+        raise InputError(f"{path} holds a JSON {type(value).__name__}; {_AGAIN}")
+    return value
+
+
+def reseal(path: str | Path) -> bool:
+    """Whether `path` was sealed JSON whose content had been changed; if so, its seal is made for the content."""
+    value = _parsed(path)
+    if not isinstance(value, dict) or not (SEALED in value or SEAL in value):
+        return False
+    if value == sealed(value):
+        return False
+    write_json(path, value)
+    return True
+
+
+def _parsed(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text("utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; run the stage that makes it, or check the path") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not JSON ({error}); delete it and run the stage that makes it again") from None
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or numbers with too many digits
+        raise InputError(f"{path} is not JSON ({error}); {_AGAIN}") from None
+
+
+@contextmanager
+def fields_of(path: str | Path) -> Iterator[None]:
+    """A block that takes apart what `path` holds: a field that is missing or of another type is one line.
+
+    Raises:
+        InputError: naming the field.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} lacks a field, or has another than expected ({said}); {_AGAIN}") from error
 
 
 def sha256_file(path: str | Path) -> str:

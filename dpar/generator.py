@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dpar.device import default_device
 from dpar.errors import InputError
+from dpar.files import fields_of
 from dpar.patchify import PatchRule
 from dpar.sampling.drawing import ImageSampler
 from dpar.sampling.guidance import DrawSettings
@@ -42,7 +43,8 @@ class Generator:
             InputError: a network is missing, damaged or was not made for the others. Nothing is ever downloaded.
         """
         folder = Path(folder)
-        rule = PatchRule.of_model(model_config(folder))
+        with fields_of(folder / CONFIG):
+            rule = PatchRule.of_model(model_config(folder))
         networks = load_networks(
             folder,
             find_network(folder, "entropy_model") if rule is not None and rule.is_dynamic else None,

@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from dpar import files
 from dpar.config import (
     Experiment,
     Patchify,
@@ -163,9 +165,18 @@ def p_avg_targets(experiment: Experiment) -> list[float]:
     return sorted({p.p_avg for p in patchify if p.is_dynamic and p.p_avg is not None})
 
 
-def merged_thresholds(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """What calibrate_threshold wrote for several targets, as one."""
-    return {"p_avg": {target: entry for each in found for target, entry in each["p_avg"].items()}}
+def merged_thresholds(paths: Iterable[Path]) -> dict[str, Any]:
+    """What calibrate_threshold wrote into `paths` for several targets, as one.
+
+    Raises:
+        InputError: a file is missing, or holds no thresholds.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for path in paths:
+        with files.fields_of(path):
+            for target, entry in files.read_json(path)["p_avg"].items():
+                found[target] = {name: float(entry[name]) for name in ("threshold", "achieved")}
+    return {"p_avg": found}
 
 
 def threshold_of(patchify: Patchify, thresholds: Mapping[str, Any]) -> float | None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpar.errors import InputError
-from dpar.files import read_json, replacing, sha256_file, write_json
+from dpar.files import fields_of, read_json, replacing, sha256_file, write_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -84,6 +84,11 @@ def save_model(folder: str | Path, model: Any, provenance: dict[str, Any]) -> No
     )
 
 
+def model_files(folder: str | Path) -> list[Path]:
+    """The files of a model, the weights and what they are; other stages put theirs beside them."""
+    return [Path(folder) / WEIGHTS, Path(folder) / CONFIG]
+
+
 def model_config(folder: str | Path) -> dict[str, Any]:
     """What `save_model` wrote to config.json.
 
@@ -92,8 +97,14 @@ def model_config(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     config = read_json(folder / CONFIG)
-    if not isinstance(config, dict) or config.get("kind") not in KINDS:
+    if not isinstance(config, dict) or not isinstance(config.get("kind"), str) or config["kind"] not in KINDS:
         raise InputError(f"{folder / CONFIG} does not describe a model (kinds: {', '.join(KINDS)})")
+    for name, kind in (("model", dict), ("sha256", str), ("provenance", dict)):
+        if not isinstance(config.get(name), kind):
+            raise InputError(
+                f"{folder / CONFIG} describes a model without `{name}`, or with another {name} than expected; make the "
+                "model again"
+            )
     return config
 
 
@@ -129,7 +140,9 @@ def load_model(folder: str | Path, kind: str, device: str | torch.device = "cpu"
     verify_model(folder)
     module, name = KINDS[kind]
     cls = getattr(import_module(module), name)
-    model = cls(cls.Config.model_validate(config["model"]))
+    with fields_of(folder / CONFIG):
+        sizes = cls.Config.model_validate(config["model"])
+    model = cls(sizes)
     try:
         tensors = load_file(folder / WEIGHTS, device="cpu")
         model.load_state_dict(tensors, strict=True)

@@ -4,10 +4,12 @@ import ast
 import errno
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from dpar import files
 from dpar.errors import InputError
 from dpar.files import digest, read_json, replacing, sha256_file, write_json
 
@@ -100,3 +102,54 @@ def test_text_is_read_and_written_as_utf_8_whatever_the_language_of_the_terminal
     rules = [line for path in root.glob("workflow/rules/*.smk") for line in path.read_text("utf-8").splitlines()]
     opened = [line for line in rules if re.search(r"read_text\(\)|(?<!P)open\(", line)]
     assert [line for line in opened if not re.search(r'"[ra]b"', line)] == []
+
+
+class TestSeals:
+    def test_a_change_of_any_byte_is_refused_or_harmless_and_a_file_without_a_seal_is_read(self, tmp_path):
+        path, value = tmp_path / "x.json", {"a": [1, 2.5, None], "b": {"c": "text"}, "nan": False}
+        files.write_json(path, value)
+        whole = path.read_bytes()
+        for place in range(len(whole)):
+            for bit in range(8):
+                path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+                with suppress(InputError):
+                    assert files.read_json(path, kind=dict) == value, f"bit {bit} of byte {place}"
+        path.write_text(json.dumps(value))
+        assert files.read_json(path) == value
+
+    def test_white_space_and_order_do_not_matter_and_a_mark_that_is_gone_does(self, tmp_path):
+        path = tmp_path / "x.json"
+        files.write_json(path, {"a": 1, "b": 2})
+        marked = json.loads(path.read_text())
+        path.write_text(json.dumps(dict(reversed(marked.items()))))
+        assert files.read_json(path) == {"b": 2, "a": 1}
+        for mark in (files.SEALED, files.SEAL):
+            path.write_text(json.dumps({name: entry for name, entry in marked.items() if name != mark}))
+            with pytest.raises(InputError, match=r"x\.json was changed after it was written.*dpar track accept"):
+                files.read_json(path)
+
+    def test_keys_that_are_numbers_and_tuples_read_back_whole(self, tmp_path):
+        files.write_json(tmp_path / "x.json", {10: (1, 2), 9: "a"})
+        assert files.read_json(tmp_path / "x.json") == {"10": [1, 2], "9": "a"}
+
+    def test_a_changed_file_gets_its_seal_again_and_a_whole_one_stays(self, tmp_path):
+        path = tmp_path / "x.json"
+        files.write_json(path, {"a": 1})
+        assert not files.reseal(path)
+        path.write_text(path.read_text().replace('"a": 1', '"a": 2'))
+        assert files.reseal(path)
+        assert files.read_json(path) == {"a": 2}
+        path.write_text('{"a": 3}')
+        assert not files.reseal(path), "an old file has no seal to mend"
+
+    @pytest.mark.parametrize("text", ["[1]", "3", "null", '"x"'])
+    def test_another_value_than_expected_is_named(self, tmp_path, text):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(InputError, match=r"x\.json holds a JSON"):
+            files.read_json(tmp_path / "x.json", kind=dict)
+
+    @pytest.mark.parametrize("take", [lambda v: v["b"], lambda v: v["a"]["c"], lambda v: v["a"].x, lambda v: int("x")])
+    def test_a_field_that_is_missing_or_another_is_one_line(self, tmp_path, take):
+        with pytest.raises(InputError, match=r"x\.json lacks a field") as caught, files.fields_of(tmp_path / "x.json"):
+            take({"a": 1})
+        assert "\n" not in str(caught.value)

@@ -19,6 +19,7 @@ from dpar.errors import InputError, shown
 from dpar.evaluation.comparison import comparable, compare, gaussian_of, metric_name
 from dpar.evaluation.features import Extractor, Features, load_features, open_extractor, save_features
 from dpar.evaluation.image_sets import Profile, describe, open_set, unseen
+from dpar.tracking.makers import check_recorded
 
 SHOWN = {  # value -> what it is called in the table
     "spatial_frechet_distance": "sFID",
@@ -86,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1")
     extractor = None if args.extractor is None else open_extractor(args.extractor, default_device())
+    check_recorded(args.samples, args.reference)
     samples, reference = (
         _features(path, extractor, args.profile, args.resolution) for path in (args.samples, args.reference)
     )

@@ -20,6 +20,7 @@ from dpar.report.card import model_card
 from dpar.tracking.hashes import read_artefact
 from dpar.tracking.ledger import Ledger
 from dpar.tracking.lineage import results_of, sources
+from dpar.tracking.makers import recorded_json
 from dpar.tracking.models import model_of_run
 from dpar.tracking.spool import CONFIG as SETTINGS
 from dpar.tracking.store import URI_VARIABLE, find_store
@@ -119,13 +120,15 @@ def _facts(folder: Path, described: dict[str, Any]) -> tuple[dict[str, Any], dic
         facts["origin"].append("no records of a run lie beside the folder that was exported")
         return facts, copies
     for path in sorted(results.glob("metrics/*/seed*.json")):
-        found = files.read_json(path)
-        if found["conditions"].get("drawn", {}).get("networks", {}).get("model") == weights:
+        found = recorded_json(path)
+        with files.fields_of(path):
+            drawn = found["conditions"].get("drawn") or {}
+        if (drawn.get("networks") or {}).get("model") == weights:
             measured.setdefault(path.parent.name, []).append(found)
             for picture in sorted(results.glob(f"samples/{path.parent.name}/{path.stem}/*.png"))[:1]:
                 copies.setdefault(PICTURE, picture)
     for path in results.glob("likelihood/*/*.json"):
-        if (found := files.read_json(path))["model"] == weights:
+        if (found := recorded_json(path)).get("model") == weights:
             facts["likelihood"] = found
     ledger = Ledger(results)
     makers = ledger.producers(read_artefact(folder / WEIGHTS, results))

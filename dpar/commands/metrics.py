@@ -10,6 +10,7 @@ from pathlib import Path
 from dpar.errors import InputError
 from dpar.evaluation.comparison import compare
 from dpar.evaluation.features import load_features, load_logits
+from dpar.tracking.makers import check_recorded
 
 # what is printed -> what it is called in the files of the pipeline
 NAMES = {
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if args.split_size < 1:
         raise InputError(f"--split-size {args.split_size}: expected a number of images, at least 1")
+    check_recorded(args.samples, args.reference, *filter(None, [args.logits]))
     samples, reference = load_features(args.samples), load_features(args.reference)
     if args.logits is not None:
         logits = load_logits(args.logits)

@@ -16,11 +16,11 @@ from dpar.config import Experiment, load_experiment
 from dpar.device import PEAK_BF16
 from dpar.errors import InputError
 from dpar.evaluation import cost, flops
-from dpar.files import read_json
 from dpar.grid import model_cells, sample_cells
 from dpar.planning import Data, Job, Key, Rates, jobs
 from dpar.report.targets import COMPUTED, PAPER, refusal, targets
 from dpar.tracking.ledger import read_events
+from dpar.tracking.makers import check_recorded, recorded_json
 
 IMAGENET = (1_281_167, 50_000)  # images for training, and held out
 PEAK_FLOAT32 = {"A100": 19.5e12, "H100": 67e12, "H200": 67e12}  # operations a second, without tensor cores
@@ -209,7 +209,7 @@ def counted(experiment: Experiment, results: Path) -> tuple[tuple[int, int] | No
     index = [results / "index" / f"{split}.json" for split in ("train", "val")]
     taken = ["speeds"]
     if "images" not in other and all(path.is_file() for path in index):
-        train, held_out = (int(read_json(path)["count"]) for path in index)
+        train, held_out = (int(recorded_json(path)["count"]) for path in index)
         images = train, held_out
         taken.append("numbers of images")
     if not other and (results / "patch_counts.json").is_file():
@@ -226,7 +226,7 @@ def patches_counted(results: Path) -> dict[str, float]:
         InputError: the file is missing or holds no counts.
     """
     path = results / "patch_counts.json"
-    found = read_json(path)
+    found = recorded_json(path)
     try:
         return {slug: float(cell["steps"]) for slug, cell in found["cells"].items()}
     except (TypeError, KeyError, ValueError, AttributeError):
@@ -267,6 +267,7 @@ def measured_training(experiment: Experiment, results: Path) -> Iterator[float]:
         config = cost.network(experiment, cell.transformer)
         patches = counted[slug] if cell.transformer.is_dpar else None
         for history in sorted((results / "models" / slug).glob("*/history.jsonl")):
+            check_recorded(history)
             records = [json.loads(line) for line in history.read_text("utf-8").splitlines()]
             speeds = [r["perf/images_per_s"] / r.get("perf/devices", 1) for r in records if "perf/images_per_s" in r]
             if speeds:

@@ -11,7 +11,7 @@ from typing import IO
 from dpar.checks import refuse
 from dpar.config import Experiment, load_experiment, parse_experiment
 from dpar.errors import InputError, run_command
-from dpar.files import only_process
+from dpar.files import only_process, unmarked
 from dpar.supervision import Supervised
 from dpar.tracking.store import find_store
 
@@ -85,7 +85,7 @@ def what_runs(arguments: Sequence[str]) -> tuple[Experiment, Path]:
         settings = ConfigSettings(config=parse_config(given.config), configfiles=given.configfile)
     except (OSError, ValueError, WorkflowError) as error:
         raise InputError(f"{where}: {error}") from None
-    return parse_experiment(dict(settings.overwrite_config), where), Path(given.directory or "")
+    return parse_experiment(unmarked(settings.overwrite_config), where), Path(given.directory or "")
 
 
 def where_to_look(results: Path) -> str:

@@ -11,11 +11,12 @@ from typing import Any
 
 from dpar.config import Experiment, load_experiment
 from dpar.errors import InputError
-from dpar.files import read_json
+from dpar.files import fields_of
 from dpar.grid import SampleCell, p_avg_targets, table_rows
 from dpar.report import paper, tables
 from dpar.report.notes import notes
 from dpar.report.targets import SHARED, likelihood_files, metric_files, probe_files, refusal, tables_of, targets
+from dpar.tracking.makers import check_recorded, recorded_json
 
 SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex"}
 
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{args.table} is not printed from measurements, and {made} is not there; "
                 f"`dpar run --config {args.config}{_directory(args)} -- {args.table}` makes what belongs to it"
             )
+        check_recorded(made)
         print(made.read_text("utf-8"))
 
 
@@ -127,11 +129,13 @@ def _directory(args: argparse.Namespace) -> str:
 
 
 def _found(path: Path, key: Any) -> dict[Any, Any]:
-    return {key: read_json(path)} if path.is_file() else {}
+    return {key: recorded_json(path)} if path.is_file() else {}
 
 
 def _thresholds(experiment: Experiment, results: Path) -> Iterator[tuple[str, dict[str, float]]]:
     """What calibrate_threshold wrote for each target; not a number where it has not run."""
     for target in p_avg_targets(experiment):
-        found = _found(results / "thresholds" / f"pavg{target}.json", "")
-        yield str(target), found[""]["p_avg"][str(target)] if found else {"threshold": float("nan")}
+        path = results / "thresholds" / f"pavg{target}.json"
+        found = _found(path, "")
+        with fields_of(path):
+            yield str(target), found[""]["p_avg"][str(target)] if found else {"threshold": float("nan")}

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpar.errors import InputError
-from dpar.files import read_json
+from dpar.files import read_json, reseal
 from dpar.tracking import audit, dashboard, mirror, status
 from dpar.tracking.audit import graph_outputs
+from dpar.tracking.makers import accept
+from dpar.tracking.places import results_above
 from dpar.tracking.store import URI_VARIABLE, Store, find_store
 
 PORT = 5000
@@ -34,6 +36,9 @@ def parser() -> argparse.ArgumentParser:
     check = actions.add_parser("audit", parents=[common], help="prove that every output belongs to a finished run")
     check.add_argument("--snakefile", type=Path, default=Path("Snakefile"))
     check.add_argument("--outputs", type=Path, help="file with one output a line, instead of asking snakemake")
+
+    taken = actions.add_parser("accept", help="take files as they are, though no job has left them so: a meant edit")
+    taken.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files, or folders with the files to take")
 
     actions.add_parser("rebuild", parents=[common], help="make the store again from the records")
     actions.add_parser("views", parents=[common], help="write the saved views again and list them")
@@ -70,11 +75,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: with status 1 if the audit finds a file that is not tracked, or a record cannot be shown.
     """
     args = parser().parse_args(argv)
+    if args.action == "accept":
+        _accept(args.paths)
+        return
     args.results = results_folder(args.results)
     store = find_store(args.results, args.uri)
     {"sync": _sync, "status": _status, "audit": _audit, "rebuild": _rebuild, "views": _views, "ui": _ui}[args.action](
         store, args
     )
+
+
+def _accept(paths: Sequence[Path]) -> None:
+    """Records that files are meant as they are; what lies in no results folder gets the seal that fits its content."""
+    inside: dict[Path, list[Path]] = {}
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path} does not exist; give files or folders of a results folder")
+        results = results_above(path / "any")
+        if results is not None:
+            inside.setdefault(results, []).append(path.resolve())
+        elif path.is_file() and reseal(path):
+            print(f"{path}: sealed as it is; it lies in no results folder, so that no record says so")
+        else:
+            raise InputError(f"{path} lies in no results folder with records, and carries no seal: nothing to accept")
+    for results, given in inside.items():
+        accepted = accept(results, given)
+        for file in accepted:
+            print(f"{file.path}: {(file.before or 'no record')[:12]} -> {file.now[:12]}, accepted by hand")
+        if not accepted:
+            print(f"{', '.join(map(str, given))}: as recorded; nothing to accept")
 
 
 def _sync(store: Store, args: argparse.Namespace) -> None:
@@ -96,7 +125,7 @@ def _audit(store: Store, args: argparse.Namespace) -> None:
         raise InputError("there are no outputs to audit; is this the results folder of an experiment that has run?")
     findings = audit.audit(store, outputs)
     print(audit.report(findings))
-    if any(finding.verdict != "tracked" for finding in findings):
+    if any(finding.verdict not in audit.GOOD for finding in findings):
         sys.exit(1)
 
 

@@ -19,7 +19,7 @@ from dpar.data.sources import SOURCES, FolderImages, ImageSource, open_images
 from dpar.data.sources.source import ClassNames, enumerated, file_stamp
 from dpar.data.workers import mapped, reported
 from dpar.errors import InputError, shown
-from dpar.files import read_json, write_text
+from dpar.files import read_json, sealed, write_text
 
 __all__ = ["FolderImages", "ImageIndex", "ImageSource", "open_images", "shared_images"]
 
@@ -174,7 +174,8 @@ class ImageIndex:
             "checks": self.checks,
             "locations": {name: column.tolist() for name, column in self.images.locations.items()},
         }
-        lines = (f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}" for name, value in values.items())
+        whole = sealed(values).items()
+        lines = (f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}" for name, value in whole)
         write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
     def __len__(self) -> int:

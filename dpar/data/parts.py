@@ -2,11 +2,14 @@
 
 import re
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from dpar.errors import InputError
 from dpar.files import replacing
 
 
@@ -42,12 +45,23 @@ class Parts:
     def add(self, span: range, **arrays: np.ndarray) -> None:
         """Keeps a part: arrays whose rows are the images of these numbers."""
         with replacing(self._path(span)) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]  # none is called `allow_pickle`
+            np.savez(file, **arrays, of=np.array(self._name(span)))  # pyright: ignore[reportArgumentType]  # none is called `allow_pickle`
 
     def load(self, span: range) -> dict[str, np.ndarray]:
-        """The arrays of a part that is there."""
-        with np.load(self._path(span)) as stored:
-            return dict(stored)
+        """The arrays of a part that is there.
+
+        Raises:
+            InputError: it is damaged, or that of another pass or other images.
+        """
+        advice = f"remove {self._path(span)} and run the same command again, which makes that part again"
+        try:
+            with np.load(self._path(span), allow_pickle=False) as stored:
+                arrays = dict(stored)
+        except (ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+            raise InputError(f"a part of what was being made is damaged ({error}); {advice}") from None
+        if (of := str(arrays.pop("of", self._name(span)))) != self._name(span):  # older ones lack it
+            raise InputError(f"a part of what was being made is that of {of}; {advice}")
+        return arrays
 
     def __iter__(self) -> Iterator[tuple[range, dict[str, np.ndarray]]]:
         for span in self.spans:
@@ -56,6 +70,9 @@ class Parts:
     def remove(self) -> None:
         """Throws all parts away."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _name(self, span: range) -> str:
+        return f"{self.folder.name}/{self._path(span).name}"
 
     def _path(self, span: range) -> Path:
         return self.folder / f"{span.start:08d}-{span.stop:08d}.npz"

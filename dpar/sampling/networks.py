@@ -14,12 +14,13 @@ from dpar.config import Patchify
 from dpar.data.crops import to_model_input
 from dpar.device import full_float32
 from dpar.errors import InputError
-from dpar.files import read_json
+from dpar.files import fields_of, read_json
 from dpar.model.dpar import DPAR
 from dpar.model.llamagen import LlamaGen
 from dpar.sampling.memory import in_pieces
 from dpar.tokenizer.autoencoder import VQAutoencoder, to_bytes
-from dpar.weights import CONFIG, load_model, model_config
+from dpar.tracking.makers import check_recorded
+from dpar.weights import CONFIG, load_model, model_config, model_files
 
 PIXELS_AT_ONCE = 2**21
 """Pixels that are encoded or decoded together: 32 images of 256 x 256."""
@@ -120,6 +121,8 @@ def load_networks(
         InputError: a folder holds something else, networks that were not made for one another, or weights that are
             not finite.
     """
+    folders = [folder for folder in (model, entropy_model, tokenizer) if folder is not None]
+    check_recorded(*(path for folder in folders for path in model_files(folder)))
     described = _described(model, "dpar", "llamagen")
     digests: dict[str, str | None] = {"model": described["sha256"], "entropy_model": None}
     provenance = described["provenance"]
@@ -164,12 +167,18 @@ def gate_threshold(folder: Path, patchify: Patchify) -> float:
         InputError: the gate was calibrated for other patches, or it is not the network that was calibrated.
     """
     path = gate_thresholds(folder)
-    found = read_json(path)
-    if found["gate"] != model_config(folder)["sha256"]:
+    check_recorded(path)
+    found = read_json(path, kind=dict)
+    with fields_of(path):
+        gate, rules = (
+            found["gate"],
+            [(Patchify(**rule["patchify"]), float(rule["threshold"])) for rule in found["rules"]],
+        )
+    if gate != model_config(folder)["sha256"]:
         raise InputError(f"{path} was made for another network than the one in {folder}; run calibrate_gate again")
-    for rule in found["rules"]:
-        if Patchify.model_validate(rule["patchify"]) == patchify:
-            return rule["threshold"]
+    for calibrated, threshold in rules:
+        if calibrated == patchify:
+            return threshold
     raise InputError(
         f"{path} has no threshold for patches of {patchify}; sample such a cell in a table of the experiment and run "
         "calibrate_gate again, or give the threshold in nats of this gate"

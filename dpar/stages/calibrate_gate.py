@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import gate_folder, load_experiment
 from dpar.data.codes import open_codes
 from dpar.device import default_device
 from dpar.errors import InputError, run_command
-from dpar.files import read_json, write_json
+from dpar.files import write_json
 from dpar.grid import gated_cells, merged_thresholds, threshold_of
 from dpar.patchify import PatchCounts, PatchRule, calibrate
 from dpar.stages.score_entropies import scored
@@ -54,7 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         rule="calibrate_gate",
         experiment=args.experiment,
         name=f"calibrate_gate[{args.gate}]",
-        inputs=[args.gate_folder, args.manifest, *args.thresholds],
+        inputs=[
+            *jobs.network(gate_folder(args.gate), args.gate_folder),
+            *jobs.codes("scored", "train", args.manifest),
+            *jobs.thresholds(experiment, args.thresholds),
+        ],
         outputs=[args.output],
         params={"gate": args.gate, "kind": settings.kind},
     ) as job:
@@ -67,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = np.random.default_rng(experiment.seed).choice(len(tokens), min(ROWS, len(tokens)), replace=False)
         rows.sort()
         found = scored(args.gate_folder, settings, tokens[rows], store.metadata, args.manifest, default_device())
-        thresholds = merged_thresholds(map(read_json, args.thresholds))
+        thresholds = merged_thresholds(args.thresholds)
         patchifies = {cell.patchify.model_dump_json(): cell.patchify for cell in gated_cells(experiment)}
         rules = [
             {"patchify": patchify.model_dump(mode="json")}

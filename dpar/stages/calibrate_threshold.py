@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import Experiment, load_experiment
 from dpar.data.codes import open_codes
 from dpar.errors import InputError, run_command
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rule="calibrate_threshold",
         experiment=args.experiment,
         name=f"calibrate_threshold[{target}]",
-        inputs=[args.manifest],
+        inputs=jobs.codes("scored", "train", args.manifest),
         outputs=[args.output],
         params={"p_avg": target, **limits},
     ) as job:

@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import EntropyKind, EntropyModel, Patchify, Sampling, gate_folder, load_experiment
 from dpar.data.codes import CodeStore, open_codes
 from dpar.device import default_device
 from dpar.errors import run_command
 from dpar.evaluation import flops
 from dpar.evaluation.cost import guided_share
-from dpar.files import read_json, write_json, write_text
+from dpar.files import write_json, write_text
 from dpar.grid import gated_cells, merged_thresholds, threshold_of
 from dpar.model.dpar import DPAR, DPARConfig
 from dpar.model.llamagen import LlamaGenConfig
@@ -57,17 +57,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     experiment = load_experiment(args.experiment)
     gates = {folder.name: folder for folder in args.gates}
     models = {(folder.parent.name, folder.name): folder for folder in args.models}
-    thresholds = merged_thresholds(map(read_json, args.thresholds))
     with tracking.job(
         rule="compare_gates",
         experiment=args.experiment,
         inputs=[
-            *(args.manifest, args.entropy_model, *args.gates, *args.models, *args.thresholds),
-            *map(gate_thresholds, args.gates),
+            *jobs.codes("scored", "val", args.manifest),
+            *jobs.network("entropy_model", args.entropy_model),
+            *(wanted for gate, folder in gates.items() for wanted in jobs.network(gate_folder(gate), folder)),
+            *(wanted for state, folder in models.items() for wanted in jobs.model("/".join(state), folder)),
+            *jobs.thresholds(experiment, args.thresholds),
+            *(wanted for gate, f in gates.items() for wanted in jobs.gate_thresholds(gate, gate_thresholds(f))),
         ],
         outputs=[args.output, args.markdown],
         params={"gates": ", ".join(gates)},
     ) as job:
+        thresholds = merged_thresholds(args.thresholds)
         device = default_device()
         codes = open_codes(args.manifest, entropy_model=model_config(args.entropy_model)["sha256"])
         networks = [

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import load_experiment
 from dpar.data.crops import center_crop
 from dpar.data.images import ImageIndex
@@ -55,13 +55,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.cell not in cells:
         raise InputError(f"--cell {args.cell}: there is no such set of samples; there are {', '.join(cells) or 'none'}")
     sampling, side = cells[args.cell].sampling, experiment.images.resolution
+    state = f"{cells[args.cell].model}/{cells[args.cell].milestone}"
+    inputs = jobs.index("val", args.index) + jobs.model(state, args.model_folder) + jobs.tokenizer(args.tokenizer)
+    tracking.check(args.experiment, inputs)
     rule = PatchRule.of_model(model_config(args.model_folder))
     asked = [args.entropy_model] if rule is not None and rule.is_dynamic else []
     with tracking.job(
         rule="complete_images",
         experiment=args.experiment,
         name="complete_images",
-        inputs=[args.index, args.model_folder, args.tokenizer, *asked],
+        inputs=inputs + [wanted for folder in asked for wanted in jobs.network("entropy_model", folder)],
         outputs=[args.output],
         params={"cell": args.cell, **{f"sample.{name}": value for name, value in sampling.draw.items()}},
     ) as job:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dpar import __version__, tracking
+from dpar import __version__, jobs, tracking
 from dpar.config import Experiment, load_experiment
 from dpar.errors import run_command
 from dpar.evaluation.comparison import comparable, compare, metric_name
@@ -37,7 +37,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         rule="compute_metrics",
         experiment=args.experiment,
         name=f"compute_metrics[{args.output.parent.name},{args.output.stem}]",
-        inputs=[args.samples, args.reference],
+        inputs=[
+            *tracking.made_by(f"extract_features[{args.output.parent.name}/{args.output.stem}]", args.samples),
+            *tracking.made_by(jobs.REFERENCE, args.reference),
+        ],
         outputs=[args.output],
         params={"splits": evaluation.splits, "k": evaluation.k, "seed": experiment.seed},
     ) as job:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import Experiment, load_experiment
 from dpar.errors import run_command
 from dpar.evaluation import cost, flops
-from dpar.files import read_json, write_json
+from dpar.files import write_json
 from dpar.grid import ModelCell, merged_thresholds, model_cells, threshold_of
 from dpar.patchify import PatchCounts, PatchRule, simulate
 from dpar.stages.calibrate_threshold import stored_entropies
@@ -45,12 +45,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         rule="count_patches",
         experiment=args.experiment,
         name="count_patches",
-        inputs=[args.manifest, *args.thresholds],
+        inputs=jobs.codes("scored", "train", args.manifest) + jobs.thresholds(experiment, args.thresholds),
         outputs=[args.output],
         params={"models": ", ".join(cells), "cfg_scale": experiment.sampling.cfg_scale},
     ) as job:
         entropy = stored_entropies(experiment, args.manifest)
-        thresholds = merged_thresholds(map(read_json, args.thresholds))
+        thresholds = merged_thresholds(args.thresholds)
         rules = {
             slug: PatchRule.of(cell.patchify, threshold_of(cell.patchify, thresholds), experiment.grid[1])
             for slug, cell in cells.items()

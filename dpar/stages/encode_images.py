@@ -14,7 +14,7 @@ from jaxtyping import UInt8, UInt16
 from PIL import Image
 from torch import Tensor
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import Experiment, load_experiment
 from dpar.data.codes import CodeMetadata, rows_of_images, write_shard
 from dpar.data.crops import center_crop, to_model_input, to_uint8, views
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rule="encode_images",
         experiment=args.experiment,
         name=f"encode_images[{args.split}-{args.shard:05d}]",
-        inputs=[args.index, args.tokenizer],
+        inputs=jobs.index(args.split, args.index) + jobs.tokenizer(args.tokenizer),
         outputs=[args.output],
         params={"split": args.split, "shard": args.shard, "shards": shards, **experiment.codes.model_dump(mode="json")},
     ) as job:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import load_experiment
 from dpar.data.codes import open_codes
 from dpar.device import default_device
@@ -35,13 +35,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: the model or the codes are damaged, or they were not made for one another.
     """
     args = parser().parse_args(argv)
-    load_experiment(args.experiment)
-    name = f"{args.model_folder.parent.name}/{args.model_folder.name}"
+    experiment = load_experiment(args.experiment)
+    name = jobs.measured_state(args.experiment, args.output, args.model_folder)
     with tracking.job(
         rule="evaluate_likelihood",
         experiment=args.experiment,
         name=f"evaluate_likelihood[{name}]",
-        inputs=[args.model_folder, args.manifest],
+        inputs=[
+            *jobs.model(name, args.model_folder),
+            *jobs.codes_of_model(experiment, name.partition("/")[0], "val", args.manifest),
+        ],
         outputs=[args.output],
         params={"model": name},
     ) as job:

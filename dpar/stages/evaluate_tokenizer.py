@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import load_experiment
 from dpar.data.crops import center_crop, to_model_input, to_uint8
 from dpar.data.images import ImageIndex
@@ -27,7 +27,7 @@ from dpar.stages.encode_images import check_fit
 from dpar.tokenizer.autoencoder import to_bytes
 from dpar.tokenizer.fidelity import codebook_use, perplexity, psnr, ssim
 from dpar.tokenizer.picture import side_by_side
-from dpar.weights import CONFIG, WEIGHTS, load_model, model_config
+from dpar.weights import load_model, model_config
 
 PIXELS = {"cpu": 2**18, "cuda": 2**22}  # encoded at a time
 SHOWN_CLASSES, SHOWN_EACH, COLUMNS = 8, 2, 8
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tracking.job(
         rule="evaluate_tokenizer",
         experiment=args.experiment,
-        inputs=[args.tokenizer / WEIGHTS, args.tokenizer / CONFIG, args.index, args.extractor],
+        inputs=jobs.tokenizer(args.tokenizer) + jobs.index("val", args.index) + jobs.extractor(args.extractor),
         outputs=[args.report, args.picture],
     ) as job:
         index = ImageIndex.load(args.index)

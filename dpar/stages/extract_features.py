@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import Experiment, load_experiment
 from dpar.data.parts import Parts
 from dpar.errors import InputError, run_command
@@ -22,7 +22,9 @@ from dpar.evaluation.features import Extractor, open_extractor, save_features
 from dpar.evaluation.image_sets import Files, ImageSet, Indexed, Pass, open_set, unseen
 from dpar.evaluation.parts import add_missing, collected
 from dpar.files import digest
+from dpar.grid import sample_cells
 from dpar.recipes import RECIPES
+from dpar.tracking.makers import Wanted
 from dpar.train.distributed import ranks
 
 
@@ -42,13 +44,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage."""
     args = parser().parse_args(argv)
     experiment = load_experiment(args.experiment)
+    name = "/".join(args.output.absolute().with_suffix("").parts[-2:])
     with (
         ranks() as here,
         tracking.job(
             rule="extract_features",
             experiment=args.experiment,
-            name=f"extract_features[{'/'.join(args.output.with_suffix('').parts[-2:])}]",
-            inputs=[args.extractor, *args.images],
+            name=f"extract_features[{name}]",
+            inputs=jobs.extractor(args.extractor) + described_images(experiment, name, args.images),
             outputs=[args.output],
             params={
                 "extractor": experiment.evaluation.extractor,
@@ -76,6 +79,25 @@ def main(argv: Sequence[str] | None = None) -> None:
             job.summary({"images": len(features)})
             print(f"{len(features)} images, features of {features.features.shape[1]} dimensions: {args.output}")
         here.wait_for_main()
+
+
+def described_images(experiment: Experiment, name: str, paths: Sequence[Path]) -> list[Wanted]:
+    """The images whose features are called `name`: of the reference, or all shards of a set of samples.
+
+    Raises:
+        InputError: another number of shards.
+    """
+    if name == "features/reference":
+        reference = experiment.evaluation.reference
+        return jobs.index(reference, *paths) if reference in ("train", "val") else [Wanted(p) for p in paths]
+    cell, _, seed = name.partition("/")
+    shards = [f"sample_images[{name}/{i}]" for i in range(len(paths))]
+    found = sample_cells(experiment).get(cell)
+    if found is None:
+        return [Wanted(path) for path in paths]
+    if len(paths) != found.sampling.shards:
+        raise InputError(f"{len(paths)} files of samples of {cell}, {seed}; give its {found.sampling.shards} shards")
+    return [wanted for shard, path in zip(shards, paths, strict=True) for wanted in tracking.made_by(shard, path)]
 
 
 def identity(whole: Pass, device: torch.device) -> str:

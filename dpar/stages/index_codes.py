@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import load_experiment
 from dpar.data.codes import Manifest
 from dpar.errors import run_command
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rule="index_codes",
         experiment=args.experiment,
         name=f"index_codes[{store}-{split}]",
-        inputs=args.shards,
+        inputs=jobs.shards(store, split, args.shards),
         outputs=[args.output],
         params={"store": store, "split": split, "shards": len(args.shards)},
     ) as job:

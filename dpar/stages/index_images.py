@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import Images, load_experiment
 from dpar.data.class_names import numbered_as
 from dpar.data.images import ImageIndex, open_images, shared_images
@@ -53,7 +53,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         rule="index_images",
         experiment=args.experiment,
         name=f"index_images[{args.split}]",
-        inputs=[path for path in (args.images, args.classes_of) if path],
+        inputs=[
+            *(tracking.made_by(f"generate_images[{args.split}]", args.images) if args.images else []),
+            *(jobs.index("train", args.classes_of) if args.classes_of else []),
+        ],
         outputs=[args.output],
         params={"split": args.split, "source": source, "path": path, "max_unreadable": images.max_unreadable},
     ) as job:

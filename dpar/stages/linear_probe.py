@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import load_experiment
 from dpar.data.codes import open_codes
 from dpar.data.loader import epoch_views, sequential
@@ -40,12 +40,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     experiment = load_experiment(args.experiment)
     settings = experiment.evaluation.linear_probe
-    name = f"{args.model_folder.parent.name}/{args.model_folder.name}"
+    name = jobs.measured_state(args.experiment, args.output, args.model_folder)
     with tracking.job(
         rule="linear_probe",
         experiment=args.experiment,
         name=f"linear_probe[{name}]",
-        inputs=[args.model_folder, args.train, args.val],
+        inputs=[
+            *jobs.model(name, args.model_folder),
+            *jobs.codes_of_model(experiment, name.partition("/")[0], "train", args.train),
+            *jobs.codes_of_model(experiment, name.partition("/")[0], "val", args.val),
+        ],
         outputs=[args.output],
         params={"model": name, "seed": experiment.seed, **settings.model_dump()},
     ) as job:

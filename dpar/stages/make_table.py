@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import load_experiment
 from dpar.errors import run_command
 from dpar.files import read_json, write_text
@@ -44,14 +44,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage."""
     args = parser().parse_args(argv)
     experiment = load_experiment(args.experiment)
+    inputs = [
+        *jobs.metrics(args.metrics),
+        *jobs.by_state("evaluate_likelihood", args.likelihoods),
+        *tracking.made_by("measure_noise_floor", args.noise_floor),
+        *tracking.made_by("count_patches", args.patch_counts),
+        *jobs.thresholds(experiment, args.thresholds),
+        *jobs.by_state("linear_probe", args.linear_probes),
+        *jobs.samples(args.pictures),
+    ]
+    tracking.check(args.experiment, inputs)
     metrics = {(p.parent.name, int(p.stem.removeprefix("seed"))): read_json(p) for p in args.metrics}
     likelihoods, probes = (
         {(p.parent.name, p.stem): read_json(p) for p in paths} for paths in (args.likelihoods, args.linear_probes)
     )
-    thresholds = merged_thresholds(map(read_json, args.thresholds))
+    thresholds = merged_thresholds(args.thresholds)
     counts, floor = read_json(args.patch_counts), read_json(args.noise_floor)
-    inputs = [*args.metrics, *args.likelihoods, args.noise_floor, args.patch_counts, *args.thresholds]
-    inputs += [*args.linear_probes, *args.pictures]
     title = experiment.tables[args.table].title
     with tracking.job(
         rule="make_table",

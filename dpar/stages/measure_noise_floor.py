@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import load_experiment
 from dpar.errors import run_command
 from dpar.evaluation.comparison import metric_name, noise_floor
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tracking.job(
         rule="measure_noise_floor",
         experiment=args.experiment,
-        inputs=[args.reference],
+        inputs=tracking.made_by(jobs.REFERENCE, args.reference),
         outputs=[args.output],
         params={
             "samples": wanted,

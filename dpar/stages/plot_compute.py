@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import load_experiment
 from dpar.errors import run_command
 from dpar.files import read_json
@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         rule="plot_compute",
         experiment=args.experiment,
         name="plot_compute",
-        inputs=[*args.tables, args.noise_floor],
+        inputs=[
+            *jobs.by_stem("make_table", args.tables),
+            *tracking.made_by("measure_noise_floor", args.noise_floor),
+        ],
         outputs=[args.output],
         params={},
     ) as job:

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import load_experiment
 from dpar.data.codes import open_codes
 from dpar.data.crops import center_crop
 from dpar.data.images import ImageIndex
 from dpar.errors import run_command
-from dpar.files import read_json
 from dpar.grid import merged_thresholds, threshold_of
 from dpar.patchify import PatchRule, patch_ids
 from dpar.report.figures import entropy_maps, save
@@ -41,14 +40,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         rule="plot_entropy_maps",
         experiment=args.experiment,
         name="plot_entropy_maps",
-        inputs=[args.index, args.manifest, *args.thresholds],
+        inputs=[
+            *jobs.index("val", args.index),
+            *jobs.codes("scored", "val", args.manifest),
+            *jobs.thresholds(experiment, args.thresholds),
+        ],
         outputs=[args.output],
         params={},
     ) as job:
         index, codes = ImageIndex.load(args.index), open_codes(args.manifest)
         entropy = codes.entropy
         assert entropy is not None, "the scored store has entropies"
-        thresholds = merged_thresholds(map(read_json, args.thresholds))
+        thresholds = merged_thresholds(args.thresholds)
         rule = PatchRule.of(experiment.patchify, threshold_of(experiment.patchify, thresholds), experiment.grid[1])
         starts = rule.starts(torch.from_numpy(np.array(entropy[:, 0])))
         chosen = spread(starts.sum(1).numpy(), codes.labels, SHOWN)

@@ -40,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         rule="plot_pareto",
         experiment=args.experiment,
         name=f"plot_pareto[{args.table}]",
-        inputs=[args.csv, args.noise_floor],
+        inputs=[
+            *tracking.made_by(f"make_table[{args.table}]", args.csv),
+            *tracking.made_by("measure_noise_floor", args.noise_floor),
+        ],
         outputs=[args.output],
         params={"table": args.table},
     ) as job:

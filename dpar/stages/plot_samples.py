@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import load_experiment
 from dpar.data.crops import center_crop
 from dpar.data.images import ImageIndex
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rule="plot_samples",
         experiment=args.experiment,
         name=f"plot_samples[{args.figure}]",
-        inputs=[*([args.index] if args.index else []), *args.samples],
+        inputs=(jobs.index("val", args.index) if args.index else []) + jobs.samples(args.samples),
         outputs=[args.output],
         params={"figure": args.figure},
     ) as job:

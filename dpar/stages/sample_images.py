@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from dpar import tracking
-from dpar.config import Experiment, Sampling, load_experiment
+from dpar import jobs, tracking
+from dpar.config import Experiment, Sampling, gate_folder, load_experiment
 from dpar.data.parts import Parts
 from dpar.device import default_device
 from dpar.errors import InputError, run_command
-from dpar.files import digest, read_json, write_bytes
+from dpar.files import digest, write_bytes
 from dpar.grid import SampleCell, merged_thresholds, sample_cells, threshold_of
 from dpar.patchify import PatchRule
 from dpar.recipes import RECIPES
@@ -32,6 +32,7 @@ from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.networks import Networks, gate_threshold, gate_thresholds, load_networks
 from dpar.sampling.picture import class_rows, contact_sheet
 from dpar.sampling.request import Request, request
+from dpar.tracking.makers import Wanted
 from dpar.weights import model_config
 
 COLUMNS, ROWS = 8, 10  # of the picture
@@ -64,12 +65,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     experiment = load_experiment(args.experiment)
     cell = cell_of(experiment, args.cell)
     wanted = request_of(experiment, cell.sampling, args)
+    inputs = jobs.model(f"{cell.model}/{cell.milestone}", args.model_folder) + jobs.tokenizer(args.tokenizer)
+    tracking.check(args.experiment, inputs)
     boundaries = boundaries_of(experiment, cell, args)
     with tracking.job(
         rule="sample_images",
         experiment=args.experiment,
         name=f"sample_images[{args.cell}/seed{args.seed}/{args.shard}]",
-        inputs=[args.model_folder, args.tokenizer, *boundaries.read],
+        inputs=inputs + boundaries.read,
         outputs=[args.output, args.picture],
         params=params(cell, boundaries.rule, args),
     ) as job:
@@ -125,7 +128,7 @@ class Boundaries:
 
     rule: PatchRule | None
     network: Path | None
-    read: Sequence[Path]
+    read: list[Wanted]
 
 
 def boundaries_of(experiment: Experiment, cell: SampleCell, args: argparse.Namespace) -> Boundaries:
@@ -135,15 +138,21 @@ def boundaries_of(experiment: Experiment, cell: SampleCell, args: argparse.Names
         InputError: a threshold is not calibrated, or `--model-folder` holds no model.
     """
     if model_config(args.model_folder)["kind"] != "dpar":
-        return Boundaries(None, None, ())
-    network, files, threshold = args.entropy_model, args.thresholds, None
-    if cell.patchify.is_dynamic and cell.gate:
-        network = args.gates / cell.gate
-        files, threshold = [gate_thresholds(network)], gate_threshold(network, cell.patchify)
-    elif cell.patchify.is_dynamic:
-        threshold = threshold_of(cell.patchify, merged_thresholds(map(read_json, files)))
-    rule = PatchRule.of(cell.patchify, threshold, experiment.grid[1])
-    return Boundaries(rule, network, [network, *files]) if rule.is_dynamic else Boundaries(rule, None, ())
+        return Boundaries(None, None, [])
+    if not cell.patchify.is_dynamic:
+        return Boundaries(PatchRule.of(cell.patchify, None, experiment.grid[1]), None, [])
+    network = args.gates / cell.gate if cell.gate else args.entropy_model
+    read = jobs.network(gate_folder(cell.gate), network)
+    if cell.gate:
+        read += jobs.gate_thresholds(cell.gate, gate_thresholds(network))
+    else:
+        read += jobs.thresholds(experiment, args.thresholds)
+    tracking.check(args.experiment, read)
+    if cell.gate:
+        threshold = gate_threshold(network, cell.patchify)
+    else:
+        threshold = threshold_of(cell.patchify, merged_thresholds(args.thresholds))
+    return Boundaries(PatchRule.of(cell.patchify, threshold, experiment.grid[1]), network, read)
 
 
 def params(cell: SampleCell, rule: PatchRule | None, args: argparse.Namespace) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt16
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import EntropyKind, EntropyModel, load_experiment
 from dpar.data.codes import CodeMetadata, CodeRows, read_shard, write_shard
 from dpar.data.workers import reported
@@ -45,7 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         rule="score_entropies",
         experiment=args.experiment,
         name=f"score_entropies[{args.output.parent.name}-{args.output.stem}]",
-        inputs=[args.shard, args.entropy_model],
+        inputs=[
+            *tracking.made_by(f"encode_images[{args.output.parent.name}-{args.output.stem}]", args.shard),
+            *jobs.network("entropy_model", args.entropy_model),
+        ],
         outputs=[args.output],
         params={"kind": settings.kind, "shard": args.output.stem},
     ) as job:

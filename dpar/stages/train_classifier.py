@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import load_experiment
 from dpar.data.crops import to_model_input
 from dpar.data.images import ImageIndex
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tracking.job(
         rule="train_classifier",
         experiment=args.experiment,
-        inputs=[args.train_index, args.val_index],
+        inputs=jobs.index("train", args.train_index) + jobs.index("val", args.val_index),
         outputs=[args.output],
         params={**settings.model_dump(), "seed": experiment.seed},
     ) as job:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import load_experiment
 from dpar.data.codes import open_codes
 from dpar.data.loader import steps_per_epoch
@@ -51,13 +51,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(
             f"{args.experiment} imports its {args.network} from {settings.weights}: run import_entropy_model"
         )
+    store = "scored" if settings.kind == "distilled" else "codes"
     with (
         ranks() as here,
         tracking.job(
             rule="train_entropy_model",
             experiment=args.experiment,
             name=None if settings is experiment.entropy_model else f"train_entropy_model[{args.network}]",
-            inputs=[args.train, args.val],
+            inputs=jobs.codes(store, "train", args.train) + jobs.codes(store, "val", args.val),
             outputs=[args.output],
             params={"kind": settings.kind, "seed": experiment.seed}
             | flat_params(model=settings.model, train=settings.training),

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import torch
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import load_experiment
 from dpar.data.codes import open_codes
 from dpar.data.loader import steps_per_epoch
 from dpar.errors import InputError, run_command
-from dpar.files import read_json
 from dpar.grid import merged_thresholds, model_cells, threshold_of
 from dpar.model.dpar import DPARConfig
 from dpar.model.variants import build_model
@@ -72,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "grid": experiment.grid,
         "num_classes": experiment.images.num_classes,
     }
+    before = cell.milestones[: cell.milestones.index(args.milestone)]
     is_dpar = isinstance(sizes_of(cell.transformer, **sizes), DPARConfig)
     entropy_model_folder = args.entropy_model if is_dpar and cell.patchify.is_dynamic else None
     looked_with = [folder for folder in (args.tokenizer, entropy_model_folder) if args.tokenizer and folder]
@@ -81,7 +81,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             rule="train_model",
             experiment=args.experiment,
             name=f"train_model[{args.model}/{args.milestone}]",
-            inputs=[args.train, args.val, *args.thresholds, *looked_with, *args.previous],
+            inputs=[
+                *jobs.codes_of_model(experiment, args.model, "train", args.train),
+                *jobs.codes_of_model(experiment, args.model, "val", args.val),
+                *jobs.thresholds(experiment, args.thresholds),
+                *(jobs.tokenizer(args.tokenizer) if args.tokenizer else []),
+                *(wanted for folder in looked_with[1:] for wanted in jobs.network("entropy_model", folder)),
+                *tracking.made_by(tuple(f"train_model[{args.model}/{name}]" for name in before), *args.previous),
+            ],
             outputs=[args.output, args.history],
             params={"model": args.model, "milestone": args.milestone, "seed": cell.seed}
             | flat_params(model=cell.transformer, patch=cell.patchify if is_dpar else None, train=cell.training),
@@ -91,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         train = open_codes(args.train, resolution=resolution, vocab_size=sizes["vocab_size"])
         tokenizer, entropy_model = train.metadata.tokenizer, train.metadata.entropy_model
         val = open_codes(args.val, resolution=resolution, tokenizer=tokenizer, entropy_model=entropy_model)
-        thresholds = merged_thresholds(map(read_json, args.thresholds))
+        thresholds = merged_thresholds(args.thresholds)
         patchify = cell.patchify if is_dpar else None
         rule = patchify and PatchRule.of(patchify, threshold_of(patchify, thresholds), experiment.grid[1])
         for folder, expected in zip(looked_with, (tokenizer, entropy_model), strict=False):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import LEAST_CRITIC_SIDE, load_experiment
 from dpar.data.images import ImageIndex
 from dpar.errors import InputError, run_command
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tracking.job(
             rule="train_tokenizer",
             experiment=args.experiment,
-            inputs=[args.train_index, args.val_index],
+            inputs=jobs.index("train", args.train_index) + jobs.index("val", args.val_index),
             outputs=[args.output],
             params={
                 "data.resolution": resolution,

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.data.codes import Manifest
 from dpar.errors import run_command
 from dpar.files import write_json
@@ -27,12 +27,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: a shard is missing, truncated or differs from the manifest by as little as a byte.
     """
     args = parser().parse_args(argv)
-    store, split = args.manifest.parts[-3:-1]
+    store, split = args.output.absolute().parts[-3:-1]
     with tracking.job(
         rule="verify_codes",
         experiment=args.experiment,
         name=f"verify_codes[{store}-{split}]",
-        inputs=[args.manifest],
+        inputs=jobs.codes(store, split, args.manifest),
         outputs=[args.output],
         params={"store": store, "split": split},
     ):

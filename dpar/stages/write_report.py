@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from dpar import tracking
+from dpar import jobs, tracking
 from dpar.config import Experiment, Table, load_experiment
 from dpar.errors import InputError, run_command
 from dpar.files import read_json, write_text
@@ -50,9 +50,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     experiment = load_experiment(args.experiment)
     inputs = [
-        *(*args.tables, *args.models, *args.ablations, *args.paretos, *args.figures, *args.gates),
-        *(args.tokenizer, args.reconstructions),
-        *(args.noise_floor, *args.thresholds, *args.histories),
+        *jobs.by_stem("make_table", _with_notes(args.tables)),
+        *tracking.made_by("describe_models", *_with_notes(args.models)),
+        *jobs.by_stem("plot_ablation", args.ablations),
+        *jobs.by_stem("plot_pareto", args.paretos),
+        *jobs.figures(args.figures),
+        *tracking.made_by("compare_gates", *args.gates),
+        *tracking.made_by("evaluate_tokenizer", args.tokenizer, args.reconstructions),
+        *tracking.made_by("measure_noise_floor", args.noise_floor),
+        *jobs.thresholds(experiment, args.thresholds),
+        *jobs.histories(args.histories),
     ]
     with tracking.job(
         rule="write_report",
@@ -66,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_text(args.output, page(f"DPAR · {experiment.name}", lead(experiment), sections(experiment, args, floor)))
         job.figure(args.output)
         print(f"report: {args.output}")
+
+
+def _with_notes(tables: Sequence[Path]) -> list[Path]:
+    """Tables, and the files beside them that their notes are taken from."""
+    return [path for table in tables for path in (table, table.with_suffix(".md"))]
 
 
 def lead(experiment: Experiment) -> str:
@@ -100,7 +112,7 @@ def sections(experiment: Experiment, args: argparse.Namespace, floor: dict[str, 
         Section("Patches", "patches")
         .text("Where the entropy exceeds the threshold a new patch begins: flat regions merge, busy ones do not.")
         .picture(figures["entropy_maps"], caption(args.captions, "entropy_maps"))
-        .table(thresholds_table(merged_thresholds(map(read_json, args.thresholds))))
+        .table(thresholds_table(merged_thresholds(args.thresholds)))
     )
     for comparison in map(read_json, args.gates):
         section = Section(gates.TITLE, "placing").table(gates.readable(comparison))

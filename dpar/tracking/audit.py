@@ -12,15 +12,17 @@ from dpar import files
 from dpar.errors import InputError
 from dpar.tracking.hashes import Artefact, content_files, portable_path
 from dpar.tracking.ledger import files_of
+from dpar.tracking.makers import ACCEPTED
 from dpar.tracking.runs import stored_runs
 from dpar.tracking.store import Store, existing_store, profile_of
 
+GOOD = ("tracked", "accepted")
 _GONE_ON_PURPOSE = "removed temp file"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What the audit says about one file: `tracked`, `missing`, `untracked` or `changed`."""
+    """What the audit says about one file: `tracked`, `accepted` by hand, `missing`, `untracked` or `changed`."""
 
     file: str
     verdict: str
@@ -64,7 +66,7 @@ def audit(store: Store, outputs: Iterable[Path]) -> list[Finding]:
             if not known:
                 finding = Finding(str(file), "untracked", "no finished run has it among its outputs")
             elif run := known.get(files.sha256_file(file)):
-                finding = Finding(str(file), "tracked", run)
+                finding = Finding(str(file), "accepted" if run.startswith(ACCEPTED) else "tracked", run)
             else:
                 runs = ", ".join(sorted(set(known.values())))
                 finding = Finding(str(file), "changed", f"not what {runs} made: its bytes differ")
@@ -97,6 +99,6 @@ def _finished_outputs(store: Store) -> dict[str, dict[str, str]]:
 def report(findings: list[Finding]) -> str:
     """The findings as text: how many of each kind, then every file that is not tracked."""
     counts = Counter(finding.verdict for finding in findings)
-    lines = [f"{counts[verdict]:6d}  {verdict}" for verdict in ("tracked", "missing", "untracked", "changed")]
+    lines = [f"{counts[verdict]:6d}  {verdict}" for verdict in (*GOOD, "missing", "untracked", "changed")]
     lines += [f"{f.verdict}: {f.file}: {f.detail}" for f in findings if f.verdict != "tracked"]
     return "\n".join([f"{len(findings):6d}  files of the graph's outputs", *lines])

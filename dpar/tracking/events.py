@@ -54,6 +54,9 @@ def _of(**parts: Check) -> Check:
 
 
 def _value(value: Any) -> bool:
+    """A setting: stages record lists of them, too."""
+    if isinstance(value, list):
+        return all(map(_value, value))
     return value is None or isinstance(value, (bool, int, float)) or _text(value)
 
 
@@ -95,7 +98,7 @@ MANIFEST_FIELDS = {
     **dict.fromkeys(("rule", "name", "config", "experiment"), _text),
     "commit": _or_none(_text),
     "dirty": lambda value: isinstance(value, bool),
-    "started": _number,
+    **dict.fromkeys(("started", "wall_s"), _number),
     "params": _table(_value),
 }
 

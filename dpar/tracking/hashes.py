@@ -1,7 +1,8 @@
-"""Files and folders with their digests, each read once and remembered by size and modification time."""
+"""Files and folders with their digests, each read once and remembered as long as the file is the same."""
 
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,25 +66,24 @@ def content_files(path: Path) -> list[Path]:
 class HashCache:
     """Digests below `folder`, one JSON file for each artefact, so that parallel jobs never write the same one.
 
-    A digest is taken from the cache when the file still has the size and the modification time (nanoseconds) it had
-    when it was read. What a job has hashed as its output is thus not read again when another job has it as input.
+    A digest is taken from the cache when the file is still the one that was read: same inode, size, and times of its
+    last modification and last change (nanoseconds), the latter of which nobody can set. What a job has hashed as its
+    output is thus not read again when another job has it as input.
     """
 
-    def __init__(self, results: str | Path):
-        self.results = Path(results)
+    def __init__(self, results: str | Path, *, keep: bool = True):
+        self.results, self.keep = Path(results), keep
         self.folder = self.results / "tracking" / "hashes"
 
     def _entry(self, path: Path) -> Path:
         return self.folder / f"{files.digest(portable_path(path, self.results))}.json"
 
     def _known(self, path: Path) -> dict[str, list]:
-        entry = self._entry(path)
-        if not entry.exists():
-            return {}
-        try:
-            return files.read_json(entry)["files"]
-        except (InputError, KeyError, TypeError):  # a cache that cannot be read is an empty one
-            return {}
+        with suppress(InputError), files.fields_of(path):  # a cache that cannot be read is an empty one
+            entry = files.read_json(self._entry(path))
+            if entry["path"] == portable_path(path, self.results):
+                return dict(entry["files"])
+        return {}
 
     def artefact(self, path: str | Path) -> Artefact:
         """The artefact at `path` as it is now.
@@ -100,18 +100,25 @@ class HashCache:
         entries: dict[str, list] = {}
         for file in content_files(path):
             relative = "" if file == path else file.relative_to(path).as_posix()
-            stat = file.stat()
+            stamp = _stamp(file)
             remembered = known.get(relative) or (from_parent.get(path.name) if relative == "" else None)
-            if remembered and remembered[:2] == [stat.st_size, stat.st_mtime_ns]:
-                sha256 = remembered[2]
+            if isinstance(remembered, list) and remembered[:-1] == stamp:  # older caches lack the last two of them
+                sha256 = remembered[-1]
             else:
                 sha256, fresh = files.sha256_file(file), True
-            entries[relative] = [stat.st_size, stat.st_mtime_ns, sha256]
-            records.append(FileRecord(relative, stat.st_size, sha256))
-        if fresh:
+            entries[relative] = [*stamp, sha256]
+            records.append(FileRecord(relative, stamp[0], sha256))
+        if fresh and self.keep:
             value = {"path": portable_path(path, self.results), "files": entries}
-            files.write_json(self._entry(path), value)
+            with suppress(InputError):  # of somebody else's results, or no space: it is read again the next time
+                files.write_json(self._entry(path), value)
         return _artefact(portable_path(path, self.results), path.is_dir(), records)
+
+
+def _stamp(file: Path) -> list[int]:
+    """What changes when somebody writes to `file`, or puts another in its place."""
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def read_artefact(path: str | Path, results: str | Path) -> Artefact:

@@ -12,9 +12,9 @@ from dpar import files
 from dpar.errors import InputError
 from dpar.tracking.environment import machine
 from dpar.tracking.events import MANIFEST_FIELDS, manifest_fault, read_event
-from dpar.tracking.hashes import Artefact
+from dpar.tracking.hashes import Artefact, FileRecord
+from dpar.tracking.places import EVENTS, LOCK, MANIFEST, spool_root
 from dpar.tracking.replay import Run
-from dpar.tracking.spool import EVENTS, LOCK, MANIFEST, spool_root
 
 
 def spools(results: str | Path) -> list[Path]:
@@ -80,6 +80,7 @@ class Manifest:
     config: str
     experiment: str
     started: float
+    wall_s: float
     params: dict[str, Any]
     inputs: tuple[Artefact, ...]
     outputs: tuple[Artefact, ...]
@@ -98,6 +99,11 @@ class Manifest:
         inputs = tuple(map(Artefact.from_json, value["inputs"]))
         outputs = tuple(map(Artefact.from_json, value["outputs"]))
         return cls(spool=path.parent, inputs=inputs, outputs=outputs, **{key: value[key] for key in MANIFEST_FIELDS})
+
+    @property
+    def ended(self) -> float:
+        """When the job had made its outputs, in seconds since 1970."""
+        return float(self.started) + float(self.wall_s)
 
 
 def load_manifest(spool: Path) -> Manifest | None:
@@ -130,19 +136,26 @@ def files_of(artefact: Artefact) -> Iterator[tuple[str, str]]:
 
 
 class Ledger:
-    """All manifests of a results folder that can be read; `faults` names the others."""
+    """All manifests of a results folder that can be read, in the order in which their jobs ended.
+
+    Attributes:
+        damaged: the others; they prove nothing.
+    """
 
     def __init__(self, results: str | Path):
         self.results = Path(results)
-        found = map(load_manifest, spools(results))
-        self.manifests = sorted(filter(None, found), key=lambda manifest: manifest.started)
+        read = {spool: load_manifest(spool) for spool in spools(results)}
+        self.damaged = [spool / MANIFEST for spool, found in read.items() if not found and (spool / MANIFEST).exists()]
+        self.manifests = sorted(filter(None, read.values()), key=lambda manifest: manifest.ended)
+        self._last: dict[str, tuple[Manifest, FileRecord]] = {}
         self._by_file: dict[tuple[str, str], Manifest] = {}
         self._by_path: dict[str, Manifest] = {}
         self._by_content: dict[str, Manifest] = {}
         for manifest in self.manifests:
             handed_out = self._is_handed_out(manifest)
             for artefact in manifest.outputs:
-                for path, sha256 in files_of(artefact):
+                for record, (path, sha256) in zip(artefact.files, files_of(artefact), strict=True):
+                    self._last[path] = manifest, record
                     self._by_path[path] = manifest
                     if not handed_out:
                         self._by_file[path, sha256] = self._by_content[sha256] = manifest
@@ -167,6 +180,17 @@ class Ledger:
         A training that had kept a state writes it again without a step: who trained it has made it.
         """
         return self._by_file.get((path, sha256)) or self._by_content.get(sha256)
+
+    def last(self, path: str) -> tuple[Manifest, FileRecord] | None:
+        """The job that last made the file `path`, or the hand that accepted it, and what it was then."""
+        return self._last.get(path)
+
+    def made_as(self, sha256: str) -> tuple[Manifest, str] | None:
+        """The job that made this content, and where."""
+        if (manifest := self._by_content.get(sha256)) is None:
+            return None
+        made = (file for artefact in manifest.outputs for file in files_of(artefact))
+        return next(((manifest, path) for path, found in made if found == sha256), None)
 
     def latest(self, path: str) -> Manifest | None:
         """The job that last made the file `path`, or something in the folder `path`, whatever is in it now."""

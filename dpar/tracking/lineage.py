@@ -12,8 +12,8 @@ from dpar import files
 from dpar.errors import InputError
 from dpar.tracking.hashes import Artefact, portable_path, read_artefact
 from dpar.tracking.ledger import Ledger, Manifest, files_of, read_events
+from dpar.tracking.places import CONFIG, results_above
 from dpar.tracking.replay import replay
-from dpar.tracking.spool import CONFIG
 
 _SHOWN_INPUTS = 4  # files named below a job
 
@@ -24,10 +24,9 @@ def results_of(path: Path) -> Path:
     Raises:
         InputError: no folder above it holds records.
     """
-    for folder in path.resolve().parents:
-        if (folder / "tracking" / "spool").is_dir():
-            return folder
-    raise InputError(f"{path} does not lie in a results folder with records (results/<name>/tracking/spool)")
+    if (found := results_above(path)) is None:
+        raise InputError(f"{path} does not lie in a results folder with records (results/<name>/tracking/spool)")
+    return found
 
 
 @dataclass

@@ -25,17 +25,13 @@ from dpar.errors import InputError
 from dpar.launched import launched
 from dpar.tracking.environment import git_commit, machine, versions
 from dpar.tracking.hashes import Artefact, HashCache, portable_path
+from dpar.tracking.makers import ACCEPT, Makers, Wanted
+from dpar.tracking.places import CONFIG, EVENTS, LOCK, MANIFEST, slug_of, spool_root
 from dpar.tracking.system import SystemSampler
 
 logger = logging.getLogger(__name__)
 
-EVENTS, MANIFEST, LOCK, CONFIG = "events.jsonl", "manifest.json", "lock", "experiment.json"
 Value = str | int | float | bool | None
-
-
-def spool_root(results: str | Path) -> Path:
-    """The folder of all spools of a results folder."""
-    return Path(results) / "tracking" / "spool"
 
 
 def encode_number(value: Any) -> float | str:
@@ -251,7 +247,7 @@ def job(
     rule: str,
     experiment: str | Path,
     name: str | None = None,
-    inputs: Iterable[str | Path] = (),
+    inputs: Iterable[str | Path | Wanted | Artefact] = (),
     outputs: Iterable[str | Path] = (),
     params: Mapping[str, Value] | None = None,
 ) -> Iterator[Job]:
@@ -265,27 +261,28 @@ def job(
         rule: the rule of the graph.
         experiment: the resolved experiment, `experiment.json` in the results folder.
         name: how people shall know the job, such as `train_model[dpar]`; the rule's name by default.
-        inputs: files and folders the job reads.
+        inputs: files and folders the job reads, with the jobs that must have made them (`made_by`); what lies in the
+            results folder must be as the last job that made it left it. An `Artefact` is taken as it is.
         outputs: files and folders the job makes.
         params: what was decided for the job, flat, with dotted names.
 
     Raises:
-        InputError: an input, or at the end an output, is missing; or the record cannot be written at the start or end.
+        InputError: an input, or at the end an output, is missing; an input was changed, or is not what is wanted; or
+            the record cannot be written at the start or end.
     """
     place = launched()
     if place and place.rank != 0:
         yield _SilentJob()
         return
     experiment, name, params = Path(experiment), name or rule, dict(params or {})
-    inputs, outputs = [Path(path) for path in inputs], [Path(path) for path in outputs]
+    outputs = [Path(path) for path in outputs]
     results = experiment.parent
-    settings = files.read_json(experiment)
-    cache = HashCache(results)
-    read = [cache.artefact(path) for path in inputs if path != experiment]
+    settings = files.read_json(experiment, kind=dict)
+    cache, makers = HashCache(results), Makers(results)
+    read = [item if isinstance(item, Artefact) else makers.checked(item) for item in inputs if item != experiment]
     made = [portable_path(path, results) for path in outputs]
     identity = identity_of(rule, name, params, read, made)
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80]
-    spool = spool_root(results) / rule / f"{slug}-{identity}"
+    spool = spool_root(results) / rule / f"{slug_of(name)}-{identity}"
     try:
         spool.mkdir(parents=True, exist_ok=True)
         lock = _exclusive(spool / LOCK, name)
@@ -325,6 +322,8 @@ def job(
                 "outputs": [artefact.as_json() for artefact in written],
             }
             files.write_json(spool / MANIFEST, manifest)
+            if rule != ACCEPT:
+                makers.remember(name, spool, written)
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit, GeneratorExit) as error:
         status, reason = "KILLED", type(error).__name__

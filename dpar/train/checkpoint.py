@@ -1,8 +1,9 @@
 """The state of a training on disk: the last checkpoints, each whole or ignored, and what they were made from.
 
 A checkpoint is `step00000400.safetensors` (weights, moments, averages) and then `step00000400.json`, which holds the
-digest of the former: a checkpoint without its JSON, or whose bytes have another digest, does not count. Nothing in it
-is executable. The digest adds a fifth to the time of writing.
+digest of the former, the step, and the digest of what the training was made from. A checkpoint without its JSON, or
+whose bytes have another digest, does not count; one of another training or step is refused. Nothing in it is
+executable. The digest adds a fifth to the time of writing.
 """
 
 import json
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dpar.errors import InputError
-from dpar.files import only_process, read_json, sha256_file, write_json
+from dpar.files import digest, only_process, read_json, sha256_file, write_json
 from dpar.weights import write_tensors
 
 KEPT = 2
@@ -56,8 +57,15 @@ def claim_state(folder: Path, made_from: Mapping[str, Any], *, restart: bool = F
         InputError: the state was made from something else, and not `restart`.
     """
     expected = json.loads(json.dumps(made_from))
+    if not (folder / ORIGIN).exists() and _steps(folder):
+        if not restart:
+            raise InputError(
+                f"{folder} has checkpoints and no {ORIGIN} that says what they were made from; put it back, or add "
+                "--restart to set the state aside and begin anew"
+            )
+        set_aside(folder, f"{ORIGIN} is missing")
     if (folder / ORIGIN).exists():
-        found = read_json(folder / ORIGIN)
+        found = read_json(folder / ORIGIN, kind=dict)
         if differing := [name for name in {**found, **expected} if found.get(name) != expected.get(name)]:
             if not restart:
                 changes = "; ".join(f"{name} {found.get(name)}, now {expected.get(name)}" for name in differing)
@@ -89,7 +97,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     weights, note = _paths(folder, checkpoint.step)
     try:
         write_tensors(weights, checkpoint.tensors)
-        write_json(note, {**checkpoint.record, "step": checkpoint.step, "sha256": sha256_file(weights)})
+        about = {"step": checkpoint.step, "made_from": origin_of(folder), "sha256": sha256_file(weights)}
+        write_json(note, checkpoint.record | about)
     except InputError as error:
         with suppress(OSError):
             weights.unlink(missing_ok=True)
@@ -101,7 +110,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def newest_checkpoint(folder: Path) -> int | None:
-    """The step of the newest undamaged checkpoint, if any; damaged ones are removed, with a message."""
+    """The step of the newest undamaged checkpoint, if any; damaged ones are removed, with a message.
+
+    Raises:
+        InputError: a checkpoint belongs to another training, or to another step than its name says.
+    """
     for step in reversed(_steps(folder)):
         problem = _problem(folder, step)
         if problem is None:
@@ -114,7 +127,7 @@ def newest_checkpoint(folder: Path) -> int | None:
 def load_checkpoint(folder: Path, step: int) -> Checkpoint:
     """The state after `step`, which `newest_checkpoint` found good; tensors on the CPU."""
     weights, note = _paths(folder, step)
-    return Checkpoint(step, load_file(weights), json.loads(note.read_text("utf-8")))
+    return Checkpoint(step, load_file(weights), read_json(note))
 
 
 def last_step(folder: Path) -> str:
@@ -142,9 +155,35 @@ def _problem(folder: Path, step: int) -> str | None:
     """What is wrong with a checkpoint, if anything."""
     weights, note = _paths(folder, step)
     try:
-        recorded = json.loads(note.read_text("utf-8"))["sha256"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        found = read_json(note, kind=dict)
+    except InputError as error:
+        return str(error)
+    if "sha256" not in found:
         return f"{note.name} cannot be read"
     if not weights.exists():
         return f"{weights.name} is missing"
-    return None if recorded == sha256_file(weights) else f"{weights.name} does not have the digest that was recorded"
+    if found["sha256"] != sha256_file(weights):
+        return f"{weights.name} does not have the digest that was recorded"
+    _expect_own(folder, note, found, step)
+    return None
+
+
+def _expect_own(folder: Path, note: Path, found: Mapping[str, Any], step: int) -> None:
+    """Refuses a whole checkpoint that was put here from elsewhere; older notes name no training."""
+    if found.get("step", step) != step:
+        raise InputError(
+            f"{note} is the checkpoint of step {found['step']} under another name; rename it, or remove it"
+        )
+    origin = origin_of(folder)
+    if origin and (found.get("made_from") or origin) != origin:
+        raise InputError(
+            f"{note} is a checkpoint of another training than {folder / ORIGIN} describes; remove it and its weights, "
+            "or put the state back that it belongs to"
+        )
+
+
+def origin_of(folder: Path) -> str:
+    """The digest of what the training in `folder` is made from; empty where nothing says it."""
+    if not (folder / ORIGIN).exists():
+        return ""
+    return digest({name: value for name, value in read_json(folder / ORIGIN, kind=dict).items() if value is not None})

@@ -31,7 +31,7 @@ from dpar.data.loader import batches, prefetched
 from dpar.device import peak_flops
 from dpar.errors import InputError
 from dpar.evaluation.flops import training_gmacs
-from dpar.files import read_json, replacing, write_json, write_text
+from dpar.files import digest, read_json, replacing, sha256_file, write_json, write_text
 from dpar.model.entropy_regressor import EntropyRegressorConfig
 from dpar.patchify import PatchRule
 from dpar.sampling.memory import out_of_memory
@@ -44,6 +44,7 @@ from dpar.train.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     only_training,
+    origin_of,
     save_checkpoint,
 )
 from dpar.train.distributed import Ranks, whole
@@ -51,7 +52,7 @@ from dpar.train.interruption import REQUEUE, Interruption
 from dpar.train.objective import Inputs, autocast, drop_classes, inputs, likelihood, logits_and_targets, summed_loss
 from dpar.train.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from dpar.train.progress import Progress
-from dpar.weights import CONFIG, WEIGHTS, save_model, verify_model
+from dpar.weights import CONFIG, WEIGHTS, model_config, save_model, verify_model
 
 HISTORY = "history.jsonl"
 SHOWN = (
@@ -161,7 +162,7 @@ def train_to(
     again = state / f"again{until:08d}"
     with only_training(state) if ranks.main else contextlib.nullcontext():
         folder, done = ranks.from_main(_begin(task, until, state, kept, again, restart) if ranks.main else (state, 0))
-        if done != until or not ranks.from_main(ranks.main and _is_whole(kept)):
+        if done != until or not ranks.from_main(ranks.main and _is_whole(kept, until)):
             trainer = Trainer(task, folder, ranks, job, done, picture)
             trainer.run(until)
             trainer.keep(kept)
@@ -179,7 +180,7 @@ def _begin(task: Task, until: int, state: Path, kept: Path, again: Path, restart
     and what it kept no copy of is trained again in the folder `again`.
     """
     claim_state(state, task.made_from, restart=restart)
-    if _is_whole(kept):
+    if _is_whole(kept, until):
         return state, until
     done = newest_checkpoint(state) or 0
     if done <= until:
@@ -192,12 +193,29 @@ def _begin(task: Task, until: int, state: Path, kept: Path, again: Path, restart
     return again, newest_checkpoint(again) or 0
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether a kept milestone is complete and undamaged."""
-    with contextlib.suppress(InputError):
+def _is_whole(folder: Path, step: int) -> bool:
+    """Whether a kept milestone is complete and undamaged; one that is not is trained again.
+
+    Raises:
+        InputError: it belongs to another training, or to another step than its name says.
+    """
+    try:
         verify_model(folder)
-        return (folder / HISTORY).exists()
-    return False
+    except InputError as error:
+        if folder.exists():
+            print(f"the kept milestone {folder} does not count: {error}", file=sys.stderr)
+        return False
+    said = model_config(folder)["provenance"]  # of older ones empty
+    origin = origin_of(folder.parents[1])
+    if (said.get("step", step), said.get("made_from") or origin) != (step, origin):
+        raise InputError(
+            f"{folder} is of another training or step than its place says; remove it, or put back what was there"
+        )
+    if not (history := folder / HISTORY).exists():
+        return False
+    if said.get("history", found := sha256_file(history)) != found:
+        raise InputError(f"{history} was changed after it was kept; put it back, or remove {folder} to train it again")
+    return True
 
 
 def _link(source: Path, target: Path) -> None:
@@ -217,15 +235,27 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 class History:
     """The curves of a training as JSON lines; what lies after the step it goes on from is forgotten."""
 
-    def __init__(self, path: Path, step: int):
+    def __init__(self, path: Path, step: int, known: str | None = None):
+        """Args:
+        path: the file.
+        step: to go on from.
+        known: what `digest` was there; older checkpoints do not say.
+
+        Raises:
+            InputError: the lines up to `step` are not those that were written.
+        """
         self.path = path
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
         self._lines = [line for line in lines if self._is_before(line, step)]
+        if known is not None and known != digest(self._lines):
+            if path.exists():
+                raise InputError(f"{path} was changed: put it back, or delete it to go on without the curves so far")
+            print(f"{path} is gone: the curves up to step {step} are lost", file=sys.stderr)
         write_text(path, self.text())
 
     @staticmethod
     def _is_before(line: str, step: int) -> bool:
-        with contextlib.suppress(json.JSONDecodeError):  # the last line of a killed process
+        with contextlib.suppress(ValueError, LookupError, TypeError):  # the last line of a killed process
             return json.loads(line)["step"] <= step
         return False
 
@@ -255,6 +285,12 @@ class History:
     def text(self) -> str:
         """All lines."""
         return "".join(f"{line}\n" for line in self._lines)
+
+    def digest(self) -> str:
+        """Of all lines, when they are on the disk: a checkpoint that is to outlive them says it."""
+        with open(self.path, "rb") as file:
+            os.fsync(file.fileno())
+        return digest(self._lines)
 
 
 @dataclass
@@ -383,7 +419,8 @@ class Trainer:
         if checkpoint is not None:
             restore_optimizer(self.model, self.optimizer, checkpoint.part("optimizer."))
         if ranks.main:
-            self.history = History(state / HISTORY, step)
+            known = checkpoint.record.get("history") if checkpoint is not None else None
+            self.history = History(state / HISTORY, step, known)
             job.commit(step)
 
     def _exceeds(self, parameters: int | None) -> bool:
@@ -408,7 +445,8 @@ class Trainer:
         tensors = self.ranks.collected(self.averaged.state_dict())
         if self.ranks.main:
             write_text(folder / HISTORY, self.history.text())
-            save_model(folder, self._network(tensors), {})
+            about = {"step": self.step, "made_from": origin_of(self.state), "history": sha256_file(folder / HISTORY)}
+            save_model(folder, self._network(tensors), about)
 
     def _network(self, tensors: Mapping[str, Tensor]) -> Any:
         """A network of the kind in training, of these weights."""
@@ -474,7 +512,8 @@ class Trainer:
             tensors |= {f"average.module.{name}": tensor for name, tensor in self.average.state_dict().items()}
         tensors = self.ranks.collected(tensors)
         if self.ranks.main:
-            save_checkpoint(self.state, Checkpoint(self.step, tensors, {"window": asdict(self.window)}))
+            record = {"window": asdict(self.window), "history": self.history.digest()}
+            save_checkpoint(self.state, Checkpoint(self.step, tensors, record))
             if look and self.picture is not None:
                 self._show(self.picture, Checkpoint(self.step, tensors, {}))
             self.job.commit(self.step)

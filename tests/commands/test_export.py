@@ -192,7 +192,7 @@ def test_what_cannot_draw_or_is_damaged_is_refused_and_leaves_nothing(results, t
     weights[-1] ^= 1
     (broken / "model.safetensors").write_bytes(weights)
     before = files_in(tmp_path)
-    refused(broken, "the file was damaged")
+    refused(broken, r"is not what train_model\[dpar/step1\] left")
     tokenizer = tmp_path / "results/demo/tokenizer/config.json"
     write_json(broken / "config.json", read_json(broken / "config.json") | {"sha256": "0" * 64})
     (tmp_path / "taken").mkdir()

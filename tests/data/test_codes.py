@@ -17,6 +17,7 @@ from dpar.data import codes
 from dpar.data.codes import CodeRows, Manifest, cache_folder, open_codes, read_shard, write_shard
 from dpar.data.loader import batches, sequential
 from dpar.errors import InputError
+from dpar.files import read_json
 from tests.data.samples import METADATA, code_rows, code_store
 from tests.oracles.data import parquet_rows, webdataset_rows
 
@@ -273,7 +274,7 @@ class TestManifest:
     def test_a_changed_manifest_is_refused(self, tmp_path):
         code_store(tmp_path)
         path = tmp_path / "manifest.json"
-        values = json.loads(path.read_text())
+        values = read_json(path)
         for change in ({"metadata": values["metadata"] | {"tokenizer": "x"}}, {"shards": values["shards"][:1]}):
             path.write_text(json.dumps(values | change))
             with pytest.raises(InputError, match="checksum differs"):

@@ -1,5 +1,7 @@
 """The index of images, and what all sources have in common."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -101,7 +103,7 @@ def test_another_image_in_an_images_place_is_refused(tmp_path):
     list(sources(tmp_path / "changed", [image_bytes(pictures[i]) for i in (0, 2, 1, 3)], labels))
     for kind, path, order in sources(tmp_path / "known", [image_bytes(p) for p in pictures], labels):
         ImageIndex.build(open_images(kind, path), resolution=8, num_classes=2).save(tmp_path / "index.json")
-        text = (tmp_path / "index.json").read_text()
+        text = json.dumps(read_json(tmp_path / "index.json"))
         (tmp_path / "index.json").write_text(text.replace(str(tmp_path / "known"), str(tmp_path / "changed")))
         index = ImageIndex.load(tmp_path / "index.json")
         for place, number in enumerate(order):

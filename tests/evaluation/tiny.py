@@ -1,7 +1,5 @@
 """A folder of small pictures, an experiment about them, and features that need no network."""
 
-import json
-
 import numpy as np
 import torch
 from PIL import Image
@@ -10,6 +8,7 @@ from dpar.config import parse_experiment
 from dpar.data.images import ImageIndex, open_images
 from dpar.evaluation.classifier import Classifier
 from dpar.evaluation.features import Features
+from dpar.files import read_json
 from dpar.weights import save_model
 from tests.test_config import demo
 
@@ -91,4 +90,4 @@ def gaussian_features(count, seed=0, dims=DIMS, shift=0.0, **conditions):
 
 def read(path):
     """The JSON in a file."""
-    return json.loads(path.read_text())
+    return read_json(path)

@@ -1,11 +1,11 @@
 """The likelihood of held-out codes under a model folder: the number that training ended with."""
 
-import json
 import math
 
 import pytest
 
 from dpar.errors import InputError
+from dpar.files import read_json
 from dpar.stages import evaluate_likelihood, train_model
 from dpar.weights import model_config
 from tests.train.tiny import VOCAB, Results, code_rows, history, write_codes
@@ -31,7 +31,7 @@ def flags(results, model):
 def test_it_is_what_validation_said_at_the_end(results, model):
     train_model.main(results.train_model(model))
     evaluate_likelihood.main(flags(results, model))
-    found = json.loads((results.folder / "likelihood" / model / "step8.json").read_text())
+    found = read_json(results.folder / "likelihood" / model / "step8.json")
     folder = results.folder / "models" / model / "step8"
     assert found["nll"] == pytest.approx(history(folder)[8]["val/nll"], rel=1e-6)
     assert found["nll"] < math.log(VOCAB)

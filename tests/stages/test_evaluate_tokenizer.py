@@ -11,7 +11,7 @@ from dpar.data.crops import center_crop, to_model_input, to_uint8
 from dpar.data.images import ImageIndex
 from dpar.errors import InputError
 from dpar.evaluation.classifier import Classifier
-from dpar.files import read_json
+from dpar.files import read_json, write_json
 from dpar.stages import evaluate_tokenizer
 from dpar.stages.evaluate_tokenizer import main
 from dpar.tokenizer.autoencoder import VQAutoencoder, to_bytes
@@ -107,6 +107,6 @@ def test_a_tokenizer_that_does_not_fit_the_pictures_is_refused(tmp_path, flags):
 
 def test_an_index_of_another_resolution_is_refused(tmp_path, flags):
     path = write_tokenizer_experiment(tmp_path)
-    path.write_text(path.read_text().replace('"resolution": 32', '"resolution": 64'))
+    write_json(path, (values := read_json(path)) | {"images": values["images"] | {"resolution": 64}})
     with pytest.raises(InputError, match=r"val\.json was made for another experiment: resolution is 32, expected 64"):
         main(flags)

@@ -1,7 +1,5 @@
 """The linear probe of a trained model: better than chance on codes that name their class, and its conditions."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -10,6 +8,7 @@ from dpar.data.codes import open_codes
 from dpar.data.loader import epoch_views, sequential
 from dpar.errors import InputError
 from dpar.evaluation.linear_probe import describe_codes, fit_probe
+from dpar.files import read_json
 from dpar.patchify import PatchRule
 from dpar.stages import linear_probe, train_model
 from dpar.weights import load_model, model_config, save_model
@@ -33,7 +32,7 @@ def run(results, model, **replaced):
         "output": results.folder / "linear_probe" / model / "step8.json",
     } | replaced
     linear_probe.main([word for name, path in paths.items() for word in (f"--{name}", str(path))])
-    return json.loads(paths["output"].read_text())
+    return read_json(paths["output"])
 
 
 @pytest.mark.parametrize("model", ["dpar", "llamagen"])

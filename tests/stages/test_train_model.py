@@ -106,7 +106,7 @@ def test_samples_of_each_checkpoint_are_drawn_where_the_tokenizer_is_given(resul
     sheets = [np.asarray(Image.open(spool / e["file"])) for e in pictures]
     assert all(sheet.shape == (2 * 32 + 2, 8 * 32 + 7 * 2, 3) for sheet in sheets)
     assert not np.array_equal(sheets[0], sheets[-1])
-    read = {Path(artefact["path"]).name for artefact in told[0]["inputs"]}
+    read = {Path(artefact["path"]).parent.name for artefact in told[0]["inputs"]}
     assert {"tokenizer", "entropy_model"} <= read
     save_model(results.folder / "tokenizer", build_tokenizer(results, seed=1), {})
     with pytest.raises(InputError, match="is not what made"):

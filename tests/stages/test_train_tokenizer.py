@@ -11,7 +11,7 @@ import torch
 
 from dpar.config import load_experiment
 from dpar.errors import InputError
-from dpar.files import digest, read_json, sha256_file
+from dpar.files import digest, read_json, sha256_file, write_json
 from dpar.stages.train_tokenizer import main
 from dpar.weights import load_model
 from tests.stages.tokenizers import SIDE, write_index, write_tokenizer_experiment
@@ -98,14 +98,14 @@ def test_what_cannot_be_trained_is_refused(tmp_path, flags, training, tokenizer,
 
 def test_pictures_too_small_for_the_critic_are_refused(tmp_path, flags):
     path = write_tokenizer_experiment(tmp_path, {"adversarial_weight": 0.5})
-    path.write_text(path.read_text().replace('"resolution": 32', '"resolution": 16'))
+    write_json(path, (values := read_json(path)) | {"images": values["images"] | {"resolution": 16}})
     with pytest.raises(InputError, match="resolution 16 is too small for the critic"):
         main(flags)
 
 
 def test_an_index_of_another_resolution_is_refused(tmp_path, flags):
     path = write_tokenizer_experiment(tmp_path)
-    path.write_text(path.read_text().replace('"resolution": 32', '"resolution": 64'))
+    write_json(path, (values := read_json(path)) | {"images": values["images"] | {"resolution": 64}})
     with pytest.raises(InputError, match=r"train\.json was made for another experiment: resolution is 32, expected 64"):
         main(flags)
 

@@ -1,11 +1,10 @@
 """Experiments, pictures and indices for the stages of the tokenizer."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from dpar.data.images import ImageIndex, open_images
-from dpar.files import write_json
+from dpar.files import read_json, write_json
 from tests.data.samples import image_bytes, parquet_of_images, picture
 from tests.stages.experiments import write_experiment
 
@@ -23,7 +22,7 @@ TRAINING: dict[str, Any] = {
 def write_tokenizer_experiment(folder: Path, training: dict[str, Any] | None = None, **tokenizer: Any) -> Path:
     """A resolved experiment of 32 px pictures whose tokenizer is trained, unless it has `weights`."""
     path = write_experiment(folder, resolution=SIDE, num_classes=2)
-    values = json.loads(path.read_text())
+    values = read_json(path)
     values["tokenizer"] = SIZES | tokenizer
     if "weights" not in tokenizer:
         values["tokenizer"]["training"] = TRAINING | (training or {})

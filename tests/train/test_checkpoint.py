@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors import SafetensorError
 
 from dpar import weights
 from dpar.errors import InputError
+from dpar.files import read_json
 from dpar.train.checkpoint import (
     Checkpoint,
     claim_state,
@@ -165,7 +167,57 @@ def test_restart_sets_a_state_of_another_origin_aside_and_keeps_one_of_the_same(
     for seed in (1, 2):
         claim_state(folder, {"seed": seed}, restart=True)
         assert newest_checkpoint(folder) is None
-        assert json.loads((folder / "made_from.json").read_text()) == {"seed": seed}
+        assert read_json(folder / "made_from.json") == {"seed": seed}
     assert newest_checkpoint(tmp_path / "state.1") == 3
     assert (tmp_path / "state.2").is_dir()
     assert "state.1" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_training_or_step_is_refused_and_stays(tmp_path):
+    for name, seed in (("own", 0), ("other", 1)):
+        claim_state(tmp_path / name, {"seed": seed})
+        save(tmp_path / name, 3, 6)
+    for path in (tmp_path / "other").glob("step00000006.*"):
+        shutil.copy(path, tmp_path / "own")
+    with pytest.raises(InputError, match=r"step00000006\.json is a checkpoint of another training"):
+        newest_checkpoint(tmp_path / "own")
+    for path in (tmp_path / "own").glob("step00000006.*"):
+        path.unlink()
+    for path in (tmp_path / "own").glob("step00000003.*"):
+        shutil.copy(path, path.with_name(path.name.replace("3", "9")))
+    with pytest.raises(InputError, match=r"step00000009\.json is the checkpoint of step 3 under another name"):
+        newest_checkpoint(tmp_path / "own")
+    assert len(list((tmp_path / "own").glob("step*"))) == 4, "nothing was removed"
+
+
+def test_checkpoints_without_their_origin_are_nobodys(tmp_path, capsys):
+    folder = tmp_path / "state"
+    claim_state(folder, {"seed": 0})
+    save(folder, 3)
+    (folder / "made_from.json").unlink()
+    with pytest.raises(InputError, match=r"has checkpoints and no made_from\.json"):
+        claim_state(folder, {"seed": 1})
+    claim_state(folder, {"seed": 1}, restart=True)
+    assert newest_checkpoint(folder) is None
+    assert newest_checkpoint(tmp_path / "state.1") == 3
+
+
+def test_an_edited_origin_is_refused(tmp_path):
+    claim_state(tmp_path, {"seed": 0})
+    origin = tmp_path / "made_from.json"
+    origin.write_text(origin.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(InputError, match=r"made_from\.json was changed"):
+        claim_state(tmp_path, {"seed": 1})
+
+
+def test_states_from_before_notes_named_their_training_go_on(tmp_path):
+    claim_state(tmp_path, {"seed": 0})
+    save(tmp_path, 3)
+    note = tmp_path / "step00000003.json"
+    note.write_text(json.dumps({name: read_json(note)[name] for name in ("step", "sha256")}))
+    (tmp_path / "made_from.json").write_text(json.dumps({"seed": 0}))
+    claim_state(tmp_path, {"seed": 0, "new": None})
+    assert newest_checkpoint(tmp_path) == 3
+    save(tmp_path, 6)
+    claim_state(tmp_path, {"seed": 0, "new": None, "newer": None})
+    assert newest_checkpoint(tmp_path) == 6, "a setting that is not made changes no training"

@@ -17,7 +17,7 @@ from dpar import weights
 from dpar.data.loader import batches
 from dpar.errors import InputError
 from dpar.evaluation.flops import training_gmacs
-from dpar.files import sha256_file
+from dpar.files import read_json, sha256_file, write_json
 from dpar.train import loop
 from dpar.train.checkpoint import load_checkpoint
 from dpar.train.distributed import Ranks
@@ -175,8 +175,8 @@ def test_a_lost_milestone_is_trained_again_beside_the_state_that_has_passed_it(t
     assert "past step 9" in capsys.readouterr().err
     assert (first / "model.safetensors").read_bytes() == weights
     after = bits(tmp_path / "state")
-    kept = "milestones/step00000009/history.jsonl"  # holds speeds too
-    assert {k: v for k, v in after.items() if k != kept} == {k: v for k, v in before.items() if k != kept}
+    kept = {f"milestones/step00000009/{name}" for name in ("history.jsonl", "config.json")}  # speeds, and their digest
+    assert {k: v for k, v in after.items() if k not in kept} == {k: v for k, v in before.items() if k not in kept}
     assert [path.name for path in tmp_path.glob("state*")] == ["state"]
 
 
@@ -252,7 +252,7 @@ def test_a_state_with_the_count_of_averages_that_used_to_be_kept_goes_on(tmp_pat
     note = tmp_path / "state" / "step00000008.json"
     weights = note.with_suffix(".safetensors")
     save_file(load_file(weights) | {"average.n_averaged": torch.tensor(8)}, weights)
-    note.write_text(json.dumps(json.loads(note.read_text()) | {"sha256": sha256_file(weights)}))
+    write_json(note, read_json(note) | {"sha256": sha256_file(weights)})
     job = Recorder()
     later = train(tmp_path, "llamagen", 20, ema=0.9, job=job)
     assert job.commits[0] == 8
@@ -438,3 +438,35 @@ def test_no_room_for_a_picture_is_no_reason_to_stop(tmp_path, capsys, error):
     train(tmp_path, "llamagen", 8, job=job, picture=too_large)
     assert (job.images, job.commits) == ({}, [0, 4, 8])
     assert "no picture at step 4: not even one image fits" in capsys.readouterr().err
+
+
+def test_a_kept_milestone_of_another_training_is_not_handed_out(tmp_path):
+    for name, seed in (("own", 0), ("other", 1)):
+        train(tmp_path / name, "llamagen", 8, seed=seed)
+    kept = tmp_path / "own" / "state" / "milestones" / "step00000008"
+    whole = shutil.copytree(kept, tmp_path / "whole")
+    shutil.rmtree(kept)
+    shutil.copytree(tmp_path / "other" / "state" / "milestones" / "step00000008", kept)
+    with pytest.raises(InputError, match="is of another training or step than its place says"):
+        train(tmp_path / "own", "llamagen", 8)
+    shutil.rmtree(kept)
+    shutil.copytree(whole, kept)
+    train(tmp_path / "own", "llamagen", 8)
+    with open(kept / "history.jsonl", "a") as file:
+        file.write(json.dumps({"step": 8, "val/nll": 0.1}) + "\n")
+    with pytest.raises(InputError, match=r"history\.jsonl was changed after it was kept"):
+        train(tmp_path / "own", "llamagen", 8)
+
+
+def test_curves_that_were_changed_are_not_gone_on_with(tmp_path, capsys):
+    train(tmp_path, "llamagen", 8)
+    history = tmp_path / "state" / "history.jsonl"
+    whole = history.read_text()
+    history.write_text(whole.replace('"train/loss": ', '"train/loss": 1'))
+    with pytest.raises(InputError, match=r"history\.jsonl was changed: put it back, or delete it"):
+        train(tmp_path, "llamagen", 20)
+    history.write_text(whole + '{"step": 9, "train/loss": 1.0}\n{"step": 9')  # after the checkpoint: a killed process
+    train(tmp_path, "llamagen", 16)
+    history.unlink()
+    train(tmp_path, "llamagen", 20)
+    assert "the curves up to step 16 are lost" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from dpar import checks
 from dpar.commands.run import LOCKED, RETRAIN, only_run, retraining
 from dpar.config import FIGURES, TRAINING_PACE, gate_folder, parse_experiment, read_yaml
 from dpar.errors import InputError, refusal_of_disk
-from dpar.files import digest, write_json
+from dpar.files import digest, unmarked, write_json
 from dpar.grid import described_models, figure_rows, gated_cells, model_cells, p_avg_targets, sample_cells, table_rows
 from dpar.recipes import recipe_number
 from dpar.report import paper
@@ -29,7 +29,7 @@ def read_experiment():
     try:
         for path in workflow.configfiles:
             read_yaml(path)  # which refuses what Snakemake reads past, such as a key that is there twice
-        experiment = parse_experiment(dict(config), " + ".join(map(str, workflow.configfiles)) or "the configuration")
+        experiment = parse_experiment(unmarked(config), " + ".join(map(str, workflow.configfiles)) or "the configuration")
         checks.refuse(experiment, to_make=())  # by the file alone: a dry run needs no data
         if not sample_cells(experiment):
             raise InputError(f"experiment {experiment.name} has no tables: it would train models and compare nothing")

@@ -1,0 +1,276 @@
+"""Whether a file is still what the job that made it last has left, and whether that job is the one that is wanted.
+
+What decides are the manifests of finished jobs. Beside them, `tracking/makers/` holds one small file for each output,
+so that the start of a job need not read thousands of manifests: it is written last, and a cache alone.
+"""
+
+import getpass
+import glob
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dpar import files
+from dpar.errors import InputError
+from dpar.tracking.hashes import Artefact, HashCache, content_files, portable_path
+from dpar.tracking.ledger import Ledger, Manifest, files_of
+from dpar.tracking.places import MANIFEST, results_above, slug_of, spool_root
+
+ACCEPT, ACCEPTED = "accept", "accepted by hand"
+"""The rule of records that were made by hand, and how their names begin."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A file or folder to read, and the names of the jobs of which one must have made it; none: whichever did."""
+
+    path: Path
+    makers: tuple[str, ...] = ()
+
+
+def made_by(makers: str | tuple[str, ...], *paths: str | Path) -> list[Wanted]:
+    """`paths` as inputs of a job, each of which one of the jobs named `makers` must have made."""
+    return [Wanted(Path(path), (makers,) if isinstance(makers, str) else makers) for path in paths]
+
+
+@dataclass(frozen=True)
+class Record:
+    """Who made a file last, by the job's name, and as what; no name where somebody accepted a file without any."""
+
+    path: str
+    sha256: str
+    maker: str | None
+    spool: str
+    when: float
+
+
+class Makers:
+    """Who made which file of a results folder.
+
+    Args:
+        keep: what was found out may be kept there, for others to find.
+    """
+
+    def __init__(self, results: str | Path, *, keep: bool = True):
+        self.results, self.keep = Path(results), keep
+        self.folder = self.results / "tracking" / "makers"
+        self._hashes = HashCache(results, keep=keep)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """All manifests, read when they are needed."""
+        return Ledger(self.results)
+
+    def checked(self, wanted: str | Path | Wanted) -> Artefact:
+        """What is to be read, with its digests, if it is as its maker left it and of the right maker.
+
+        What has no record is taken as given if none of the jobs that are wanted ever ran here, or none is wanted; what
+        lies elsewhere is, too. Neither may be a copy of the file of another job.
+
+        Raises:
+            InputError: there is nothing, it was changed or exchanged, no finished job has made it, or another than it
+                should be.
+        """
+        wanted = wanted if isinstance(wanted, Wanted) else Wanted(Path(wanted))
+        artefact = self._hashes.artefact(wanted.path)
+        for path, sha256 in files_of(artefact):
+            if Path(path).is_absolute():
+                self._check_outside(path, sha256, wanted.makers)
+            else:
+                self._check(path, sha256, wanted.makers)
+        return artefact
+
+    def remember(self, maker: str, spool: Path, outputs: Iterable[Artefact]) -> None:
+        """Keeps who made each file of `outputs`."""
+        key = f"{spool.parent.name}/{spool.name}"
+        for path, sha256 in (file for artefact in outputs for file in files_of(artefact)):
+            self._keep(Record(path, sha256, maker, key, time.time()))
+
+    def last(self, path: str, sha256: str | None = None) -> Record | None:
+        """The record of who made the file `path` last; the first that fits, where it is known to be `sha256` now."""
+        record = self._kept(path)
+        if record and record.sha256 == sha256 and (spool_root(self.results) / record.spool / MANIFEST).exists():
+            return record
+        if (found := self.ledger.last(path)) is None:
+            return None
+        manifest, file = found
+        key = f"{manifest.spool.parent.name}/{manifest.spool.name}"
+        record = Record(path, file.sha256, self._name(manifest, path), key, manifest.ended)
+        if record.sha256 == sha256 and self.keep:
+            with suppress(InputError, OSError):  # a cache
+                self._keep(record)
+        return record
+
+    def _name(self, manifest: Manifest, path: str) -> str | None:
+        """The name of the job, or of that whose file was changed, where a hand has accepted the change."""
+        if manifest.rule != ACCEPT:
+            return manifest.name
+        jobs = (m for m in reversed(self.ledger.manifests) if m.rule != ACCEPT)
+        return next((m.name for m in jobs if any(path == made for a in m.outputs for made, _ in files_of(a))), None)
+
+    def _check(self, path: str, sha256: str, makers: tuple[str, ...]) -> None:
+        record = self.last(path, sha256)
+        if record is None:
+            if any(map(self._ran, makers)) or (makers and (self.ledger.damaged or self.ledger.made_as(sha256))):
+                raise InputError(self._unknown(path, sha256, makers))
+        elif record.sha256 != sha256:
+            raise InputError(
+                f"{self.results / path} is not what {record.maker or 'its record'} left on {_day(record.when)} "
+                f"(sha256 {record.sha256[:12]}, now {sha256[:12]}){self._what(path, sha256)}: put it back, or "
+                f"{self._cure(path)}"
+            )
+        elif makers and record.maker is not None and record.maker not in makers:
+            raise InputError(_wrong(self.results / path, record.maker, makers))
+
+    def _check_outside(self, path: str, sha256: str, makers: tuple[str, ...]) -> None:
+        if makers and (known := self.ledger.made_as(sha256)) is not None:
+            name = self._name(*known)
+            if name is not None and name not in makers:
+                raise InputError(_wrong(Path(path), name, makers))
+
+    def _ran(self, maker: str) -> bool:
+        """Whether a job of this name has left a record here, finished or not."""
+        rule, slug = maker.partition("[")[0], glob.escape(slug_of(maker))
+        return any(True for _ in (spool_root(self.results) / rule).glob(f"{slug}-{'[0-9a-f]' * 16}"))
+
+    def _unknown(self, path: str, sha256: str, makers: tuple[str, ...]) -> str:
+        why = "no finished job has it among its outputs" + (f", expected {_or(makers)}" if makers else "")
+        if self.ledger.damaged:
+            why += f"; {len(self.ledger.damaged)} records are damaged, such as {self.ledger.damaged[0]}"
+        return f"{self.results / path}: {why}{self._what(path, sha256)}: {self._cure(path)}"
+
+    def _what(self, path: str, sha256: str) -> str:
+        """What the content is, where it is known."""
+        if (known := self.ledger.made_as(sha256)) is None:
+            return ""
+        manifest, place = known
+        if place == path:
+            return f"; it is what {manifest.name} had made on {_day(manifest.ended)}"
+        return f"; it is the content of {place}, made by {manifest.name}"
+
+    def _cure(self, path: str) -> str:
+        file = self.results / path
+        return f"delete it and run again what makes it; `dpar track accept {file}` says that it is meant as it is"
+
+    def _entry(self, path: str) -> Path:
+        return self.folder / f"{files.digest(path)}.json"
+
+    def _keep(self, record: Record) -> None:
+        files.write_json(self._entry(record.path), asdict(record))
+
+    def _kept(self, path: str) -> Record | None:
+        with suppress(InputError), files.fields_of(self._entry(path)):  # what cannot be read is asked of the manifests
+            record = Record(**files.read_json(self._entry(path), kind=dict))
+            return record if record.path == path else None
+        return None
+
+
+def check(experiment: str | Path, inputs: Iterable[str | Path | Wanted]) -> None:
+    """Makes sure of inputs of a job that are read before it begins, as the job itself does.
+
+    Args:
+        experiment: the resolved experiment, `experiment.json` in the results folder.
+
+    Raises:
+        InputError: as `Makers.checked`.
+    """
+    makers = Makers(Path(experiment).parent)
+    for wanted in inputs:
+        makers.checked(wanted)
+
+
+def check_recorded(*paths: str | Path) -> None:
+    """Makes sure of files outside any job: those that a finished job has made must be as it left them.
+
+    Raises:
+        InputError: one was changed or exchanged.
+    """
+    known: dict[Path, Makers] = {}
+    for path in map(Path, paths):
+        if path.is_file() and (results := results_above(path)) is not None:
+            makers = known.setdefault(results, Makers(results, keep=False))
+            relative = portable_path(path.resolve(), results)
+            if makers.last(relative) is not None:
+                makers.checked(results / relative)
+
+
+def recorded_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in `path`, to be read outside any job.
+
+    Raises:
+        InputError: it is missing or damaged, or was changed since a job made it.
+    """
+    check_recorded(path)
+    return files.read_json(path, kind=dict)
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A file whose change was accepted: its digest before, if a job had made it, and now."""
+
+    path: Path
+    before: str | None
+    now: str
+
+
+def accept(results: Path, paths: Iterable[Path]) -> list[Accepted]:
+    """Takes files as they are, in one record that says when, by whom, and what they were before.
+
+    JSON that carries its own checksum gets the one that fits. Of a folder, the files that differ from their records.
+
+    Raises:
+        InputError: a path does not exist, or lies in no results folder.
+    """
+    from dpar.tracking.spool import job  # which checks by this module
+
+    makers, before, found = Makers(results), [], []
+    for file in dict.fromkeys(file for path in paths for file in _acceptable(results, path)):
+        if file.suffix == ".json":
+            with suppress(InputError):  # not ours: taken as it is
+                files.reseal(file)
+        path = portable_path(file, results)
+        now = makers._hashes.artefact(file).sha256
+        known = makers.ledger.last(path)
+        if not path.startswith("state/") and path != "experiment.json" and (not known or known[1].sha256 != now):
+            found.append(Accepted(file, known[1].sha256 if known else None, now))
+            if known:
+                size, sha256 = known[1].bytes, known[1].sha256
+                before.append(Artefact(path, "file", size, sha256, (type(known[1])("", size, sha256),)))
+    if found:
+        shown = portable_path(found[0].path, results) + (f" and {len(found) - 1} more" if len(found) > 1 else "")
+        with job(
+            rule=ACCEPT,
+            experiment=results / "experiment.json",
+            name=f"{ACCEPTED}[{shown}]",
+            inputs=before,
+            outputs=[accepted.path for accepted in found],
+            params={"by": getpass.getuser(), "when": time.strftime("%Y-%m-%d %H:%M:%S %z"), "files": len(found)},
+        ):
+            pass
+    return found
+
+
+def _acceptable(results: Path, path: Path) -> Iterator[Path]:
+    """The files of `path` that stages read: no records, logs or hidden files."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give a file or folder of {results}")
+    for file in content_files(path):
+        parts = Path(portable_path(file, results)).parts
+        if parts[0] not in ("tracking", "logs") and not any(part.startswith(".") for part in parts):
+            yield file
+
+
+def _wrong(path: Path, maker: str, makers: tuple[str, ...]) -> str:
+    return f"{path} was made by {maker}, expected is what {_or(makers)} makes: give that"
+
+
+def _or(makers: tuple[str, ...]) -> str:
+    return " or ".join(makers[:4]) + (" ..." if len(makers) > 4 else "")
+
+
+def _day(when: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(when))

@@ -1,0 +1,155 @@
+"""Inputs of jobs against the records of their makers; of the whole graph in tests/workflow/test_corruption.py."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dpar import files, tracking
+from dpar.commands import track
+from dpar.errors import InputError
+from dpar.tracking.ledger import Ledger, spools
+from dpar.tracking.makers import Makers, check_recorded, made_by
+from dpar.tracking.places import MANIFEST
+
+
+@pytest.fixture
+def make(results: Path, job):
+    """Runs the job `name`, which writes `content` to a file."""
+
+    def run(name: str, path: str, content: str = "content") -> Path:
+        with job(name.partition("[")[0], name=name, outputs=(path,), params={"content": content}):
+            files.write_text(results / path, content)
+        return results / path
+
+    return run
+
+
+def reads(results: Path, *wanted) -> None:
+    tracking.check(results / "experiment.json", wanted)
+
+
+def test_a_change_that_keeps_size_and_time_is_seen(results: Path, make):
+    path = make("index[train]", "index/train.json", "0123")
+    reads(results, path)
+    before = path.stat()
+    path.write_text("0124")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(InputError, match=r"train\.json is not what index\[train\] left"):
+        reads(results, path)
+
+
+def test_two_files_exchanged_by_name_are_seen(results: Path, make):
+    one, two = make("draw[0]", "a.npz", "aaaa"), make("draw[1]", "b.npz", "bbbb")
+    os.utime(two, ns=(one.stat().st_atime_ns, one.stat().st_mtime_ns))
+    reads(results, one, two)
+    one.rename(results / "c")
+    two.rename(one)
+    (results / "c").rename(two)
+    with pytest.raises(InputError, match=r"a\.npz is not what draw\[0\] left.*content of b\.npz, made by draw\[1\]"):
+        reads(results, one)
+
+
+def test_what_the_last_job_made_counts_whoever_made_it_before(results: Path, make):
+    path = make("draw[0]", "a.npz", "first")
+    make("draw[1]", "a.npz", "second")
+    reads(results, *made_by("draw[1]", path))
+    with pytest.raises(InputError, match=r"made by draw\[1\], expected is what draw\[0\] makes"):
+        reads(results, *made_by("draw[0]", path))
+    path.write_text("first")
+    with pytest.raises(InputError, match=r"not what draw\[1\] left.*it is what draw\[0\] had made"):
+        reads(results, path)
+
+
+def test_a_record_that_was_not_kept_beside_is_found_in_the_manifests(results: Path, make):
+    path = make("draw[0]", "a.npz")
+    shutil.rmtree(results / "tracking" / "makers")
+    reads(results, *made_by("draw[0]", path))
+    assert len(list((results / "tracking" / "makers").iterdir())) == 1, "and is kept from then on"
+    # killed between manifest and cache: the newer manifest has the word
+    stale = shutil.copytree(results / "tracking" / "makers", results / "stale")
+    make("draw[0]", "a.npz", "newer")
+    shutil.rmtree(results / "tracking" / "makers")
+    stale.rename(results / "tracking" / "makers")
+    reads(results, *made_by("draw[0]", path))
+
+
+def test_the_start_of_a_job_reads_no_manifest_where_all_is_well(results: Path, make, monkeypatch):
+    path = make("draw[0]", "a.npz")
+    monkeypatch.setattr(Makers, "ledger", property(lambda self: pytest.fail("read all manifests")))
+    reads(results, *made_by("draw[0]", path))
+
+
+def test_what_nobody_made_is_given_unless_its_job_has_run_here(results: Path, make):
+    make("other", "other.json", "x")
+    (results / "own.pt").write_text("weights")
+    reads(results, results / "own.pt", *made_by("draw[0]", results / "own.pt"))
+    make("draw[0]", "a.npz")
+    with pytest.raises(InputError, match=r"own\.pt: no finished job has it among its outputs, expected draw\[0\]"):
+        reads(results, *made_by("draw[0]", results / "own.pt"))
+    (results / "copy").write_text("x")
+    with pytest.raises(InputError, match=r"copy: .*it is the content of other\.json, made by other"):
+        reads(results, *made_by("index", results / "copy"))
+
+
+def test_a_job_that_began_again_and_failed_has_made_nothing(results: Path, make, job):
+    path = make("draw[0]", "a.npz")
+    with pytest.raises(RuntimeError), job("draw", name="draw[0]", outputs=("a.npz",), params={"content": "content"}):
+        raise RuntimeError
+    with pytest.raises(InputError, match=r"no finished job has it among its outputs, expected draw\[0\]"):
+        reads(results, *made_by("draw[0]", path))
+
+
+def test_outside_a_job_only_recorded_files_are_looked_at(results: Path, make, tmp_path: Path):
+    path = make("draw[0]", "a.npz")
+    (results / "notes").write_text("mine")
+    (tmp_path / "elsewhere").write_text("x")
+    check_recorded(path, results / "notes", tmp_path / "elsewhere", tmp_path / "nowhere")
+    path.write_text("changed")
+    with pytest.raises(InputError, match="is not what"):
+        check_recorded(path)
+
+
+def test_accepting_says_by_whom_when_and_what_it_was(results: Path, make, capsys):
+    path, whole = make("draw[0]", "a.json"), make("draw[1]", "b.json")
+    path.write_text("mine")
+    track.main(["accept", str(results)])
+    said = capsys.readouterr().out
+    assert "a.json" in said
+    assert "b.json" not in said
+    reads(results, *made_by("draw[0]", path), whole)
+    (record,) = [m for m in Ledger(results).manifests if m.rule == "accept"]
+    assert {"by", "when"} <= record.params.keys()
+    assert [a.path for a in record.inputs] == [a.path for a in record.outputs] == ["a.json"]
+    assert record.inputs[0].sha256 != record.outputs[0].sha256
+    # and what is made again afterwards needs no word
+    make("draw[0]", "a.json", "new")
+    reads(results, *made_by("draw[0]", path))
+
+
+def test_accepting_mends_the_seal_of_a_file_and_of_an_export_that_has_no_records(results: Path, make, tmp_path, capsys):
+    inside, outside = results / "a.json", tmp_path / "export" / "config.json"
+    with tracking.job(rule="draw", experiment=results / "experiment.json", outputs=[inside]):
+        files.write_json(inside, {"a": 1})
+    files.write_json(outside, {"a": 1})
+    for path in (inside, outside):
+        path.write_text(path.read_text().replace('"a": 1', '"a": 2'))
+        with pytest.raises(InputError, match="track accept"):
+            files.read_json(path)
+        track.main(["accept", str(path)])
+        assert files.read_json(path) == {"a": 2}
+    reads(results, inside)
+    with pytest.raises(InputError, match="nothing to accept"):
+        track.main(["accept", str(outside)])
+
+
+def test_a_damaged_manifest_stops_no_job_that_it_says_nothing_of(results: Path, make):
+    path = make("draw[0]", "a.npz")
+    make("draw[1]", "b.npz")
+    (other,) = [spool for spool in spools(results) if spool.name.startswith("draw-1")]
+    (other / MANIFEST).write_text("{")
+    shutil.rmtree(results / "tracking" / "makers")
+    reads(results, *made_by("draw[0]", path))
+    with pytest.raises(InputError, match="1 records are damaged"):
+        reads(results, *made_by("draw[1]", results / "b.npz"))
