@@ -54,10 +54,9 @@ def _of(**parts: Check) -> Check:
 
 
 def _value(value: Any) -> bool:
-    """A setting: stages record lists of them, too."""
-    if isinstance(value, list):
-        return all(map(_value, value))
-    return value is None or isinstance(value, (bool, int, float)) or _text(value)
+    """A setting: any JSON whose text can be written down."""
+    inner = _list(_value)(value) or _table(_value)(value)
+    return value is None or isinstance(value, (bool, int, float)) or _text(value) or inner
 
 
 _FIELDS: dict[str, dict[str, Check]] = {

@@ -24,7 +24,8 @@ WRONG: list[Any] = [None, True, -1, 1.5, 10**30, "x", "\ud800", [], [0], {}, {"x
 def spool(results: Path, job) -> Path:
     """The record of a job that said everything a job can say."""
     Image.new("RGB", (4, 4)).save(results / "grid.png")
-    with job("make_table", inputs=("grid.png",), outputs=("a.json",)) as running:
+    params = {"text": "a", "channels": [1, 2], "model": {"width": 8, "gate": None, "rates": [0.5]}, "flag": True}
+    with job("make_table", inputs=("grid.png",), outputs=("a.json",), params=params) as running:
         (results / "a.json").write_text("{}")
         running.metrics({"train/loss": float("nan")}, step=1)
         running.commit(1)
