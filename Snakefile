@@ -17,6 +17,9 @@ if "name" not in config and not workflow.overwrite_configfiles:
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/recipes.smk"
+include: "workflow/rules/inputs.smk"
+include: "workflow/rules/handlers.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/tokenizer.smk"
 include: "workflow/rules/entropy.smk"
@@ -31,10 +34,10 @@ rule all:
     """Everything: tables, figures and the report of this experiment."""
     default_target: True
     input:
-        RESULTS + "/report.html",
+        "<results>/report.html",
         TARGETS["all_tables"],
-        RESULTS + "/tokenizer/report.json",
-        expand(RESULTS + "/{store}/{split}/verified.json", store="scored", split=SPLITS),
+        "<results>/tokenizer/report.json",
+        expand("<results>/{store}/{split}/verified.json", store="scored", split=SPLITS),
 
 
 # Seconds each, so not worth a job of a cluster's.

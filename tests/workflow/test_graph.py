@@ -250,6 +250,13 @@ def test_a_training_is_told_the_milestone_that_it_goes_on_from(snakemake, tmp_pa
     assert said == {"step100": "", "step200": files["step100"], "step400": files["step200"]}
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_snakemakes_linter_has_nothing_to_say(snakemake, name):
+    run = snakemake("--lint", "--configfile", CONFIG / f"{name}.yaml")
+    assert "your workflow is in a good condition" in run.stdout + run.stderr, run.stdout + run.stderr
+    assert run.returncode == 0
+
+
 def test_rules_and_stages_and_recipes_have_the_same_names():
     stages = {path.stem for path in (ROOT / "dpar" / "stages").glob("*.py")} - {"__init__"}
     assert stages == set(RULES) == set(RECIPES)
@@ -262,7 +269,9 @@ def test_every_rule_is_documented_logged_and_tested(rule):
     assert body
     assert re.match(r'\s+"""[A-Z]', body[1]), "a docstring, shown by snakemake --list"
     assert re.search(r"^ +log:", body[1], re.M)
-    assert re.match(r"\s+(STAGE|TRAINING)\b", body[1].split("shell:")[1]), "the stage of the rule's own name"
+    assert re.match(rf'\s+(stage|training)\(\s*"{rule}",', body[1].split("shell:")[1]), (
+        "the stage of the rule's own name"
+    )
     assert (ROOT / "tests" / "stages" / f"test_{rule}.py").is_file()
 
 

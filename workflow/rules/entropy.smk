@@ -1,24 +1,6 @@
 """Where the image is predictable: the entropy model, its scores, thresholds and patches (Section 3.2.1)."""
 
 
-def placing(wildcards):
-    """The settings of the entropy model or gate whose folder a rule makes."""
-    return EXPERIMENT.network(wildcards.network)
-
-
-def networks_with(field):
-    """Matches the folders of the networks that have `weights`, or `training`."""
-    folders = [folder for folder, network in EXPERIMENT.networks.items() if getattr(network, field) is not None]
-    return "|".join(map(re.escape, folders)) or "none"
-
-
-def codes_to_learn(split):
-    """The codes of a split, with the entropies where they are what is learned."""
-    return lambda wildcards: (
-        f"{RESULTS}/{'scored' if placing(wildcards).kind == 'distilled' else 'codes'}/{split}/manifest.json"
-    )
-
-
 rule train_entropy_model:
     """Train the autoregressive model whose next-token entropy places the boundaries, or a gate in its stead."""
     input:
@@ -27,7 +9,7 @@ rule train_entropy_model:
     output:
         folder("{network}"),
     log:
-        RESULTS + "/logs/train_entropy_model/{network}.log",
+        "<results>/logs/train_entropy_model/{network}.log",
     wildcard_constraints:
         network=networks_with("training"),
     priority: 2  # every DPAR waits for it
@@ -46,12 +28,14 @@ rule train_entropy_model:
             without(placing(wildcards).training, *(TRAINING_PACE - {"steps", "epochs"})),
             architecture="llamagen",
         ),
-        folder=RESULTS + "/{network}",
-        state=RESULTS + "/state/{network}",
+        folder=in_results("{network}"),
+        state=in_results("state/{network}"),
     shell:
-        TRAINING
-        + " --network {wildcards.network} --train {input.train} --val {input.val} --state {params.state} --restart"
-        " --output {params.folder}" + LOGGED
+        training(
+            "train_entropy_model",
+            "--network {wildcards.network} --train {input.train} --val {input.val} --state {params.state} --restart"
+            " --output {params.folder}",
+        )
 
 
 rule import_entropy_model:
@@ -59,7 +43,7 @@ rule import_entropy_model:
     output:
         folder("{network}"),
     log:
-        RESULTS + "/logs/import_entropy_model/{network}.log",
+        "<results>/logs/import_entropy_model/{network}.log",
     wildcard_constraints:
         network=networks_with("weights"),
     conda:
@@ -72,9 +56,9 @@ rule import_entropy_model:
             EXPERIMENT.grid,
             architecture="llamagen",
         ),
-        folder=RESULTS + "/{network}",
+        folder=in_results("{network}"),
     shell:
-        STAGE + " --network {wildcards.network} --output {params.folder}" + LOGGED
+        stage("import_entropy_model", "--network {wildcards.network} --output {params.folder}")
 
 
 rule score_entropies:
@@ -83,81 +67,74 @@ rule score_entropies:
         shard=rules.encode_images.output,
         entropy_model=folder("entropy_model"),
     output:
-        f"{RESULTS}/scored/{{split}}/{{shard}}.{SHARD_SUFFIX}",
+        f"<results>/scored/{{split}}/{{shard}}.{SHARD_SUFFIX}",
     log:
-        RESULTS + "/logs/score_entropies/{split}-{shard}.log",
+        "<results>/logs/score_entropies/{split}-{shard}.log",
     conda:
         "../../envs/dpar.yaml"
     resources:
         gpu=0,
     params:
         recipe=recipe("score_entropies", EXPERIMENT.entropy_model.kind),
-        entropy_model=RESULTS + "/entropy_model",
+        entropy_model=in_results("entropy_model"),
     shell:
-        STAGE + " --shard {input.shard} --entropy-model {params.entropy_model} --output {output}" + LOGGED
+        stage("score_entropies", "--shard {input.shard} --entropy-model {params.entropy_model} --output {output}")
 
 
 rule calibrate_threshold:
     """Find the threshold in nats that gives a wanted mean patch length."""
     input:
-        manifest=RESULTS + "/scored/train/manifest.json",
+        manifest="<results>/scored/train/manifest.json",
     output:
-        RESULTS + "/thresholds/pavg{p_avg}.json",
+        "<results>/thresholds/pavg{p_avg}.json",
     log:
-        RESULTS + "/logs/calibrate_threshold/pavg{p_avg}.log",
+        "<results>/logs/calibrate_threshold/pavg{p_avg}.log",
     conda:
         "../../envs/dpar.yaml"
     params:
         recipe=recipe("calibrate_threshold", EXPERIMENT.patchify.max_length, EXPERIMENT.patchify.row_boundary),
     shell:
-        STAGE + " --p-avg {wildcards.p_avg} --manifest {input.manifest} --output {output}" + LOGGED
-
-
-def compared_states():
-    """Folders of the models that are sampled through gates."""
-    return list(dict.fromkeys(f"models/{cell.model}/{cell.milestone}" for cell in gated_cells(EXPERIMENT)))
-
-
-def thresholds_of_gated_cells():
-    """Those that a gate's threshold stands for, where they are calibrated."""
-    return sorted({path for cell in gated_cells(EXPERIMENT) for path in threshold_of_cell(cell.model, cell.patchify)})
+        stage("calibrate_threshold", "--p-avg {wildcards.p_avg} --manifest {input.manifest} --output {output}")
 
 
 rule calibrate_gate:
     """Find the threshold in nats at which a gate's patches are as long as the entropy model's."""
     input:
         gate=lambda wildcards: folder(gate_folder(wildcards.gate)),
-        manifest=RESULTS + "/scored/train/manifest.json",
+        manifest="<results>/scored/train/manifest.json",
         thresholds=thresholds_of_gated_cells(),
     output:
-        RESULTS + "/gates/{gate}.thresholds.json",
+        "<results>/gates/{gate}.thresholds.json",
     log:
-        RESULTS + "/logs/calibrate_gate/{gate}.log",
+        "<results>/logs/calibrate_gate/{gate}.log",
     conda:
         "../../envs/dpar.yaml"
     resources:
         gpu=0,
     params:
         recipe=recipe("calibrate_gate", EXPERIMENT.seed, *(cell.patchify for cell in gated_cells(EXPERIMENT))),
-        folder=RESULTS + "/gates/{gate}",
+        folder=in_results("gates/{gate}"),
     shell:
-        STAGE + " --gate {wildcards.gate} --gate-folder {params.folder}"
-        " --manifest {input.manifest} --thresholds {input.thresholds} --output {output}" + LOGGED
+        stage(
+            "calibrate_gate",
+            "--gate {wildcards.gate} --gate-folder {params.folder}"
+            " --manifest {input.manifest} --thresholds {input.thresholds} --output {output}",
+        )
 
 
 rule compare_gates:
     """Compare gates with the entropy model: boundaries, likelihood and cost on held-out images."""
     input:
-        manifest=RESULTS + "/scored/val/manifest.json",
+        manifest="<results>/scored/val/manifest.json",
         entropy_model=folder("entropy_model"),
         gates=[path for gate in EXPERIMENT.gates for path in gate_files(gate)],
         models=[path for state in compared_states() for path in folder(state)],
         thresholds=thresholds_of_gated_cells(),
     output:
-        json=RESULTS + "/gates/comparison.json",
-        markdown=RESULTS + "/gates/comparison.md",
+        json="<results>/gates/comparison.json",
+        markdown="<results>/gates/comparison.md",
     log:
-        RESULTS + "/logs/compare_gates.log",
+        "<results>/logs/compare_gates.log",
     conda:
         "../../envs/dpar.yaml"
     resources:
@@ -174,24 +151,27 @@ rule compare_gates:
                 for cell in gated_cells(EXPERIMENT)
             ),
         ),
-        entropy_model=RESULTS + "/entropy_model",
+        entropy_model=in_results("entropy_model"),
         gates=[f"{RESULTS}/{gate_folder(gate)}" for gate in EXPERIMENT.gates],
         models=[f"{RESULTS}/{state}" for state in compared_states()],
     shell:
-        STAGE + " --manifest {input.manifest} --entropy-model {params.entropy_model} --gates {params.gates}"
-        " --models {params.models} --thresholds {input.thresholds}"
-        " --output {output.json} --markdown {output.markdown}" + LOGGED
+        stage(
+            "compare_gates",
+            "--manifest {input.manifest} --entropy-model {params.entropy_model} --gates {params.gates}"
+            " --models {params.models} --thresholds {input.thresholds}"
+            " --output {output.json} --markdown {output.markdown}",
+        )
 
 
 rule count_patches:
     """Count the patches that each cell of each table gives the training images."""
     input:
-        manifest=RESULTS + "/scored/train/manifest.json",
+        manifest="<results>/scored/train/manifest.json",
         thresholds=[threshold_file(p_avg) for p_avg in p_avg_targets(EXPERIMENT)],
     output:
-        RESULTS + "/patch_counts.json",
+        "<results>/patch_counts.json",
     log:
-        RESULTS + "/logs/count_patches.log",
+        "<results>/logs/count_patches.log",
     conda:
         "../../envs/dpar.yaml"
     params:
@@ -203,4 +183,4 @@ rule count_patches:
             EXPERIMENT.sampling.cfg_interval,
         ),
     shell:
-        STAGE + " --manifest {input.manifest} --thresholds {input.thresholds} --output {output}" + LOGGED
+        stage("count_patches", "--manifest {input.manifest} --thresholds {input.thresholds} --output {output}")

@@ -2,16 +2,7 @@
 
 from dpar.report import targets
 
-TARGETS = {name: [f"{RESULTS}/{path}" for path in paths] for name, paths in targets.targets(EXPERIMENT).items()}
-
-
-def files_of_target(name):
-    """The target's files; for one that this experiment lacks, a function that says so when it is asked."""
-
-    def refuse(wildcards):
-        raise WorkflowError(targets.refusal(name, EXPERIMENT, Path(workflow.basedir) / "config"))
-
-    return TARGETS.get(name, refuse)
+TARGETS = {name: [f"<results>/{path}" for path in paths] for name, paths in targets.targets(EXPERIMENT).items()}
 
 
 for target in dict.fromkeys([*targets.PAPER, *TARGETS]):

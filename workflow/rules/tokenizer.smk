@@ -5,12 +5,12 @@ if EXPERIMENT.tokenizer.weights is None:
     rule train_tokenizer:
         """Train the VQ tokenizer."""
         input:
-            train=RESULTS + "/index/train.json",
-            val=RESULTS + "/index/val.json",
+            train="<results>/index/train.json",
+            val="<results>/index/val.json",
         output:
             folder("tokenizer"),
         log:
-            RESULTS + "/logs/train_tokenizer.log",
+            "<results>/logs/train_tokenizer.log",
         conda:
             "../../envs/dpar.yaml"
         threads: 2
@@ -26,11 +26,14 @@ if EXPERIMENT.tokenizer.weights is None:
                 without(EXPERIMENT.tokenizer.training, "checkpoint_every"),
                 EXPERIMENT.images.resolution,
             ),
-            folder=RESULTS + "/tokenizer",
-            state=RESULTS + "/state/tokenizer",
+            folder=in_results("tokenizer"),
+            state=in_results("state/tokenizer"),
         shell:
-            TRAINING + " --train-index {input.train}"
-            " --val-index {input.val} --state {params.state} --restart --output {params.folder}" + LOGGED
+            training(
+                "train_tokenizer",
+                "--train-index {input.train}"
+                " --val-index {input.val} --state {params.state} --restart --output {params.folder}",
+            )
 
 else:
 
@@ -39,39 +42,42 @@ else:
         output:
             folder("tokenizer"),
         log:
-            RESULTS + "/logs/import_tokenizer.log",
+            "<results>/logs/import_tokenizer.log",
         conda:
             "../../envs/dpar.yaml"
         params:
             recipe=recipe("import_tokenizer", without(EXPERIMENT.tokenizer, "weights_sha256")),
-            folder=RESULTS + "/tokenizer",
+            folder=in_results("tokenizer"),
         shell:
-            STAGE + " --output {params.folder}" + LOGGED
+            stage("import_tokenizer", "--output {params.folder}")
 
 
 rule evaluate_tokenizer:
     """Measure reconstructions of held-out images and show some."""
     input:
         tokenizer=folder("tokenizer"),
-        index=RESULTS + "/index/val.json",
-        extractor=lambda wildcards: EXTRACTOR_FILES,
+        index="<results>/index/val.json",
+        extractor=EXTRACTOR_FILES,
     output:
-        report=RESULTS + "/tokenizer/report.json",
+        report="<results>/tokenizer/report.json",
         picture=report(
-            RESULTS + "/tokenizer/reconstructions.png",
+            "<results>/tokenizer/reconstructions.png",
             caption="../report/reconstructions.rst",
             category="Tokenizer",
         ),
     log:
-        RESULTS + "/logs/evaluate_tokenizer.log",
+        "<results>/logs/evaluate_tokenizer.log",
     conda:
         "../../envs/dpar.yaml"
     resources:
         gpu=0,
     params:
         recipe=recipe("evaluate_tokenizer", EXPERIMENT.evaluation.extractor, EXPERIMENT.evaluation.inception_weights),
-        folder=RESULTS + "/tokenizer",
+        folder=in_results("tokenizer"),
         extractor=lambda wildcards: user_path(EXTRACTOR),
     shell:
-        STAGE + " --tokenizer {params.folder} --index {input.index} --extractor {params.extractor:q}"
-        " --report {output.report} --picture {output.picture}" + LOGGED
+        stage(
+            "evaluate_tokenizer",
+            "--tokenizer {params.folder} --index {input.index} --extractor {params.extractor:q}"
+            " --report {output.report} --picture {output.picture}",
+        )
