@@ -20,6 +20,7 @@ COMMANDS = {
     "info": "parameters and cost of a model (Tables 1 and 8)",
     "evaluate": "every metric of a set of samples against a reference, with all conditions",
     "make-reference": "statistics and images of a data set, in the format of ADM's reference files",
+    "schema": "the JSON schema of experiment files, for editors",
     "bench": "how fast training, sampling and reading are on this machine",
     "metrics": "Frechet distance, KID, precision, recall and Inception Score of stored features",
 }
