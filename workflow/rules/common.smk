@@ -29,7 +29,9 @@ def read_experiment():
     try:
         for path in workflow.configfiles:
             read_yaml(path)  # which refuses what Snakemake reads past, such as a key that is there twice
-        experiment = parse_experiment(unmarked(config), " + ".join(map(str, workflow.configfiles)) or "the configuration")
+        experiment = parse_experiment(
+            unmarked(config), " + ".join(map(str, workflow.configfiles)) or "the configuration"
+        )
         checks.refuse(experiment, to_make=())  # by the file alone: a dry run needs no data
         if not sample_cells(experiment):
             raise InputError(f"experiment {experiment.name} has no tables: it would train models and compare nothing")
