@@ -58,7 +58,7 @@ TRAIN := -m dpar.cli bench train --json
 gpu-bench:
 	mkdir -p $(BENCH)
 	failed=; \
-	$(PYTHON) -m pytest -m gpu tests/test_patchify.py tests/model tests/train tests/benchmarks \
+	$(PYTHON) -m pytest -m gpu tests/patches/test_rule.py tests/model tests/train tests/benchmarks \
 	  tests/sampling/test_sampler.py tests/evaluation/test_precision_recall.py || failed="$$failed tests"; \
 	$(PYTHON) $(TRAIN) --size L --batch-size 64 > $(BENCH)/L-256.json || failed="$$failed L-256"; \
 	$(PYTHON) $(TRAIN) --size L --batch-size 64 --compile > $(BENCH)/L-256-compiled.json \

@@ -23,8 +23,9 @@ from typing import Any
 from PIL import Image
 
 from dpar.errors import InputError, run_command
-from dpar.tracking import dashboard, mirror
-from dpar.tracking.store import Store, find_store, only_writer, open_store
+from dpar.mirror import dashboard
+from dpar.mirror import sync as mirror
+from dpar.mirror.store import Store, find_store, only_writer, open_store
 
 WIDTH, HEIGHT = 1600, 1040  # pixels of the window, with a frame that no picture shows
 COLOURS = 128  # of a picture's palette

@@ -11,7 +11,7 @@ from torch import Tensor
 from dpar.device import default_device
 from dpar.errors import InputError
 from dpar.files import fields_of
-from dpar.patchify import PatchRule
+from dpar.patches.rule import PatchRule
 from dpar.sampling.drawing import ImageSampler
 from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.networks import Networks, load_networks

@@ -23,7 +23,7 @@ class Place:
 
 
 def launched() -> Place | None:
-    """This process's place if its parent is `dpar.train.torchrun`, else None.
+    """This process's place if its parent is `dpar.workflow.torchrun`, else None.
 
     RANK, WORLD_SIZE and LOCAL_RANK are left in the environment by other programs too (a job that this one runs in, a
     notebook, mpirun): whoever obeyed those would wait for processes that nobody started, or write nothing.

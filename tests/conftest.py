@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpar.tracking.store import find_store, only_writer, open_store
+from dpar.mirror.store import find_store, only_writer, open_store
 from tests.connections import connections
 
 __all__ = ["connections"]

@@ -11,7 +11,7 @@ import pytest
 from snakemake.cli import get_argument_parser
 
 from dpar import cli
-from dpar.config import load_experiment
+from dpar.experiment.loading import load_experiment
 from dpar.report.targets import targets
 from tests.stages.sampled import write_results
 from tests.workflow.conftest import job_counts, snakemake

@@ -23,14 +23,17 @@ import torch
 from jaxtyping import Float64
 
 from dpar.benchmarks.conditions import conditions
-from dpar.commands.info import NUM_CLASSES, PAPER_PATCHES, VOCAB_SIZE
-from dpar.config import Transformer
-from dpar.data.codes import CodeMetadata, CodeRows, CodeStore, Manifest, open_codes, rows_of_images, write_shard
+from dpar.data.codes import CodeStore, open_codes
 from dpar.data.loader import Batch, batches, sequential
+from dpar.data.manifest import Manifest
+from dpar.data.shards import CodeMetadata, CodeRows, rows_of_images, write_shard
 from dpar.device import PEAK_BF16
-from dpar.evaluation.flops import training_gmacs
+from dpar.experiment.settings import Transformer
+from dpar.model.flops import training_gmacs
 from dpar.model.variants import model_config
-from dpar.patchify import PatchRule, calibrate
+from dpar.paper import NUM_CLASSES, PAPER_PATCHES, VOCAB_SIZE
+from dpar.patches.calibration import calibrate
+from dpar.patches.rule import PatchRule
 from dpar.train.objective import patch_layout
 
 SUFFIX = {"parquet": ".parquet", "webdataset": ".tar"}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dpar.benchmarks.timing import say, timed
 from dpar.model.dpar import DPAR
-from dpar.patchify import PatchRule
+from dpar.patches.rule import PatchRule
 from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.literal import LiteralDPAR, literal, literal_entropy
 from dpar.sampling.networks import Networks

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from dpar.commands.info import DOWNSAMPLE, NUM_CLASSES, VOCAB_SIZE
-from dpar.data.codes import CodeMetadata, CodeRows, CodeStore, Manifest, open_codes, rows_of_images, write_shard
+from dpar.data.codes import CodeStore, open_codes
+from dpar.data.manifest import Manifest
+from dpar.data.shards import CodeMetadata, CodeRows, rows_of_images, write_shard
+from dpar.paper import DOWNSAMPLE, NUM_CLASSES, VOCAB_SIZE
 
 
 def made_up_entropies(images: int, grid: tuple[int, int], rng: np.random.Generator) -> Float32[np.ndarray, "images T"]:

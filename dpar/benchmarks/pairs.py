@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from dpar.benchmarks.train import PAPER_P_AVG
-from dpar.commands.info import DOWNSAMPLE, NUM_CLASSES, PAPER_MAX_LENGTH, VOCAB_SIZE
-from dpar.config import Autoencoder, Transformer
-from dpar.entropy import token_entropies
+from dpar.experiment.settings import Autoencoder, Transformer
 from dpar.model.dpar import DPAR, DPARConfig
+from dpar.model.entropy import token_entropies
 from dpar.model.llamagen import LlamaGen, LlamaGenConfig
 from dpar.model.variants import model_config
-from dpar.patchify import PatchRule, calibrate
+from dpar.paper import DOWNSAMPLE, NUM_CLASSES, PAPER_MAX_LENGTH, VOCAB_SIZE
+from dpar.patches.calibration import calibrate
+from dpar.patches.rule import PatchRule
 from dpar.sampling.networks import Networks
 from dpar.sampling.noise import image_seed
 from dpar.tokenizer.autoencoder import VQAutoencoder

@@ -25,14 +25,14 @@ from dpar.benchmarks.llamagen import described, own_sampler
 from dpar.benchmarks.pairs import DEMO, Sizes, random_weights, request_of, table1, untrained
 from dpar.benchmarks.timing import Timings, clock, in_turns, say, timed, warm_up, watched
 from dpar.benchmarks.train import PAPER_P_AVG
-from dpar.config import VARIANTS
 from dpar.device import default_device
 from dpar.errors import InputError
-from dpar.evaluation.flops import sampling_gmacs
+from dpar.experiment.settings import VARIANTS
+from dpar.memory import out_of_memory
+from dpar.model.flops import sampling_gmacs
 from dpar.model.llamagen import LlamaGen
-from dpar.patchify import PatchRule
+from dpar.patches.rule import PatchRule
 from dpar.sampling.guidance import DrawSettings
-from dpar.sampling.memory import out_of_memory
 from dpar.sampling.networks import PRECISIONS, Networks
 from dpar.sampling.sampler import SampleResult, Step, sample
 

@@ -23,17 +23,18 @@ import torch
 from dpar.benchmarks.conditions import conditions
 from dpar.benchmarks.made_up import made_up_codes
 from dpar.benchmarks.step_profile import StepParts, state_memory, step_memory
-from dpar.commands.info import DOWNSAMPLE, NUM_CLASSES, PAPER_MAX_LENGTH, PAPER_PATCHES, VOCAB_SIZE
-from dpar.config import VARIANTS, Patchify, Training, Transformer
 from dpar.data.codes import CodeStore
 from dpar.data.loader import batches, prefetched
 from dpar.device import default_device, peak_flops
 from dpar.errors import InputError
-from dpar.evaluation.flops import forward_gmacs, training_gmacs
+from dpar.experiment.settings import VARIANTS, Patchify, Training, Transformer
 from dpar.model.attention import Backend, fastest_backend, why_not
+from dpar.model.flops import forward_gmacs, training_gmacs
 from dpar.model.variants import build_model
-from dpar.packing import PatchLayout
-from dpar.patchify import PatchRule, calibrate
+from dpar.paper import DOWNSAMPLE, NUM_CLASSES, PAPER_MAX_LENGTH, PAPER_PATCHES, VOCAB_SIZE
+from dpar.patches.calibration import calibrate
+from dpar.patches.packing import PatchLayout
+from dpar.patches.rule import PatchRule
 from dpar.tracking.spool import EventFile, Job
 from dpar.train.distributed import Ranks
 from dpar.train.loop import Task, Trainer

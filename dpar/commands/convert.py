@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpar.config import TOKENIZERS, VARIANTS, Autoencoder, Transformer
 from dpar.errors import InputError
+from dpar.experiment.settings import TOKENIZERS, VARIANTS, Autoencoder, Transformer
 from dpar.files import sha256_file
 from dpar.model.llamagen import LlamaGenConfig
 from dpar.model.official import import_llamagen

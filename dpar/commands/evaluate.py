@@ -18,7 +18,8 @@ from dpar.device import default_device
 from dpar.errors import InputError, shown
 from dpar.evaluation.comparison import comparable, compare, gaussian_of, metric_name
 from dpar.evaluation.features import Extractor, Features, load_features, open_extractor, save_features
-from dpar.evaluation.image_sets import Profile, describe, open_set, unseen
+from dpar.evaluation.image_sets import Profile, open_set
+from dpar.evaluation.passes import describe, unseen
 from dpar.tracking.makers import check_recorded
 
 SHOWN = {  # value -> what it is called in the table

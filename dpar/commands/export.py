@@ -13,17 +13,17 @@ from typing import Any
 from safetensors import safe_open
 
 from dpar import files
-from dpar.commands.track import results_folder
 from dpar.errors import InputError
 from dpar.generator import Generator, find_network
+from dpar.mirror.models import model_of_run
+from dpar.mirror.store import URI_VARIABLE, find_store
 from dpar.report.card import model_card
 from dpar.tracking.hashes import read_artefact
 from dpar.tracking.ledger import Ledger
 from dpar.tracking.lineage import results_of, sources
 from dpar.tracking.makers import recorded_json
-from dpar.tracking.models import model_of_run
+from dpar.tracking.places import results_folder
 from dpar.tracking.spool import CONFIG as SETTINGS
-from dpar.tracking.store import URI_VARIABLE, find_store
 from dpar.weights import CONFIG, WEIGHTS, model_config, verify_model
 
 CARD, PICTURE = "README.md", "samples.png"

@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpar.commands.track import results_folder
 from dpar.tracking import lineage
+from dpar.tracking.places import results_folder
 
 
 def parser() -> argparse.ArgumentParser:

@@ -19,7 +19,8 @@ from dpar.device import default_device
 from dpar.errors import InputError
 from dpar.evaluation.features import BATCH, Extractor, open_extractor, outputs_of
 from dpar.evaluation.frechet import Moments
-from dpar.evaluation.image_sets import Files, ImageSet, batches, open_set
+from dpar.evaluation.image_sets import Files, ImageSet, open_set
+from dpar.evaluation.passes import batches
 from dpar.sampling.archive import write_samples
 
 PICTURES = 10_000  # of a reference, for precision and recall

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from dpar.config import VARIANTS, Transformer
 from dpar.data.arrays import foreign, read_npy
 from dpar.errors import InputError
-from dpar.evaluation.flops import forward_gmacs, training_gmacs
+from dpar.experiment.settings import VARIANTS, Transformer
 from dpar.model.dpar import DPARConfig
+from dpar.model.flops import forward_gmacs, training_gmacs
 from dpar.model.variants import model_config
-from dpar.patchify import PatchCounts, calibrate, calibrate_cost, patch_starts, simulate, static_starts
+from dpar.patches.calibration import calibrate, calibrate_cost
+from dpar.patches.counts import PatchCounts, simulate
+from dpar.patches.rule import patch_starts, static_starts
 
 SHOWN = 4
 """Images whose patches the table for people draws."""

@@ -12,15 +12,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpar.config import Experiment, load_experiment
 from dpar.device import PEAK_BF16
 from dpar.errors import InputError
-from dpar.evaluation import cost, flops
-from dpar.grid import model_cells, sample_cells
-from dpar.planning import Data, Job, Key, Rates, jobs
+from dpar.evaluation import cost
+from dpar.experiment.cells import model_cells, sample_cells
+from dpar.experiment.loading import load_experiment
+from dpar.experiment.settings import Experiment
+from dpar.model import flops
 from dpar.report.targets import COMPUTED, PAPER, refusal, targets
 from dpar.tracking.ledger import read_events
 from dpar.tracking.makers import check_recorded, recorded_json
+from dpar.workflow.planning import Data, Job, Key, Rates, jobs
 
 IMAGENET = (1_281_167, 50_000)  # images for training, and held out
 PEAK_FLOAT32 = {"A100": 19.5e12, "H100": 67e12, "H200": 67e12}  # operations a second, without tensor cores

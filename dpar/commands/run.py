@@ -4,22 +4,20 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
-from dpar.checks import refuse
-from dpar.config import Experiment, load_experiment, parse_experiment
 from dpar.errors import InputError, run_command
-from dpar.files import only_process, unmarked
-from dpar.supervision import Supervised
-from dpar.tracking.store import find_store
+from dpar.experiment.loading import load_experiment, parse_experiment
+from dpar.experiment.settings import Experiment
+from dpar.files import unmarked
+from dpar.mirror.store import find_store
+from dpar.workflow.checks import refuse
+from dpar.workflow.run import LOCKED, RETRAIN, only_run
+from dpar.workflow.supervision import Supervised
 
-# Names the results that are locked for the Snakefile, which otherwise takes the lock itself.
-LOCKED = "DPAR_RESULTS_LOCKED"
-# Set where finished trainings may be done again.
-RETRAIN = "DPAR_RETRAIN"
-# Not `code`: Snakemake would retrain a model for a blank in a shell command. dpar/recipes.py says what is out of date.
+# Not `code`: Snakemake would retrain a model for a blank in a shell command; dpar/workflow/recipes.py says what is out
+# of date.
 TRIGGERS = ("mtime", "params", "input", "software-env")
 
 
@@ -101,30 +99,6 @@ def where_to_look(results: Path) -> str:
             f"Audit      {program} track audit --results {results}",
             "           proves that every output belongs to a finished, tracked run",
         ]
-    )
-
-
-def only_run(results: Path) -> AbstractContextManager[IO[str]]:
-    """The lock of the experiment's results, inherited by snakemake so that it lasts as long as the graph runs."""
-    refusal = f"another run into {results} is going on; wait for its end or stop it first"
-    return only_process(results / "tracking" / "run.lock", refusal)
-
-
-def retraining(again: Mapping[str, str], *, meant: bool) -> str:
-    """What is said before finished trainings are done again.
-
-    Args:
-        again: folder of each -> why it is out of date, in Snakemake's words.
-        meant: whether the user asked for it.
-    """
-    listed = "\n".join(f"  {folder}: {why.replace('params', 'settings or recipe')}" for folder, why in again.items())
-    if meant:
-        return f"this run trains again what was finished:\n{listed}"
-    return (
-        f"this run would train again, and overwrite, what is finished:\n{listed}\n"
-        "Nothing was started. Undo what changed to keep them; to train them again say `dpar run --retrain ...`, or set "
-        f"{RETRAIN}=1 for snakemake. Files that merely look older than what they were made from, as copied ones may, "
-        "are put right by `snakemake --touch`. `-n` lists every job with its reason"
     )
 
 

@@ -13,14 +13,14 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from dpar.config import Patchify
 from dpar.data.crops import center_crop
 from dpar.data.decoding import decode
 from dpar.device import default_device
 from dpar.errors import InputError
+from dpar.experiment.settings import Patchify
 from dpar.files import write_bytes
 from dpar.generator import find_network
-from dpar.patchify import PatchRule
+from dpar.patches.rule import PatchRule
 from dpar.sampling.drawing import ImageSampler
 from dpar.sampling.guidance import CHOICES, DrawSettings
 from dpar.sampling.networks import Networks, gate_threshold, load_networks

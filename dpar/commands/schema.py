@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from dpar.config import Experiment
+from dpar.experiment.settings import Experiment
 
 
 def parser() -> argparse.ArgumentParser:

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpar.config import Experiment, load_experiment
 from dpar.errors import InputError
+from dpar.experiment.cells import SampleCell, p_avg_targets, table_rows
+from dpar.experiment.loading import load_experiment
+from dpar.experiment.settings import Experiment
 from dpar.files import fields_of
-from dpar.grid import SampleCell, p_avg_targets, table_rows
 from dpar.report import paper, tables
 from dpar.report.notes import notes
 from dpar.report.targets import SHARED, likelihood_files, metric_files, probe_files, refusal, tables_of, targets

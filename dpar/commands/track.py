@@ -10,11 +10,12 @@ from pathlib import Path
 
 from dpar.errors import InputError
 from dpar.files import read_json, reseal
-from dpar.tracking import audit, dashboard, mirror, status
-from dpar.tracking.audit import graph_outputs
+from dpar.mirror import audit, dashboard, status
+from dpar.mirror import sync as mirror
+from dpar.mirror.audit import graph_outputs
+from dpar.mirror.store import URI_VARIABLE, Store, find_store
 from dpar.tracking.makers import accept
-from dpar.tracking.places import results_above
-from dpar.tracking.store import URI_VARIABLE, Store, find_store
+from dpar.tracking.places import results_above, results_folder
 
 PORT = 5000
 
@@ -47,24 +48,6 @@ def parser() -> argparse.ArgumentParser:
     pages.add_argument("--port", type=int, default=PORT)
     pages.add_argument("--refresh", type=float, default=15.0, metavar="SECONDS", help="between looks for news")
     return options
-
-
-def results_folder(given: Path | None) -> Path:
-    """`given`, or the folder below results/ that was worked on last.
-
-    Raises:
-        InputError: there is none, or `given` holds no records.
-    """
-    if given is not None:
-        if not given.is_dir():
-            raise InputError(f"{given} is not a folder; give a results folder such as results/demo with --results")
-        if not any((given / name).exists() for name in ("tracking", "experiment.json")):
-            raise InputError(f"{given} holds no results of a run; give a folder such as results/demo with --results")
-        return given
-    found = [path for path in Path("results").glob("*") if (path / "tracking").is_dir()]
-    if not found:
-        raise InputError(f"no results below {Path('results').resolve()}; run an experiment first, or give --results")
-    return max(found, key=lambda path: (path / "tracking").stat().st_mtime)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

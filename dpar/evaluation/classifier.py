@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from dpar.config import Settings
+from dpar.experiment.settings import Settings
 
 
 class Classifier(nn.Module):

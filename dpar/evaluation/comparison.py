@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dpar import __version__
 from dpar.device import default_device, full_float32
 from dpar.errors import InputError
 from dpar.evaluation.features import Features
@@ -18,6 +19,7 @@ from dpar.evaluation.frechet import Gaussian, fit_gaussian, frechet_distance
 from dpar.evaluation.inception_score import inception_score, splits_differ
 from dpar.evaluation.kernel_distance import kernel_distance, subset_kernel_distance
 from dpar.evaluation.precision_recall import precision_recall
+from dpar.experiment.settings import Experiment
 
 ALL_PAIRS = 1e12  # multiplications: up to here KID takes all pairs, about a minute on two cores; beyond, subsets
 SUBSETS, SUBSET_SIZE = 100, 1000
@@ -235,3 +237,23 @@ def _classes(samples: Features) -> Tensor:
 def _summary(values: Sequence[float | None]) -> dict[str, Any]:
     numbers = [value for value in values if value is not None]
     return {"mean": mean(numbers), "sd": stdev(numbers) if len(numbers) > 1 else None, "values": numbers}
+
+
+def shared_conditions(experiment: Experiment, reference: Features) -> dict[str, Any]:
+    """What every number against this reference rests on."""
+    stated = reference.conditions
+    seen = ", the half that the classifier has not seen" if stated.get("left_out") else ""
+    return {
+        "experiment": experiment.name,
+        "reference": f"{experiment.evaluation.reference}{seen}",
+        "reference_source": stated.get("source"),
+        "reference_digest": stated.get("source_digest"),
+        "crop": stated.get("crop"),
+        "profile": stated.get("profile"),
+        "resize": stated.get("resize"),
+        "extractor": stated.get("extractor"),
+        "extractor_sha256": stated.get("extractor_sha256"),
+        "extractor_accuracy": stated.get("extractor_accuracy"),
+        "resolution": stated.get("resolution"),
+        "versions": {"dpar": __version__, "torch": torch.__version__, "numpy": np.__version__},
+    }

@@ -5,9 +5,9 @@ from functools import cache
 
 import torch
 
-from dpar.config import Experiment, Patchify, Transformer, gate_folder
-from dpar.evaluation import flops
-from dpar.grid import ModelCell, SampleCell
+from dpar.experiment.cells import ModelCell, SampleCell
+from dpar.experiment.settings import Experiment, Patchify, Transformer, gate_folder
+from dpar.model import flops
 from dpar.model.dpar import DPAR, DPARConfig
 from dpar.model.llamagen import LlamaGenConfig
 from dpar.model.variants import build_entropy_model, entropy_model_config, model_config

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dpar.data.loader import Batch
 from dpar.model.dpar import DPAR
 from dpar.model.llamagen import LlamaGen
-from dpar.patchify import PatchRule
+from dpar.patches.rule import PatchRule
 from dpar.train.objective import Inputs, autocast, inputs, logits_and_targets
 
 CHUNK = 65536  # images whose class scores are held at a time

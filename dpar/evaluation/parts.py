@@ -6,7 +6,7 @@ from jaxtyping import Float
 from dpar.data.parts import Parts
 from dpar.data.workers import reported
 from dpar.evaluation.features import BATCH, outputs_of
-from dpar.evaluation.image_sets import Pass
+from dpar.evaluation.passes import Pass
 from dpar.train.distributed import Ranks
 
 PART = 32 * BATCH  # images; whole batches, so that an image is next to the same others whoever describes it

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dpar.errors import InputError
 from dpar.model.layers import Attend
-from dpar.packing import PackedLengths
+from dpar.patches.packing import PackedLengths
 
 Backend = Literal["sdpa", "varlen", "xformers", "flex"]
 

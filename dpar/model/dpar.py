@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from dpar.config import Pooling
+from dpar.experiment.settings import Pooling
 from dpar.model.attention import Backend, causal_attention
 from dpar.model.layers import INIT_STD, ClassEmbedding, Embedding, at_least_float32
 from dpar.model.llamagen import TransformerConfig
@@ -16,7 +16,7 @@ from dpar.model.patch_decoder import PatchDecoder
 from dpar.model.patch_encoder import PatchEncoder
 from dpar.model.patch_transformer import PatchTransformer
 from dpar.model.rope import Position, grid_rope, patch_rope, zero_rope
-from dpar.packing import PatchLayout
+from dpar.patches.packing import PatchLayout
 from dpar.weights import load_model
 
 

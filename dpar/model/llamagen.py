@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from dpar.config import Settings
+from dpar.experiment.settings import Settings
 from dpar.model.attention import causal_attention
 from dpar.model.layers import Block, ClassEmbedding, Embedding, Head, RMSNorm, at_least_float32
 from dpar.model.rope import grid_rope, zero_rope

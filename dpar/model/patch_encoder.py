@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dpar.config import Pooling
+from dpar.experiment.settings import Pooling
 from dpar.model.layers import Attend, Block, Linear, RMSNorm, at_least_float32
 
 

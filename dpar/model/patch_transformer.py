@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dpar.model.attention import Backend, attention_dtype, packed_attention
 from dpar.model.layers import Block
-from dpar.packing import PackedLengths
+from dpar.patches.packing import PackedLengths
 
 
 def shift_right(

@@ -1,9 +1,9 @@
-"""Models from an experiment's settings; the sizes by name (Table 1) are `dpar.config.VARIANTS`."""
+"""Models from an experiment's settings; the sizes by name (Table 1) are `dpar.experiment.settings.VARIANTS`."""
 
 from pydantic import ValidationError
 
-from dpar.config import EntropyModel, Transformer
 from dpar.errors import InputError
+from dpar.experiment.settings import EntropyModel, Transformer
 from dpar.model.dpar import DPAR, DPARConfig
 from dpar.model.entropy_regressor import EntropyRegressor, EntropyRegressorConfig
 from dpar.model.llamagen import LlamaGen, LlamaGenConfig

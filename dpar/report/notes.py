@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpar.config import Experiment
-from dpar.grid import table_rows
+from dpar.experiment.cells import table_rows
+from dpar.experiment.settings import Experiment
 from dpar.report import paper, tables
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from dpar.config import Experiment, Transformer
-from dpar.grid import PAPER, Row
+from dpar.experiment.cells import PAPER, Row
+from dpar.experiment.settings import Experiment, Transformer
 
 
 @cache

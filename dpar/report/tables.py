@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from dpar.config import Experiment
 from dpar.evaluation import cost
-from dpar.grid import Row, table_rows, threshold_of
+from dpar.experiment.cells import Row, table_rows, threshold_of
+from dpar.experiment.settings import Experiment
 from dpar.report import paper
 
 # Not shown: names for programs, and what a column of its own says already.

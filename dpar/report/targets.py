@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from dpar.config import Experiment, Table, load_experiment
 from dpar.errors import InputError
-from dpar.grid import SampleCell, described_models, table_rows
+from dpar.experiment.cells import SampleCell, described_models, table_rows
+from dpar.experiment.loading import load_experiment
+from dpar.experiment.settings import Experiment, Table
 
 # Figures 1a and 3 are drawings of the paper.
 PAPER = (*(f"table{n}" for n in range(1, 13)), "figure1b", "figure2", *(f"figure{n}" for n in range(4, 13)))

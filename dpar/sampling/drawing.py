@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Int, UInt8
 
 from dpar.device import full_float32
-from dpar.patchify import PatchRule
+from dpar.memory import in_pieces
+from dpar.patches.rule import PatchRule
 from dpar.sampling.guidance import DrawSettings
-from dpar.sampling.memory import in_pieces
 from dpar.sampling.networks import Networks
 from dpar.sampling.request import Request
 from dpar.sampling.sampler import SampleResult, sample

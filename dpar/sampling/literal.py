@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dpar.entropy import entropy_from_outputs
 from dpar.model.attention import causal_attention
 from dpar.model.dpar import DPAR
+from dpar.model.entropy import entropy_from_outputs
 from dpar.model.llamagen import LlamaGen
-from dpar.packing import PatchLayout
-from dpar.patchify import PatchRule
+from dpar.patches.packing import PatchLayout
+from dpar.patches.rule import PatchRule
 from dpar.sampling.guidance import DrawSettings, gumbel_argmax
 from dpar.sampling.noise import gumbel
 from dpar.sampling.sampler import Step

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from dpar.config import Patchify
 from dpar.data.crops import to_model_input
 from dpar.device import full_float32
 from dpar.errors import InputError
+from dpar.experiment.settings import Patchify
 from dpar.files import fields_of, read_json
+from dpar.memory import in_pieces
 from dpar.model.dpar import DPAR
 from dpar.model.llamagen import LlamaGen
-from dpar.sampling.memory import in_pieces
 from dpar.tokenizer.autoencoder import VQAutoencoder, to_bytes
 from dpar.tracking.makers import check_recorded
 from dpar.weights import CONFIG, load_model, model_config, model_files

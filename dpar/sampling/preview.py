@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dpar.config import Sampling
 from dpar.device import default_device
+from dpar.experiment.settings import Sampling
 from dpar.model.dpar import DPAR
 from dpar.model.llamagen import LlamaGen
-from dpar.patchify import PatchRule
+from dpar.patches.rule import PatchRule
 from dpar.sampling.drawing import ImageSampler
 from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.networks import PRECISIONS, Networks

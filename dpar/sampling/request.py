@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from dpar.errors import InputError
-from dpar.grid import shard_of
+from dpar.experiment.cells import shard_of
 from dpar.sampling.noise import image_seed
 
 

@@ -30,7 +30,7 @@ from dpar.model.dpar import DPAR
 from dpar.model.layers import at_least_float32
 from dpar.model.llamagen import LlamaGen
 from dpar.model.rope import zero_rope
-from dpar.patchify import PatchRule, static_starts
+from dpar.patches.rule import PatchRule, static_starts
 from dpar.sampling import steps
 from dpar.sampling.cache import RaggedCache, TokenCache
 from dpar.sampling.guidance import DrawSettings, branch_labels, guidance_scales, guided, guided_tokens, gumbel_argmax

@@ -16,8 +16,8 @@ from torch._dynamo import config as dynamo_config
 from torch.fx.experimental import _config as fx_config
 
 from dpar.device import try_compiler
-from dpar.entropy import entropy_from_outputs
 from dpar.model.dpar import DPAR
+from dpar.model.entropy import entropy_from_outputs
 from dpar.model.llamagen import LlamaGen
 from dpar.model.patch_decoder import PatchDecoderLayer
 from dpar.model.patch_encoder import PatchEncoderLayer

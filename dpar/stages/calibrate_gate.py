@@ -14,16 +14,20 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from dpar import jobs, tracking
-from dpar.config import gate_folder, load_experiment
+from dpar import tracking
 from dpar.data.codes import open_codes
 from dpar.device import default_device
 from dpar.errors import InputError, run_command
+from dpar.experiment.cells import gated_cells, merged_thresholds, threshold_of
+from dpar.experiment.loading import load_experiment
+from dpar.experiment.settings import gate_folder
 from dpar.files import write_json
-from dpar.grid import gated_cells, merged_thresholds, threshold_of
-from dpar.patchify import PatchCounts, PatchRule, calibrate
-from dpar.stages.score_entropies import scored
+from dpar.patches.calibration import calibrate
+from dpar.patches.counts import PatchCounts
+from dpar.patches.rule import PatchRule
+from dpar.train.scoring import scored
 from dpar.weights import model_config
+from dpar.workflow import jobs
 
 ROWS = 4096
 """Views that are scored, at most: a million tokens at 256 an image."""

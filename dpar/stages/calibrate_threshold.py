@@ -5,15 +5,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Float32
-
-from dpar import jobs, tracking
-from dpar.config import Experiment, load_experiment
-from dpar.data.codes import open_codes
-from dpar.errors import InputError, run_command
+from dpar import tracking
+from dpar.data.codes import stored_entropies
+from dpar.errors import run_command
+from dpar.experiment.loading import load_experiment
 from dpar.files import write_json
-from dpar.patchify import PatchCounts, PatchRule, calibrate
+from dpar.patches.calibration import calibrate
+from dpar.patches.counts import PatchCounts
+from dpar.patches.rule import PatchRule
+from dpar.workflow import jobs
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,18 +54,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         job.summary({"threshold": threshold, "achieved": achieved})
         print(f"E_Th {threshold:.6f} nats gives P_avg {achieved:.4f} (wanted {target})", flush=True)
         write_json(args.output, {"p_avg": {str(target): {"threshold": threshold, "achieved": achieved}}})
-
-
-def stored_entropies(experiment: Experiment, manifest: Path) -> Float32[np.ndarray, "N T"]:
-    """The entropies of every stored view of every image, mapped from the local disk, one row a view.
-
-    Raises:
-        InputError: the codes were not scored or do not fit the experiment.
-    """
-    store = open_codes(manifest, resolution=experiment.images.resolution, vocab_size=experiment.tokenizer.vocab_size)
-    if store.entropy is None:
-        raise InputError(f"the codes of {manifest} have no entropies; give the manifest of scored codes, scored/train")
-    return store.entropy.reshape(-1, store.metadata.length)
 
 
 if __name__ == "__main__":

@@ -12,25 +12,29 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from dpar import jobs, tracking
-from dpar.config import EntropyKind, EntropyModel, Patchify, Sampling, gate_folder, load_experiment
+from dpar import tracking
 from dpar.data.codes import CodeStore, open_codes
 from dpar.device import default_device
 from dpar.errors import run_command
-from dpar.evaluation import flops
+from dpar.evaluation.agreement import Agreement
 from dpar.evaluation.cost import guided_share
+from dpar.experiment.cells import gated_cells, merged_thresholds, threshold_of
+from dpar.experiment.loading import load_experiment
+from dpar.experiment.settings import EntropyKind, EntropyModel, Patchify, Sampling, gate_folder
 from dpar.files import write_json, write_text
-from dpar.grid import gated_cells, merged_thresholds, threshold_of
+from dpar.model import flops
 from dpar.model.dpar import DPAR, DPARConfig
 from dpar.model.llamagen import LlamaGenConfig
-from dpar.patchify import Agreement, PatchCounts, PatchRule
+from dpar.patches.counts import PatchCounts
+from dpar.patches.rule import PatchRule
 from dpar.report.gates import BLIND, TITLE, notes, readable
 from dpar.report.tables import to_markdown
 from dpar.sampling.networks import gate_threshold, gate_thresholds
-from dpar.stages.score_entropies import scored
 from dpar.train.distributed import Ranks
 from dpar.train.objective import likelihood
+from dpar.train.scoring import scored
 from dpar.weights import load_model, model_config
+from dpar.workflow import jobs
 
 
 def parser() -> argparse.ArgumentParser:

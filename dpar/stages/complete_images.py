@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dpar import jobs, tracking
-from dpar.config import load_experiment
+from dpar import tracking
 from dpar.data.crops import center_crop
 from dpar.data.images import ImageIndex
 from dpar.device import default_device
 from dpar.errors import InputError, run_command
-from dpar.grid import sample_cells
-from dpar.patchify import PatchRule
+from dpar.experiment.cells import sample_cells
+from dpar.experiment.loading import load_experiment
+from dpar.patches.rule import PatchRule
 from dpar.report.figures import sample_columns, save
 from dpar.sampling.drawing import ImageSampler
 from dpar.sampling.guidance import DrawSettings
@@ -26,6 +26,7 @@ from dpar.sampling.networks import load_networks
 from dpar.sampling.picture import class_rows
 from dpar.sampling.request import Request
 from dpar.weights import model_config
+from dpar.workflow import jobs
 
 IMAGES, DRAWS, OTHERS = 8, 4, 3  # held-out images; continuations of each for its own class; other classes
 

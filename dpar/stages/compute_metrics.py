@@ -5,17 +5,14 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-
-from dpar import __version__, jobs, tracking
-from dpar.config import Experiment, load_experiment
+from dpar import tracking
 from dpar.errors import run_command
-from dpar.evaluation.comparison import comparable, compare, metric_name
-from dpar.evaluation.features import Features, load_features
+from dpar.evaluation.comparison import comparable, compare, metric_name, shared_conditions
+from dpar.evaluation.features import load_features
+from dpar.experiment.loading import load_experiment
 from dpar.files import sha256_file, write_json
+from dpar.workflow import jobs
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,26 +77,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         job.summary({f"eval/{key}": value for key, value in measured.items()})
         job.tags({"metric": name, "comparable_to_published": published})
         print(", ".join(f"{name if k == 'frechet_distance' else k} {v:.4g}" for k, v in measured.items()))
-
-
-def shared_conditions(experiment: Experiment, reference: Features) -> dict[str, Any]:
-    """What every number against this reference rests on."""
-    stated = reference.conditions
-    seen = ", the half that the classifier has not seen" if stated.get("left_out") else ""
-    return {
-        "experiment": experiment.name,
-        "reference": f"{experiment.evaluation.reference}{seen}",
-        "reference_source": stated.get("source"),
-        "reference_digest": stated.get("source_digest"),
-        "crop": stated.get("crop"),
-        "profile": stated.get("profile"),
-        "resize": stated.get("resize"),
-        "extractor": stated.get("extractor"),
-        "extractor_sha256": stated.get("extractor_sha256"),
-        "extractor_accuracy": stated.get("extractor_accuracy"),
-        "resolution": stated.get("resolution"),
-        "versions": {"dpar": __version__, "torch": torch.__version__, "numpy": np.__version__},
-    }
 
 
 if __name__ == "__main__":

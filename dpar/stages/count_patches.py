@@ -10,14 +10,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from dpar import jobs, tracking
-from dpar.config import Experiment, load_experiment
+from dpar import tracking
+from dpar.data.codes import stored_entropies
 from dpar.errors import run_command
-from dpar.evaluation import cost, flops
+from dpar.evaluation import cost
+from dpar.experiment.cells import ModelCell, merged_thresholds, model_cells, threshold_of
+from dpar.experiment.loading import load_experiment
+from dpar.experiment.settings import Experiment
 from dpar.files import write_json
-from dpar.grid import ModelCell, merged_thresholds, model_cells, threshold_of
-from dpar.patchify import PatchCounts, PatchRule, simulate
-from dpar.stages.calibrate_threshold import stored_entropies
+from dpar.model import flops
+from dpar.patches.counts import PatchCounts, simulate
+from dpar.patches.rule import PatchRule
+from dpar.workflow import jobs
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 

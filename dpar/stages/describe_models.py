@@ -8,8 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from dpar import planning, tracking
-from dpar.commands.info import (
+from dpar import tracking
+from dpar.errors import InputError, run_command
+from dpar.evaluation import cost
+from dpar.experiment.loading import load_experiment
+from dpar.experiment.settings import Experiment, Patchify
+from dpar.files import write_text
+from dpar.model import flops
+from dpar.paper import (
     DOWNSAMPLE,
     PAPER_DISAGREES,
     PAPER_GMACS,
@@ -18,11 +24,8 @@ from dpar.commands.info import (
     PAPER_PATCHES,
     PAPER_THRESHOLD,
 )
-from dpar.config import Experiment, Patchify, load_experiment
-from dpar.errors import InputError, run_command
-from dpar.evaluation import cost, flops
-from dpar.files import write_text
 from dpar.report import tables
+from dpar.workflow import planning
 
 TITLES = {"table1": "Architectures", "table8": "Cost of one image"}
 

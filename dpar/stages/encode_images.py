@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +13,18 @@ from jaxtyping import UInt8, UInt16
 from PIL import Image
 from torch import Tensor
 
-from dpar import jobs, tracking
-from dpar.config import Experiment, load_experiment
-from dpar.data.codes import CodeMetadata, rows_of_images, write_shard
+from dpar import tracking
 from dpar.data.crops import center_crop, to_model_input, to_uint8, views
 from dpar.data.images import ImageIndex
+from dpar.data.shards import CodeMetadata, rows_of_images, write_shard
 from dpar.data.workers import mapped, reported
 from dpar.device import default_device, filled_up
 from dpar.errors import InputError, run_command
+from dpar.experiment.loading import load_experiment
+from dpar.experiment.settings import Experiment
+from dpar.tokenizer.fit import check_fit
 from dpar.weights import load_model, model_config
+from dpar.workflow import jobs
 
 _PIXELS = {"cpu": 2**18, "cuda": 2**22}  # encoded at a time: what caches and memory like
 
@@ -98,25 +100,6 @@ def images_of_shard(count: int, shard: int, shards: int, key: str) -> range:
     if count < shards:
         raise InputError(f"{count} images cannot be divided over {shards} shards; lower `{key}`")
     return range(shard * count // shards, (shard + 1) * count // shards)
-
-
-def check_fit(experiment: Experiment, index_path: Path, index: ImageIndex, folder: Path, tokenizer: Any) -> None:
-    """Refuses an index or a tokenizer that was made for another experiment.
-
-    Raises:
-        InputError: naming what was found and expected.
-    """
-    facts = [
-        (index_path, "resolution", index.resolution, experiment.images.resolution),
-        (index_path, "num_classes", index.num_classes, experiment.images.num_classes),
-        (folder, "vocab_size", tokenizer.config.vocab_size, experiment.tokenizer.vocab_size),
-        (folder, "downsample", tokenizer.config.downsample, experiment.tokenizer.downsample),
-    ]
-    for path, name, found, expected in facts:
-        if found != expected:
-            raise InputError(
-                f"{path} was made for another experiment: {name} is {found}, expected {expected}; make it again"
-            )
 
 
 def cutter(experiment: Experiment, split: str) -> tuple[Callable[[Image.Image], UInt8[Tensor, "V 3 R R"]], int]:

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from dpar import jobs, tracking
-from dpar.config import load_experiment
+from dpar import tracking
 from dpar.data.codes import open_codes
 from dpar.device import default_device
 from dpar.errors import run_command
+from dpar.experiment.loading import load_experiment
 from dpar.files import write_json
-from dpar.patchify import PatchRule
+from dpar.patches.rule import PatchRule
 from dpar.train.distributed import Ranks
 from dpar.train.objective import likelihood
 from dpar.weights import load_model, model_config
+from dpar.workflow import jobs
 
 
 def parser() -> argparse.ArgumentParser:

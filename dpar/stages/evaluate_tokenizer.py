@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
 
-from dpar import jobs, tracking
-from dpar.config import load_experiment
+from dpar import tracking
 from dpar.data.crops import center_crop, to_model_input, to_uint8
 from dpar.data.images import ImageIndex
 from dpar.data.workers import mapped, reported
@@ -21,13 +20,15 @@ from dpar.device import default_device, full_float32
 from dpar.errors import run_command
 from dpar.evaluation.features import Extractor, open_extractor
 from dpar.evaluation.frechet import Moments, frechet_distance
+from dpar.experiment.loading import load_experiment
 from dpar.files import write_bytes, write_json
 from dpar.sampling.picture import class_rows
-from dpar.stages.encode_images import check_fit
 from dpar.tokenizer.autoencoder import to_bytes
 from dpar.tokenizer.fidelity import codebook_use, perplexity, psnr, ssim
+from dpar.tokenizer.fit import check_fit
 from dpar.tokenizer.picture import side_by_side
 from dpar.weights import load_model, model_config
+from dpar.workflow import jobs
 
 PIXELS = {"cpu": 2**18, "cuda": 2**22}  # encoded at a time
 SHOWN_CLASSES, SHOWN_EACH, COLUMNS = 8, 2, 8

@@ -1,7 +1,7 @@
 """Computes the features of the real images, or of one set of samples, once for all metrics.
 
-Processes (`dpar.launch --gpus N`) share the images. Parts are kept as they are finished: the same command goes on with
-those that are missing, and neither changes a bit of the features.
+Processes (`dpar.workflow.launch --gpus N`) share the images. Parts are kept as they are finished: the same command
+goes on with those that are missing, and neither changes a bit of the features.
 """
 
 import argparse
@@ -14,18 +14,21 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from dpar import jobs, tracking
-from dpar.config import Experiment, load_experiment
+from dpar import tracking
 from dpar.data.parts import Parts
 from dpar.errors import InputError, run_command
 from dpar.evaluation.features import Extractor, open_extractor, save_features
-from dpar.evaluation.image_sets import Files, ImageSet, Indexed, Pass, open_set, unseen
+from dpar.evaluation.image_sets import Files, ImageSet, Indexed, open_set
 from dpar.evaluation.parts import add_missing, collected
+from dpar.evaluation.passes import Pass, unseen
+from dpar.experiment.cells import sample_cells
+from dpar.experiment.loading import load_experiment
+from dpar.experiment.settings import Experiment
 from dpar.files import digest
-from dpar.grid import sample_cells
-from dpar.recipes import RECIPES
 from dpar.tracking.makers import Wanted
 from dpar.train.distributed import ranks
+from dpar.workflow import jobs
+from dpar.workflow.recipes import RECIPES
 
 
 def parser() -> argparse.ArgumentParser:

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dpar import tracking
-from dpar.config import load_experiment
 from dpar.data.generated import CLASSES, draw
 from dpar.data.workers import reported
 from dpar.errors import InputError, run_command
+from dpar.experiment.loading import load_experiment
 from dpar.files import digest, replacing
 
 _ROW_GROUP = 1024  # images

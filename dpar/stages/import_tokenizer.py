@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpar import tracking
-from dpar.config import load_experiment
 from dpar.errors import InputError, run_command
+from dpar.experiment.loading import load_experiment
 from dpar.files import digest, sha256_file
 from dpar.tokenizer.official import import_tokenizer
 from dpar.weights import save_model

@@ -5,10 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpar import jobs, tracking
-from dpar.config import load_experiment
-from dpar.data.codes import Manifest
+from dpar import tracking
+from dpar.data.manifest import Manifest
 from dpar.errors import run_command
+from dpar.experiment.loading import load_experiment
+from dpar.workflow import jobs
 
 
 def parser() -> argparse.ArgumentParser:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dpar import jobs, tracking
-from dpar.config import Images, load_experiment
+from dpar import tracking
 from dpar.data.class_names import numbered_as
 from dpar.data.images import ImageIndex, open_images, shared_images
 from dpar.data.sources.source import described
 from dpar.errors import InputError, run_command, shown
+from dpar.experiment.loading import load_experiment
+from dpar.experiment.settings import Images
+from dpar.workflow import jobs
 
 _MOST_SHARED = 0.01  # share of held-out images; published sets have a few copies across splits
 

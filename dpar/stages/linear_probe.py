@@ -7,17 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from dpar import jobs, tracking
-from dpar.config import load_experiment
+from dpar import tracking
 from dpar.data.codes import open_codes
 from dpar.data.loader import epoch_views, sequential
 from dpar.device import default_device, full_float32
 from dpar.errors import InputError, run_command
 from dpar.evaluation.linear_probe import describe_codes, fit_probe, top_k_accuracy
+from dpar.experiment.loading import load_experiment
 from dpar.files import write_json
-from dpar.patchify import PatchRule
+from dpar.patches.rule import PatchRule
 from dpar.train.objective import images_at_once
 from dpar.weights import load_model, model_config
+from dpar.workflow import jobs
 
 
 def parser() -> argparse.ArgumentParser:

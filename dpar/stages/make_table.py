@@ -8,13 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from dpar import jobs, tracking
-from dpar.config import load_experiment
+from dpar import tracking
 from dpar.errors import run_command
+from dpar.experiment.cells import merged_thresholds, table_rows
+from dpar.experiment.loading import load_experiment
 from dpar.files import read_json, write_text
-from dpar.grid import merged_thresholds, table_rows
 from dpar.report import paper, tables
 from dpar.report.notes import notes
+from dpar.workflow import jobs
 
 # where the dashboard shows a measured quantity, if not among the evaluations; and those that stand beside the paper's
 GROUPS = {"nll": "val", "patch_length": "patch", **dict.fromkeys(tables.PROBED, "probe")}

@@ -5,13 +5,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpar import jobs, tracking
-from dpar.config import load_experiment
+from dpar import tracking
 from dpar.errors import run_command
-from dpar.evaluation.comparison import metric_name, noise_floor
+from dpar.evaluation.comparison import metric_name, noise_floor, shared_conditions
 from dpar.evaluation.features import load_features
+from dpar.experiment.loading import load_experiment
 from dpar.files import sha256_file, write_json
-from dpar.stages.compute_metrics import shared_conditions
+from dpar.workflow import jobs
 
 HALVINGS = 5
 

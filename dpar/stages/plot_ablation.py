@@ -9,10 +9,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from dpar import tracking
-from dpar.config import Experiment, load_experiment
 from dpar.errors import run_command
+from dpar.experiment.loading import load_experiment
+from dpar.experiment.settings import Experiment
 from dpar.files import read_json
 from dpar.report.figures import curves, error_bars, heat_maps, save
+from dpar.report.labels import _axis, label, level
 from dpar.report.tables import MADE
 
 PANELS = {
@@ -113,31 +115,6 @@ def course(experiment: Experiment, frame: pd.DataFrame, metric: str) -> Figure:
 
     printed = series("paper_fid") if metric == "FID" else {}
     return curves(series("frechet_distance"), f"{unit}s of training", metric, printed)
-
-
-def level(key: str, value: object, part: pd.DataFrame) -> str:
-    """A value of what varies, as people read it; a calibrated threshold in nats, from the rows `part` that have it."""
-    if key.endswith("p_avg") and "threshold" in part:
-        return f"{part['threshold'].iloc[0]:.3f}\n($P_{{avg}}$ {value})"
-    return str(value)
-
-
-def label(keys: Sequence[str], frame: pd.DataFrame, place: int) -> str:
-    """What the row at `place` has of the settings `keys`, in short."""
-    row = frame.iloc[[place]]
-    given = [key for key in keys if row[key].notna().all()]
-    return ", ".join(f"{symbol(key)} {level(key, row[key].iloc[0], row).partition(chr(10))[0]}" for key in given)
-
-
-def symbol(key: str) -> str:
-    """What varies, as the paper writes it."""
-    name = key.rpartition(".")[2]
-    return {"p_avg": "$E_{Th}$", "threshold": "$E_{Th}$", "max_length": "$P_{max}$"}.get(name, name)
-
-
-def _axis(key: str) -> str:
-    unit = {"$E_{Th}$": " (nats)", "$P_{max}$": " (tokens)"}
-    return symbol(key) + unit.get(symbol(key), "")
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from dpar import jobs, tracking
-from dpar.config import load_experiment
+from dpar import tracking
 from dpar.errors import run_command
+from dpar.experiment.cells import described_models
+from dpar.experiment.loading import load_experiment
 from dpar.files import read_json
-from dpar.grid import described_models
 from dpar.report.figures import metric_against_cost, save
+from dpar.workflow import jobs
 
 
 def parser() -> argparse.ArgumentParser:

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dpar import jobs, tracking
-from dpar.config import load_experiment
+from dpar import tracking
 from dpar.data.codes import open_codes
 from dpar.data.crops import center_crop
 from dpar.data.images import ImageIndex
 from dpar.errors import run_command
-from dpar.grid import merged_thresholds, threshold_of
-from dpar.patchify import PatchRule, patch_ids
+from dpar.experiment.cells import merged_thresholds, threshold_of
+from dpar.experiment.loading import load_experiment
+from dpar.patches.rule import PatchRule, patch_ids
 from dpar.report.figures import entropy_maps, save
+from dpar.workflow import jobs
 
 SHOWN = 8
 

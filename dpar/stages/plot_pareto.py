@@ -8,11 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from dpar import tracking
-from dpar.config import Experiment, load_experiment
 from dpar.errors import InputError, run_command
+from dpar.experiment.loading import load_experiment
+from dpar.experiment.settings import Experiment
 from dpar.files import read_json
 from dpar.report.figures import pareto, save
-from dpar.stages.plot_ablation import label
+from dpar.report.labels import label
 
 COSTS = {"training_gmacs": "training GMACs/image", "sampling_gmacs": "sampling GMACs/image"}
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from dpar import jobs, tracking
-from dpar.config import load_experiment
+from dpar import tracking
 from dpar.data.crops import center_crop
 from dpar.data.images import ImageIndex
 from dpar.errors import InputError, run_command
+from dpar.experiment.loading import load_experiment
 from dpar.report.figures import THUMBNAIL, sample_columns, save
+from dpar.workflow import jobs
 
 MOST_CLASSES, PICTURES = 10, 4
 DOTS = 150  # an inch: a figure of its own shows pixels as they are

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from dpar import jobs, tracking
-from dpar.config import Experiment, Sampling, gate_folder, load_experiment
+from dpar import tracking
 from dpar.data.parts import Parts
 from dpar.device import default_device
 from dpar.errors import InputError, run_command
+from dpar.experiment.cells import SampleCell, merged_thresholds, sample_cells, threshold_of
+from dpar.experiment.loading import load_experiment
+from dpar.experiment.settings import Experiment, Sampling, gate_folder
 from dpar.files import digest, write_bytes
-from dpar.grid import SampleCell, merged_thresholds, sample_cells, threshold_of
-from dpar.patchify import PatchRule
-from dpar.recipes import RECIPES
+from dpar.patches.rule import PatchRule
 from dpar.sampling.archive import keep, kept, write_samples
 from dpar.sampling.drawing import ImageSampler
 from dpar.sampling.guidance import DrawSettings
@@ -34,6 +34,8 @@ from dpar.sampling.picture import class_rows, contact_sheet
 from dpar.sampling.request import Request, request
 from dpar.tracking.makers import Wanted
 from dpar.weights import model_config
+from dpar.workflow import jobs
+from dpar.workflow.recipes import RECIPES
 
 COLUMNS, ROWS = 8, 10  # of the picture
 

@@ -14,16 +14,17 @@ import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
-from dpar import jobs, tracking
-from dpar.config import load_experiment
+from dpar import tracking
 from dpar.data.crops import to_model_input
 from dpar.data.images import ImageIndex
 from dpar.device import default_device
 from dpar.errors import run_command
 from dpar.evaluation.classifier import Classifier, fit_classifier, training_half
 from dpar.evaluation.features import index_batches
+from dpar.experiment.loading import load_experiment
 from dpar.files import digest
 from dpar.weights import save_model
+from dpar.workflow import jobs
 
 REPORT_EVERY = 50  # steps
 

@@ -11,16 +11,18 @@ from pathlib import Path
 
 import torch
 
-from dpar import jobs, tracking
-from dpar.config import load_experiment
+from dpar import tracking
 from dpar.data.codes import open_codes
 from dpar.data.loader import steps_per_epoch
 from dpar.errors import InputError, run_command
+from dpar.experiment.loading import load_experiment
 from dpar.files import digest
 from dpar.model.variants import build_entropy_model, entropy_model_config
-from dpar.recipes import recipe_number
 from dpar.train.distributed import ranks
-from dpar.train.loop import HISTORY, Task, flat_params, train_to
+from dpar.train.history import HISTORY
+from dpar.train.loop import Task, flat_params, train_to
+from dpar.workflow import jobs
+from dpar.workflow.recipes import recipe_number
 
 
 def parser() -> argparse.ArgumentParser:

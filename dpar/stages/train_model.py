@@ -12,21 +12,22 @@ from pathlib import Path
 
 import torch
 
-from dpar import jobs, tracking
-from dpar.config import load_experiment
+from dpar import tracking
 from dpar.data.codes import open_codes
 from dpar.data.loader import steps_per_epoch
 from dpar.errors import InputError, run_command
-from dpar.grid import merged_thresholds, model_cells, threshold_of
+from dpar.experiment.cells import merged_thresholds, model_cells, threshold_of
+from dpar.experiment.loading import load_experiment
 from dpar.model.dpar import DPARConfig
 from dpar.model.variants import build_model
 from dpar.model.variants import model_config as sizes_of
-from dpar.patchify import PatchRule
-from dpar.recipes import recipe_number
+from dpar.patches.rule import PatchRule
 from dpar.sampling.preview import previewer
 from dpar.train.distributed import ranks
 from dpar.train.loop import Task, flat_params, train_to
 from dpar.weights import model_config
+from dpar.workflow import jobs
+from dpar.workflow.recipes import recipe_number
 
 
 def parser() -> argparse.ArgumentParser:

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import torch
 
-from dpar import jobs, tracking
-from dpar.config import LEAST_CRITIC_SIDE, load_experiment
+from dpar import tracking
 from dpar.data.images import ImageIndex
 from dpar.errors import InputError, run_command
+from dpar.experiment.loading import load_experiment
+from dpar.experiment.settings import LEAST_CRITIC_SIDE
 from dpar.files import digest, sha256_file
-from dpar.recipes import RECIPES
 from dpar.tokenizer.autoencoder import VQAutoencoder
 from dpar.tokenizer.perceptual import load_lpips
 from dpar.tokenizer.trainer import TokenizerTask, train_tokenizer
 from dpar.train.distributed import ranks
 from dpar.weights import save_model
+from dpar.workflow import jobs
+from dpar.workflow.recipes import RECIPES
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,16 +11,18 @@ from typing import Any
 
 import pandas as pd
 
-from dpar import jobs, tracking
-from dpar.config import Experiment, Table, load_experiment
+from dpar import tracking
 from dpar.errors import InputError, run_command
+from dpar.experiment.cells import merged_thresholds
+from dpar.experiment.loading import load_experiment
+from dpar.experiment.settings import Experiment, Table
 from dpar.files import read_json, write_text
-from dpar.grid import merged_thresholds
 from dpar.report import gates
 from dpar.report.figures import curves
 from dpar.report.page import Section, page
 from dpar.report.tables import readable, repeated
 from dpar.tracking.environment import git_commit, versions
+from dpar.workflow import jobs
 
 
 def parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from dpar.config import Autoencoder
+from dpar.experiment.settings import Autoencoder
 from dpar.tokenizer.quantizer import Quantizer
 
 

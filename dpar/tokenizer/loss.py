@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from dpar.config import TokenizerTraining
+from dpar.experiment.settings import TokenizerTraining
 from dpar.tokenizer.autoencoder import Autoencoded
 from dpar.tokenizer.discriminator import PatchGAN
 from dpar.tokenizer.perceptual import LPIPS

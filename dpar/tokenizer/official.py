@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dpar.config import Autoencoder
+from dpar.experiment.settings import Autoencoder
 from dpar.model.official import LAYOUTS, load_official
 from dpar.tokenizer.autoencoder import VQAutoencoder
 
@@ -18,7 +18,7 @@ def import_tokenizer(path: str | Path, config: Autoencoder, sha256: str | None =
 
     Args:
         path: the file; of a moving average (`ema`) and the weights themselves, the average is taken.
-        config: `dpar.config.TOKENIZERS` has LlamaGen's.
+        config: `dpar.experiment.settings.TOKENIZERS` has LlamaGen's.
         sha256: what the file's bytes must have; None = whatever they have.
 
     Raises:

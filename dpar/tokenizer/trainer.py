@@ -18,12 +18,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from dpar.config import TOKENIZER_PACE, TokenizerTraining
 from dpar.data.crops import center_crop, to_model_input, to_uint8
 from dpar.data.images import ImageIndex
 from dpar.data.loader import epoch_order, random_bits, random_uniform
 from dpar.data.workers import mapped
 from dpar.errors import InputError
+from dpar.experiment.settings import TOKENIZER_PACE, TokenizerTraining
 from dpar.tokenizer.autoencoder import Autoencoded, VQAutoencoder, to_bytes
 from dpar.tokenizer.discriminator import PatchGAN
 from dpar.tokenizer.fidelity import codebook_use, psnr

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from dpar.errors import InputError
+
 EVENTS, MANIFEST, LOCK, CONFIG = "events.jsonl", "manifest.json", "lock", "experiment.json"
 
 
@@ -19,3 +21,21 @@ def slug_of(name: str) -> str:
 def results_above(path: Path) -> Path | None:
     """The results folder that `path` lies in, if any: the nearest folder above it that holds records."""
     return next((folder for folder in path.resolve().parents if spool_root(folder).is_dir()), None)
+
+
+def results_folder(given: Path | None) -> Path:
+    """`given`, or the folder below results/ that was worked on last.
+
+    Raises:
+        InputError: there is none, or `given` holds no records.
+    """
+    if given is not None:
+        if not given.is_dir():
+            raise InputError(f"{given} is not a folder; give a results folder such as results/demo with --results")
+        if not any((given / name).exists() for name in ("tracking", "experiment.json")):
+            raise InputError(f"{given} holds no results of a run; give a folder such as results/demo with --results")
+        return given
+    found = [path for path in Path("results").glob("*") if (path / "tracking").is_dir()]
+    if not found:
+        raise InputError(f"no results below {Path('results').resolve()}; run an experiment first, or give --results")
+    return max(found, key=lambda path: (path / "tracking").stat().st_mtime)

@@ -1,6 +1,6 @@
 """A stage's own record of itself: events appended to a file in the results folder, and a manifest when it ends well.
 
-Nothing here knows MLflow, opens a socket or waits for anybody. `dpar.tracking.mirror` carries the records on.
+Nothing here knows MLflow, opens a socket or waits for anybody. `dpar.mirror.sync` carries the records on.
 """
 
 import fcntl

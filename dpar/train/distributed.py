@@ -145,7 +145,7 @@ def divided_as(other: Tensor, tensor: Tensor) -> Tensor:
 
 @contextmanager
 def ranks() -> Iterator[Ranks]:
-    """This process's place among the ranks that `dpar.train.torchrun` started, or alone.
+    """This process's place among the ranks that `dpar.workflow.torchrun` started, or alone.
 
     NCCL carries GPU tensors, gloo those on the CPU. A rank that hangs ends all of them (`dpar.train.watch`).
     The group is taken down when all ranks leave together (a good end or an agreed exit); after an error the process

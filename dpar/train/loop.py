@@ -12,29 +12,26 @@ import math
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import psutil
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dpar.config import TRAINING_PACE, Patchify, Settings, Training
 from dpar.data.codes import CodeStore
 from dpar.data.loader import batches, prefetched
 from dpar.device import peak_flops
 from dpar.errors import InputError
-from dpar.evaluation.flops import training_gmacs
-from dpar.files import digest, read_json, replacing, sha256_file, write_json, write_text
+from dpar.experiment.settings import TRAINING_PACE, Patchify, Settings, Training
+from dpar.files import read_json, replacing, sha256_file, write_json, write_text
+from dpar.memory import out_of_memory
 from dpar.model.entropy_regressor import EntropyRegressorConfig
-from dpar.patchify import PatchRule
-from dpar.sampling.memory import out_of_memory
+from dpar.model.flops import training_gmacs
+from dpar.patches.rule import PatchRule
 from dpar.tracking import Job
 from dpar.train.blocks import blocks, checkpoint_activations, compile_blocks
 from dpar.train.checkpoint import (
@@ -48,13 +45,14 @@ from dpar.train.checkpoint import (
     save_checkpoint,
 )
 from dpar.train.distributed import Ranks, whole
+from dpar.train.history import HISTORY, History
 from dpar.train.interruption import REQUEUE, Interruption
+from dpar.train.meters import Clock, Outcome, Window, memory_gib
 from dpar.train.objective import Inputs, autocast, drop_classes, inputs, likelihood, logits_and_targets, summed_loss
 from dpar.train.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from dpar.train.progress import Progress
 from dpar.weights import CONFIG, WEIGHTS, model_config, save_model, verify_model
 
-HISTORY = "history.jsonl"
 SHOWN = (
     "train/loss",
     "val/nll",
@@ -230,148 +228,6 @@ def _link(source: Path, target: Path) -> None:
 def step_seed(seed: int, step: int, rank: int) -> int:
     """The seed of everything drawn from PyTorch's generators (dropout) in one step on one rank."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:7])
-
-
-class History:
-    """The curves of a training as JSON lines; what lies after the step it goes on from is forgotten."""
-
-    def __init__(self, path: Path, step: int, known: str | None = None):
-        """Args:
-        path: the file.
-        step: to go on from.
-        known: what `digest` was there; older checkpoints do not say.
-
-        Raises:
-            InputError: the lines up to `step` are not those that were written.
-        """
-        self.path = path
-        lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
-        self._lines = [line for line in lines if self._is_before(line, step)]
-        if known is not None and known != digest(self._lines):
-            if path.exists():
-                raise InputError(f"{path} was changed: put it back, or delete it to go on without the curves so far")
-            print(f"{path} is gone: the curves up to step {step} are lost", file=sys.stderr)
-        write_text(path, self.text())
-
-    @staticmethod
-    def _is_before(line: str, step: int) -> bool:
-        with contextlib.suppress(ValueError, LookupError, TypeError):  # the last line of a killed process
-            return json.loads(line)["step"] <= step
-        return False
-
-    def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends the values of a step.
-
-        Raises:
-            InputError: a value is not finite, the disk is full or the file cannot be written.
-        """
-        try:
-            line = json.dumps({"step": step, **values}, allow_nan=False)
-        except ValueError:
-            raise InputError(
-                f"training broke: not all of {values} at step {step} is finite; the last good checkpoint: "
-                f"{last_step(self.path.parent)}. Lower the learning rate or set `precision: float32`, and begin anew"
-            ) from None
-        self._lines.append(line)
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(self._lines[-1] + "\n")
-        except OSError as error:
-            raise InputError(
-                f"cannot write {self.path}: {error.strerror}; the last good checkpoint: {last_step(self.path.parent)}; "
-                "free some space, or mend the folder, and run the same command again"
-            ) from error
-
-    def text(self) -> str:
-        """All lines."""
-        return "".join(f"{line}\n" for line in self._lines)
-
-    def digest(self) -> str:
-        """Of all lines, when they are on the disk: a checkpoint that is to outlive them says it."""
-        with open(self.path, "rb") as file:
-            os.fsync(file.fileno())
-        return digest(self._lines)
-
-
-@dataclass
-class Window:
-    """Sums over the steps since the last point of the curves."""
-
-    steps: int = 0
-    loss: float = 0.0
-    grad_norm: float = 0.0
-    patch_length: float = 0.0
-    patches: float = 0.0
-
-    def add(self, loss: float, patch_length: float, patches: float, grad_norm: float) -> None:
-        """One more step."""
-        self.steps += 1
-        self.loss += loss
-        self.grad_norm += grad_norm
-        self.patch_length += patch_length
-        self.patches += patches
-
-    def means(self, *, with_patches: bool) -> dict[str, float]:
-        """The point of the curves."""
-        means = {"train/loss": self.loss / self.steps, "train/grad_norm": self.grad_norm / self.steps}
-        if with_patches:
-            means |= {"patch/mean_length": self.patch_length / self.steps, "patch/per_image": self.patches / self.steps}
-        return means
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a step gave, on its way from the device to the host, and the images it saw on this rank."""
-
-    step: int
-    values: Float[Tensor, " 4"]  # loss, mean patch length, patches an image, gradient norm
-    images: list[int]
-    arrived: torch.cuda.Event | None
-
-    @classmethod
-    def of(cls, step: int, values: Float[Tensor, " 4"], images: list[int]) -> "Outcome":
-        """The outcome of `step`, whose `values` may still be under way on the device."""
-        copy, arrived = values.to("cpu", non_blocking=True), None
-        if values.is_cuda:
-            arrived = torch.cuda.Event()
-            arrived.record()
-        return cls(step, copy, images, arrived)
-
-    def read(self) -> list[float]:
-        """The values, when they have arrived."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return self.values.tolist()
-
-
-class Clock:
-    """Seconds and steps of training alone: without validation and checkpoints."""
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-        self._since = time.perf_counter()
-        self.steps = 0
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Does not count what its block takes."""
-        self._seconds += time.perf_counter() - self._since
-        yield
-        self._since = time.perf_counter()
-
-    def lap(self) -> tuple[float, int]:
-        """Seconds and steps since the last lap."""
-        now = time.perf_counter()
-        lap = self._seconds + now - self._since, self.steps
-        self._seconds, self._since, self.steps = 0.0, now, 0
-        return lap
-
-
-def memory_gib(device: torch.device) -> float:
-    """The most that was allocated on a GPU since the start, or what the process holds now, in GiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return psutil.Process().memory_info().rss / 2**30
 
 
 class Trainer:

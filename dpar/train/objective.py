@@ -16,8 +16,8 @@ from dpar.errors import InputError
 from dpar.model.dpar import DPAR
 from dpar.model.entropy_regressor import EntropyRegressorConfig
 from dpar.model.llamagen import LlamaGen, TransformerConfig
-from dpar.packing import PatchLayout
-from dpar.patchify import PatchRule
+from dpar.patches.packing import PatchLayout
+from dpar.patches.rule import PatchRule
 from dpar.train.distributed import Ranks
 
 

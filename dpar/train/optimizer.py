@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 
-from dpar.config import Training
+from dpar.experiment.settings import Training
 from dpar.train.distributed import divided_as
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")

@@ -9,8 +9,10 @@ import pytest
 
 from dpar.benchmarks import data
 from dpar.commands import bench
-from dpar.commands.info import PAPER_PATCHES
-from dpar.data.codes import Manifest, open_codes, read_shard
+from dpar.data.codes import open_codes
+from dpar.data.manifest import Manifest
+from dpar.data.shards import read_shard
+from dpar.paper import PAPER_PATCHES
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".tar"])

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from dpar.benchmarks.made_up import made_up_entropies
-from dpar.patchify import PatchCounts, PatchRule, calibrate
+from dpar.patches.calibration import calibrate
+from dpar.patches.counts import PatchCounts
+from dpar.patches.rule import PatchRule
 
 
 def test_made_up_entropies_give_the_papers_patches_to_images_that_differ():

@@ -10,8 +10,8 @@ from dpar.benchmarks import literal_cost
 from dpar.benchmarks import sample as benchmark
 from dpar.benchmarks.sample import main
 from dpar.errors import InputError
-from dpar.evaluation.flops import sampling_gmacs
 from dpar.model.dpar import DPAR
+from dpar.model.flops import sampling_gmacs
 from dpar.model.llamagen import LlamaGen
 from dpar.sampling.sampler import sample
 from tests.benchmarks.tiny import TINY

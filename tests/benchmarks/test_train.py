@@ -11,12 +11,13 @@ import torch
 from dpar.benchmarks import train
 from dpar.benchmarks.made_up import made_up_codes
 from dpar.commands import bench
-from dpar.config import VARIANTS, Training, Transformer
 from dpar.data.loader import batches
 from dpar.errors import InputError
-from dpar.evaluation.flops import count_linear_macs
+from dpar.experiment.settings import VARIANTS, Training, Transformer
+from dpar.model.flops import count_linear_macs
 from dpar.model.variants import build_model
-from dpar.patchify import calibrate, patch_starts
+from dpar.patches.calibration import calibrate
+from dpar.patches.rule import patch_starts
 from dpar.train import loop
 
 CPU = torch.device("cpu")

@@ -1,7 +1,7 @@
 """A pair of networks that is sampled from within a test."""
 
 from dpar.benchmarks.pairs import Sizes
-from dpar.config import Autoencoder
+from dpar.experiment.settings import Autoencoder
 from dpar.model.dpar import DPARConfig
 from dpar.model.llamagen import LlamaGenConfig
 

@@ -7,8 +7,8 @@ from PIL import Image
 
 from dpar import cli
 from dpar.commands import convert
-from dpar.config import TOKENIZERS, VARIANTS
 from dpar.errors import InputError
+from dpar.experiment.settings import TOKENIZERS, VARIANTS
 from dpar.files import sha256_file
 from dpar.weights import load_model, model_config
 from tests.model.test_official import CLASSES, HEADS, LAYERS, VOCAB, WIDTH, published_tensors

@@ -19,7 +19,8 @@ from dpar.cli import main
 from dpar.commands import evaluate, make_reference
 from dpar.data.images import ImageIndex
 from dpar.evaluation.features import Extractor
-from dpar.evaluation.image_sets import describe, open_set
+from dpar.evaluation.image_sets import open_set
+from dpar.evaluation.passes import describe
 from dpar.files import sha256_file
 from tests.data.samples import image_bytes
 from tests.evaluation.tiny import CLASSES, SIDE, picture, write_classifier, write_index, write_samples

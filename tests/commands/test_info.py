@@ -3,12 +3,13 @@ from functools import cache
 
 import pytest
 
-from dpar import cli
+from dpar import cli, paper
 from dpar.commands import info
-from dpar.config import VARIANTS
 from dpar.errors import InputError
+from dpar.experiment.settings import VARIANTS
+from dpar.model.description import describe
 
-described = cache(info.describe)
+described = cache(describe)
 
 
 def say(capsys, *argv: str) -> str:
@@ -16,21 +17,21 @@ def say(capsys, *argv: str) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("variant", "resolution"), info.PAPER_GMACS)
+@pytest.mark.parametrize(("variant", "resolution"), paper.PAPER_GMACS)
 def test_table_8_comes_out(variant, resolution):
     found = described(variant, resolution)
-    assert found["forward_gmacs"] == pytest.approx(info.PAPER_GMACS[variant, resolution], rel=2e-3)
+    assert found["forward_gmacs"] == pytest.approx(paper.PAPER_GMACS[variant, resolution], rel=2e-3)
     assert found["counted_gmacs"] == pytest.approx(found["forward_gmacs"], rel=1e-12)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_table_1_comes_out_but_for_the_papers_own_contradiction(variant):
     found = described(variant, 256)
-    off = found["parameters"] / 1e6 / info.PAPER_PARAMETERS[variant] - 1
+    off = found["parameters"] / 1e6 / paper.PAPER_PARAMETERS[variant] - 1
     assert abs(off) < (0.05 if variant == "DPAR-B" else 0.03 if variant.endswith("XXL") else 0.003)
     told = info.table(found)
     assert ("contradicts itself" in told) == (variant == "DPAR-B")
-    assert f"paper: {info.PAPER_PARAMETERS[variant]} M" in told
+    assert f"paper: {paper.PAPER_PARAMETERS[variant]} M" in told
 
 
 def test_numbers_belong_together(capsys):
@@ -61,16 +62,16 @@ def test_sampling_is_told_honestly(variant, ratio):
 
 def test_other_resolutions_need_the_number_of_patches():
     with pytest.raises(InputError, match="--patches"):
-        info.describe("DPAR-L", 512)
-    found = info.describe("DPAR-B", 512, 500)
+        describe("DPAR-L", 512)
+    found = describe("DPAR-B", 512, 500)
     assert found["counted_gmacs"] == pytest.approx(found["forward_gmacs"])
     assert found["paper"]["forward_gmacs"] is None
     assert "G" in info.table(found)
-    assert info.describe("LlamaGen-B", 512)["tokens"] == 1024
+    assert describe("LlamaGen-B", 512)["tokens"] == 1024
 
 
 def test_every_token_a_patch():
-    found = info.describe("DPAR-B", 256, 256)
+    found = describe("DPAR-B", 256, 256)
     assert found["counted_gmacs"] == pytest.approx(found["forward_gmacs"])
 
 

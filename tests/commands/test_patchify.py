@@ -6,7 +6,7 @@ import pytest
 
 from dpar import cli
 from dpar.commands import patchify
-from dpar.patchify import patch_starts
+from dpar.patches.rule import patch_starts
 from tests.oracles import patchify as oracle
 
 

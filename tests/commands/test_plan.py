@@ -9,8 +9,8 @@ from dpar import cli
 from dpar.commands import plan
 from dpar.errors import InputError
 from dpar.files import write_json
-from dpar.planning import Job, Rates
-from tests.test_config import CONFIG, demo, parse_experiment
+from dpar.workflow.planning import Job, Rates
+from tests.experiment.test_settings import CONFIG, demo, parse_experiment
 
 TRAINING, SAMPLING = 100.0, 10.0
 

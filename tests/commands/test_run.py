@@ -10,8 +10,9 @@ import yaml
 from dpar.commands import run, track
 from dpar.data.images import ImageIndex, open_images
 from dpar.errors import InputError
+from dpar.workflow.run import RETRAIN, only_run, retraining
 from tests.data.samples import folder_of_images
-from tests.test_config import demo
+from tests.experiment.test_settings import demo
 from tests.workflow.conftest import ROOT, job_counts
 
 
@@ -67,7 +68,7 @@ def test_the_lock_is_that_of_the_experiment_that_runs(tmp_path, monkeypatch, arg
     places = [tmp_path / "results" / "other", tmp_path / "else" / "results" / "other"]
     assert seen == [str(place / "tracking" / "run.lock") for place in places]
     assert not (tmp_path / "results" / "demo").exists()
-    with run.only_run(places[0]), pytest.raises(InputError, match=r"another run into .*results/other"):
+    with only_run(places[0]), pytest.raises(InputError, match=r"another run into .*results/other"):
         run.main([*flags, *arguments])
 
 
@@ -139,13 +140,13 @@ def test_the_last_words_name_report_and_dashboard(tmp_path):
 
 def test_what_would_be_trained_again_is_named_with_its_reason_and_the_way_on():
     again = {"results/demo/models/dpar/step400": "params have changed since last execution"}
-    told = run.retraining(again, meant=False)
+    told = retraining(again, meant=False)
     assert "  results/demo/models/dpar/step400: settings or recipe have changed since last execution" in told
     assert "Nothing was started" in told
     assert "dpar run --retrain" in told
     assert "DPAR_RETRAIN=1" in told
-    assert "Nothing was started" not in run.retraining(again, meant=True)
-    assert "results/demo/models/dpar/step400" in run.retraining(again, meant=True)
+    assert "Nothing was started" not in retraining(again, meant=True)
+    assert "results/demo/models/dpar/step400" in retraining(again, meant=True)
 
 
 @pytest.mark.parametrize("flags", [[], ["--retrain"]])
@@ -154,7 +155,7 @@ def test_retraining_is_told_to_the_snakefile_alone(tmp_path, monkeypatch, flags)
     told = {}
     monkeypatch.setattr(run, "_run", lambda command, lock, said: told.update(said) or 0)
     run.main(["--config", "config/demo.yaml", "--directory", str(tmp_path), *flags])
-    assert told == ({run.RETRAIN: "1"} if flags else {})
+    assert told == ({RETRAIN: "1"} if flags else {})
 
 
 def test_images_that_changed_since_they_were_indexed_are_told_even_if_nothing_is_to_be_done(

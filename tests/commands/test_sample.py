@@ -13,7 +13,7 @@ from dpar import cli
 from dpar.commands.sample import main
 from dpar.errors import InputError
 from dpar.files import read_json, write_json
-from dpar.patchify import PatchRule
+from dpar.patches.rule import PatchRule
 from dpar.sampling.drawing import ImageSampler
 from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.networks import load_networks

@@ -6,8 +6,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from dpar.commands.schema import main
-from dpar.config import read_yaml
-from tests.test_config import CONFIG, SHIPPED
+from dpar.experiment.loading import read_yaml
+from tests.experiment.test_settings import CONFIG, SHIPPED
 
 SCHEMA = CONFIG / "schema.json"
 

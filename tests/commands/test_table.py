@@ -7,11 +7,11 @@ import yaml
 
 from dpar import cli
 from dpar.commands import table
-from dpar.config import parse_experiment
 from dpar.errors import InputError
+from dpar.experiment.loading import parse_experiment
 from dpar.files import write_json
+from tests.experiment.test_settings import CONFIG, demo
 from tests.report import made_up
-from tests.test_config import CONFIG, demo
 
 
 @pytest.fixture

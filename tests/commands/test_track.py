@@ -16,6 +16,7 @@ import pytest
 from dpar import tracking
 from dpar.commands import track
 from dpar.errors import InputError, run_command
+from dpar.tracking.places import results_folder
 
 
 @pytest.fixture
@@ -77,13 +78,13 @@ def test_the_audit_asks_the_graph_with_the_experiment_of_the_results(results: Pa
 
 
 def test_the_latest_results_are_meant_when_none_are_named(results: Path):
-    assert track.results_folder(None) == results
+    assert results_folder(None) == results
     other = Path("results/photos64/tracking")
     other.mkdir(parents=True)
     os.utime(other, (0, 0))
-    assert track.results_folder(None) == results
+    assert results_folder(None) == results
     os.utime(results / "tracking", (-1, -1))
-    assert track.results_folder(None) == other.parent
+    assert results_folder(None) == other.parent
 
 
 def test_missing_results_and_bad_addresses_are_one_line(results: Path, capsys, monkeypatch):
@@ -101,7 +102,7 @@ def test_missing_results_and_bad_addresses_are_one_line(results: Path, capsys, m
     assert "the records wait in" in capsys.readouterr().err
     monkeypatch.chdir("results")
     with pytest.raises(InputError, match="no results below"):
-        track.results_folder(None)
+        results_folder(None)
 
 
 GUARDED = """

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dpar.data.codes import CodeMetadata, CodeRows, Manifest, rows_of_images, write_shard
+from dpar.data.manifest import Manifest
+from dpar.data.shards import CodeMetadata, CodeRows, rows_of_images, write_shard
 
 METADATA = CodeMetadata(grid=(2, 3), vocab_size=500, resolution=64, views=4, tokenizer="a" * 64, images="b" * 64)
 

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from dpar.data import codes
-from dpar.data.codes import CodeRows, Manifest, cache_folder, open_codes, read_shard, write_shard
+from dpar.data import codes, shards
+from dpar.data.codes import cache_folder, open_codes
 from dpar.data.loader import batches, sequential
+from dpar.data.manifest import Manifest
+from dpar.data.shards import CodeRows, read_shard, write_shard
 from dpar.errors import InputError
 from dpar.files import read_json
 from tests.data.samples import METADATA, code_rows, code_store
@@ -41,7 +43,7 @@ class TestShard:
         assert_equal(read_shard(tmp_path / f"x.{suffix}"), rows)
 
     def test_many_row_groups(self, tmp_path, suffix, scored, monkeypatch):
-        monkeypatch.setattr(codes, "_ROW_GROUP", 3)
+        monkeypatch.setattr(shards, "_ROW_GROUP", 3)
         rows = code_rows(5, scored=scored)
         write_shard(tmp_path / f"x.{suffix}", rows)
         assert_equal(read_shard(tmp_path / f"x.{suffix}"), rows)
@@ -143,7 +145,7 @@ def test_a_foreign_file_is_refused(tmp_path, shared):
 KILLED_WRITE = """
 import os, signal, sys
 from tests.data.samples import code_rows
-from dpar.data.codes import write_shard
+from dpar.data.shards import write_shard
 os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)  # the last moment before the file gets its name
 write_shard(sys.argv[1], code_rows(3))
 """

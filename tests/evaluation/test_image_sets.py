@@ -14,7 +14,8 @@ from PIL import Image
 from dpar.data.crops import center_crop, to_uint8
 from dpar.errors import InputError
 from dpar.evaluation.features import Extractor
-from dpar.evaluation.image_sets import batches, describe, open_set, resize_clean, unseen
+from dpar.evaluation.image_sets import open_set
+from dpar.evaluation.passes import batches, describe, resize_clean, unseen
 from tests.data.samples import image_bytes, tar_of_images
 from tests.evaluation.tiny import CLASSES, SIDE, picture, write_index, write_samples
 

@@ -15,10 +15,11 @@ from dpar.commands import evaluate
 from dpar.evaluation.comparison import gaussian_of
 from dpar.evaluation.features import Extractor
 from dpar.evaluation.frechet import fit_gaussian, frechet_distance
-from dpar.evaluation.image_sets import describe, open_set, resize_clean
+from dpar.evaluation.image_sets import open_set
 from dpar.evaluation.inception import Inception
 from dpar.evaluation.inception_score import inception_score
 from dpar.evaluation.kernel_distance import kernel_distance
+from dpar.evaluation.passes import describe, resize_clean
 from dpar.evaluation.precision_recall import precision_recall
 
 

@@ -4,13 +4,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dpar.config import parse_experiment
 from dpar.data.images import ImageIndex, open_images
 from dpar.evaluation.classifier import Classifier
 from dpar.evaluation.features import Features
+from dpar.experiment.loading import parse_experiment
 from dpar.files import read_json
 from dpar.weights import save_model
-from tests.test_config import demo
+from tests.experiment.test_settings import demo
 
 SIDE, CLASSES, DIMS = 16, 3, 4
 

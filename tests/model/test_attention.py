@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from dpar.errors import InputError
 from dpar.model import attention
 from dpar.model.attention import attention_dtype, causal_attention, fastest_backend, packed_attention, why_not
-from dpar.packing import PackedLengths
+from dpar.patches.packing import PackedLengths
 from tests.oracles import model as oracle
 
 LENGTHS = {

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from dpar.model.dpar import DPAR
-from dpar.packing import PatchLayout
-from dpar.patchify import patch_starts, static_starts
+from dpar.patches.packing import PatchLayout
+from dpar.patches.rule import patch_starts, static_starts
 from tests.model.tiny import VOCAB, patches, tiny_batch, tiny_dpar
 from tests.oracles.model import dpar_logits
 

@@ -5,7 +5,7 @@ from torch import nn
 from dpar.model.attention import causal_attention, packed_attention
 from dpar.model.layers import Attention, Block, FeedForward, Head, RMSNorm, hidden_width
 from dpar.model.rope import grid_rope
-from dpar.packing import PackedLengths
+from dpar.patches.packing import PackedLengths
 from tests.model.tiny import randomised
 from tests.oracles import model as oracle
 

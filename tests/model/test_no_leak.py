@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from dpar.config import Patchify
-from dpar.entropy import token_entropies
-from dpar.patchify import PatchRule
+from dpar.experiment.settings import Patchify
+from dpar.model.entropy import token_entropies
+from dpar.patches.rule import PatchRule
 from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.sampler import sample
 from tests.model.test_dpar import STARTS

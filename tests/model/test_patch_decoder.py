@@ -3,7 +3,7 @@ import torch
 from dpar.model.attention import causal_attention
 from dpar.model.patch_decoder import PatchDecoder
 from dpar.model.rope import grid_rope
-from dpar.packing import PatchLayout
+from dpar.patches.packing import PatchLayout
 from tests.model.tiny import patches, randomised
 from tests.oracles import model as oracle
 

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dpar.model.attention import causal_attention
 from dpar.model.patch_encoder import POOLINGS, PatchCrossAttention, PatchEncoder, segment_softmax
 from dpar.model.rope import grid_rope
-from dpar.packing import PatchLayout
+from dpar.patches.packing import PatchLayout
 from tests.model.tiny import patches, randomised
 from tests.oracles import model as oracle
 

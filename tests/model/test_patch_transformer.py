@@ -2,7 +2,7 @@ import torch
 
 from dpar.model.patch_transformer import PatchTransformer, shift_right
 from dpar.model.rope import zero_rope
-from dpar.packing import PackedLengths
+from dpar.patches.packing import PackedLengths
 from tests.model.tiny import randomised
 from tests.oracles import model as oracle
 

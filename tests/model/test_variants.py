@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dpar.config import VARIANTS, Transformer
 from dpar.errors import InputError
+from dpar.experiment.settings import VARIANTS, Transformer
 from dpar.model.attention import Backend
 from dpar.model.dpar import DPAR
 from dpar.model.llamagen import LlamaGen

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dpar.config import Experiment
+from dpar.experiment.cells import model_cells, p_avg_targets, sample_cells
+from dpar.experiment.settings import Experiment
 from dpar.files import write_json
-from dpar.grid import model_cells, p_avg_targets, sample_cells
 from dpar.report.figures import new_figure, save
 
 

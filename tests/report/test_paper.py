@@ -2,9 +2,9 @@
 
 import pytest
 
-from dpar.grid import table_rows
+from dpar.experiment.cells import table_rows
 from dpar.report import paper
-from tests.test_config import CONFIG, demo, load_experiment, parse_experiment
+from tests.experiment.test_settings import CONFIG, demo, load_experiment, parse_experiment
 
 
 def printed(name, table):

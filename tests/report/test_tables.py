@@ -6,13 +6,13 @@ import math
 import pandas as pd
 import pytest
 
-from dpar.config import parse_experiment
 from dpar.errors import InputError
-from dpar.evaluation.flops import sampling_gmacs
+from dpar.experiment.loading import parse_experiment
+from dpar.model.flops import sampling_gmacs
 from dpar.model.variants import model_config
 from dpar.report import tables
+from tests.experiment.test_settings import demo
 from tests.report.made_up import metrics
-from tests.test_config import demo
 
 COSTS = {name: {"parameters": 2_000_000, "training_gmacs": 3.25} for name in ("dpar", "llamagen", "dpar_pmax2")}
 

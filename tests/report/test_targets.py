@@ -3,9 +3,9 @@
 import pytest
 
 from dpar.errors import InputError
-from dpar.grid import figure_rows, sample_cells
+from dpar.experiment.cells import figure_rows, sample_cells
 from dpar.report import targets
-from tests.test_config import CONFIG, SHIPPED, demo, load_experiment, parse_experiment
+from tests.experiment.test_settings import CONFIG, SHIPPED, demo, load_experiment, parse_experiment
 
 
 @pytest.mark.parametrize("name", targets.PAPER)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpar.patchify import PatchRule
+from dpar.patches.rule import PatchRule
 from dpar.sampling.drawing import ImageSampler
 from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.networks import load_networks

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dpar.config import Autoencoder, Patchify
 from dpar.errors import InputError
+from dpar.experiment.settings import Autoencoder, Patchify
 from dpar.model.entropy_regressor import EntropyRegressor
 from dpar.model.llamagen import LlamaGen
 from dpar.sampling.networks import gate_threshold, gate_thresholds, load_networks

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dpar.config import load_experiment
 from dpar.device import default_device
-from dpar.patchify import PatchRule
+from dpar.experiment.loading import load_experiment
+from dpar.patches.rule import PatchRule
 from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.networks import load_networks
 from dpar.sampling.noise import image_seed

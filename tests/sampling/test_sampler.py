@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dpar.config import Patchify
-from dpar.entropy import token_entropies
 from dpar.errors import InputError
+from dpar.experiment.settings import Patchify
 from dpar.model.dpar import DPAR
+from dpar.model.entropy import token_entropies
 from dpar.model.entropy_regressor import EntropyRegressor
 from dpar.model.llamagen import LlamaGen
-from dpar.patchify import PatchRule
+from dpar.patches.rule import PatchRule
 from dpar.sampling import cache, sampler, steps
 from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.literal import literal

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dpar.config import parse_experiment
+from dpar.experiment.loading import parse_experiment
 from dpar.files import write_json
 
 TOKENIZER = {

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from dpar.config import EntropyKind
-from dpar.data.codes import CodeRows
+from dpar.data.shards import CodeRows
+from dpar.experiment.settings import EntropyKind
 from dpar.files import write_json
 from dpar.model.variants import build_entropy_model, build_model, entropy_model_config
-from dpar.stages.score_entropies import score
+from dpar.train.scoring import score
 from dpar.weights import model_config, save_model
 from tests.train.tiny import CLASSES, GRID, VOCAB, Results, code_rows, experiment_values, write_codes
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from dpar.config import Autoencoder, parse_experiment
+from dpar.experiment.loading import parse_experiment
+from dpar.experiment.settings import Autoencoder
 from dpar.files import read_json, write_json
 from dpar.model.dpar import DPAR
 from dpar.model.entropy_regressor import EntropyRegressor

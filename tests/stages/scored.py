@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from dpar.config import parse_experiment
-from dpar.data.codes import CodeMetadata, CodeRows, Manifest, rows_of_images, write_shard
+from dpar.data.manifest import Manifest
+from dpar.data.shards import CodeMetadata, CodeRows, rows_of_images, write_shard
+from dpar.experiment.loading import parse_experiment
 from dpar.files import write_json
 
 VIEWS = 2

@@ -6,9 +6,10 @@ import pytest
 from dpar.data.codes import open_codes
 from dpar.errors import InputError
 from dpar.files import read_json
-from dpar.patchify import PatchCounts, patch_starts
+from dpar.patches.counts import PatchCounts
+from dpar.patches.rule import patch_starts
 from dpar.stages import calibrate_gate
-from dpar.stages.score_entropies import score
+from dpar.train.scoring import score
 from dpar.weights import load_model, model_config
 from tests.stages.gated import KINDS, calibrate_flags, write_results
 

@@ -2,7 +2,9 @@ import pytest
 
 from dpar.errors import InputError
 from dpar.files import read_json
-from dpar.patchify import PatchCounts, calibrate, patch_starts
+from dpar.patches.calibration import calibrate
+from dpar.patches.counts import PatchCounts
+from dpar.patches.rule import patch_starts
 from dpar.stages import calibrate_threshold
 from tests.stages.scored import write_experiment, write_scored
 

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from dpar.data.codes import open_codes
-from dpar.entropy import token_entropies
 from dpar.errors import InputError
-from dpar.evaluation.flops import full_gmacs, sampling_gmacs
 from dpar.files import read_json, write_json
-from dpar.patchify import patch_starts
+from dpar.model.entropy import token_entropies
+from dpar.model.flops import full_gmacs, sampling_gmacs
+from dpar.patches.rule import patch_starts
 from dpar.report.gates import BLIND
 from dpar.stages import calibrate_gate, compare_gates
 from dpar.weights import load_model, model_config

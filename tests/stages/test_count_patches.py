@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from dpar.config import load_experiment
 from dpar.errors import InputError
-from dpar.evaluation.flops import forward_gmacs, sampling_gmacs, training_gmacs
+from dpar.experiment.cells import model_cells
+from dpar.experiment.loading import load_experiment
 from dpar.files import read_json, write_json
-from dpar.grid import model_cells
+from dpar.model.flops import forward_gmacs, sampling_gmacs, training_gmacs
 from dpar.model.variants import build_model, model_config
-from dpar.patchify import patch_starts, static_starts
+from dpar.patches.rule import patch_starts, static_starts
 from dpar.stages import count_patches
 from tests.stages.scored import write_experiment, write_scored
 

@@ -3,12 +3,13 @@
 import pandas as pd
 import pytest
 
-from dpar import planning
-from dpar.commands.info import PAPER_GMACS, PAPER_PARAMETERS
-from dpar.config import Patchify, parse_experiment
+from dpar.experiment.loading import parse_experiment
+from dpar.experiment.settings import Patchify
 from dpar.files import write_json
+from dpar.paper import PAPER_GMACS, PAPER_PARAMETERS
 from dpar.stages import describe_models
-from tests.test_config import CONFIG, demo, load_experiment
+from dpar.workflow import planning
+from tests.experiment.test_settings import CONFIG, demo, load_experiment
 
 
 def test_the_papers_numbers_come_out_beside_the_papers_own():

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from dpar.data.codes import read_shard
 from dpar.data.crops import to_model_input, to_uint8, views
 from dpar.data.images import ImageIndex, open_images
+from dpar.data.shards import read_shard
 from dpar.errors import InputError
 from dpar.stages.encode_images import encode, images_of_shard, main
 from dpar.tokenizer.autoencoder import VQAutoencoder

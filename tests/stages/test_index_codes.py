@@ -2,7 +2,8 @@
 
 import pytest
 
-from dpar.data.codes import Manifest, write_shard
+from dpar.data.manifest import Manifest
+from dpar.data.shards import write_shard
 from dpar.errors import InputError, run_command
 from dpar.stages.index_codes import main
 from tests.data.samples import METADATA, code_rows

@@ -9,7 +9,7 @@ from dpar.data.loader import epoch_views, sequential
 from dpar.errors import InputError
 from dpar.evaluation.linear_probe import describe_codes, fit_probe
 from dpar.files import read_json
-from dpar.patchify import PatchRule
+from dpar.patches.rule import PatchRule
 from dpar.stages import linear_probe, train_model
 from dpar.weights import load_model, model_config, save_model
 from tests.train.tiny import CLASSES, IMAGES, Results, code_rows, tiny_task, write_codes

@@ -5,11 +5,11 @@ import json
 import pandas as pd
 import pytest
 
-from dpar.config import parse_experiment
+from dpar.experiment.loading import parse_experiment
 from dpar.files import read_json, write_json
 from dpar.stages import make_table, plot_ablation, plot_pareto
+from tests.experiment.test_settings import demo
 from tests.report import made_up
-from tests.test_config import demo
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 import pandas as pd
 import pytest
 
-from dpar.config import parse_experiment
+from dpar.experiment.loading import parse_experiment
 from dpar.files import read_json
 from dpar.stages import make_table, plot_ablation
+from tests.experiment.test_settings import demo
 from tests.report import made_up
 from tests.stages.test_make_table import arguments
-from tests.test_config import demo
 
 
 @pytest.fixture

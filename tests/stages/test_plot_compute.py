@@ -3,10 +3,10 @@
 import pandas as pd
 import pytest
 
-from dpar.config import parse_experiment
+from dpar.experiment.loading import parse_experiment
 from dpar.files import write_json
 from dpar.stages import plot_compute
-from tests.test_config import demo
+from tests.experiment.test_settings import demo
 
 DPAR = {
     "model": "dpar",

@@ -3,12 +3,13 @@
 import numpy as np
 from PIL import Image
 
-from dpar.config import parse_experiment
-from dpar.data.codes import CodeMetadata, CodeRows, Manifest, write_shard
 from dpar.data.images import ImageIndex, open_images
+from dpar.data.manifest import Manifest
+from dpar.data.shards import CodeMetadata, CodeRows, write_shard
+from dpar.experiment.loading import parse_experiment
 from dpar.files import write_json
 from dpar.stages import plot_entropy_maps
-from tests.test_config import demo
+from tests.experiment.test_settings import demo
 
 
 def test_images_run_from_few_patches_to_many_in_different_classes():

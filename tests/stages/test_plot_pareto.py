@@ -3,11 +3,11 @@
 import pandas as pd
 import pytest
 
-from dpar.config import parse_experiment
 from dpar.errors import InputError
+from dpar.experiment.loading import parse_experiment
 from dpar.files import write_json
 from dpar.stages import plot_pareto
-from tests.test_config import demo
+from tests.experiment.test_settings import demo
 
 TABLE = "threshold_by_length"
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpar.config import parse_experiment
 from dpar.data.images import ImageIndex, open_images
+from dpar.experiment.loading import parse_experiment
 from dpar.stages import plot_samples
+from tests.experiment.test_settings import demo
 from tests.report import made_up
-from tests.test_config import demo
 
 PNG = (Path(__file__).parents[2] / "docs/results/demo/samples.png").read_bytes()
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dpar.config import Patchify, load_experiment
 from dpar.errors import InputError
 from dpar.evaluation.image_sets import open_set
+from dpar.experiment.loading import load_experiment
+from dpar.experiment.settings import Patchify
 from dpar.files import read_json, write_json
-from dpar.patchify import PatchRule
+from dpar.patches.rule import PatchRule
 from dpar.sampling.drawing import ImageSampler
 from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.networks import Networks, load_networks

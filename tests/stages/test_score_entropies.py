@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from dpar.data.codes import CodeRows, read_shard, write_shard
-from dpar.entropy import next_token_entropy
+from dpar.data.shards import CodeRows, read_shard, write_shard
 from dpar.errors import InputError
+from dpar.model.entropy import next_token_entropy
 from dpar.model.variants import build_model
 from dpar.stages import score_entropies
+from dpar.train.scoring import score
 from dpar.weights import model_config, save_model
 from tests.train.tiny import CLASSES, GRID, VOCAB, Results, code_rows, experiment_values, transformer
 
@@ -72,19 +73,19 @@ def test_a_class_conditional_model_is_asked_through_its_null_class(results):
 
 def test_a_row_has_the_same_entropies_to_the_bit_in_a_shard_of_any_size(results):
     model, tokens = entropy_model(results), code_rows(scored=False).tokens
-    whole = score_entropies.score(model, tokens, "unconditional")
+    whole = score(model, tokens, "unconditional")
     for sizes in ([1, len(tokens) - 1], [5, 3, len(tokens) - 8]):
         parts = np.split(tokens, np.cumsum(sizes)[:-1])
         assert all(map(len, parts))
-        scored = [score_entropies.score(model, part, "unconditional") for part in parts]
+        scored = [score(model, part, "unconditional") for part in parts]
         assert np.array_equal(np.concatenate(scored), whole)
 
 
 def test_batches_of_any_size_give_the_same_entropies_but_for_rounding(results, monkeypatch):
     model, tokens = entropy_model(results), code_rows(scored=False).tokens
-    whole = score_entropies.score(model, tokens, "unconditional")
+    whole = score(model, tokens, "unconditional")
     monkeypatch.setattr(score_entropies, "images_at_once", lambda *_: 3)
-    parts = score_entropies.score(model, tokens, "unconditional")
+    parts = score(model, tokens, "unconditional")
     np.testing.assert_allclose(parts[:, 1:], whole[:, 1:], rtol=1e-6)
 
 

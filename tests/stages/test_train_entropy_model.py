@@ -3,9 +3,9 @@
 import pytest
 
 from dpar.errors import InputError
-from dpar.recipes import ARCHITECTURES
 from dpar.stages import train_entropy_model
 from dpar.weights import load_model, model_config
+from dpar.workflow.recipes import ARCHITECTURES
 from tests.train.tiny import CLASSES, Results, experiment_values, history
 
 

@@ -16,15 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
-from dpar.config import load_experiment
-from dpar.data.codes import CodeRows
+from dpar.data.shards import CodeRows
 from dpar.errors import InputError
+from dpar.experiment.loading import load_experiment
 from dpar.model.variants import build_model
-from dpar.recipes import ARCHITECTURES
 from dpar.stages import train_model
 from dpar.tokenizer.autoencoder import VQAutoencoder
 from dpar.tracking import lineage
 from dpar.weights import load_model, model_config, save_model
+from dpar.workflow.recipes import ARCHITECTURES
 from tests.train.tiny import (
     GRID,
     VOCAB,
@@ -252,7 +252,7 @@ def test_torchrun_trains_on_two_ranks_as_on_one(results):
     sizes["training"] |= {"steps": 4, "checkpoint_every": 2}
     results.set(sizes)
     flags = results.train_model("dpar", "step4")
-    line = [sys.executable, "-m", "dpar.launch", "--gpus", "2", "dpar.stages.train_model", *flags]
+    line = [sys.executable, "-m", "dpar.workflow.launch", "--gpus", "2", "dpar.stages.train_model", *flags]
     subprocess.run(line, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=300)
     two = history(results.folder / "models/dpar/step4")
     shutil.rmtree(results.folder / "state")
@@ -266,7 +266,15 @@ def test_torchrun_trains_on_two_ranks_as_on_one(results):
 @pytest.mark.slow
 def test_a_rank_that_fails_stops_the_job_with_its_reason(results):
     results.set(experiment_values(batch_size=7))
-    line = [sys.executable, "-m", "dpar.launch", "--gpus", "2", "dpar.stages.train_model", *results.train_model()]
+    line = [
+        sys.executable,
+        "-m",
+        "dpar.workflow.launch",
+        "--gpus",
+        "2",
+        "dpar.stages.train_model",
+        *results.train_model(),
+    ]
     done = subprocess.run(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "batch size 7 cannot be divided by 2 ranks" in done.stderr

@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 
-from dpar.config import load_experiment
 from dpar.errors import InputError
+from dpar.experiment.loading import load_experiment
 from dpar.files import digest, read_json, sha256_file, write_json
 from dpar.stages.train_tokenizer import main
 from dpar.weights import load_model

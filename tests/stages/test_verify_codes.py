@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dpar.data.codes import CodeMetadata, Manifest, rows_of_images, write_shard
+from dpar.data.manifest import Manifest
+from dpar.data.shards import CodeMetadata, rows_of_images, write_shard
 from dpar.errors import InputError
 from dpar.files import read_json, write_json
 from dpar.stages import verify_codes

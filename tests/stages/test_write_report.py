@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from dpar.config import FIGURES, parse_experiment
 from dpar.errors import InputError
+from dpar.experiment.loading import parse_experiment
+from dpar.experiment.settings import FIGURES
 from dpar.files import write_json
 from dpar.report import gates
 from dpar.report.figures import new_figure, save
 from dpar.stages import describe_models, make_table, write_report
+from tests.experiment.test_settings import demo
 from tests.report import made_up
 from tests.report.test_gates import ROW
 from tests.stages.test_make_table import arguments
-from tests.test_config import demo
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dpar.config import Autoencoder
+from dpar.experiment.settings import Autoencoder
 from dpar.tokenizer.autoencoder import VQAutoencoder, to_bytes
 from tests.oracles import tokenizer as oracle
 

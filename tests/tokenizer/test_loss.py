@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from dpar.config import TokenizerTraining
+from dpar.experiment.settings import TokenizerTraining
 from dpar.tokenizer.autoencoder import Autoencoded
 from dpar.tokenizer.discriminator import PatchGAN
 from dpar.tokenizer.loss import autoencoder_loss, discriminator_loss

@@ -3,8 +3,8 @@ import hashlib
 import pytest
 import torch
 
-from dpar.config import Autoencoder
 from dpar.errors import InputError
+from dpar.experiment.settings import Autoencoder
 from dpar.tokenizer.official import import_tokenizer
 from tests.oracles.tokenizer import official_state
 

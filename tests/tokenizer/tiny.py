@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dpar.config import Autoencoder, TokenizerTraining
 from dpar.data.images import ImageIndex, open_images
+from dpar.experiment.settings import Autoencoder, TokenizerTraining
 from dpar.tokenizer.autoencoder import VQAutoencoder
 from dpar.tokenizer.trainer import TokenizerTask
 from dpar.tracking import Job

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dpar import tracking
-from dpar.tracking.store import Store, find_store
+from dpar.mirror.store import Store, find_store
 
 
 @pytest.fixture

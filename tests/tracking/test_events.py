@@ -11,11 +11,12 @@ from PIL import Image
 
 from dpar.commands import lineage, track
 from dpar.errors import run_command
-from dpar.tracking import mirror, status
+from dpar.mirror import status
+from dpar.mirror import sync as mirror
+from dpar.mirror.store import Store, find_store
 from dpar.tracking.events import _FIELDS
 from dpar.tracking.ledger import Ledger, read_events, spools
 from dpar.tracking.replay import replay
-from dpar.tracking.store import Store, find_store
 
 WRONG: list[Any] = [None, True, -1, 1.5, 10**30, "x", "\ud800", [], [0], {}, {"x": None}, {"x": []}]
 

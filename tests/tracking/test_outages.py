@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from dpar.errors import InputError, run_command
-from dpar.tracking import mirror
+from dpar.mirror import sync as mirror
+from dpar.mirror.store import Store, find_store
 from dpar.tracking.ledger import Ledger, spools
-from dpar.tracking.store import Store, find_store
 
 STEPS = 20
 
@@ -96,7 +96,7 @@ def test_a_full_disk_of_the_store_stops_no_job_and_loses_no_record(
 
 
 def test_a_server_that_hangs_is_given_up_and_the_job_never_knows(results: Path, store: Store, job, monkeypatch, query):
-    monkeypatch.setattr("dpar.tracking.server.PATIENCE", 0.2)
+    monkeypatch.setattr("dpar.mirror.server.PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as listening:  # takes connections, and never says a word
         away = find_store(results, f"http://127.0.0.1:{listening.getsockname()[1]}")
         train(job, results)

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from dpar import files, tracking
-from dpar.tracking import dashboard, mirror
-from dpar.tracking.store import find_store, open_store
+from dpar.mirror import dashboard
+from dpar.mirror import sync as mirror
+from dpar.mirror.store import find_store, open_store
 
 pytestmark = pytest.mark.slow
 FOLDERS, STEPS = 8, 50

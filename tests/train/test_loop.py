@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dpar import weights
 from dpar.data.loader import batches
 from dpar.errors import InputError
-from dpar.evaluation.flops import training_gmacs
 from dpar.files import read_json, sha256_file, write_json
+from dpar.model.flops import training_gmacs
 from dpar.train import loop
 from dpar.train.checkpoint import load_checkpoint
 from dpar.train.distributed import Ranks

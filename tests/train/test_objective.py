@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dpar.config import Patchify
 from dpar.data.loader import batches, sequential
 from dpar.errors import InputError
-from dpar.patchify import PatchCounts, PatchRule, patch_starts
+from dpar.experiment.settings import Patchify
+from dpar.patches.counts import PatchCounts
+from dpar.patches.rule import PatchRule, patch_starts
 from dpar.train.distributed import Ranks
 from dpar.train.objective import drop_classes, inputs, likelihood, logits_and_targets, summed_loss
 from tests.train.tiny import CLASSES, VOCAB, code_rows, code_store, tiny_task

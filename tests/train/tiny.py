@@ -9,19 +9,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from dpar.config import (
-    EntropyModel,
-    Experiment,
-    Patchify,
-    Training,
-    Transformer,
-    load_experiment,
-    parse_experiment,
-)
-from dpar.data.codes import CodeMetadata, CodeRows, CodeStore, Manifest, rows_of_images, write_shard
+from dpar.data.codes import CodeStore
+from dpar.data.manifest import Manifest
+from dpar.data.shards import CodeMetadata, CodeRows, rows_of_images, write_shard
+from dpar.experiment.loading import load_experiment, parse_experiment
+from dpar.experiment.settings import EntropyModel, Experiment, Patchify, Training, Transformer
 from dpar.files import digest, write_json
 from dpar.model.variants import build_entropy_model, build_model, entropy_model_config
-from dpar.patchify import PatchRule
+from dpar.patches.rule import PatchRule
 from dpar.tracking import Job
 from dpar.train.distributed import ranks
 from dpar.train.loop import Task, train_to

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from dpar.config import parse_experiment
+from dpar.experiment.loading import parse_experiment
 from dpar.files import write_json
 from tests.workflow.conftest import ROOT
 from tests.workflow.test_end_to_end import tiny

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from dpar import jobs, tracking
+from dpar import tracking
 from dpar.commands import track
 from dpar.errors import InputError
 from dpar.files import read_json, sha256_file, write_text
 from dpar.generator import Generator
 from dpar.tracking.lineage import of_file
+from dpar.workflow import jobs
 from tests.workflow import corruption
 from tests.workflow.corruption import Corruption
 from tests.workflow.jobs import Job, build, within

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from dpar.files import read_json, sha256_file
-from tests.test_config import demo
+from tests.experiment.test_settings import demo
 from tests.workflow.conftest import ROOT, job_counts
 
 pytestmark = pytest.mark.slow

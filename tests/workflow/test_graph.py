@@ -10,13 +10,13 @@ import pytest
 import yaml
 import yte
 
-from dpar.config import load_experiment
-from dpar.grid import model_cells, sample_cells, table_rows
-from dpar.recipes import RECIPES
+from dpar.experiment.cells import model_cells, sample_cells, table_rows
+from dpar.experiment.loading import load_experiment
 from dpar.report import targets
 from dpar.weights import CONFIG as MODEL_CONFIG
 from dpar.weights import WEIGHTS
-from tests.test_config import CONFIG, SHIPPED, demo
+from dpar.workflow.recipes import RECIPES
+from tests.experiment.test_settings import CONFIG, SHIPPED, demo
 from tests.workflow.conftest import ROOT, asked_resources, job_counts
 
 RULE_FILES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))

@@ -23,8 +23,8 @@ import yaml
 from snakemake.api import SnakemakeApi
 from snakemake.settings.types import ConfigSettings, OutputSettings, Quietness, ResourceSettings
 
-from dpar.config import TRAINING_PACE, Autoencoder, Experiment, Settings
-from tests.test_config import demo
+from dpar.experiment.settings import TRAINING_PACE, Autoencoder, Experiment, Settings
+from tests.experiment.test_settings import demo
 from tests.workflow.conftest import ROOT
 from tests.workflow.test_graph import RULES
 
@@ -184,7 +184,7 @@ class Reads(ast.NodeVisitor):
         for name in ast.unparse(node.func).split(".")[1:]:
             function = getattr(function, name, None)
         given = [(i, arg) for i, arg in enumerate(node.args) if self._path(arg) == ""]
-        if given and inspect.isfunction(function) and function.__module__ != "dpar.grid":
+        if given and inspect.isfunction(function) and function.__module__ != "dpar.experiment.cells":
             names = list(inspect.signature(function).parameters)
             key = (function, tuple(i for i, _ in given))
             if key not in self.seen:

@@ -85,9 +85,9 @@ def test_a_change_makes_exactly_what_depends_on_it_out_of_date(finished):
     assert finished.planned() == {}
 
     # a figure that is to be drawn anew
-    finished.edit("dpar/recipes.py", '"plot_compute": 1', '"plot_compute": 2')
+    finished.edit("dpar/workflow/recipes.py", '"plot_compute": 1', '"plot_compute": 2')
     assert finished.planned() == {"plot_compute": 1, "write_report": 1}
-    finished.edit("dpar/recipes.py", '"plot_compute": 2', '"plot_compute": 1')
+    finished.edit("dpar/workflow/recipes.py", '"plot_compute": 2', '"plot_compute": 1')
 
     # one cell that was deleted: it alone is measured again, and what shows it is made again
     cell = finished.results / "metrics" / "dpar_pmax2" / "seed0.json"
@@ -100,23 +100,23 @@ def test_a_change_makes_exactly_what_depends_on_it_out_of_date(finished):
     finished.snakemake("--touch")
 
     # other code of DPAR: its two trainings and what follows, neither the baseline nor what places boundaries
-    finished.edit("dpar/recipes.py", '"dpar": 1', '"dpar": 2')
+    finished.edit("dpar/workflow/recipes.py", '"dpar": 1', '"dpar": 2')
     jobs = finished.planned()
     assert TRAININGS & set(jobs) == {"train_model"}
     assert jobs["train_model"] == jobs["evaluate_likelihood"] == 2
     assert finished.planned("--", "results/tiny/metrics/llamagen/seed0.json") == {}
-    finished.edit("dpar/recipes.py", '"dpar": 2', '"dpar": 1')
+    finished.edit("dpar/workflow/recipes.py", '"dpar": 2', '"dpar": 1')
 
     # other code of LlamaGen: the baseline, the entropy model and the gates, and so the DPARs, which have other patches
-    finished.edit("dpar/recipes.py", '"llamagen": 1', '"llamagen": 2')
+    finished.edit("dpar/workflow/recipes.py", '"llamagen": 1', '"llamagen": 2')
     jobs = finished.planned()
     assert (jobs["train_entropy_model"], jobs["train_model"]) == (3, 3)
     assert not {"train_tokenizer", "encode_images", "train_classifier"} & set(jobs)
-    finished.edit("dpar/recipes.py", '"llamagen": 2', '"llamagen": 1')
+    finished.edit("dpar/workflow/recipes.py", '"llamagen": 2', '"llamagen": 1')
     assert finished.planned() == {}
 
     # another trainer: all three trainings and what follows, no tokenizer and no entropy model
-    finished.edit("dpar/recipes.py", '"train_model": 1', '"train_model": 2')
+    finished.edit("dpar/workflow/recipes.py", '"train_model": 1', '"train_model": 2')
     jobs = finished.planned()
     assert jobs["train_model"] == 3
     assert TRAININGS & set(jobs) == {"train_model"}

@@ -5,9 +5,9 @@ import re
 import pytest
 import yaml
 
-from dpar.config import parse_experiment
-from dpar.user_paths import user_paths
-from tests.test_config import demo
+from dpar.experiment.loading import parse_experiment
+from dpar.workflow.user_paths import user_paths
+from tests.experiment.test_settings import demo
 
 MISSING = {"source": "folder", "train": "none/train", "val": "none/val", "resolution": 64, "num_classes": 8}
 

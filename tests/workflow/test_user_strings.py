@@ -13,7 +13,7 @@ from PIL import Image
 from dpar.data.generated import draw
 from dpar.files import read_json
 from dpar.report.page import Section, page
-from tests.test_config import demo
+from tests.experiment.test_settings import demo
 from tests.workflow.conftest import ROOT
 
 HOSTILE = "im ages;touch was_run;$(touch was_run) `touch was_run` 'x\" {model} & <b> ü*[1]"

@@ -7,17 +7,18 @@ import sys
 
 from pathlib import Path
 
-from dpar import checks
-from dpar.commands.run import LOCKED, RETRAIN, only_run, retraining
-from dpar.config import FIGURES, TRAINING_PACE, gate_folder, parse_experiment, read_yaml
+from dpar.workflow import checks
+from dpar.workflow.run import LOCKED, RETRAIN, only_run, retraining
+from dpar.experiment.settings import FIGURES, TRAINING_PACE, gate_folder
+from dpar.experiment.loading import parse_experiment, read_yaml
 from dpar.errors import InputError, refusal_of_disk
 from dpar.files import digest, unmarked, write_json
-from dpar.grid import described_models, figure_rows, gated_cells, model_cells, p_avg_targets, sample_cells, table_rows
-from dpar.recipes import recipe_number
+from dpar.experiment.cells import described_models, figure_rows, gated_cells, model_cells, p_avg_targets, sample_cells, table_rows
+from dpar.workflow.recipes import recipe_number
 from dpar.report import paper
 from dpar.report.targets import COMPUTED, metric_files, pareto_file, sized_tables, table_files
-from dpar.slurm import check_partitions, longest_jobs, only_jobs
-from dpar.tracking.store import find_store
+from dpar.workflow.slurm import check_partitions, longest_jobs, only_jobs
+from dpar.mirror.store import find_store
 
 if {"{", "}"} & set(str(workflow.basedir)):  # in a path of its own, Snakemake takes them for a wildcard
     raise WorkflowError(
@@ -104,7 +105,7 @@ def training(name, flags):
     """
     return (
         "trap : INT TERM USR1 HUP; "
-        "python -m dpar.launch --gpus {resources.gpu} --nodes {resources.nodes} --cpus {resources.cpus_per_task}"
+        "python -m dpar.workflow.launch --gpus {resources.gpu} --nodes {resources.nodes} --cpus {resources.cpus_per_task}"
         f" dpar.stages.{name} --experiment {RESULTS}/experiment.json {flags}{LOGGED}"
     )
 

@@ -1,0 +1,171 @@
+"""Passes over a set of images: resizing, batches, features."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from dpar import __version__
+from dpar.data.workers import mapped, reported
+from dpar.errors import InputError
+from dpar.evaluation.classifier import training_half
+from dpar.evaluation.features import BATCH, Extractor, Features, extract, read_gaussian
+from dpar.evaluation.frechet import Gaussian
+from dpar.evaluation.image_sets import RESIZE, ImageSet, Indexed, Profile
+from dpar.evaluation.inception import SIDE
+
+
+def resize_clean(pixels: UInt8[Tensor, "3 H W"], side: int = SIDE) -> Float[Tensor, "3 side side"]:
+    """clean-fid's resize (Parmar et al. 2022): Pillow's bicubic, antialiased, each channel as floats, in [0, 255]."""
+    channels = [Image.fromarray(channel.numpy().astype(np.float32)) for channel in pixels]
+    resized = [np.asarray(channel.resize((side, side), Image.Resampling.BICUBIC)) for channel in channels]
+    return torch.from_numpy(np.stack(resized).clip(0, 255))
+
+
+def batches(
+    images: ImageSet, rows: Int[np.ndarray, "n"], *, side: int | None, profile: Profile = "adm"
+) -> Iterator[Tensor]:
+    """These images as the network takes them, `BATCH` at a time: bytes, or for `clean` floats of 299 pixels.
+
+    Raises:
+        InputError: an image is not square or not of the others' size, which `clean` alone allows.
+    """
+    pictures = images.pictures(rows, side)
+    if profile == "clean":
+        pictures = mapped(resize_clean, pictures, threads=len(os.sched_getaffinity(0)), ahead=2 * BATCH)
+    batch: list[Tensor] = []
+    expected = None
+    for number, picture in enumerate(pictures):
+        expected = expected or (picture.shape[-1],) * 2
+        if picture.shape[1:] != expected:
+            height, width = picture.shape[1:]
+            raise InputError(
+                f"image {number} of {images.source} has {width} x {height} pixels, expected squares of one size "
+                f"(here {expected[0]}); give --resolution N to cut them so, or --profile clean"
+            )
+        batch.append(picture)
+        if len(batch) == BATCH:
+            yield torch.stack(batch)
+            batch.clear()
+    if batch:
+        yield torch.stack(batch)
+
+
+@dataclass
+class Pass:
+    """Images on their way through a network, once it is sure that they fit each other.
+
+    Args:
+        side: pixels of the centre square that is cut first; null = images as they are (of an index, its own).
+        rows: which images, in rising order; null = all.
+
+    Raises:
+        InputError: the images do not fit the network, or hold statistics of the other profile.
+    """
+
+    images: ImageSet
+    extractor: Extractor
+    side: int | None = None
+    profile: Profile = "adm"
+    rows: Int[np.ndarray, "n"] | None = None
+
+    def __post_init__(self):
+        images, extractor = self.images, self.extractor
+        if self.profile == "clean" and extractor.name != "inception":
+            raise InputError(f"--profile clean is a way to feed Inception; {extractor.name} takes images as they are")
+        if self.profile == "clean" and "mu" in images.moments:
+            raise InputError(
+                f"{images.source} holds statistics by ADM's resize, which --profile clean must not be compared with; "
+                "give the images of the reference instead"
+            )
+        self.chosen = np.arange(len(images)) if self.rows is None else self.rows
+        if not len(self.chosen):
+            raise InputError(f"{images.source} holds no images to measure; check the path")
+        self.side = self.side or extractor.resolution or (images.side if isinstance(images, Indexed) else None)
+        if extractor.resolution not in (None, self.side):
+            raise InputError(
+                f"the {extractor.name} was trained on images of {extractor.resolution} pixels, these are to be "
+                f"measured at {self.side}; run train_classifier again, or measure at its own size"
+            )
+        self._seen: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def batches(self, which: Int[np.ndarray, "m"] | slice = slice(None)) -> Iterator[Tensor]:
+        """The images as the network takes them; of the chosen ones, those of number `which`, in rising order.
+
+        Raises:
+            InputError: an image cannot be read, or has another size.
+        """
+        for batch in batches(self.images, self.chosen[which], side=self.side, profile=self.profile):
+            self._seen = batch.shape[-1]
+            yield batch
+
+    def features(self, outputs: Sequence[Float[np.ndarray, "n _"]]) -> Features:
+        """What the network says of the chosen images, with the statistics that their file may hold."""
+        images, extractor = self.images, self.extractor
+        features, logits, spatial = outputs[0], *(*outputs[1:], None, None)[:2]
+        return Features(
+            features,
+            logits,
+            None if images.labels is None else images.labels[self.chosen],
+            spatial,
+            _statistics(images, extractor),
+            {
+                "extractor": extractor.name,
+                "extractor_sha256": extractor.sha256,
+                "extractor_accuracy": extractor.provenance.get("accuracy"),
+                "profile": self.profile,
+                "resize": RESIZE[self.profile] if extractor.name == "inception" else "none",
+                "resolution": self.side or images.side or (self._seen if self.profile == "adm" else None),
+                "dtype": "float32",
+                "versions": {"dpar": __version__, "torch": torch.__version__, "numpy": np.__version__},
+                "source": images.source,
+                **images.conditions(),
+                "count": len(features),
+            },
+        )
+
+
+def describe(
+    images: ImageSet,
+    extractor: Extractor,
+    *,
+    side: int | None = None,
+    profile: Profile = "adm",
+    rows: Int[np.ndarray, "n"] | None = None,
+) -> Features:
+    """What the network says of the images, with the statistics that their file may hold.
+
+    Args:
+        side: as of `Pass`, like `rows`.
+
+    Raises:
+        InputError: the images cannot be read, do not fit the network, or hold statistics of the other profile.
+    """
+    whole = Pass(images, extractor, side, profile, rows)
+    return whole.features(extract(extractor, reported(whole.batches(), len(whole), "described", size=BATCH)))
+
+
+def _statistics(images: ImageSet, extractor: Extractor) -> dict[str, Gaussian]:
+    if extractor.name != "inception":  # such statistics are Inception's by definition
+        return {}
+    statistics = {}
+    for name, mean, covariance in (("features", "mu", "sigma"), ("spatial", "mu_s", "sigma_s")):
+        if mean in images.moments or covariance in images.moments:
+            statistics[name] = read_gaussian(images.source, images.moments, mean, covariance)
+    return statistics
+
+
+def unseen(images: ImageSet, extractor: Extractor) -> Int[np.ndarray, "n"]:
+    """The images that the network has not learnt from: all, unless this index trained the classifier."""
+    if isinstance(images, Indexed) and extractor.provenance.get("train_digest") == images.index.digest:
+        half = training_half(torch.from_numpy(images.index.labels), extractor.provenance["seed"])
+        return (~half).nonzero()[:, 0].numpy()
+    return np.arange(len(images))

@@ -1,0 +1,596 @@
+"""What an experiment may say: typed, closed and frozen. The defaults are Section 4.1's."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from dpar.errors import InputError
+
+# Settings that decide when a training stops, saves or says something, and not what it computes on the way.
+TOKENIZER_PACE = frozenset({"steps", "epochs", "checkpoint_every"})
+TRAINING_PACE = frozenset(
+    {
+        "steps", "epochs", "milestones", "accumulate", "compile", "activation_checkpointing_above", "fsdp_above",
+        "checkpoint_every", "validate_every", "log_every",
+    }
+)  # fmt: skip
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
+Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+LEAST_CRITIC_SIDE = 24  # pixels of the images that the tokenizer's adversarial loss needs
+LONGEST_NAME = 100  # bytes: names are parts of files' names, of which a file system takes 255
+
+
+def _short(name: str) -> str:
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"a name may have {LONGEST_NAME} bytes, this one has {len(name.encode())}")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_short)]
+ModelName = Annotated[Name, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$")]
+EntropyKind = Literal["unconditional", "null_class", "distilled"]
+Pooling = Literal["max", "mean"]
+TableName = Annotated[Name, Field(pattern=r"^[A-Za-z0-9]\w*$")]
+
+
+class Settings(BaseModel):
+    """A group of settings: unknown keys are errors, numbers are finite, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class GeneratedImages(Settings):
+    """How many images the package draws itself."""
+
+    train: int = Field(gt=0)
+    val: int = Field(gt=0)
+
+
+class Images(Settings):
+    """Where the pictures come from and how they are cut."""
+
+    source: Literal["generated", "folder", "parquet", "webdataset"]
+    train: str | None = Field(default=None, description="folder, or glob of Parquet files or tars")
+    val: str | None = Field(default=None, description="the same for held-out images")
+    generated: GeneratedImages | None = None
+    resolution: int = Field(gt=0, description="pixels, the side of the square that is tokenized")
+    num_classes: int = Field(gt=0)
+    max_val: int | None = Field(
+        default=None,
+        gt=0,
+        exclude_if=lambda images: images is None,
+        description="held-out images to use, evenly spaced in their order; null = all",
+    )
+    max_unreadable: float = Field(default=0.0, ge=0, le=1, description="share of images that may be skipped")
+    allow_shared: bool = Field(
+        default=False,
+        exclude_if=lambda allowed: not allowed,
+        description="whether held-out images may be training images too; else more than 1 % of them are refused",
+    )
+
+    @model_validator(mode="after")
+    def _source_is_described(self) -> "Images":
+        if self.source == "generated":
+            if self.generated is None or self.train or self.val:
+                raise ValueError("source `generated` needs `generated: {train, val}` and neither `train` nor `val`")
+        elif self.generated is not None or not (self.train and self.val):
+            raise ValueError(f"source `{self.source}` needs the paths `train` and `val`, and no `generated`")
+        return self
+
+
+class TokenizerTraining(Settings):
+    """The VQ tokenizer's loss and optimizer."""
+
+    steps: int | None = Field(default=None, gt=0)
+    epochs: int | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=128, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    cooldown: float = Field(
+        default=0.0, ge=0, le=1, description="share of the steps, at the end, in which the rate falls to 0"
+    )
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    codebook_weight: float = 1.0
+    commitment_weight: float = 0.25
+    perceptual_weight: float = Field(default=1.0, ge=0)
+    perceptual_network: str | None = Field(
+        default=None, description="file with LPIPS weights; needed if the weight is not 0"
+    )
+    adversarial_weight: float = Field(default=0.5, ge=0)
+    adversarial_start: int = Field(default=20_000, ge=0, description="the first step with the PatchGAN loss")
+    restart_unused_codes: bool = Field(
+        default=False, description="replace codes that fell out of use by latents of the batch"
+    )
+    crop_range: float = Field(
+        default=1.25, ge=1, description="training crops are cut from the image at 1 to this x the side"
+    )
+    checkpoint_every: int = Field(default=1000, gt=0, description="steps")
+
+    @model_validator(mode="after")
+    def _length(self) -> "TokenizerTraining":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of `steps` and `epochs`")
+        if self.perceptual_weight > 0 and not self.perceptual_network:
+            raise ValueError("`perceptual_weight` > 0 needs `perceptual_network`, the file of LPIPS weights")
+        return self
+
+
+class Autoencoder(Settings):
+    """The sizes of a VQ autoencoder; the defaults are LlamaGen's VQ-16."""
+
+    vocab_size: int = Field(default=16384, gt=1, le=65536)
+    code_dim: int = Field(default=8, gt=0)
+    channels: int = Field(default=128, gt=0)
+    multipliers: tuple[int, ...] = Field(default=(1, 1, 2, 2, 4), min_length=1)
+    residual_blocks: int = Field(default=2, gt=0, description="a level of the encoder; the decoder has one more")
+    z_channels: int = Field(default=256, gt=0)
+    attention: bool = True
+    groups: int = Field(default=32, gt=0, description="of channels in each normalisation")
+    # Deviation: 1 in LlamaGen; the small experiments shuffle pixels, to be fast on a CPU.
+    pixel_shuffle: int = Field(
+        default=1, gt=0, description="side of the pixel blocks that are channels inside; 1 = LlamaGen"
+    )
+
+    @property
+    def downsample(self) -> int:
+        """Pixels a token, along one side (K)."""
+        return self.pixel_shuffle * 2 ** (len(self.multipliers) - 1)
+
+    @model_validator(mode="after")
+    def _groups(self) -> "Autoencoder":
+        if any(self.channels * multiplier % self.groups for multiplier in self.multipliers):
+            raise ValueError(f"`channels` times each of `multipliers` must be a multiple of `groups` ({self.groups})")
+        return self
+
+
+# LlamaGen's tokenizers. The other sizes of both are `Autoencoder`'s defaults.
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    "VQ-16": {"multipliers": (1, 1, 2, 2, 4)},
+    "VQ-8": {"multipliers": (1, 2, 2, 4)},
+}
+
+
+class Tokenizer(Autoencoder):
+    """The VQ autoencoder: imported from `weights`, or trained. Sizes beside `variant` replace that tokenizer's."""
+
+    variant: str | None = Field(default=None, description="VQ-16 or VQ-8")
+    weights: str | None = Field(default=None, description="an official file such as vq_ds16_c2i.pt; null = train")
+    weights_sha256: Sha256 | None = Field(default=None, description="what the file of `weights` must have")
+    training: TokenizerTraining | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_of_variant(cls, values: Any) -> Any:
+        name = values.get("variant") if isinstance(values, dict) else None
+        if not isinstance(name, str):
+            return values
+        if name not in TOKENIZERS:
+            raise ValueError(f"there is no tokenizer {name!r}; tokenizers are {', '.join(TOKENIZERS)}")
+        return TOKENIZERS[name] | values
+
+    @model_validator(mode="after")
+    def _trained_or_imported(self) -> "Tokenizer":
+        if (self.weights is None) == (self.training is None):
+            raise ValueError("give exactly one of `weights` (import) and `training` (train one)")
+        return self
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """The sizes alone, without where the weights come from."""
+        return Autoencoder(**{name: getattr(self, name) for name in Autoencoder.model_fields})
+
+
+class Codes(Settings):
+    """How images become rows of codes and how the rows are stored."""
+
+    format: Literal["parquet", "webdataset"] = "parquet"
+    crop_ranges: tuple[Annotated[float, Field(ge=1)], ...] = Field(
+        default=(1.1, 1.05), min_length=1, description="ADM centre crop to this x the side"
+    )
+    ten_crop: bool = Field(
+        default=True, description="five crops and their mirror images; false: the centre and its mirror"
+    )
+    train_shards: int = Field(default=256, gt=0)
+    val_shards: int = Field(default=10, gt=0)
+
+    @property
+    def views(self) -> int:
+        """Rows stored for one training image."""
+        return len(self.crop_ranges) * (10 if self.ten_crop else 2)
+
+
+# Table 1, and LlamaGen's own variants. `layers` counts LlamaGen's blocks, or those of DPAR's patch transformer.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "LlamaGen-B": {"architecture": "llamagen", "width": 768, "heads": 12, "layers": 12},
+    "LlamaGen-L": {"architecture": "llamagen", "width": 1024, "heads": 16, "layers": 24},
+    "LlamaGen-XL": {"architecture": "llamagen", "width": 1280, "heads": 20, "layers": 36},
+    "LlamaGen-XXL": {"architecture": "llamagen", "width": 1536, "heads": 24, "layers": 48},
+    "DPAR-B": {
+        "architecture": "dpar", "width": 768, "heads": 12, "encoder_layers": 1, "layers": 8, "decoder_layers": 3
+    },
+    "DPAR-L": {
+        "architecture": "dpar", "width": 1024, "heads": 16, "encoder_layers": 1, "layers": 19, "decoder_layers": 4
+    },
+    "DPAR-XL": {
+        "architecture": "dpar", "width": 1280, "heads": 20, "encoder_layers": 1, "layers": 30, "decoder_layers": 5
+    },
+    "DPAR-XXL": {
+        "architecture": "dpar", "width": 1536, "heads": 24, "encoder_layers": 1, "layers": 41, "decoder_layers": 6
+    },
+}  # fmt: skip
+
+
+class Transformer(Settings):
+    """A row of Table 1 by name (`variant`), or its sizes; sizes beside a name replace that row's."""
+
+    variant: str | None = Field(default=None, description="DPAR-B, DPAR-L, ... or LlamaGen-B, ...")
+    architecture: Literal["dpar", "llamagen"] | None = None
+    width: int | None = Field(default=None, gt=0)
+    heads: int | None = Field(default=None, gt=0)
+    encoder_layers: int | None = Field(default=None, gt=0, description="DPAR only")
+    layers: int | None = Field(default=None, gt=0, description="of LlamaGen, or of DPAR's patch transformer")
+    decoder_layers: int | None = Field(default=None, gt=0, description="DPAR only")
+    # Deviation: the paper's ablations seem to have run with "2d"; here every cell has Section 3.2.3's scheme at first.
+    position: Literal["dynamic", "dynamic_no_redundancy", "2d"] = Field(
+        default="dynamic", description="Table 9; DPAR only"
+    )
+    # left out of what is written where it is the default: what was made before there was a choice stays up to date
+    query_pooling: Pooling = Field(
+        default="max",
+        exclude_if=lambda pooling: pooling == "max",
+        description="of a patch's tokens into its first query; DPAR only",
+    )
+    attention: Literal["auto", "sdpa", "varlen", "xformers", "flex"] = Field(
+        default="auto", description="back end of packed attention; DPAR only"
+    )
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="on tokens, attention output and FFN output")
+    class_dropout: float = Field(default=0.1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _sizes(self) -> "Transformer":
+        if self.variant is not None and self.variant not in VARIANTS:
+            raise ValueError(f"there is no variant {self.variant!r}; variants are {', '.join(VARIANTS)}")
+        needed = ["architecture", "width", "heads", "layers"]
+        if self.is_dpar:
+            needed += ["encoder_layers", "decoder_layers"]
+        sizes = self.sizes
+        missing = [name for name in needed if sizes[name] is None]
+        if missing:
+            raise ValueError(f"without `variant`, give {', '.join(missing)}")
+        if not self.is_dpar and (sizes["encoder_layers"] or sizes["decoder_layers"]):
+            raise ValueError("`encoder_layers` and `decoder_layers` belong to architecture dpar")
+        if sizes["width"] % sizes["heads"]:
+            raise ValueError(f"`width` {sizes['width']} cannot be divided by `heads` {sizes['heads']}")
+        if sizes["width"] // sizes["heads"] % 16:
+            head_dim = sizes["width"] // sizes["heads"]
+            raise ValueError(f"head width {head_dim} (width / heads) must be a multiple of 16 (Eq. 9)")
+        return self
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Architecture, width, heads and layers: the variant's, where not given here."""
+        row = VARIANTS.get(self.variant or "", {})
+        names = ("architecture", "width", "heads", "encoder_layers", "layers", "decoder_layers")
+        return {name: row.get(name) if (given := getattr(self, name)) is None else given for name in names}
+
+    @property
+    def is_dpar(self) -> bool:
+        """Whether this is DPAR rather than LlamaGen."""
+        return self.sizes["architecture"] == "dpar"
+
+
+class Training(Settings):
+    """The optimizer and the length of a training (Section 4.1)."""
+
+    steps: int | None = Field(default=None, gt=0)
+    epochs: int | None = Field(default=None, gt=0)
+    milestones: tuple[int, ...] = Field(default=(), description="earlier states to keep, in the unit of the length")
+    batch_size: int = Field(default=256, gt=0, description="global")
+    accumulate: int = Field(default=1, gt=0, description="micro-batches a step")
+    learning_rate: float = Field(default=1e-4, gt=0)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.05, ge=0)
+    grad_clip: float = Field(default=1.0, gt=0)
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    compile: bool = Field(default=False, description="the layers, with PyTorch's compiler")
+    activation_checkpointing_above: int | None = Field(
+        default=None,
+        ge=0,
+        description="parameters; larger models keep no activations inside layers but compute them again",
+    )
+    fsdp_above: int | None = Field(
+        default=None, ge=0, description="parameters; larger models are divided over the processes, not copied to each"
+    )
+    checkpoint_every: int = Field(default=5000, gt=0, description="steps")
+    validate_every: int = Field(default=5000, gt=0, description="steps")
+    log_every: int = Field(default=100, gt=0, description="steps")
+
+    @model_validator(mode="after")
+    def _length(self) -> "Training":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of `steps` and `epochs`")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"`batch_size` {self.batch_size} cannot be divided by `accumulate` {self.accumulate}")
+        length = self.steps or self.epochs or 0
+        if any(m >= length or m <= 0 for m in self.milestones) or list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"`milestones` must rise and lie below the length {length}")
+        return self
+
+    @property
+    def unit(self) -> Literal["step", "epoch"]:
+        """What the length and the milestones count."""
+        return "step" if self.steps else "epoch"
+
+    @property
+    def length(self) -> int:
+        """The length in `unit`s."""
+        return self.steps or self.epochs or 0
+
+
+class EntropyModel(Settings):
+    """The network whose uncertainty places the boundaries (Eq. 3)."""
+
+    kind: EntropyKind = Field(
+        default="unconditional",
+        description="without a class token; asked through its null class; or, of gates alone, without a class token "
+        "and with the entropy itself as its one output, learned from the experiment's entropy model",
+    )
+    model: Transformer = Transformer(variant="LlamaGen-B")
+    weights: str | None = Field(default=None, description="an official file such as c2i_B_256.pt (null_class only)")
+    weights_sha256: Sha256 | None = Field(default=None, description="what the file of `weights` must have")
+    training: Training | None = None
+
+    @model_validator(mode="after")
+    def _trained_or_imported(self) -> "EntropyModel":
+        if (self.weights is None) == (self.training is None):
+            raise ValueError("give exactly one of `weights` (import) and `training` (train one)")
+        if self.weights and self.kind != "null_class":
+            raise ValueError("imported weights are class-conditional: set `kind: null_class`")
+        if self.model.is_dpar:
+            raise ValueError("the entropy model is a LlamaGen transformer")
+        return self
+
+    @property
+    def stored_as(self) -> Literal["llamagen", "entropy_regressor"]:
+        """The kind of model that its folder holds."""
+        return "entropy_regressor" if self.kind == "distilled" else "llamagen"
+
+
+def gate_folder(gate: str | None) -> str:
+    """Where, among the results, the gate of that name lies; the entropy model for None."""
+    return "entropy_model" if gate is None else f"gates/{gate}"
+
+
+class Patchify(Settings):
+    """Where patches begin (Section 3.2.1, Algorithm 3; Table 3's switches)."""
+
+    strategy: Literal["dynamic", "static"] = "dynamic"
+    # Deviation: the paper gives E_Th in nats. Nats do not transfer between entropy models and data sets, P_avg does.
+    threshold: float | None = Field(default=None, description="E_Th in nats")
+    p_avg: float | None = Field(
+        default=None, ge=1, description="calibrate E_Th to this mean patch length; or static length"
+    )
+    max_length: int | None = Field(default=4, gt=0, description="P_max in tokens; null = none")
+    row_boundary: bool = True
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> "Patchify":
+        if self.threshold is not None and self.p_avg is not None:
+            raise ValueError("`threshold` (nats) and `p_avg` (calibrated) are both given: give one")
+        if self.threshold is None and self.p_avg is None:
+            raise ValueError("give `threshold` (nats) or `p_avg` (the mean patch length to calibrate it to)")
+        if self.strategy == "static" and self.p_avg is None:
+            raise ValueError("strategy `static` needs `p_avg`, the patch length")
+        return self
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether entropies decide where patches begin."""
+        return self.strategy == "dynamic"
+
+
+class Sampling(Settings):
+    """How images are drawn from a model (Algorithm 2)."""
+
+    num_images: int = Field(default=50_000, gt=0)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
+    labels: Literal["balanced", "uniform"] = "balanced"
+    cfg_scale: float = Field(default=2.0, ge=0)
+    cfg_interval: tuple[Share, Share] = Field(  # as `query_pooling`: not written where it is the default
+        default=(0.0, 1.0),
+        exclude_if=lambda interval: interval == (0.0, 1.0),
+        description="shares of the sequence between which it is guided; the class alone decides outside",
+    )
+    temperature: float = Field(default=1.0, gt=0)
+    top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    batch_size: int = Field(default=64, gt=0)
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    shards: int = Field(default=1, gt=0, description="jobs a set of samples is divided into")
+    compile: bool = Field(
+        default=False,
+        exclude_if=lambda compiled: not compiled,
+        description="the steps of `sample_images`, with PyTorch's compiler; an image may change as by other batches",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Sampling":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"`seeds` repeats one: {list(self.seeds)}")
+        if self.cfg_interval[0] >= self.cfg_interval[1]:
+            raise ValueError(f"`cfg_interval` must rise: {list(self.cfg_interval)}")
+        return self
+
+    @property
+    def draw(self) -> dict[str, Any]:
+        """What of this `dpar.sampling.sampler.sample` is told."""
+        return {name: getattr(self, name) for name in ("cfg_scale", "cfg_interval", "temperature", "top_k", "top_p")}
+
+
+class Classifier(Settings):
+    """The small feature network that stands in for Inception on small images."""
+
+    channels: int = Field(default=32, gt=0)
+    dims: int = Field(default=64, gt=0, description="of the pooled features")
+    steps: int = Field(default=600, gt=0)
+    batch_size: int = Field(default=64, gt=0)
+    learning_rate: float = Field(default=3e-3, gt=0)
+
+
+class LinearProbe(Settings):
+    """The linear classifier of Table 7, on standardised features."""
+
+    penalty: float = Field(
+        default=1e-4, gt=0, description="of half the squared weights, beside the mean cross-entropy in nats"
+    )
+    iterations: int = Field(default=200, gt=0, description="of L-BFGS, at most")
+
+
+class Evaluation(Settings):
+    """What the samples are compared with, and by which network."""
+
+    extractor: str = Field(
+        default="classifier",
+        pattern=r"^(classifier|inception|.+\.(pt|ts))$",
+        description="`classifier` (trained by the pipeline), `inception`, or a TorchScript file of the user's own: a "
+        "program that runs with the user's rights, so give none that you do not trust",
+    )
+    inception_weights: str | None = None
+    classifier: Classifier = Classifier()
+    linear_probe: LinearProbe = LinearProbe()
+    reference: Literal["train", "val"] | str = Field(default="train", description="a split, or an ADM npz file")
+    reference_images: int | None = Field(default=None, gt=0, description="null = all")
+    resolution: int | None = Field(
+        default=None, gt=0, description="samples are resized to this side first (384 -> 256)"
+    )
+    splits: int = Field(default=10, gt=0, description="of the Inception Score")
+    k: int = Field(default=3, gt=0)
+
+    @model_validator(mode="after")
+    def _extractor(self) -> "Evaluation":
+        if (self.extractor == "inception") != (self.inception_weights is not None):
+            raise ValueError("extractor `inception` needs `inception_weights`, and no other may have it")
+        return self
+
+
+class Table(Settings):
+    """A table or grid as data: its rows, each times every combination of what varies.
+
+    A row is flat: `model` names an entry of `models`; `milestone` a state of its training (default: the end); keys such
+    as `patchify.max_length`, `transformer.position` and `sampling.cfg_scale` replace that setting of the experiment;
+    `inference.threshold` replaces a setting of `patchify` for sampling alone, and `inference.gate` the entropy model by
+    one of `gates`; `paper.fid` is what the paper prints, where its settings are not the row's (where they are,
+    `dpar/report/paper_tables.yaml` has it).
+    """
+
+    title: str
+    paper: str | None = Field(
+        default=None,
+        pattern=r"^(table|figure)\d+$",
+        description="the table or figure of the paper that this one stands for: the target that makes it",
+    )
+    base: dict[str, Any] = Field(default={}, description="what every row has that does not say otherwise")
+    rows: tuple[dict[str, Any], ...] = Field(min_length=1)
+    vary: dict[str, tuple[Any, ...]] = {}
+    linear_probe: bool = Field(
+        default=False, description="also the accuracy of a linear classifier on the models' states"
+    )
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether one row varies in two ways, so that the table can be drawn as a heat map."""
+        return len(self.vary) == 2 and len(self.rows) == 1
+
+    @property
+    def is_course(self) -> bool:
+        """Whether only the length of training varies, so that the table can be drawn as curves (Figure 4)."""
+        return list(self.vary) == ["milestone"]
+
+
+class Picture(Settings):
+    """Samples of some cells as a picture, a row a class, uncurated: the first that were drawn (Figures 5-12)."""
+
+    title: str
+    rows: tuple[dict[str, Any], ...] = Field(min_length=1, description="cells, written as the rows of a table")
+    classes: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    images: int = Field(default=3, gt=0, description="of each class")
+
+
+# Figures that every experiment has, by the name of their file.
+FIGURES = ("samples", "completions", "entropy_maps", "compute")
+
+
+class Experiment(Settings):
+    """One YAML file under config/: everything that a run of the graph depends on."""
+
+    name: Name = Field(pattern=r"^[a-z0-9_]+$", description="of its folder under results/")
+    seed: Seed = 0
+    images: Images
+    tokenizer: Tokenizer
+    codes: Codes = Codes()
+    entropy_model: EntropyModel
+    gates: dict[ModelName, EntropyModel] = Field(
+        default={},
+        exclude_if=lambda gates: not gates,
+        description="cheaper networks that may place the boundaries in sampling, in the entropy model's stead",
+    )
+    patchify: Patchify
+    models: dict[ModelName, Transformer] = Field(min_length=1)
+    training: Training
+    training_seeds: tuple[Seed, ...] = Field(
+        default=(),
+        exclude_if=lambda seeds: not seeds,
+        description="each row of a table is trained once with each of these; default: once, with `seed`",
+    )
+    sampling: Sampling = Sampling()
+    evaluation: Evaluation
+    tables: dict[TableName, Table] = {}
+    figures: dict[TableName, Picture] = {}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Experiment":
+        if self.entropy_model.kind == "distilled":
+            raise ValueError("entropy_model.kind `distilled` has nothing to learn from; only `gates` are distilled")
+        if len(set(self.training_seeds)) < len(self.training_seeds):
+            raise ValueError(f"`training_seeds` repeats one: {list(self.training_seeds)}")
+        if self.training_seeds and self.seed not in self.training_seeds:
+            raise ValueError(
+                f"`training_seeds` {list(self.training_seeds)} must hold the experiment's own `seed`, {self.seed}"
+            )
+        if taken := {*self.tables, *FIGURES} & {*self.figures} | {*self.tables} & {*FIGURES, "table1", "table8"}:
+            raise ValueError(f"{', '.join(sorted(taken))}: a table or figure of this name exists; give it another")
+        for name, picture in self.figures.items():
+            if max(picture.classes) >= self.images.num_classes:
+                raise ValueError(
+                    f"figures.{name}: class {max(picture.classes)} is not among the {self.images.num_classes} classes, "
+                    "which are counted from 0"
+                )
+        if self.images.resolution % self.tokenizer.downsample:
+            raise ValueError(
+                f"images.resolution {self.images.resolution} is not a multiple of the tokenizer's downsampling "
+                f"{self.tokenizer.downsample} (tokenizer.pixel_shuffle x 2 to the number of multipliers less one)"
+            )
+        return self
+
+    @property
+    def networks(self) -> dict[str, EntropyModel]:
+        """What may place boundaries, by its folder among the results: the entropy model and the gates."""
+        return {gate_folder(None): self.entropy_model} | {gate_folder(gate): self.gates[gate] for gate in self.gates}
+
+    def network(self, folder: str) -> EntropyModel:
+        """The network of that folder.
+
+        Raises:
+            InputError: there is none.
+        """
+        if folder not in self.networks:
+            raise InputError(f"no network {folder} places patches here; there are {', '.join(self.networks)}")
+        return self.networks[folder]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens an image."""
+        side = self.images.resolution // self.tokenizer.downsample
+        return side, side

@@ -1,0 +1,88 @@
+"""The paths that an experiment names: where they count from, what is made from each, and what lies there."""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpar.experiment.cells import SampleCell
+from dpar.experiment.settings import Experiment
+
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class UserPath:
+    """A path that an experiment names: its key, what it must be, and the outputs that are made from it."""
+
+    key: str
+    path: str
+    kind: str  # `file`, `folder` or `files`, a pattern
+    outputs: tuple[str, ...]
+    sha256: str | None = None
+
+
+def user_paths(experiment: Experiment, cells: Iterable[SampleCell]) -> Iterator[UserPath]:
+    """The paths that an experiment names, each with the outputs that are made from it, below the results.
+
+    Args:
+        cells: the sets of samples that the experiment draws.
+    """
+    images, tokenizer, evaluation = experiment.images, experiment.tokenizer, experiment.evaluation
+    for split in SPLITS if images.generated is None else ():
+        kind = "folder" if images.source == "folder" else "files"
+        yield UserPath(f"images.{split}", getattr(images, split), kind, tuple(_made_from_images(experiment, split)))
+    if tokenizer.weights is not None:
+        made = ("tokenizer/model.safetensors",)
+        yield UserPath("tokenizer.weights", tokenizer.weights, "file", made, tokenizer.weights_sha256)
+    if tokenizer.training and tokenizer.training.perceptual_weight > 0 and tokenizer.training.perceptual_network:
+        path = tokenizer.training.perceptual_network
+        yield UserPath("tokenizer.training.perceptual_network", path, "file", ("tokenizer/model.safetensors",))
+    for folder, network in experiment.networks.items():
+        if network.weights is not None:
+            key, made = f"{folder.replace('/', '.')}.weights", (f"{folder}/model.safetensors",)
+            yield UserPath(key, network.weights, "file", made, network.weights_sha256)
+    features = ["features/reference.npz"]
+    if evaluation.reference not in SPLITS:
+        yield UserPath("evaluation.reference", evaluation.reference, "file", tuple(features))
+    if evaluation.extractor != "classifier":
+        features += [f"features/{cell.slug}/seed{seed}.npz" for cell in cells for seed in cell.sampling.seeds]
+        key = "evaluation.inception_weights" if evaluation.inception_weights else "evaluation.extractor"
+        path = evaluation.inception_weights or evaluation.extractor
+        yield UserPath(key, path, "file", ("tokenizer/report.json", *features))
+
+
+def _made_from_images(experiment: Experiment, split: str) -> Iterator[str]:
+    suffix = {"parquet": "parquet", "webdataset": "tar"}[experiment.codes.format]
+    yield f"index/{split}.json"
+    yield from (f"codes/{split}/{i:05d}.{suffix}" for i in range(getattr(experiment.codes, f"{split}_shards")))
+    if experiment.tokenizer.weights is None:
+        yield "tokenizer/model.safetensors"
+    if experiment.evaluation.extractor == "classifier":
+        yield "classifier/model.safetensors"
+    if experiment.evaluation.reference == split:
+        yield "features/reference.npz"
+    if split == "val":
+        yield "tokenizer/report.json"
+        yield from (f"figures/{name}.png" for name in ("completions", "entropy_maps", "samples"))
+
+
+def from_jobs(path: str, directory: Path) -> str:
+    """A path of the user's from the folder in which the jobs run."""
+    return os.path.join(directory, os.path.expanduser(path))
+
+
+def found_instead(path: str, kind: str) -> str | None:
+    """What is there instead of a file, a folder or files; None if they are."""
+    if kind == "files" and not os.path.isdir(path):
+        files = [file for file in glob.glob(path) if os.path.isfile(file)] or ([path] if os.path.isfile(path) else [])
+        empty = [file for file in files if os.path.getsize(file) == 0]
+        return "which matches no file" if not files else f"of which {empty[0]} is empty" if empty else None
+    if not os.path.lexists(path):
+        return "which does not exist"
+    if kind == "folder":
+        return "which is no folder" if not os.path.isdir(path) else None if os.listdir(path) else "which is empty"
+    if not os.path.isfile(path):
+        return "which is a folder" if os.path.isdir(path) else "which is no file"
+    return None if os.path.getsize(path) else "which is empty"

@@ -1,0 +1,313 @@
+"""What is refused before the first job: every check has an experiment that fails it, and one that just passes."""
+
+import time
+from copy import deepcopy
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dpar.errors import InputError
+from dpar.experiment.cells import sample_cells
+from dpar.experiment.loading import load_experiment, parse_experiment
+from dpar.files import sha256_file, write_text
+from dpar.patches.counts import simulate
+from dpar.sampling.request import request
+from dpar.workflow.checks import longest_mean, look, refuse
+from dpar.workflow.user_paths import user_paths
+from tests.experiment.test_settings import CONFIG, SHIPPED, demo
+
+NETWORK = {"architecture": "llamagen", "width": 96, "heads": 3, "layers": 4, "dropout": 0.0}
+GATE = {"model": {**NETWORK, "layers": 1}, "training": {"steps": 1, "batch_size": 32}}
+
+
+def table(*rows, **vary):
+    return {"tables": {"t": {"title": "t", "rows": list(rows), "vary": vary}}}
+
+
+def picture(*classes):
+    return {"figures": {"f": {"title": "f", "rows": [{"model": "dpar"}], "classes": list(classes)}}}
+
+
+def problems(directory=None, to_make=(), **changes):
+    experiment = parse_experiment(demo(**changes), "test")
+    return look(experiment, directory, to_make).problems if directory else look(experiment, to_make=to_make).problems
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_experiment_passes_quickly_without_its_data(name):
+    experiment = load_experiment(CONFIG / f"{name}.yaml")
+    start = time.monotonic()
+    assert refuse(experiment, to_make=()) == []
+    assert time.monotonic() - start < 10
+
+
+PLAIN = table({"model": "dpar"})
+GATED = table({"model": "dpar"}, **{"inference.gate": ["g", "h"]})
+THIRDS = {"sampling.cfg_scale": 1 / 3, "sampling.temperature": 1 / 3, "transformer.dropout": 1 / 3}
+
+CASES = [
+    # changes that are refused, the same a little less, and what is named
+    ({"sampling__num_images": 32}, {"sampling__num_images": 33}, "sampling.num_images: found 32; expected at least 33"),
+    ({"evaluation__splits": 161}, {"evaluation__splits": 160}, "sampling.num_images: found 320; expected at least 322"),
+    ({"evaluation__k": 320}, {"evaluation__k": 319}, "precision and recall reach to neighbour 320"),
+    (
+        table({"model": "dpar"}, {"model": "dpar", "sampling.num_images": 10}),
+        table({"model": "dpar"}, {"model": "dpar", "sampling.num_images": 40}),
+        "tables.t, row {'model': 'dpar', 'sampling.num_images': 10}: sampling.num_images: found 10",
+    ),
+    ({"evaluation__classifier__dims": 320}, {"evaluation__classifier__dims": 319}, "the 320 dimensions of the"),
+    ({"evaluation__reference_images": 65}, {"evaluation__reference_images": 66}, "two halves of 33 for the"),
+    ({"evaluation__reference_images": 801}, {"evaluation__reference_images": 800}, "the half that the classifier"),
+    (
+        {"evaluation__reference": "val", "images__generated": {"train": 1600, "val": 65}},
+        {"evaluation__reference": "val", "images__generated": {"train": 1600, "val": 66}},
+        "evaluation.reference: found 65 images",
+    ),
+    ({"patchify__p_avg": 3.77}, {"patchify__p_avg": 3.76}, "patchify.p_avg: found 3.77 on a grid of 8 x 8"),
+    (
+        table({"model": "dpar", "inference.p_avg": 3.77}),
+        table({"model": "dpar", "inference.p_avg": 3.76}),
+        "tables.t, row {'model': 'dpar', 'inference.p_avg': 3.77}: inference.p_avg",
+    ),
+    (
+        table({"model": "dpar", "patchify.strategy": "static", "patchify.p_avg": 65}),
+        table({"model": "dpar", "patchify.strategy": "static", "patchify.p_avg": 64}),
+        "expected 1 to 64, the tokens of an image",
+    ),
+    ({"codes__train_shards": 1601}, {"codes__train_shards": 1600}, "codes.train_shards: found 1601; expected at most"),
+    ({"codes__val_shards": 641}, {"codes__val_shards": 640}, "codes.val_shards"),
+    ({"sampling__shards": 321}, {"sampling__shards": 320}, "sampling.shards"),
+    ({"training__batch_size": 1601}, {"training__batch_size": 1600}, "entropy_model.training.batch_size: found 1601"),
+    ({"tokenizer__training__batch_size": 1601}, {"tokenizer__training__batch_size": 1600}, "tokenizer.training.batch"),
+    ({"sampling__top_k": 257}, {"sampling__top_k": 256}, "sampling.top_k: found 257"),
+    (
+        table({"model": "dpar"}, {"model": "dpar", "sampling.cfg_scale": 2.0}),
+        table({"model": "dpar"}, {"model": "dpar", "sampling.cfg_scale": 2.1}),
+        "tables.t: found 2 rows of the one cell dpar:",
+    ),
+    (
+        table({"model": "dpar"}, **{"patchify.p_avg": [1.4, 1.4]}),
+        table({"model": "dpar"}, **{"patchify.p_avg": [1.4, 1.5]}),
+        "2 rows of the one cell dpar_pavg1.4",
+    ),
+    (
+        table({"model": "dpar"}, **{"patchify.p_avg": []}),
+        table({"model": "dpar"}, **{"patchify.p_avg": [1.4]}),
+        "tables.t.vary.patchify.p_avg: found no values",
+    ),
+    (
+        table({"model": "dpar", "patchify.p_avg": 1.6}, **{"patchify.p_avg": [1.4, 1.5]}),
+        table({"model": "dpar", "patchify.max_length": 2}, **{"patchify.p_avg": [1.4, 1.5]}),
+        "with a value of its own, which is never used",
+    ),
+    (table({"model": "dparr"}), table({"model": "dpar"}), "there is no model 'dparr'; models are dpar, llamagen"),
+    (
+        table({"model": "dpar", "patchify.max_len": 2}),
+        table({"model": "dpar", "patchify.max_length": 2}),
+        "max_len: Extra inputs are not permitted, found 2",
+    ),
+    (
+        {"gates": {"g": GATE}, **table({"model": "dpar"})},
+        {"gates": {"g": GATE}, **table({"model": "dpar", "inference.gate": "g"})},
+        "gates.g: found a gate that no row",
+    ),
+    (
+        {"gates": {"g": GATE, "h": GATE}, **GATED},
+        {"gates": {"g": GATE, "h": {**GATE, "kind": "distilled"}}, **GATED},
+        "gates.h: found the settings of g under another name",
+    ),
+    (
+        {"gates": {"g.json": GATE}, **table({"model": "dpar", "inference.gate": "g.json"})},
+        {"gates": {"json": GATE}, **table({"model": "dpar", "inference.gate": "json"})},
+        "gates.g.json: found the name of a file",
+    ),
+    (
+        {"models__twin": NETWORK, "models__llamagen": NETWORK},
+        {"models__twin": {**NETWORK, "layers": 3}, "models__llamagen": NETWORK},
+        "models.twin: found the settings of llamagen under another name",
+    ),
+    (
+        {"tables": {"train_model": {"title": "t", "rows": [{"model": "dpar"}]}}},
+        {"tables": {"train_models": {"title": "t", "rows": [{"model": "dpar"}]}}},
+        "tables.train_model: found the name of a rule",
+    ),
+    (
+        {"models": {"m" * 100: NETWORK}, **table({"model": "m" * 100, "sampling.top_p": 1 / 3, **THIRDS})},
+        {"models": {"m" * 100: NETWORK}, **table({"model": "m" * 100, **THIRDS})},
+        "expected at most 200",
+    ),
+    ({"images__num_classes": 9}, {"images__num_classes": 8}, "images.num_classes: found 9"),
+    (
+        {"images__generated": {"train": 7, "val": 640}},
+        {"images__generated": {"train": 1600, "val": 640}},
+        "images.generated.train: found 7; expected at least one of each of the 8 classes",
+    ),
+    ({"evaluation__resolution": 65}, {"evaluation__resolution": 64}, "evaluation.resolution: found 65"),
+    ({"evaluation__resolution": 7}, {"evaluation__resolution": 8}, "evaluation.resolution: found 7; expected at least"),
+    (
+        {"images__resolution": 16, "patchify__p_avg": 1.1, "tokenizer__training__adversarial_weight": 1, **PLAIN},
+        {"images__resolution": 24, "patchify__p_avg": 1.1, "tokenizer__training__adversarial_weight": 1, **PLAIN},
+        "images.resolution: found 16; expected at least 24 pixels",
+    ),
+    (
+        {"sampling__num_images": 64, "sampling__batch_size": 4, "sampling__shards": 16, **picture(3, 4)},
+        {"sampling__num_images": 64, "sampling__batch_size": 4, "sampling__shards": 16, **picture(2, 3)},
+        "figures.f.classes: found [4]; expected classes below 4",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("refused", "passed", "named"), CASES, ids=[named[:40] for _, _, named in CASES])
+def test_what_is_refused_and_what_just_passes(refused, passed, named):
+    found = problems(**refused)
+    assert any(named in str(problem) for problem in found), list(map(str, found))
+    assert list(map(str, problems(**passed))) == []
+
+
+def test_all_problems_are_listed_at_once_a_line_each_with_the_next_step():
+    changes = {
+        "sampling__num_images": 3,
+        "codes__val_shards": 700,
+        "sampling__top_k": 1000,
+        **table({"model": "x"}, {"model": "dpar"}),
+    }
+    with pytest.raises(InputError, match="experiment demo cannot be run") as error:
+        refuse(parse_experiment(demo(**changes), "test"), to_make=())
+    first, *lines = str(error.value).splitlines()
+    assert [line.split(":")[0].strip() for line in lines] == [
+        "tables.t",
+        "sampling.num_images",
+        "sampling.top_k",
+        "codes.val_shards",
+    ]
+    assert all("; expected " in line and line.count("; ") >= 2 for line in lines)
+    assert "nothing was started" in first
+
+
+@pytest.mark.parametrize("max_length", [1, 3, 4, None])
+@pytest.mark.parametrize("rows", [True, False])
+def test_the_longest_mean_is_what_no_entropy_gives(max_length, rows):
+    silent = np.zeros((1, 63), np.float32)
+    cells = simulate(silent, thresholds=[np.inf], max_lengths=[max_length], grid_width=9, row_boundary=rows)
+    assert longest_mean(63, 9, max_length, rows) == cells[np.inf, max_length].mean_patch_length
+
+
+def test_classes_of_a_picture_are_those_of_the_first_shard():
+    drawn = request(num_images=64, num_classes=8, labels="balanced", seed=0, batch_size=4, shards=16).labels
+    assert set(drawn.tolist()) == {0, 1, 2, 3}
+
+
+FILES = {"train": "train*.parquet", "val": "val.parquet"}
+USER = {
+    "images": {"source": "parquet", **FILES, "resolution": 64, "num_classes": 8},
+    "evaluation": {"extractor": "net.pt", "reference": "reference.npz"},
+    "entropy_model": {"kind": "null_class", "weights": "c2i.pt", "model": NETWORK},
+}  # fmt: skip
+
+
+def user(**changes):
+    """An experiment whose every path is the user's."""
+    tokenizer = {k: v for k, v in demo()["tokenizer"].items() if k != "training"} | {"weights": "vq.pt"}
+    values = demo(**deepcopy(USER), tokenizer=tokenizer)
+    for path, value in changes.items():
+        group, key = path.split("__")
+        values[group][key] = value
+    return parse_experiment(values, "test")
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with all that `user` names."""
+    for name, rows in {"train0": 30, "train1": 20, "val": 10}.items():
+        pq.write_table(pa.table({"key": [str(i) for i in range(rows)]}), tmp_path / f"{name}.parquet")
+    for name in ("net.pt", "vq.pt", "c2i.pt"):
+        (tmp_path / name).write_bytes(b"weights")
+    np.savez(tmp_path / "reference.npz", arr_0=np.zeros((8, 64, 64, 3), np.uint8))
+    return tmp_path
+
+
+def test_what_is_there_passes_and_the_rest_is_named(data):
+    experiment = user(training__batch_size=16)
+    assert [str(problem) for problem in look(experiment, data).problems] == []
+    (data / "vq.pt").write_bytes(b"")
+    (data / "net.pt").unlink()
+    (data / "c2i.pt").unlink()
+    (data / "c2i.pt").mkdir()
+    (data / "val.parquet").write_bytes(b"")
+    (data / "reference.npz").unlink()
+    found = {problem.key: problem.found for problem in look(experiment, data).problems}
+    assert found == {
+        "images.val": f"'val.parquet', of which {data / 'val.parquet'} is empty",
+        "tokenizer.weights": "'vq.pt', which is empty",
+        "entropy_model.weights": "'c2i.pt', which is a folder",
+        "evaluation.extractor": "'net.pt', which does not exist",
+        "evaluation.reference": "'reference.npz', which does not exist",
+    }
+
+
+def test_no_file_is_looked_at_where_nothing_is_made_and_none_where_what_it_makes_is_there(tmp_path):
+    experiment = user(training__batch_size=16)
+    assert look(experiment, tmp_path, ()).problems == []
+    assert {
+        problem.key for problem in look(experiment, tmp_path, ["results/demo/tokenizer/model.safetensors"]).problems
+    } == {"tokenizer.weights"}
+    for path in user_paths(experiment, sample_cells(experiment).values()):
+        assert path.key in {problem.key for problem in look(experiment, tmp_path).problems}
+        for output in path.outputs:
+            write_text(tmp_path / "results" / "demo" / output, "made")
+    assert look(experiment, tmp_path).problems == []
+
+
+def test_counts_are_taken_from_parquet_and_from_the_index_of_an_earlier_run(data):
+    found = [str(problem) for problem in look(user(training__batch_size=51, codes__val_shards=11), data).problems]
+    assert (
+        found
+        == [
+            "codes.val_shards: found 11; expected at most the 10 val images; lower it, or add images",
+            "training.batch_size: found 51; expected at most the 50 train images; lower it, or add images",
+        ][::-1]
+    )
+    write_text(
+        data / "results" / "demo" / "index" / "train.json", '{\n"count": 7,\n"class_counts": [4, 3],\n"keys": []\n}\n'
+    )
+    (line,) = map(str, look(user(training__batch_size=8), data).problems)
+    assert "expected at most the 7 train images" in line
+
+
+def test_images_whose_number_is_not_known_are_said(tmp_path):
+    experiment = user(training__batch_size=16, images__source="folder", images__train="train", images__val="val")
+    for name in ("train", "val"):
+        (tmp_path / name / "class").mkdir(parents=True)
+    findings = look(experiment, tmp_path, ["results/demo/index/train.json"])
+    assert findings.problems == []
+    assert len(findings.unknown) == 1
+    assert "the number of train images of train" in findings.unknown[0]
+    (tmp_path / "train" / "class").rmdir()
+    (problem,) = look(experiment, tmp_path, ["results/demo/index/train.json"]).problems
+    assert (problem.key, problem.found) == ("images.train", "'train', which is empty")
+
+
+def test_a_digest_that_another_file_has_is_named(data):
+    wrong, right = "0" * 64, sha256_file(data / "vq.pt")
+    (problem,) = look(user(training__batch_size=16, tokenizer__weights_sha256=wrong), data).problems
+    assert (problem.key, problem.found) == ("tokenizer.weights", f"the SHA-256 {right}")
+    assert look(user(training__batch_size=16, tokenizer__weights_sha256=right), data).problems == []
+
+
+def test_a_reference_of_another_size_or_with_too_few_images_is_named(data):
+    np.savez(data / "reference.npz", arr_0=np.zeros((7, 32, 32, 3), np.uint8))
+    found = [str(problem) for problem in look(user(training__batch_size=16), data).problems]
+    assert [line.partition(";")[0] for line in found] == [
+        "evaluation.reference: found images of 32 pixels",
+        "evaluation.reference: found 7 images in reference.npz",
+    ]
+
+
+@pytest.mark.parametrize("path", ["a\0b", "a" * 300, "\udcff/x", ""])
+def test_a_path_that_no_file_can_have_is_named(data, path):
+    experiment = user(training__batch_size=16)
+    tokenizer = experiment.tokenizer.model_copy(update={"weights": path})
+    (problem,) = look(experiment.model_copy(update={"tokenizer": tokenizer}), data).problems
+    assert problem.key == "tokenizer.weights"
