@@ -98,7 +98,7 @@ def test_progress_is_in_a_log_as_soon_as_it_is_said(tmp_path, unbuffered):
 def test_a_letter_that_the_terminal_lacks_is_no_traceback(tmp_path, environment):
     (tmp_path / "title.yaml").write_bytes("title: Größe 日本".encode())
     program = (
-        "import sys; from dpar.experiment.settings import read_yaml; from dpar.errors import InputError, run_command\n"
+        "import sys; from dpar.experiment.loading import read_yaml; from dpar.errors import InputError, run_command\n"
         "def main(argv):\n"
         "    print(read_yaml(sys.argv[1])['title'])\n"
         "    raise InputError('gr\\xf6\\xdfer')\n"

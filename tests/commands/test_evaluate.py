@@ -1,10 +1,7 @@
 """`dpar evaluate`: numbers with everything they rest on, features kept and read again, mismatches refused."""
 
 import json
-import re
-import shlex
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -16,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from dpar.cli import main
-from dpar.commands import evaluate, make_reference
+from dpar.commands import evaluate
 from dpar.data.images import ImageIndex
 from dpar.evaluation.features import Extractor
 from dpar.evaluation.image_sets import open_set
@@ -249,13 +246,3 @@ def test_grey_images_are_warned_of(files, capsys):
         (image.convert("L") if number < 3 else image).save(files / "grey" / f"{number}.png")
     assert run(files, samples="grey") == 0
     assert "warning: 3 of 30 images of the samples are grey" in capsys.readouterr().err
-
-
-def test_the_documented_commands_are_understood():
-    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
-    commands = re.findall(r"```\n(dpar .*?)```", text, re.S)
-    words = [shlex.split(re.sub(r"\[(--\S+)( [^\]]*)?\]", "", command.replace("\\\n", ""))) for command in commands]
-    assert [(some[1], len(some)) for some in words] == [("evaluate", 6), ("evaluate", 6), ("make-reference", 8)]
-    parsers = {"evaluate": evaluate.parser(), "make-reference": make_reference.parser()}
-    named = [parsers[command].parse_args(rest) for _, command, *rest in words]
-    assert str(named[1].reference) == "VIRTUAL_imagenet256_labeled.npz"

@@ -78,6 +78,15 @@ def test_images_that_nobody_counted_are_asked_for(tmp_path):
         plan.main(["--config", str(config)])
 
 
+def started(cell):
+    """The first line of the record of a job that drew samples of `cell`."""
+    text = dict.fromkeys(("rule", "name", "identity", "experiment", "config"), "sample_images")
+    return text | {
+        "t": 1, "event": "start", "commit": None, "dirty": False, "params": {"cell": cell},
+        "machine": {"host": "a", "user": "b"}, "versions": {}, "inputs": [],
+    }  # fmt: skip
+
+
 def test_measured_speeds_take_the_place_of_assumed_ones(tmp_path):
     experiment = parse_experiment(demo(), "test")
     write_json(tmp_path / "experiment.json", experiment.model_dump(mode="json"))
@@ -90,8 +99,11 @@ def test_measured_speeds_take_the_place_of_assumed_ones(tmp_path):
     history.write_text("".join(json.dumps({"step": s, "perf/images_per_s": v}) + "\n" for s, v in ((1, 9), (2, 10))))
     events = tmp_path / "tracking" / "spool" / "sample_images" / "a" / "events.jsonl"
     events.parent.mkdir(parents=True)
-    lines = [{"event": "start", "params": {"cell": "llamagen"}}]
-    lines += [{"event": "metrics", "step": s, "values": {"sample/images_per_s": v}} for s, v in ((64, 1.0), (128, 4.0))]
+    lines = [started("llamagen")]
+    lines += [
+        {"t": 2, "event": "metrics", "step": s, "values": {"sample/images_per_s": v}}
+        for s, v in ((64, 1.0), (128, 4.0))
+    ]
     torn = '{"event": "metrics", "step": 192, "val'  # by a kill
     events.write_text("".join(json.dumps(line) + "\n" for line in lines) + torn)
     rates, source = plan.known_rates(experiment, plan.parser().parse_args(["--measured", str(tmp_path)]))
@@ -112,8 +124,8 @@ def test_a_model_whose_patches_were_never_counted_measures_nothing(tmp_path):
         events = tmp_path / "tracking" / "spool" / "sample_images" / model / "events.jsonl"
         events.parent.mkdir(parents=True)
         lines = (
-            {"event": "start", "params": {"cell": model}},
-            {"event": "metrics", "values": {"sample/images_per_s": 1}},
+            started(model),
+            {"t": 2, "event": "metrics", "step": 1, "values": {"sample/images_per_s": 1}},
         )
         events.write_text("".join(json.dumps(line) + "\n" for line in lines))
     args = plan.parser().parse_args(["--measured", str(tmp_path)])
@@ -124,7 +136,7 @@ def test_a_model_whose_patches_were_never_counted_measures_nothing(tmp_path):
     assert len(list(plan.measured_training(experiment, tmp_path))) == 2
     for broken in ([], {}, {"cells": {"dpar": 3}}, {"cells": {"dpar": {"steps": "x"}}}):
         write_json(tmp_path / "patch_counts.json", broken)
-        with pytest.raises(InputError, match="holds no counts of patches"):
+        with pytest.raises(InputError, match=r"holds (no counts of patches|a JSON list)"):
             plan.known_rates(experiment, args)
 
 

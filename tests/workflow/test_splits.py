@@ -10,7 +10,6 @@ from dpar.data.images import ImageIndex
 from tests.data.samples import image_bytes, picture
 from tests.workflow.conftest import ROOT, job_counts
 from tests.workflow.test_end_to_end import tiny
-from tests.workflow.test_safety import TRIGGERS
 
 INDEXES = ("results/tiny/index/train.json", "results/tiny/index/val.json")
 
@@ -28,7 +27,7 @@ def run(snakemake, tmp_path):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
 
     def run(*arguments):
-        done = snakemake("-c1", "--configfile", tmp_path / "tiny.yaml", *TRIGGERS, *arguments, cwd=tmp_path)
+        done = snakemake("-c1", "--configfile", tmp_path / "tiny.yaml", *arguments, cwd=tmp_path)
         return done, {rule: n for rule, n in job_counts(done.stdout + done.stderr).items() if rule != "total"}
 
     return run
