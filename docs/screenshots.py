@@ -25,7 +25,7 @@ from PIL import Image
 from dpar.errors import InputError, run_command
 from dpar.mirror import dashboard
 from dpar.mirror import sync as mirror
-from dpar.mirror.store import Store, find_store, only_writer, open_store
+from dpar.mirror.store import Store, find_store, open_store, writer_lock
 
 WIDTH, HEIGHT = 1600, 1040  # pixels of the window, with a frame that no picture shows
 COLOURS = 128  # of a picture's palette
@@ -190,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def best_row(store: Store) -> tuple[str, str]:
     """The pages of the best row of a DPAR, and of its model, relative to the server's address."""
-    with only_writer(store):
+    with writer_lock(store):
         client = open_store(store)
     experiments = {e.name.rpartition("/")[2]: e.experiment_id for e in client.search_experiments()}
     best = ["metrics.`eval/frechet_distance` ASC"]

@@ -28,25 +28,25 @@ def default_device(turn: int = 0) -> torch.device:
     return torch.device("cpu")
 
 
-def filled_up(batch: Shaped[Tensor, "B *rest"], size: int) -> Shaped[Tensor, "{size} *rest"]:
+def pad_batch(batch: Shaped[Tensor, "B *rest"], size: int) -> Shaped[Tensor, "{size} *rest"]:
     """`batch` with copies of its first row up to `size` rows.
 
-    In a batch of another shape a row's sums are rounded differently; beside other rows, or in another place, they are
-    not. So what is computed of a row does not depend on how the rows were divided into shards.
+    Another batch size rounds a row's sums differently; other neighbours or another position in the batch do not. So a
+    row's results do not depend on how the rows were divided into shards.
     """
     return torch.cat([batch, batch[:1].expand(size - len(batch), *batch.shape[1:])])
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Dense bf16 operations a second that the maker of this GPU promises; None where that is not known."""
+    """Dense bf16 operations per second that the maker of this GPU promises; None where that is not known."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((peak for part, peak in PEAK_BF16.items() if part in name), None)
 
 
-def sent(tensor: Shaped[Tensor, "*any"], device: torch.device | str | None) -> Shaped[Tensor, "*any"]:
-    """`tensor` on `device`, or under way to that GPU from memory that stays where it is, so that nobody waits.
+def to_device(tensor: Shaped[Tensor, "*any"], device: torch.device | str | None) -> Shaped[Tensor, "*any"]:
+    """`tensor` on `device`; to a GPU by a non-blocking copy from pinned memory.
 
-    A copy from ordinary memory would hold the process until the GPU has done all that it was asked before.
+    A copy from pageable memory would block until the GPU has finished all earlier work.
     """
     if device is not None and torch.device(device).type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)

@@ -53,8 +53,8 @@ def _secrets(given: Iterable[str]) -> Iterator[str]:
     yield from (os.environ[name] for name in _SECRETS if name in os.environ)
 
 
-class _Lasting(io.FileIO):
-    """Somebody else's descriptor to write to; what is said after its reader has gone is dropped."""
+class _PipeTolerantFile(io.FileIO):
+    """A file over an open descriptor of another owner; what is written after its reader has gone is dropped."""
 
     def write(self, data, /) -> int:  # type: ignore[override]  # a buffer of any kind
         try:
@@ -65,10 +65,10 @@ class _Lasting(io.FileIO):
         return memoryview(data).nbytes
 
 
-def outlive_readers() -> None:
-    """Lets this process work on when its standard output or error has no reader any more, or lacks a letter.
+def ignore_broken_pipe() -> None:
+    """Keeps this process running when standard output or error has lost its reader, or cannot encode a character.
 
-    Readers go (`| head`, a killed `tee`), and streams in ASCII or ISO-8859-1 have few letters.
+    Readers go (`| head`, a killed `tee`), and streams in ASCII or ISO-8859-1 encode few characters.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -76,9 +76,9 @@ def outlive_readers() -> None:
             continue  # closed from the start, or in other hands
         stream.flush()
         lasting = io.TextIOWrapper(
-            io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False)),
+            io.BufferedWriter(_PipeTolerantFile(stream.fileno(), "w", closefd=False)),
             encoding=stream.encoding,
-            errors="backslashreplace",  # a terminal without the letter shows its number
+            errors="backslashreplace",  # a terminal without the character shows its number
             line_buffering=stream.line_buffering or stream.write_through,  # the latter: PYTHONUNBUFFERED
         )
         setattr(sys, name, lasting)
@@ -92,7 +92,7 @@ def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
     Returns:
         0 on success, 2 for an `InputError`, 3 for an operating-system error (disk full, no permission), 130 for Ctrl-C.
     """
-    outlive_readers()
+    ignore_broken_pipe()
     sys.excepthook = _show_bug
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dpar").setLevel(logging.INFO)

@@ -22,8 +22,8 @@ _AGAIN = "delete it and run the stage that makes it again"
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place when the block ends well, and vanishes when it does not.
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """A temporary name next to `path`, renamed to it when the block succeeds and removed when it fails.
 
     Raises:
         InputError: the disk is full or the folder cannot be written; whatever stood at `path` is untouched.
@@ -53,13 +53,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 def remove_leftovers(path: Path) -> None:
     """Removes what killed writers of `path`, a file or a folder of files, left unfinished; for its only writer."""
-    beside = path.parent.glob(f".{glob.escape(path.name)}.*.partial")
-    for leftover in [*beside, *path.glob(".*.partial")]:
+    leftovers = path.parent.glob(f".{glob.escape(path.name)}.*.partial")
+    for leftover in [*leftovers, *path.glob(".*.partial")]:
         leftover.unlink(missing_ok=True)
 
 
 @contextmanager
-def only_process(path: Path, refusal: str) -> Iterator[IO[str]]:
+def process_lock(path: Path, refusal: str) -> Iterator[IO[str]]:
     """Holds the lock file `path`, which children may inherit, until the block ends or the process dies.
 
     Raises:
@@ -76,7 +76,7 @@ def only_process(path: Path, refusal: str) -> Iterator[IO[str]]:
 
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Writes `data` to `path` whole or not at all."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(data)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpar.errors import InputError
-from dpar.files import fields_of, read_json, replacing, sha256_file, write_json
+from dpar.files import atomic_write, fields_of, read_json, sha256_file, write_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -34,7 +34,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         InputError: the disk is full or the folder cannot be written; whatever stood at `path` is untouched.
     """
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode & 0o777
         try:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpar.mirror.store import find_store, only_writer, open_store
+from dpar.mirror.store import find_store, open_store, writer_lock
 from tests.connections import connections
 
 __all__ = ["connections"]
@@ -33,7 +33,7 @@ def float64():
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty, ready MLflow database; making one takes seconds, copying it none."""
     store = find_store(tmp_path_factory.mktemp("migrated"))
-    with only_writer(store):
+    with writer_lock(store):
         open_store(store)
     assert store.database is not None
     return store.database

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from dpar.device import default_device, filled_up
+from dpar.device import default_device, pad_batch
 from dpar.launched import LAUNCHER
 
 
@@ -25,7 +25,7 @@ def test_jobs_take_the_gpus_of_a_machine_in_turn(monkeypatch):
 @pytest.mark.parametrize("rows", [1, 3, 5])
 def test_a_batch_is_filled_up_with_copies(rows):
     batch = torch.arange(rows * 6).reshape(rows, 2, 3)
-    found = filled_up(batch, 5)
+    found = pad_batch(batch, 5)
     assert found.shape == (5, 2, 3)
     assert torch.equal(found[:rows], batch)
     assert (found[rows:] == batch[0]).all()

@@ -11,13 +11,13 @@ import pytest
 
 from dpar import files
 from dpar.errors import InputError
-from dpar.files import digest, read_json, replacing, sha256_file, write_json
+from dpar.files import atomic_write, digest, read_json, sha256_file, write_json
 
 
 def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"old": 1})
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
+    with pytest.raises(RuntimeError), atomic_write(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert read_json(path) == {"old": 1}
@@ -28,7 +28,7 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_a_disk_that_refuses_keeps_the_old_file_and_says_so(tmp_path, number, said):
     path = tmp_path / "a.json"
     write_json(path, {"old": 1})
-    with pytest.raises(InputError, match=said), replacing(path) as temporary:
+    with pytest.raises(InputError, match=said), atomic_write(path) as temporary:
         temporary.write_text("half")
         raise OSError(number, "refused")
     assert read_json(path) == {"old": 1}
@@ -40,7 +40,7 @@ def test_a_folder_that_became_read_only_is_said(tmp_path, monkeypatch):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(Path, "unlink", refuse)
-    with pytest.raises(InputError, match=r"cannot write .*a\.json: Read-only"), replacing(tmp_path / "a.json"):
+    with pytest.raises(InputError, match=r"cannot write .*a\.json: Read-only"), atomic_write(tmp_path / "a.json"):
         refuse()
 
 

@@ -168,12 +168,12 @@ def _now() -> Spent:
 
 
 def alone(stage: Stage, jobs: list[tuple]) -> dict[str, float]:
-    """`stage` of each job in a process of its own, all begun together: rows a second in all, most memory of one."""
+    """`stage` of each job in a process of its own, all started together: rows per second in all, most memory of one."""
     with (
-        tempfile.TemporaryDirectory() as gate,
+        tempfile.TemporaryDirectory() as barrier,
         ProcessPoolExecutor(len(jobs), mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
-        running = [pool.submit(_watched, stage, job, Path(gate), len(jobs)) for job in jobs]
+        running = [pool.submit(_watched, stage, job, Path(barrier), len(jobs)) for job in jobs]
         parts = [future.result() for future in running]
     return {
         "per_s": sum(part["per_s"] for part in parts),
@@ -182,9 +182,9 @@ def alone(stage: Stage, jobs: list[tuple]) -> dict[str, float]:
     }
 
 
-def _watched(stage: Stage, job: tuple, gate: Path, processes: int) -> dict[str, float]:
-    (gate / str(os.getpid())).touch()
-    while len(os.listdir(gate)) < processes:
+def _watched(stage: Stage, job: tuple, barrier: Path, processes: int) -> dict[str, float]:
+    (barrier / str(os.getpid())).touch()
+    while len(os.listdir(barrier)) < processes:
         time.sleep(0.001)
     process, done, peaks = psutil.Process(), threading.Event(), {"peak_rss_mib": 0.0, "peak_anonymous_mib": 0.0}
 

@@ -13,7 +13,7 @@ from dpar.experiment.settings import Experiment
 from dpar.files import unmarked
 from dpar.mirror.store import find_store
 from dpar.workflow.checks import refuse
-from dpar.workflow.run import LOCKED, RETRAIN, only_run
+from dpar.workflow.run import LOCKED, RETRAIN, run_lock
 from dpar.workflow.supervision import Supervised
 
 # Not `code`: Snakemake would retrain a model for a blank in a shell command; dpar/workflow/recipes.py says what is out
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = folder / "results" / experiment.name
     find_store(results)  # and a tracking address with a typo
     say_changes(results)
-    with only_run(results) as lock:
+    with run_lock(results) as lock:
         command = [sys.executable, "-m", "snakemake", *snakemake, *args.snakemake]
         status = _run(command, lock, {RETRAIN: "1"} if args.retrain else {})
     if status:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dpar.errors import InputError
-from dpar.files import replacing
+from dpar.files import atomic_write
 
 
 class Parts:
@@ -44,7 +44,7 @@ class Parts:
 
     def add(self, span: range, **arrays: np.ndarray) -> None:
         """Keeps a part: arrays whose rows are the images of these numbers."""
-        with replacing(self._path(span)) as temporary, open(temporary, "wb") as file:
+        with atomic_write(self._path(span)) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays, of=np.array(self._name(span)))  # pyright: ignore[reportArgumentType]  # none is called `allow_pickle`
 
     def load(self, span: range) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from dpar.errors import InputError
 from dpar.experiment.settings import Settings
-from dpar.files import replacing
+from dpar.files import atomic_write
 
 _HEADER = "dpar"  # key of the header in a Parquet schema and in a tar's global record
 
@@ -141,7 +141,7 @@ def write_shard(path: str | Path, rows: CodeRows) -> None:
     if path.suffix not in _FORMATS:
         raise InputError(f"{path} is no name for a shard; it must end in {' or '.join(_FORMATS)}")
     header = json.dumps(rows.metadata.model_dump(mode="json") | {"content": _content(rows)}, sort_keys=True)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         _FORMATS[path.suffix].write(file, rows, header)
 
 

@@ -47,7 +47,7 @@ def entropy_network(experiment: Experiment, gate: str | None = None) -> LlamaGen
     )
 
 
-def placing(
+def boundary_network(
     experiment: Experiment, transformer: Transformer, patchify: Patchify, gate: str | None = None
 ) -> LlamaGenConfig | None:
     """The sizes of the network that places these patches: the gate, or the entropy model; None if none does."""
@@ -72,6 +72,6 @@ def sampling_gmacs(
     return flops.sampling_gmacs(
         network(experiment, model.transformer),
         patches if model.transformer.is_dpar else None,
-        entropy_model=placing(experiment, model.transformer, sample.patchify, sample.gate),
+        entropy_model=boundary_network(experiment, model.transformer, sample.patchify, sample.gate),
         guided=guided_share(math.prod(experiment.grid), sample.sampling.cfg_scale, sample.sampling.cfg_interval),
     )

@@ -24,7 +24,7 @@ from dpar.device import full_float32
 from dpar.errors import InputError
 from dpar.evaluation.frechet import Gaussian
 from dpar.evaluation.inception import KNOWN_FILES, load_inception
-from dpar.files import replacing, sha256_file
+from dpar.files import atomic_write, sha256_file
 from dpar.weights import WEIGHTS, load_model, model_config
 
 BATCH = 64  # images in one pass of the network
@@ -72,7 +72,7 @@ def save_features(path: str | Path, features: Features) -> None:
             arrays[name] = getattr(features, name)
     for name, gaussian in features.statistics.items():
         arrays[f"{name}_mean"], arrays[f"{name}_covariance"] = gaussian.mean.numpy(), gaussian.covariance.numpy()
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
 
 

@@ -17,7 +17,7 @@ def spans_of(whole: Pass) -> list[range]:
     return [range(start, min(start + PART, len(whole))) for start in range(0, len(whole), PART)]
 
 
-def collected(parts: Parts, whole: Pass) -> list[Float[np.ndarray, "N _"]]:
+def gather_parts(parts: Parts, whole: Pass) -> list[Float[np.ndarray, "N _"]]:
     """Each output for all images, when no part is missing."""
     outputs = zip(*(parts.load(span).values() for span in spans_of(whole)), strict=True)
     return [np.concatenate(of_parts) for of_parts in outputs]

@@ -504,7 +504,7 @@ class Table(Settings):
         return len(self.vary) == 2 and len(self.rows) == 1
 
     @property
-    def is_course(self) -> bool:
+    def is_training_curve(self) -> bool:
         """Whether only the length of training varies, so that the table can be drawn as curves (Figure 4)."""
         return list(self.vary) == ["milestone"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from dpar.errors import InputError, redacted
 from dpar.mirror import sync as mirror
 from dpar.mirror import views
-from dpar.mirror.store import Store, mlflow_environment, only_writer, open_store, tracking_folder
+from dpar.mirror.store import Store, mlflow_environment, open_store, tracking_folder, writer_lock
 
 HOST = "127.0.0.1"
 
@@ -84,7 +84,7 @@ def _wait_until_healthy(server: subprocess.Popen, port: int, seconds: float, log
 
 def links(store: Store, port: int) -> list[tuple[str, str]]:
     """Title and address of every saved view on a server at `port`, the results first."""
-    with only_writer(store):
+    with writer_lock(store):
         client = open_store(store)
     return [(title, f"http://{HOST}:{port}/{path}") for title, path in views.addresses(client)]
 

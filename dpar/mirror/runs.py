@@ -89,8 +89,8 @@ class RunWriter:
 
         if "mlflow.dpar.mirrored" not in self.tags:
             for chunk in _chunks(list(params.items()), 100):
-                sent = [Param(entity_name(key), str(value)[:6000]) for key, value in chunk]
-                self._client.log_batch(self.run_id, params=sent)
+                batch = [Param(entity_name(key), str(value)[:6000]) for key, value in chunk]
+                self._client.log_batch(self.run_id, params=batch)
 
     def points(self, points: list[Point], model_id: str | None = None) -> int:
         """Sends the values that are not shown yet and says how many these were.
@@ -271,11 +271,13 @@ class RunIndex:
         """The run called `key`, made with `tags` and the start of `run` if there is none."""
         if found := self._runs.get(key):
             return found
-        sent = {"mlflow.dpar.key": key, "mlflow.dpar.records": self.records} | {
+        all_tags = {"mlflow.dpar.key": key, "mlflow.dpar.records": self.records} | {
             k: str(v)[:8000] for k, v in tags.items()
         }
         experiment = self.experiments[kind].experiment_id
-        made = self.client.create_run(experiment, start_time=run.started, tags=sent, run_name=sent["mlflow.runName"])
+        made = self.client.create_run(
+            experiment, start_time=run.started, tags=all_tags, run_name=all_tags["mlflow.runName"]
+        )
         _given(made.info.run_id, f"run {key}")
         writer = self._runs[key] = RunWriter(self.client, made)
         return writer

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dpar.errors import InputError
 from dpar.mirror.runs import RunWriter, stored_runs
-from dpar.mirror.store import Store, only_writer, open_store, tracking_folder
+from dpar.mirror.store import Store, open_store, tracking_folder, writer_lock
 from dpar.tracking.ledger import faults, is_running, read_events, spool_key, spools
 from dpar.tracking.replay import Run, replay
 from dpar.tracking.spool import EVENTS
@@ -64,7 +64,7 @@ def _shown(store: Store) -> tuple[dict[str, int], str | None]:
     if store.database and not store.database.exists():
         return {}, None
     try:
-        with only_writer(store):
+        with writer_lock(store):
             client = open_store(store)
         return _bytes_seen(store, client), None
     except InputError as error:

@@ -144,7 +144,7 @@ def _check_address(uri: str, scheme: str, shown: str) -> None:
 
 
 @contextmanager
-def only_writer(store: Store, *, wait: bool = True) -> Iterator[bool]:
+def writer_lock(store: Store, *, wait: bool = True) -> Iterator[bool]:
     """Holds the results folder's lock for writing to stores; yields whether it was free (always true with `wait`).
 
     Raises:
@@ -213,7 +213,7 @@ def existing_store(store: Store) -> "MlflowClient":
         raise InputError(f"there is no tracking store {store.database} yet; run `dpar track sync`")
     if not tracking_folder(store.results).is_dir():
         raise InputError(f"{store.results} holds no records of jobs; give a results folder such as results/demo")
-    with only_writer(store):
+    with writer_lock(store):
         return open_store(store)
 
 

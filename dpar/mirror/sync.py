@@ -20,7 +20,7 @@ from dpar.mirror import views
 from dpar.mirror.deadline import deadline
 from dpar.mirror.labels import MANY, grouped, job_tags, state_tags
 from dpar.mirror.runs import SMALL, RunIndex, RunWriter, readable_text
-from dpar.mirror.store import Store, only_writer, open_store, profile_of, put_database, sqlite_uri, tracking_folder
+from dpar.mirror.store import Store, open_store, profile_of, put_database, sqlite_uri, tracking_folder, writer_lock
 from dpar.tracking import lineage
 from dpar.tracking.ledger import (
     Ledger,
@@ -67,7 +67,7 @@ def sync(store: Store, *, wait: bool = True) -> Counts | None:
     Raises:
         InputError: the store cannot be used now; nothing is lost, the spools keep everything.
     """
-    with _in_time(store), only_writer(store, wait=wait) as free:
+    with _in_time(store), writer_lock(store, wait=wait) as free:
         return _round(store, open_store(store)) if free else None
 
 
@@ -88,7 +88,7 @@ def watch(store: Store, seconds: float, until_pid: int | None = None) -> None:
     while True:
         last = until_pid is not None and not _exists(until_pid)
         try:
-            with _in_time(store), only_writer(store):
+            with _in_time(store), writer_lock(store):
                 client = client or open_store(store)
                 counts = _round(store, client)
             news = str(counts) if counts.jobs or counts.problems else ""
@@ -110,7 +110,7 @@ def rebuild(store: Store) -> Counts:
     Raises:
         InputError: the store cannot be used.
     """
-    with only_writer(store):
+    with writer_lock(store):
         if not store.embedded or store.database is None or store.artifacts is None:
             with _in_time(store):
                 return _round(store, open_store(store))

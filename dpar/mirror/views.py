@@ -67,14 +67,14 @@ def install(index: "RunIndex", kind: str) -> None:
     # The kind makes MLflow show training pages; it would guess from the runs, and sometimes take them for chats.
     wanted = {"mlflow.note.content": DESCRIPTIONS[kind], "mlflow.experimentKind": "custom_model_development"}
     for view in views_of(kind, list(index.stored(kind))):
-        wanted[f"{_PREFIX}{view.key}"] = encoded(view)
+        wanted[f"{_PREFIX}{view.key}"] = encode_view(view)
     for key, value in wanted.items():
         if experiment.tags.get(key) != value and len(value) <= _LIMIT:
             tag = experiment.experiment_id, key, value
             send_again_if_taken(lambda tag=tag: index.client.set_experiment_tag(*tag))
 
 
-def encoded(view: View) -> str:
+def encode_view(view: View) -> str:
     """The view as MLflow stores it."""
     packed = base64.b64encode(zlib.compress(json.dumps(view.state, sort_keys=True).encode(), 9)).decode()
     value = {"name": view.name, "createdAt": _WRITTEN, "updatedAt": _WRITTEN, "state": f"deflate;{packed}"}

@@ -130,13 +130,13 @@ def _counted_gmacs(model: nn.Module, config: LlamaGenConfig | DPARConfig, patche
 
 def _sampling(config: LlamaGenConfig | DPARConfig, patches: float | None, resolution: int) -> dict[str, Any]:
     """Cost and cache of sampling one image; DPAR's with its default entropy model on every token."""
-    gate = _entropy_model(resolution) if isinstance(config, DPARConfig) else None
+    entropy_model = _entropy_model(resolution) if isinstance(config, DPARConfig) else None
 
     def gmacs(**how: bool) -> Any:
-        return flops.sampling_gmacs(config, patches, entropy_model=gate, **how)
+        return flops.sampling_gmacs(config, patches, entropy_model=entropy_model, **how)
 
     def cache(guided: bool) -> int:
-        return round(float(flops.kv_cache_bytes(config, patches, entropy_model=gate, guided=guided)))
+        return round(float(flops.kv_cache_bytes(config, patches, entropy_model=entropy_model, guided=guided)))
 
     return {
         "guided_gmacs": gmacs(),

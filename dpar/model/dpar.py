@@ -32,7 +32,7 @@ class DPARConfig(TransformerConfig):
 
 
 class DPAR(nn.Module):
-    """An autoregressive image model that thinks in patches and speaks in tokens."""
+    """An autoregressive image model: encoder of tokens, transformer over patches, decoder of tokens (Algorithm 1)."""
 
     Config = DPARConfig
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from dpar.device import sent
+from dpar.device import to_device
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PackedLengths:
     def from_lengths(cls, lengths: Sequence[int], device: torch.device | str | None = None) -> "PackedLengths":
         """The description of sequences of these lengths."""
         ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
-        return cls(tuple(lengths), sent(ends, device), max(lengths))
+        return cls(tuple(lengths), to_device(ends, device), max(lengths))
 
     @property
     def total(self) -> int:
@@ -77,5 +77,5 @@ class PatchLayout:
     def to(self, device: torch.device | str) -> "PatchLayout":
         """The same layout on another device."""
         tensors = (self.packed.cu_seqlens, self.rows, self.first, self.last)
-        ends, *moved = (sent(tensor, device) for tensor in tensors)
+        ends, *moved = (to_device(tensor, device) for tensor in tensors)
         return PatchLayout(replace(self.packed, cu_seqlens=ends), *moved)

@@ -13,7 +13,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from dpar.files import replacing
+from dpar.files import atomic_write
 
 matplotlib.rcParams.update(
     {
@@ -38,7 +38,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save(figure: Figure, path: str | Path) -> None:
     """Writes the figure as PNG to `path` whole or not at all; the same figure gives the same bytes."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 

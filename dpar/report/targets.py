@@ -100,7 +100,7 @@ def sized_tables(experiment: Experiment) -> list[str]:
     found = [
         name
         for name, table in experiment.tables.items()
-        if not (table.linear_probe or table.is_course)
+        if not (table.linear_probe or table.is_training_curve)
         and any(
             row.model.slug in described and row.sample.milestone == row.model.milestones[-1]
             for row in table_rows(experiment, name)

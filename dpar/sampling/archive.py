@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dpar.data.parts import Parts
-from dpar.files import replacing
+from dpar.files import atomic_write
 from dpar.sampling.drawing import Drawn
 
 
@@ -37,7 +37,7 @@ def write_samples(
     Args:
         images: blocks that together have `shape`.
     """
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         # ZipInfo: its fixed date makes equal content equal bytes
         with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as member:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dpar.device import sent
+from dpar.device import to_device
 from dpar.model.layers import Attend, at_least_float32
 
 ROOM = 16
@@ -208,7 +208,7 @@ class RaggedCache(_Cache):
         slots = self.lengths[rows]
         self.lengths[rows] += 1
         reach = self._reach(min(max(int(slots.max()) + 1, 2), self.most))  # sizes of 1 would be compiled by themselves
-        index, slot = sent(torch.from_numpy(np.stack([rows, slots])), self.bias.device)
+        index, slot = to_device(torch.from_numpy(np.stack([rows, slots])), self.bias.device)
         self.bias[index, :, slot] = 0
         bias = self.bias[:, :, :reach]
         if self.grows and 2 * len(rows) > len(self.lengths):

@@ -73,11 +73,11 @@ class Networks:
             raise InputError(f"the images have {found} pixels, the model draws {wanted}; resize them")
         pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
 
-        def encoded(first: int, last: int) -> Int[Tensor, "n T"]:
+        def encode(first: int, last: int) -> Int[Tensor, "n T"]:
             return self.tokenizer.encode(to_model_input(pixels[first:last])).flatten(1)
 
         with torch.inference_mode(), full_float32():
-            codes = torch.cat(list(in_pieces(encoded, 0, len(pixels), self._at_once(images.shape[1]))))
+            codes = torch.cat(list(in_pieces(encode, 0, len(pixels), self._at_once(images.shape[1]))))
         return codes.clone()  # made in inference mode, usable outside
 
     @staticmethod
@@ -91,14 +91,14 @@ class Networks:
             side: pixels.
         """
 
-        def decoded(first: int, last: int) -> UInt8[np.ndarray, "n side side 3"]:
+        def decode(first: int, last: int) -> UInt8[np.ndarray, "n side side 3"]:
             images = self.tokenizer.decode(tokens[first:last].unflatten(1, self.model.config.grid))
             if images.shape[-1] != side:
                 images = F.interpolate(images, size=(side, side), mode="bicubic", align_corners=False)
             return to_bytes(images).permute(0, 2, 3, 1).cpu().numpy()
 
         with torch.inference_mode(), full_float32():
-            return np.concatenate(list(in_pieces(decoded, 0, len(tokens), self._at_once(side))))
+            return np.concatenate(list(in_pieces(decode, 0, len(tokens), self._at_once(side))))
 
 
 def load_networks(

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dpar.device import sent
+from dpar.device import to_device
 from dpar.errors import InputError
 from dpar.model.dpar import DPAR
 from dpar.model.layers import at_least_float32
@@ -193,7 +193,7 @@ class PatchStream:
         tokens = images[ids] * self.states.shape[2] + np.arange(len(ids)) + (first - behind)[ids]
         self.first[images] = position
         lists = rows, np.tile(first, branches), tokens, ids
-        index, first, tokens, ids = sent(torch.from_numpy(np.concatenate(lists)), self.states.device).split(
+        index, first, tokens, ids = to_device(torch.from_numpy(np.concatenate(lists)), self.states.device).split(
             [len(numbers) for numbers in lists]
         )
         if position == 0:

@@ -104,7 +104,7 @@ def describe(experiment: Experiment, cell: ModelCell, counts: PatchCounts | None
     transformer, or LlamaGen's tokens (Table 2).
     """
     config = cost.network(experiment, cell.transformer)
-    gate = cost.placing(experiment, cell.transformer, cell.patchify)
+    boundaries = cost.boundary_network(experiment, cell.transformer, cell.patchify)
     guided = cost.guided_share(config.tokens, experiment.sampling.cfg_scale, experiment.sampling.cfg_interval)
     patches = None if counts is None else np.arange(counts.tokens + 1.0)
 
@@ -121,8 +121,8 @@ def describe(experiment: Experiment, cell: ModelCell, counts: PatchCounts | None
         "forward_gmacs": mean(flops.forward_gmacs(config, patches)),
         "full_gmacs": mean(flops.full_gmacs(config, patches)),
         "training_gmacs": mean(flops.training_gmacs(config, patches)),
-        "sampling_gmacs": mean(flops.sampling_gmacs(config, patches, entropy_model=gate, guided=guided)),
-        "kv_cache_bytes": mean(flops.kv_cache_bytes(config, patches, entropy_model=gate, guided=guided > 0)),
+        "sampling_gmacs": mean(flops.sampling_gmacs(config, patches, entropy_model=boundaries, guided=guided)),
+        "kv_cache_bytes": mean(flops.kv_cache_bytes(config, patches, entropy_model=boundaries, guided=guided > 0)),
     }
     if counts is not None:
         found["patches"] = {

@@ -61,7 +61,9 @@ def architectures(experiment: Experiment) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "Model": name,
-            **beside("Parameters", cost.parameters(experiment, model) / 1e6, PAPER_PARAMETERS, model.variant, "M"),
+            **compare_with_paper(
+                "Parameters", cost.parameters(experiment, model) / 1e6, PAPER_PARAMETERS, model.variant, "M"
+            ),
             "Encoder": model.sizes["encoder_layers"],
             "Layers": model.sizes["layers"],
             "Decoder": model.sizes["decoder_layers"],
@@ -85,7 +87,7 @@ def costs(experiment: Experiment) -> pd.DataFrame:
             {
                 "Model": name,
                 "Patches": m,
-                **beside("Forward", float(flops.forward_gmacs(config, m)), printed, model.variant, "G"),
+                **compare_with_paper("Forward", float(flops.forward_gmacs(config, m)), printed, model.variant, "G"),
                 "With attention (G)": float(flops.full_gmacs(config, m)),
                 "Training (G)": float(flops.training_gmacs(config, m)),
             }
@@ -93,7 +95,7 @@ def costs(experiment: Experiment) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def beside(what: str, ours: float, printed: Any, variant: str | None, unit: str) -> dict[str, float | None]:
+def compare_with_paper(what: str, ours: float, printed: Any, variant: str | None, unit: str) -> dict[str, float | None]:
     """A quantity, what the paper prints for this variant, and how far ours is from it in per cent."""
     theirs = printed.get(variant)
     return {

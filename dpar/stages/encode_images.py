@@ -18,7 +18,7 @@ from dpar.data.crops import center_crop, to_model_input, to_uint8, views
 from dpar.data.images import ImageIndex
 from dpar.data.shards import CodeMetadata, rows_of_images, write_shard
 from dpar.data.workers import mapped, reported
-from dpar.device import default_device, filled_up
+from dpar.device import default_device, pad_batch
 from dpar.errors import InputError, run_command
 from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment
@@ -130,7 +130,7 @@ def encode(
     chunks = [numbers[i : i + size] for i in range(0, len(numbers), size)]
     threads = len(os.sched_getaffinity(0))
     for chunk, pixels in zip(chunks, mapped(load, chunks, threads=threads, ahead=2 * threads), strict=True):
-        whole = filled_up(pixels, len(pixels) // len(chunk) * size).to(device)
+        whole = pad_batch(pixels, len(pixels) // len(chunk) * size).to(device)
         yield encoder(to_model_input(whole)).flatten(1)[: len(pixels)].cpu().numpy().astype(np.uint16)
 
 

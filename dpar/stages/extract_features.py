@@ -19,7 +19,7 @@ from dpar.data.parts import Parts
 from dpar.errors import InputError, run_command
 from dpar.evaluation.features import Extractor, open_extractor, save_features
 from dpar.evaluation.image_sets import Files, ImageSet, Indexed, open_set
-from dpar.evaluation.parts import add_missing, collected
+from dpar.evaluation.parts import add_missing, gather_parts
 from dpar.evaluation.passes import Pass, unseen
 from dpar.experiment.cells import sample_cells
 from dpar.experiment.loading import load_experiment
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parts = Parts(args.output, here.from_main(identity(whole, here.device) if here.main else ""))
         add_missing(parts, whole, here)
         if here.main:
-            features = whole.features(collected(parts, whole))
+            features = whole.features(gather_parts(parts, whole))
             features = replace(features, conditions=features.conditions | {"left_out": left_out})
             save_features(args.output, features)
             parts.remove()

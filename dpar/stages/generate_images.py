@@ -16,7 +16,7 @@ from dpar.data.generated import CLASSES, draw
 from dpar.data.workers import reported
 from dpar.errors import InputError, run_command
 from dpar.experiment.loading import load_experiment
-from dpar.files import digest, replacing
+from dpar.files import atomic_write, digest
 
 _ROW_GROUP = 1024  # images
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         groups = _groups(args.split, count, images.num_classes, seed, images.resolution)
         with (
-            replacing(args.output) as temporary,
+            atomic_write(args.output) as temporary,
             open(temporary, "wb") as file,
             pq.ParquetWriter(file, schema, compression="none", use_dictionary=False) as writer,
         ):

@@ -60,7 +60,7 @@ def draw(experiment: Experiment, table: str, frame: pd.DataFrame, floor: dict) -
     """The figure of a table as its CSV file has it."""
     metric = floor["metric"]
     frame = frame.loc[frame["source"] == MADE] if "source" in frame else frame
-    if experiment.tables[table].is_course:
+    if experiment.tables[table].is_training_curve:
         return course(experiment, frame, metric)
     panels = {"frechet_distance": metric, **{name: title for name, title in PANELS.items() if name in frame}}
     if experiment.tables[table].is_grid:

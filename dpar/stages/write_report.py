@@ -164,7 +164,7 @@ def key_of(table: Table, spread: str) -> str:
     """What the marks in the figure of a table mean; `spread` is what that of a number is over."""
     if table.is_grid:
         return "A frame marks the smallest value."
-    if table.is_course:
+    if table.is_training_curve:
         return "Hollow marks are the paper's, where it prints the number."
     return f"Bars are standard deviations over {spread}; the dotted line is real images against real images."
 

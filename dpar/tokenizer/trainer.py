@@ -37,8 +37,8 @@ from dpar.train.checkpoint import (
     last_step,
     load_checkpoint,
     newest_checkpoint,
-    only_training,
     save_checkpoint,
+    training_lock,
 )
 from dpar.train.distributed import Ranks
 from dpar.train.interruption import REQUEUE, Interruption
@@ -142,7 +142,7 @@ def train_tokenizer(
             "change `tokenizer.training.batch_size` or the number of processes"
         )
     until, done = task.steps, 0
-    with only_training(state) if ranks.main else contextlib.nullcontext():
+    with training_lock(state) if ranks.main else contextlib.nullcontext():
         if ranks.main:
             claim_state(state, task.made_from, restart=restart)
             done = newest_checkpoint(state) or 0

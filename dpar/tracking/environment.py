@@ -13,7 +13,7 @@ _PACKAGES = ("dpar", "torch", "numpy", "pyarrow", "safetensors", "xformers")
 
 
 def git_commit(root: Path | None = None) -> tuple[str | None, bool]:
-    """The commit of a checkout and whether tracked files differ from it; None if `root` is none.
+    """The commit of a checkout and whether tracked files differ from it; None outside a git checkout.
 
     Args:
         root: by default where this package was imported from.

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dpar.errors import InputError
-from dpar.files import digest, only_process, read_json, sha256_file, write_json
+from dpar.files import digest, process_lock, read_json, sha256_file, write_json
 from dpar.weights import write_tensors
 
 KEPT = 2
@@ -39,10 +39,10 @@ class Checkpoint:
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
 
-def only_training(folder: Path) -> AbstractContextManager[IO[str]]:
+def training_lock(folder: Path) -> AbstractContextManager[IO[str]]:
     """The lock of the state in `folder`, beside it: it stays where it is when the state is set aside."""
     refusal = f"{folder} is being trained by another process; wait for its end or stop it first"
-    return only_process(folder.with_name(f".{folder.name}.lock"), refusal)
+    return process_lock(folder.with_name(f".{folder.name}.lock"), refusal)
 
 
 def claim_state(folder: Path, made_from: Mapping[str, Any], *, restart: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""One process or many: data-parallel training as torchrun starts it, with weights copied (DDP) or divided (FSDP2)."""
+"""One process or many: data-parallel training as torchrun starts it, with weights copied (DDP) or sharded (FSDP2)."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -101,15 +101,15 @@ class Ranks:
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
 
-    def divide(self, model: nn.Module, layers: Iterable[nn.Module]) -> None:
-        """Leaves to each rank its part of every weight of `model`, in place, and of gradients and moments to come.
+    def shard(self, model: nn.Module, layers: Iterable[nn.Module]) -> None:
+        """Shards the weights of `model` over the ranks in place (FSDP2), and so its gradients and moments.
 
-        A layer's weights are whole on a rank only while the layer is computed; gradients are averaged over the ranks.
-        Every rank must call the model equally often. Weights travel in their own precision, so that dividing them
+        A layer's weights are in full on a rank only while the layer is computed; gradients are averaged over the ranks.
+        Every rank must call the model equally often. Weights travel in their own precision, so that sharding
         changes the order of sums and nothing else.
 
         Args:
-            model: whole, and the same on all ranks.
+            model: in full, and the same on all ranks.
             layers: modules of `model` that are gathered one at a time; what lies outside of them is gathered at once.
         """
         from torch.distributed.fsdp import fully_shard
@@ -118,23 +118,23 @@ class Ranks:
         for module in (*layers, model):
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
-    def collected(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def gather_state(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors in full on the main rank's host, nothing on the other ranks."""
-        collected = {}
+        state = {}
         for name, tensor in tensors.items():
-            full = whole(tensor)
+            full = full_tensor(tensor)
             if self.main:
-                collected[name] = full.detach().cpu()
-        return collected
+                state[name] = full.detach().cpu()
+        return state
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """`tensor` with all its parts; of a divided one, every rank must ask."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """`tensor` in full; of a sharded one, every rank must call this."""
     return cast("DTensor", tensor).full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def divided_as(other: Tensor, tensor: Tensor) -> Tensor:
-    """This rank's part of `tensor`, which every rank has in full, if `other` is divided over them; else `tensor`."""
+def shard_like(other: Tensor, tensor: Tensor) -> Tensor:
+    """This rank's shard of `tensor`, which every rank has in full, if `other` is sharded; else `tensor`."""
     if not hasattr(other, "device_mesh"):
         return tensor
     from torch.distributed.tensor import distribute_tensor

@@ -27,7 +27,7 @@ from dpar.data.loader import batches, prefetched
 from dpar.device import peak_flops
 from dpar.errors import InputError
 from dpar.experiment.settings import TRAINING_PACE, Patchify, Settings, Training
-from dpar.files import read_json, replacing, sha256_file, write_json, write_text
+from dpar.files import atomic_write, read_json, sha256_file, write_json, write_text
 from dpar.memory import out_of_memory
 from dpar.model.entropy_regressor import EntropyRegressorConfig
 from dpar.model.flops import training_gmacs
@@ -40,11 +40,11 @@ from dpar.train.checkpoint import (
     last_step,
     load_checkpoint,
     newest_checkpoint,
-    only_training,
     origin_of,
     save_checkpoint,
+    training_lock,
 )
-from dpar.train.distributed import Ranks, whole
+from dpar.train.distributed import Ranks, full_tensor
 from dpar.train.history import HISTORY, History
 from dpar.train.interruption import REQUEUE, Interruption
 from dpar.train.meters import Clock, Outcome, Window, memory_gib
@@ -158,7 +158,7 @@ def train_to(
     """
     kept = state / "milestones" / f"step{until:08d}"
     again = state / f"again{until:08d}"
-    with only_training(state) if ranks.main else contextlib.nullcontext():
+    with training_lock(state) if ranks.main else contextlib.nullcontext():
         folder, done = ranks.from_main(_begin(task, until, state, kept, again, restart) if ranks.main else (state, 0))
         if done != until or not ranks.from_main(ranks.main and _is_whole(kept, until)):
             trainer = Trainer(task, folder, ranks, job, done, picture)
@@ -218,7 +218,7 @@ def _is_whole(folder: Path, step: int) -> bool:
 
 def _link(source: Path, target: Path) -> None:
     """Puts `source` at `target` without using its space twice where the file system allows that."""
-    with replacing(target) as temporary:
+    with atomic_write(target) as temporary:
         try:
             os.link(source, temporary)
         except OSError:
@@ -287,7 +287,7 @@ class Trainer:
         if self.ranks.size == 1 or not self._exceeds(self.task.training.fsdp_above):
             return self.ranks.parallel(self.model)
         for network in dict.fromkeys((self.model, self.averaged)):
-            self.ranks.divide(network, blocks(network))
+            self.ranks.shard(network, blocks(network))
         return self.model
 
     @property
@@ -298,7 +298,7 @@ class Trainer:
     def keep(self, folder: Path) -> None:
         """Writes the network to keep and the curves so far."""
         self.ranks.at(f"the milestone of step {self.step}", long=True)
-        tensors = self.ranks.collected(self.averaged.state_dict())
+        tensors = self.ranks.gather_state(self.averaged.state_dict())
         if self.ranks.main:
             write_text(folder / HISTORY, self.history.text())
             about = {"step": self.step, "made_from": origin_of(self.state), "history": sha256_file(folder / HISTORY)}
@@ -366,7 +366,7 @@ class Trainer:
         tensors |= {f"optimizer.{name}": t for name, t in optimizer_tensors(self.model, self.optimizer).items()}
         if self.average is not None:
             tensors |= {f"average.module.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        tensors = self.ranks.collected(tensors)
+        tensors = self.ranks.gather_state(tensors)
         if self.ranks.main:
             record = {"window": asdict(self.window), "history": self.history.digest()}
             save_checkpoint(self.state, Checkpoint(self.step, tensors, record))
@@ -434,7 +434,7 @@ class Trainer:
             images += ids
         ranks.at(f"the sums of step {self.step + 1}", long=not self._begun)
         self._begun = True
-        norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), training.grad_clip))
+        norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), training.grad_clip))
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._average()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dpar.data.codes import CodeStore
 from dpar.data.loader import Batch, random_uniform, sequential
-from dpar.device import sent
+from dpar.device import to_device
 from dpar.errors import InputError
 from dpar.model.dpar import DPAR
 from dpar.model.entropy_regressor import EntropyRegressorConfig
@@ -49,10 +49,10 @@ class Inputs:
         """The same on `device`."""
         if device.type == "cpu":
             return self
-        labels = None if self.labels is None else sent(self.labels, device)
+        labels = None if self.labels is None else to_device(self.labels, device)
         layout = None if self.layout is None else self.layout.to(device)
-        entropy = None if self.entropy is None else sent(self.entropy, device)
-        return Inputs(sent(self.tokens, device), labels, layout, entropy)
+        entropy = None if self.entropy is None else to_device(self.entropy, device)
+        return Inputs(to_device(self.tokens, device), labels, layout, entropy)
 
     @property
     def patch_lengths(self) -> float:

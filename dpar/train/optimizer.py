@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 
 from dpar.experiment.settings import Training
-from dpar.train.distributed import divided_as
+from dpar.train.distributed import shard_like
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -45,7 +45,7 @@ def restore_optimizer(model: nn.Module, optimizer: Adam, tensors: Mapping[str, T
             given = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
             optimizer.state[parameter] = {
                 # fused optimizers want the moments laid out in memory as the parameter is (channels last)
-                moment: torch.empty_like(parameter).copy_(divided_as(parameter, tensor))
+                moment: torch.empty_like(parameter).copy_(shard_like(parameter, tensor))
                 if tensor.shape
                 else tensor.to(parameter.device, copy=True)
                 for moment, tensor in given.items()

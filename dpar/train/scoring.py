@@ -9,7 +9,7 @@ from jaxtyping import Float32, UInt16
 
 from dpar.data.shards import CodeMetadata
 from dpar.data.workers import reported
-from dpar.device import filled_up, full_float32
+from dpar.device import full_float32, pad_batch
 from dpar.errors import InputError
 from dpar.experiment.settings import EntropyKind, EntropyModel
 from dpar.model.entropy import token_entropies
@@ -60,7 +60,7 @@ def score(model: LlamaGen, tokens: UInt16[np.ndarray, "N T"], kind: EntropyKind)
         for first in range(0, len(tokens), size):
             batch = torch.from_numpy(tokens[first : first + size].astype(np.int64))
             with torch.inference_mode():
-                entropy = token_entropies(model, filled_up(batch, size).to(device), kind).float().cpu()
+                entropy = token_entropies(model, pad_batch(batch, size).to(device), kind).float().cpu()
             yield entropy[: len(batch)].numpy()
 
     with full_float32():

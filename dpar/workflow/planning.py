@@ -194,10 +194,11 @@ def patches_of(experiment: Experiment, model: ModelCell, patchify: Patchify, dat
 
 
 def assumed_patches(experiment: Experiment, patchify: Patchify) -> float:
-    """Mean patches an image before entropies are known, as if each token opened a patch by the toss of a coin.
+    """Mean patches per image before entropies are known, as if the entropies of tokens were independent and alike.
 
-    The coin falls so that the experiment's own P_max and rows give its `p_avg`; for a threshold in nats, the paper's
-    P_max and rows the P_avg that it prints at this resolution, or what lies on the line through its two nearest.
+    The probability of a boundary is the one that gives `p_avg` under the experiment's own P_max and rows. For a
+    threshold in nats it gives, under the paper's P_max and rows, the P_avg printed at this resolution, interpolated
+    linearly between its two nearest thresholds.
 
     Raises:
         InputError: the paper prints no P_avg near this threshold at this resolution.
@@ -211,17 +212,17 @@ def assumed_patches(experiment: Experiment, patchify: Patchify) -> float:
     else:  # printed for the paper's patches
         wanted = _printed_length(experiment, patchify.threshold)
         own = Patchify(threshold=patchify.threshold, max_length=PAPER_MAX_LENGTH)
-    return _tossed(rows * columns, columns, wanted, own, patchify)  # type: ignore[arg-type]  # frozen: it has a hash
+    return _mean_patches_iid(rows * columns, columns, wanted, own, patchify)  # type: ignore[arg-type]  # frozen: it has a hash
 
 
 @cache
-def _tossed(tokens: int, grid_width: int, wanted: float, own: Patchify, patchify: Patchify) -> float:
-    coins = np.random.default_rng(0).random((MADE_UP_IMAGES, tokens), np.float32)
+def _mean_patches_iid(tokens: int, grid_width: int, wanted: float, own: Patchify, patchify: Patchify) -> float:
+    uniform = np.random.default_rng(0).random((MADE_UP_IMAGES, tokens), np.float32)
     threshold = calibrate(
-        coins, wanted, max_length=own.max_length, grid_width=grid_width, row_boundary=own.row_boundary
+        uniform, wanted, max_length=own.max_length, grid_width=grid_width, row_boundary=own.row_boundary
     )
     rule = PatchRule(grid_width, threshold, patchify.max_length, patchify.row_boundary)
-    return PatchCounts.under(rule, coins).mean
+    return PatchCounts.under(rule, uniform).mean
 
 
 def _printed_length(experiment: Experiment, threshold: float | None) -> float:

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
-from dpar.files import only_process
+from dpar.files import process_lock
 
 # Names the results that are locked for the Snakefile, which otherwise takes the lock itself.
 LOCKED = "DPAR_RESULTS_LOCKED"
@@ -15,10 +15,10 @@ LOCKED = "DPAR_RESULTS_LOCKED"
 RETRAIN = "DPAR_RETRAIN"
 
 
-def only_run(results: Path) -> AbstractContextManager[IO[str]]:
+def run_lock(results: Path) -> AbstractContextManager[IO[str]]:
     """The lock of the experiment's results, inherited by snakemake so that it lasts as long as the graph runs."""
     refusal = f"another run into {results} is going on; wait for its end or stop it first"
-    return only_process(results / "tracking" / "run.lock", refusal)
+    return process_lock(results / "tracking" / "run.lock", refusal)
 
 
 def retraining(again: Mapping[str, str], *, meant: bool) -> str:

@@ -65,7 +65,7 @@ def longest_jobs() -> dict[str, float]:
         raise InputError(f"sinfo says what is not understood: {error}") from None
 
 
-def only_jobs(record: Path, run: str) -> None:
+def claim_jobs(record: Path, run: str) -> None:
     """Notes in `record` that jobs called `run...` work from now on, if those of the run before have ended.
 
     Raises:

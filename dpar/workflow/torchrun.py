@@ -14,7 +14,7 @@ import psutil
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from dpar.errors import outlive_readers, run_command
+from dpar.errors import ignore_broken_pipe, run_command
 from dpar.launched import LAUNCHER
 from dpar.train.interruption import REQUEUE, heeding
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         ChildFailedError: a rank failed; the others have been stopped.
     """
-    outlive_readers()
+    ignore_broken_pipe()
     os.environ[LAUNCHER] = str(os.getpid())
     heeding(_pass_on)
     try:

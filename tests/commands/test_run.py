@@ -10,7 +10,7 @@ import yaml
 from dpar.commands import run, track
 from dpar.data.images import ImageIndex, open_images
 from dpar.errors import InputError
-from dpar.workflow.run import RETRAIN, only_run, retraining
+from dpar.workflow.run import RETRAIN, retraining, run_lock
 from tests.data.samples import folder_of_images
 from tests.experiment.test_settings import demo
 from tests.workflow.conftest import ROOT, job_counts
@@ -68,7 +68,7 @@ def test_the_lock_is_that_of_the_experiment_that_runs(tmp_path, monkeypatch, arg
     places = [tmp_path / "results" / "other", tmp_path / "else" / "results" / "other"]
     assert seen == [str(place / "tracking" / "run.lock") for place in places]
     assert not (tmp_path / "results" / "demo").exists()
-    with only_run(places[0]), pytest.raises(InputError, match=r"another run into .*results/other"):
+    with run_lock(places[0]), pytest.raises(InputError, match=r"another run into .*results/other"):
         run.main([*flags, *arguments])
 
 

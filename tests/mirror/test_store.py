@@ -18,9 +18,9 @@ from dpar.mirror.store import (
     existing_store,
     find_store,
     mlflow_environment,
-    only_writer,
     open_store,
     profile_of,
+    writer_lock,
 )
 
 
@@ -102,9 +102,9 @@ def test_a_results_folder_that_was_moved_is_noticed_and_can_be_rebuilt(results: 
 
 
 def test_one_writer_at_a_time(store: Store):
-    with only_writer(store) as first, only_writer(store, wait=False) as second:
+    with writer_lock(store) as first, writer_lock(store, wait=False) as second:
         assert (first, second) == (True, False)
-    with only_writer(store, wait=False) as third:
+    with writer_lock(store, wait=False) as third:
         assert third
 
 

@@ -18,7 +18,7 @@ from dpar.errors import InputError
 from dpar.files import sha256_file
 from dpar.mirror import sync as mirror
 from dpar.mirror.runs import RunWriter, entity_name
-from dpar.mirror.store import Store, find_store, only_writer, open_store
+from dpar.mirror.store import Store, find_store, open_store, writer_lock
 from dpar.tracking.ledger import read_events, spools
 
 fork = multiprocessing.get_context("fork")
@@ -468,7 +468,7 @@ def test_one_record_that_the_store_does_not_take_is_named_and_the_others_go_thro
 
 
 def test_sync_does_not_wait_when_asked_not_to(recorded: Path, store: Store):
-    with only_writer(store):
+    with writer_lock(store):
         assert mirror.sync(store, wait=False) is None
 
 

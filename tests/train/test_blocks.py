@@ -226,7 +226,7 @@ def test_a_divided_model_on_a_gpu_gives_the_losses_of_a_whole_one(gpu, compiled)
         if compiled:
             compile_blocks(divided.model, gpu, torch.bfloat16)
         checkpoint_activations(divided.model)
-        here.divide(divided.model, blocks(divided.model))
+        here.shard(divided.model, blocks(divided.model))
         optimizers = [build_optimizer(task.model, task.training) for task in (whole, divided)]
         stream = batches(whole.train, batch_size=8, seed=0)
         for _ in range(5):

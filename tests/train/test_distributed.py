@@ -73,7 +73,7 @@ def write_shares(folder):
     """What a rank holds of each weight of a divided model, and of the whole weight, in numbers."""
     with ranks() as here:
         model = tiny_task("dpar").model
-        here.divide(model, blocks(model))
+        here.shard(model, blocks(model))
         shares = {name: (p.to_local().numel(), p.numel()) for name, p in model.named_parameters()}
         (folder / f"{here.rank}.json").write_text(json.dumps(shares))
 

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from dpar.errors import InputError
-from dpar.workflow.slurm import check_partitions, longest_jobs, minutes, only_jobs, start_again
+from dpar.workflow.slurm import check_partitions, claim_jobs, longest_jobs, minutes, start_again
 
 
 @pytest.fixture
@@ -68,13 +68,13 @@ def test_a_scheduler_that_does_not_answer(program):
 def test_jobs_of_the_run_before_must_have_ended(program, tmp_path):
     record = tmp_path / "slurm_run"
     program("squeue", "exit 1")  # not asked the first time
-    only_jobs(record, "dpar-1")
+    claim_jobs(record, "dpar-1")
     program("squeue", "echo '7 dpar-1_uuid'; echo '8 dpar-2_uuid'; echo '9 dpar-1_uuid'")
     with pytest.raises(InputError, match=r"killed: 7 9\..*`scancel 7 9`"):
-        only_jobs(record, "dpar-3")
+        claim_jobs(record, "dpar-3")
     assert record.read_text() == "dpar-1"
     program("squeue", "echo '8 dpar-2_uuid'")
-    only_jobs(record, "dpar-3")
+    claim_jobs(record, "dpar-3")
     assert record.read_text() == "dpar-3"
 
 

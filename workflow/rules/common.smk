@@ -8,16 +8,24 @@ import sys
 from pathlib import Path
 
 from dpar.workflow import checks
-from dpar.workflow.run import LOCKED, RETRAIN, only_run, retraining
+from dpar.workflow.run import LOCKED, RETRAIN, run_lock, retraining
 from dpar.experiment.settings import FIGURES, TRAINING_PACE, gate_folder
 from dpar.experiment.loading import parse_experiment, read_yaml
 from dpar.errors import InputError, refusal_of_disk
 from dpar.files import digest, unmarked, write_json
-from dpar.experiment.cells import described_models, figure_rows, gated_cells, model_cells, p_avg_targets, sample_cells, table_rows
+from dpar.experiment.cells import (
+    described_models,
+    figure_rows,
+    gated_cells,
+    model_cells,
+    p_avg_targets,
+    sample_cells,
+    table_rows,
+)
 from dpar.workflow.recipes import recipe_number
 from dpar.report import paper
 from dpar.report.targets import COMPUTED, metric_files, pareto_file, sized_tables, table_files
-from dpar.workflow.slurm import check_partitions, longest_jobs, only_jobs
+from dpar.workflow.slurm import check_partitions, longest_jobs, claim_jobs
 from dpar.mirror.store import find_store
 
 if {"{", "}"} & set(str(workflow.basedir)):  # in a path of its own, Snakemake takes them for a wildcard

@@ -24,8 +24,8 @@ rule train_entropy_model:
         recipe=lambda wildcards: recipe(
             "train_entropy_model",
             EXPERIMENT.seed,
-            without(placing(wildcards), "training", "weights_sha256"),
-            without(placing(wildcards).training, *(TRAINING_PACE - {"steps", "epochs"})),
+            without(boundary_network(wildcards), "training", "weights_sha256"),
+            without(boundary_network(wildcards).training, *(TRAINING_PACE - {"steps", "epochs"})),
             architecture="llamagen",
         ),
         folder=in_results("{network}"),
@@ -51,7 +51,7 @@ rule import_entropy_model:
     params:
         recipe=lambda wildcards: recipe(
             "import_entropy_model",
-            without(placing(wildcards), "weights_sha256"),
+            without(boundary_network(wildcards), "weights_sha256"),
             EXPERIMENT.tokenizer.vocab_size,
             EXPERIMENT.grid,
             architecture="llamagen",

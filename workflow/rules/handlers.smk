@@ -15,7 +15,7 @@ def lock_results():
     if os.environ.get(LOCKED) != os.path.realpath(RESULTS):
         from dpar.data.changes import say_changes  # takes as long as the rest, and every job reads this file
 
-        lock = only_run(Path(RESULTS))
+        lock = run_lock(Path(RESULTS))
         LOCKS.append(lock)  # held until this process ends
         lock.__enter__()
         say_changes(Path(RESULTS))
@@ -43,9 +43,9 @@ def begin_forced_trainings():
 
 
 def set_aside_by_force(state, outputs):
-    from dpar.train.checkpoint import only_training, set_aside  # takes seconds to import
+    from dpar.train.checkpoint import training_lock, set_aside  # takes seconds to import
 
-    with only_training(state):
+    with training_lock(state):
         set_aside(state, f"{os.path.dirname(outputs[0])} is finished, and forced")
         for path in outputs:
             os.unlink(path)
@@ -80,7 +80,7 @@ def check_slurm():
         asked = [(job.rule.name, job.resources) for job in workflow.dag.needrun_jobs() if not job.is_local]
         longest = longest_jobs()
         check_partitions(((name, r.get("slurm_partition"), r.get("runtime")) for name, r in asked), longest)
-        only_jobs(Path(RESULTS, "tracking", "slurm_run"), run)
+        claim_jobs(Path(RESULTS, "tracking", "slurm_run"), run)
 
 
 def tracking_command(*arguments):

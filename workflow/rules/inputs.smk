@@ -24,7 +24,7 @@ def training_classes(wildcards):
     return "<results>/index/train.json"
 
 
-def placing(wildcards):
+def boundary_network(wildcards):
     """The settings of the entropy model or gate whose folder a rule makes."""
     return EXPERIMENT.network(wildcards.network)
 
@@ -38,7 +38,7 @@ def networks_with(field):
 def codes_to_learn(split):
     """The codes of a split, with the entropies where they are what is learned."""
     return lambda wildcards: (
-        f"<results>/{'scored' if placing(wildcards).kind == 'distilled' else 'codes'}/{split}/manifest.json"
+        f"<results>/{'scored' if boundary_network(wildcards).kind == 'distilled' else 'codes'}/{split}/manifest.json"
     )
 
 
