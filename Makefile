@@ -21,7 +21,7 @@ help:
 	@echo "make slurm-test  the graph through a Slurm of two nodes on this machine, whose packages root installs"
 	@echo "make bench      time and FLOPs of a training step beside LlamaGen's, under ten minutes on two idle cores"
 	@echo "make gpu-bench  the same on a CUDA machine, after the tests that need one; LLAMAGEN=CHECKOUT as an opponent"
-	@echo "make check      formatting, lint and types"
+	@echo "make check      formatting, lint, types and the floors of the packages"
 
 demo: .venv/.installed
 	$(BIN)/dpar run --config config/demo.yaml --cores $(CORES)
@@ -76,6 +76,7 @@ check: .venv/.installed-dev
 	$(BIN)/ruff format --check dpar tests
 	$(BIN)/ruff check dpar tests
 	$(BIN)/snakefmt --check workflow Snakefile
+	$(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: .venv/.installed-dev
