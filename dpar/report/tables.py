@@ -24,6 +24,18 @@ PROBED = ("top1", "top5")
 # The paper's name of each of ours.
 PAPER = {"fid": "frechet_distance"}
 PAPER |= {name: name for name in ("inception_score", "precision", "recall", "steps", *PROBED)}
+# The escapes of pandas itself swallow the blank after `~` and `^`, and leave `±`, `–` and `Δ` to the engine.
+_LATEX = str.maketrans(
+    {
+        **{sign: "\\" + sign for sign in "_%&#${}"},
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "\\": r"\textbackslash{}",
+        "±": r"$\pm$",
+        "–": "--",
+        "Δ": r"$\Delta$",
+    }
+)
 TITLES = {
     "source": "Source",
     "model": "Model",
@@ -242,39 +254,12 @@ def _cell(value: Any) -> Any:
 
 def to_latex(frame: pd.DataFrame, title: str) -> str:
     """The table as a LaTeX `table` for booktabs."""
-    special = str.maketrans(
-        {
-            "_": r"\_",
-            "%": r"\%",
-            "&": r"\&",
-            "#": r"\#",
-            "$": r"\$",
-            "{": r"\{",
-            "}": r"\}",
-            "~": r"\textasciitilde{}",
-            "^": r"\textasciicircum{}",
-            "\\": r"\textbackslash{}",
-            "±": r"$\pm$",
-            "–": "--",
-            "Δ": r"$\Delta$",
-        }
-    )
-    lines = [" & ".join(str(c).translate(special) for c in frame.columns)]
-    lines += [" & ".join(str(v).translate(special) for v in row) for row in frame.itertuples(index=False)]
-    head, *body = [line + r" \\" for line in lines]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{title.translate(special)}}}",
-            rf"\begin{{tabular}}{{{'l' * len(frame.columns)}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
+    styled, columns = frame.style, "l" * len(frame.columns)
+    styled.hide(axis="index")
+    styled.format(_latex)
+    styled.format_index(_latex, axis=1)
+    return styled.to_latex(caption=_latex(title), column_format=columns, position_float="centering", hrules=True)
+
+
+def _latex(value: Any) -> str:
+    return str(value).translate(_LATEX)

@@ -1,5 +1,6 @@
 """The page is self-contained and escapes what it is given."""
 
+import html
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -63,3 +64,12 @@ class Tags(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+
+
+def test_texts_keep_their_lines_and_rows_their_links():
+    code, frame = '{\n  "a": [1]\n}\n', pd.DataFrame({"a": ["one", "two", "three"], "n": [1, 2, 3]})
+    text = page("t", "l", [Section("s", "s").code(code, "settings").table(frame, [None, "metrics/a&b.json"])])
+    assert html.escape(code).replace("&quot;", "&#34;") in text
+    assert '<td><a href="metrics/a&amp;b.json">two</a></td><td>2</td>' in text
+    assert "<td>one</td><td>1</td>" in text
+    assert "<td>three</td><td>3</td>" in text

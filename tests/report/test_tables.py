@@ -155,6 +155,24 @@ def test_markdown_and_latex_hold_every_cell():
     assert latex.count("&") == 2 * (len(shown.columns) - 1) + 1
 
 
+def test_latex_is_a_table_for_booktabs():
+    frame = pd.DataFrame({"P_avg": ["1.8 ± 0.1", "–"], "Δ FID": ["~1 ^2", r"a\b"]}, index=[0, 0])
+    assert tables.to_latex(frame, "A & B").splitlines() == [
+        r"\begin{table}",
+        r"\centering",
+        r"\caption{A \& B}",
+        r"\begin{tabular}{ll}",
+        r"\toprule",
+        r"P\_avg & $\Delta$ FID \\",
+        r"\midrule",
+        r"1.8 $\pm$ 0.1 & \textasciitilde{}1 \textasciicircum{}2 \\",
+        r"-- & a\textbackslash{}b \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+
+
 def test_names_are_neither_html_nor_commands():
     evil = "<script>alert(1)</script>|x\n\\input{/etc/passwd} $y$ ~^"
     frame = pd.DataFrame({"<b>|": [evil, 3.5], "n": [1, 2]})
