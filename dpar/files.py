@@ -8,6 +8,8 @@ import json
 import os
 import secrets
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -165,9 +167,19 @@ def fields_of(path: str | Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         said = " ".join(str(error).split())[:200]
         raise InputError(f"{path} lacks a field, or has another than expected ({said}); {_AGAIN}") from error
+
+
+def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The JSON object in each line of `path`.
+
+    Raises:
+        InputError: the file is missing, or a line is none.
+    """
+    with fields_of(path):
+        return [dict(json.loads(line)) for line in Path(path).read_text("utf-8").splitlines()]
 
 
 def sha256_file(path: str | Path) -> str:

@@ -153,3 +153,12 @@ class TestSeals:
         with pytest.raises(InputError, match=r"x\.json lacks a field") as caught, files.fields_of(tmp_path / "x.json"):
             take({"a": 1})
         assert "\n" not in str(caught.value)
+
+    def test_lines_of_json_are_read_whole_or_refused(self, tmp_path):
+        path = tmp_path / "x.jsonl"
+        path.write_text('{"a": 1}\n{"a": 2}\n')
+        assert files.read_json_lines(path) == [{"a": 1}, {"a": 2}]
+        for damage in (b'{"a": 1}\n{"a"', b"[1]\n", b'{"a": "\xff"}\n'):
+            path.write_bytes(damage)
+            with pytest.raises(InputError, match=r"x\.jsonl lacks a field"):
+                files.read_json_lines(path)

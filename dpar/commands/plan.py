@@ -18,6 +18,7 @@ from dpar.evaluation import cost
 from dpar.experiment.cells import model_cells, sample_cells
 from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment
+from dpar.files import read_json_lines
 from dpar.model import flops
 from dpar.report.targets import COMPUTED, PAPER, refusal, targets
 from dpar.tracking.ledger import read_events
@@ -270,7 +271,7 @@ def measured_training(experiment: Experiment, results: Path) -> Iterator[float]:
         patches = counted[slug] if cell.transformer.is_dpar else None
         for history in sorted((results / "models" / slug).glob("*/history.jsonl")):
             check_recorded(history)
-            records = [json.loads(line) for line in history.read_text("utf-8").splitlines()]
+            records = read_json_lines(history)
             speeds = [r["perf/images_per_s"] / r.get("perf/devices", 1) for r in records if "perf/images_per_s" in r]
             if speeds:
                 yield 2e9 * float(flops.training_gmacs(config, patches)) * statistics.median(speeds)

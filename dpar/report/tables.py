@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 from dpar.evaluation import cost
 from dpar.experiment.cells import Row, table_rows, threshold_of
 from dpar.experiment.settings import Experiment
+from dpar.files import fields_of
 from dpar.report import paper
 
 # Not shown: names for programs, and what a column of its own says already.
@@ -190,6 +192,16 @@ def _shown(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return str(list(value))
     return "none" if value is None else value
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The table in a CSV file that make_table wrote.
+
+    Raises:
+        InputError: it is no such table.
+    """
+    with fields_of(path):
+        return pd.read_csv(path)
 
 
 def readable(frame: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from dpar.experiment.settings import Experiment
 from dpar.files import read_json
 from dpar.report.figures import curves, error_bars, heat_maps, save
 from dpar.report.labels import _axis, label, level
-from dpar.report.tables import MADE
+from dpar.report.tables import MADE, read_table
 
 PANELS = {
     "nll": "validation NLL (nats/token)",
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         outputs=[args.output],
         params={"table": args.table},
     ) as job:
-        figure = draw(experiment, args.table, pd.read_csv(args.csv), read_json(args.noise_floor))
+        figure = draw(experiment, args.table, read_table(args.csv), read_json(args.noise_floor))
         save(figure, args.output)
         job.figure(args.output)
 

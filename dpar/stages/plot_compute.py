@@ -14,6 +14,7 @@ from dpar.experiment.cells import described_models
 from dpar.experiment.loading import load_experiment
 from dpar.files import read_json
 from dpar.report.figures import metric_against_cost, save
+from dpar.report.tables import read_table
 from dpar.workflow import jobs
 
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         params={},
     ) as job:
         floor = read_json(args.noise_floor)
-        tables = [pd.read_csv(path) for path in args.tables]
+        tables = [read_table(path) for path in args.tables]
         points = points_of(pd.concat(tables, ignore_index=True), described_models(experiment)) if tables else []
         save(metric_against_cost(points, floor["metric"], floor["frechet_distance"]["mean"]), args.output)
         job.figure(args.output)

@@ -14,6 +14,7 @@ from dpar.experiment.settings import Experiment
 from dpar.files import read_json
 from dpar.report.figures import pareto, save
 from dpar.report.labels import label
+from dpar.report.tables import read_table
 
 COSTS = {"training_gmacs": "training GMACs/image", "sampling_gmacs": "sampling GMACs/image"}
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         outputs=[args.output],
         params={"table": args.table},
     ) as job:
-        panels = points(experiment, args.table, pd.read_csv(args.csv))
+        panels = points(experiment, args.table, read_table(args.csv))
         save(pareto(panels, read_json(args.noise_floor)["metric"]), args.output)
         job.figure(args.output)
 

@@ -13,6 +13,7 @@ from dpar.data.crops import center_crop
 from dpar.data.images import ImageIndex
 from dpar.errors import InputError, run_command
 from dpar.experiment.loading import load_experiment
+from dpar.files import fields_of
 from dpar.report.figures import THUMBNAIL, sample_columns, save
 from dpar.workflow import jobs
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ) as job:
         drawn, samples = set(), {}
         for path in args.samples:
-            with np.load(path) as stored:
+            with fields_of(path), np.load(path) as stored:
                 samples[path.parents[1].name] = path
                 drawn |= set(stored["labels"].tolist())
         columns: dict[str, UInt8[np.ndarray, "rows pictures side side 3"]] = {}
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"choose other classes for {args.figure}"
             )
         for name, path in samples.items():
-            with np.load(path) as stored:
+            with fields_of(path), np.load(path) as stored:
                 columns[name] = of_classes(stored["arr_0"], stored["labels"], classes, pictures)
         side = next(iter(columns.values())).shape[2]
         inches = THUMBNAIL if figure is None else max(THUMBNAIL, side / DOTS)

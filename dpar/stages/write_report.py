@@ -1,7 +1,6 @@
 """Writes the report: one page that needs no other file."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from html import unescape
@@ -16,11 +15,11 @@ from dpar.errors import InputError, run_command
 from dpar.experiment.cells import merged_thresholds
 from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment, Table
-from dpar.files import read_json, write_text
+from dpar.files import read_json, read_json_lines, write_text
 from dpar.report import gates
 from dpar.report.figures import curves
 from dpar.report.page import Section, page
-from dpar.report.tables import readable, repeated
+from dpar.report.tables import read_table, readable, repeated
 from dpar.tracking.environment import git_commit, versions
 from dpar.workflow import jobs
 
@@ -103,7 +102,7 @@ def sections(experiment: Experiment, args: argparse.Namespace, floor: dict[str, 
     found += [Section(f.title, name).picture(figures[name], f.title) for name, f in experiment.figures.items()]
     ablations, paretos = ({path.stem: path for path in paths} for paths in (args.ablations, args.paretos))
     for path in args.tables:
-        table, frame = experiment.tables[path.stem], pd.read_csv(path)
+        table, frame = experiment.tables[path.stem], read_table(path)
         section = Section(table.title, path.stem).table(readable(frame, floor["metric"]), measurements(frame))
         section.points(conditions(path.with_suffix(".md")))
         section.picture(ablations[path.stem], f"{table.title}. {key_of(table, repeated(experiment))}")
@@ -121,7 +120,7 @@ def sections(experiment: Experiment, args: argparse.Namespace, floor: dict[str, 
         found.append(section.points(gates.notes(comparison)))
     models = Section("Models", "models")
     for path in args.models:
-        models.table(pd.read_csv(path).map(shown)).points(conditions(path.with_suffix(".md")))
+        models.table(read_table(path).map(shown)).points(conditions(path.with_suffix(".md")))
     found += [models, pictured("Cost", "compute")]
     found.append(training_section(args.histories))
     found.append(
@@ -207,7 +206,7 @@ def training_curves(histories: Sequence[Path]) -> dict[str, tuple[list[float], l
     """Model -> steps and validation NLL (nats/token), of its longest history: each holds those of earlier states."""
     series: dict[str, tuple[list[float], list[float]]] = {}
     for path in histories:
-        records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        records = read_json_lines(path)
         points = [(r["step"], r["val/nll"]) for r in records if "val/nll" in r]
         name = path.parents[1].name
         if points and (name not in series or points[-1][0] > series[name][0][-1]):
