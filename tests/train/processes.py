@@ -20,7 +20,7 @@ CONTEXT.set_forkserver_preload(["tests.train.tiny", "torch._dynamo"])
 def _run(
     environment: dict[str, str], die_at: int | None, said: Path, work: Callable[..., Any], arguments: dict[str, Any]
 ) -> None:
-    os.environ.update(environment | {LAUNCHER: str(os.getppid())})
+    os.environ.update(environment | ({LAUNCHER: str(os.getppid())} if "RANK" in environment else {}))
     torch.set_num_threads(1)  # the bits of a sum depend on how it is divided
     said.parent.mkdir(parents=True, exist_ok=True)
     with open(said, "w") as file:
