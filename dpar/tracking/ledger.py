@@ -119,7 +119,9 @@ def faults(spool: Path, run: Run | None, running: bool | None) -> list[str]:
     if run is None:
         return [f"{spool / EVENTS} does not say that a job began"] if not running else []
     if run.status == "RUNNING":
-        broken = running is False and (spool / MANIFEST).exists()
+        manifest = load_manifest(spool) if running is False else None
+        began = max(event["t"] for event in read_events(spool) if event["event"] == "start") / 1000
+        broken = manifest is not None and manifest.ended >= began  # else it is that of a rerun before
         return [f"{spool / EVENTS} breaks off: its manifest says that the job ended well"] if broken else []
     try:
         if run.status == "FINISHED":

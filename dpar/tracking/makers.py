@@ -6,6 +6,7 @@ so that the start of a job need not read thousands of manifests: it is written l
 
 import getpass
 import glob
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -17,8 +18,9 @@ from typing import Any
 from dpar import files
 from dpar.errors import InputError
 from dpar.tracking.hashes import Artefact, HashCache, content_files, portable_path
-from dpar.tracking.ledger import Ledger, Manifest, files_of
-from dpar.tracking.places import MANIFEST, results_above, slug_of, spool_root
+from dpar.tracking.ledger import Ledger, Manifest, files_of, read_events
+from dpar.tracking.places import EVENTS, MANIFEST, results_above, slug_of, spool_root
+from dpar.tracking.replay import replay
 
 ACCEPT, ACCEPTED = "accept", "accepted by hand"
 """The rule of records that were made by hand, and how their names begin."""
@@ -120,8 +122,8 @@ class Makers:
         elif record.sha256 != sha256:
             raise InputError(
                 f"{self.results / path} is not what {record.maker or 'its record'} left on {_day(record.when)} "
-                f"(sha256 {record.sha256[:12]}, now {sha256[:12]}){self._what(path, sha256)}: put it back, or "
-                f"{self._cure(path)}"
+                f"(sha256 {record.sha256[:12]}, now {sha256[:12]}){self._what(path, sha256)}"
+                f"{self._ended_badly((record.maker,) if record.maker else ())}: put it back, or {self._cure(path)}"
             )
         elif makers and record.maker is not None and record.maker not in makers:
             raise InputError(_wrong(self.results / path, record.maker, makers))
@@ -132,16 +134,28 @@ class Makers:
             if name is not None and name not in makers:
                 raise InputError(_wrong(Path(path), name, makers))
 
-    def _ran(self, maker: str) -> bool:
-        """Whether a job of this name has left a record here, finished or not."""
+    def _spools(self, maker: str) -> Iterator[Path]:
+        """The records that jobs of this name have left here, finished or not."""
         rule, slug = maker.partition("[")[0], glob.escape(slug_of(maker))
-        return any(True for _ in (spool_root(self.results) / rule).glob(f"{slug}-{'[0-9a-f]' * 16}"))
+        return (spool_root(self.results) / rule).glob(f"{slug}-{'[0-9a-f]' * 16}")
+
+    def _ran(self, maker: str) -> bool:
+        return any(True for _ in self._spools(maker))
+
+    def _ended_badly(self, makers: tuple[str, ...]) -> str:
+        """How the last run of one of these jobs ended, if not well."""
+        spools = [spool for maker in makers for spool in self._spools(maker) if (spool / EVENTS).is_file()]
+        last = [runs[-1] for runs in (replay(read_events(spool)) for spool in spools) if runs]
+        if not last or (run := max(last, key=lambda run: run.ended or math.inf)).status == "FINISHED":
+            return ""
+        return f"; {run.about['name']}, in its last run, did not end well" + (f" ({run.reason})" if run.reason else "")
 
     def _unknown(self, path: str, sha256: str, makers: tuple[str, ...]) -> str:
         why = "no finished job has it among its outputs" + (f", expected {_or(makers)}" if makers else "")
         if self.ledger.damaged:
             why += f"; {len(self.ledger.damaged)} records are damaged, such as {self.ledger.damaged[0]}"
-        return f"{self.results / path}: {why}{self._what(path, sha256)}: {self._cure(path)}"
+        why += self._what(path, sha256) + self._ended_badly(makers)
+        return f"{self.results / path}: {why}: {self._cure(path)}"
 
     def _what(self, path: str, sha256: str) -> str:
         """What the content is, where it is known."""

@@ -255,7 +255,8 @@ def job(
 
     A rerun of the same job (rule, name, params, content of the inputs, places of the outputs) goes on in the same
     record, any other gets a new one. Ends as FINISHED with every output hashed, as KILLED (Ctrl-C, SIGTERM, exit), or
-    as FAILED. A second copy of a running job waits for the first. On ranks other than 0 it does nothing.
+    as FAILED; the manifest of the last rerun that ended well stays until then, and says of each output whether it is
+    still that one. A second copy of a running job waits for the first. On ranks other than 0 it does nothing.
 
     Args:
         rule: the rule of the graph.
@@ -306,7 +307,6 @@ def job(
     status, reason = "FAILED", None
     try:
         shutil.copyfile(experiment, spool / CONFIG)
-        (spool / MANIFEST).unlink(missing_ok=True)
         for path in outputs:
             files.remove_leftovers(path)
         events.append("start", pid=os.getpid(), inputs=[_brief(artefact) for artefact in read], **about)

@@ -93,12 +93,29 @@ def test_what_nobody_made_is_given_unless_its_job_has_run_here(results: Path, ma
         reads(results, *made_by("index", results / "copy"))
 
 
-def test_a_job_that_began_again_and_failed_has_made_nothing(results: Path, make, job):
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_rerun_that_failed_leaves_what_it_has_not_touched_usable(results: Path, make, job, error):
     path = make("draw[0]", "a.npz")
-    with pytest.raises(RuntimeError), job("draw", name="draw[0]", outputs=("a.npz",), params={"content": "content"}):
-        raise RuntimeError
-    with pytest.raises(InputError, match=r"no finished job has it among its outputs, expected draw\[0\]"):
+    same = {"name": "draw[0]", "outputs": ("a.npz",), "params": {"content": "content"}}
+    with pytest.raises(error), job("draw", **same):
+        raise error
+    reads(results, *made_by("draw[0]", path))
+    check_recorded(path)
+    with pytest.raises(error), job("draw", **same):
+        path.write_text("half")
+        raise error("no memory")
+    with pytest.raises(InputError, match=r"not what draw\[0\] left .*draw\[0\], in its last run, did not end well"):
         reads(results, *made_by("draw[0]", path))
+    make("draw[0]", "a.npz")
+    reads(results, *made_by("draw[0]", path))
+
+
+def test_a_job_that_never_ended_well_is_named(results: Path, job):
+    with pytest.raises(RuntimeError), job("draw", name="draw[0]", outputs=("a.npz",)):
+        (results / "a.npz").write_text("half")
+        raise RuntimeError("no memory")
+    with pytest.raises(InputError, match=r"no finished job .*draw\[0\], in its last run, did not .*no memory"):
+        reads(results, *made_by("draw[0]", results / "a.npz"))
 
 
 def test_outside_a_job_only_recorded_files_are_looked_at(results: Path, make, tmp_path: Path):

@@ -14,8 +14,9 @@ import pytest
 from dpar import tracking
 from dpar.errors import InputError
 from dpar.launched import LAUNCHER
-from dpar.tracking.ledger import read_events, spools
-from dpar.tracking.spool import MANIFEST
+from dpar.tracking.ledger import faults, read_events, spools
+from dpar.tracking.replay import replay
+from dpar.tracking.spool import EVENTS, MANIFEST
 
 
 def events_of(results: Path) -> list[dict]:
@@ -97,12 +98,23 @@ def test_how_a_job_ends_is_written_down(results: Path, job, error: BaseException
     assert not (spools(results)[0] / MANIFEST).exists()
 
 
-def test_a_failed_rerun_takes_the_manifest_back(results: Path, job):
+def test_a_failed_rerun_keeps_the_manifest_of_the_run_before(results: Path, job):
     with job("train_model"):
         pass
+    (spool,) = spools(results)
+    whole = (spool / MANIFEST).read_bytes()
     with pytest.raises(ValueError, match="no"), job("train_model"):
         raise ValueError("no")
-    assert not (spools(results)[0] / MANIFEST).exists()
+    assert (spool / MANIFEST).read_bytes() == whole
+    run = replay(read_events(spool))[-1]
+    assert faults(spool, run, running=False) == []
+    # one that was killed is not taken for one whose last word was lost, which is
+    lines = (spool / EVENTS).read_text().splitlines(keepends=True)
+    (spool / EVENTS).write_text("".join(lines[:-1]))
+    assert faults(spool, replay(read_events(spool))[-1], running=False) == []
+    first = next(number for number, line in enumerate(lines) if '"event": "end"' in line)
+    (spool / EVENTS).write_text("".join(lines[:first]))
+    assert "breaks off" in faults(spool, replay(read_events(spool))[-1], running=False)[0]
 
 
 def test_missing_inputs_and_outputs_are_named(results: Path, job):
