@@ -108,6 +108,19 @@ def model_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
+def model_settings(folder: str | Path) -> tuple[type, Any]:
+    """The class of the model in `folder`, and its sizes as that class takes them.
+
+    Raises:
+        InputError: the folder holds no model of ours, or its sizes are none of that kind.
+    """
+    config = model_config(folder)
+    module, name = KINDS[config["kind"]]
+    network = getattr(import_module(module), name)
+    with fields_of(Path(folder) / CONFIG):
+        return network, network.Config.model_validate(config["model"])
+
+
 def verify_model(folder: str | Path) -> None:
     """Makes sure that the weights in `folder` are those that its config.json was written for.
 
@@ -138,11 +151,8 @@ def load_model(folder: str | Path, kind: str, device: str | torch.device = "cpu"
     if config["kind"] != kind:
         raise InputError(f"{folder} holds a {config['kind']}, expected a {kind}")
     verify_model(folder)
-    module, name = KINDS[kind]
-    cls = getattr(import_module(module), name)
-    with fields_of(folder / CONFIG):
-        sizes = cls.Config.model_validate(config["model"])
-    model = cls(sizes)
+    network, settings = model_settings(folder)
+    model = network(settings)
     try:
         tensors = load_file(folder / WEIGHTS, device="cpu")
         model.load_state_dict(tensors, strict=True)

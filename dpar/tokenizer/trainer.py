@@ -37,6 +37,7 @@ from dpar.train.checkpoint import (
     last_step,
     load_checkpoint,
     newest_checkpoint,
+    restoring,
     save_checkpoint,
     training_lock,
 )
@@ -185,7 +186,8 @@ class TokenizerTrainer:
         # tokens seen since each code last occurred; none has occurred yet
         self.idle = torch.full((codes,), UNUSED * codes, dtype=torch.long, device=ranks.device)
         if step > 0:
-            self._restore(load_checkpoint(state, step))
+            with restoring(state, step):
+                self._restore(load_checkpoint(state, step))
         self.parallel = {name: ranks.parallel(network) for name, (network, _) in self.trained.items()}
         job.commit(step)
 

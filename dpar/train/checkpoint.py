@@ -7,23 +7,28 @@ executable. The digest adds a fifth to the time of writing.
 """
 
 import json
+import re
 import sys
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from dpar.errors import InputError
 from dpar.files import digest, process_lock, read_json, sha256_file, write_json
+from dpar.memory import out_of_memory
 from dpar.weights import write_tensors
 
 KEPT = 2
 ORIGIN = "made_from.json"
+_STEP = re.compile(r"step(\d{8,})")
+_OPTIMIZER_STEP = re.compile(r"(\w+_)?optimizer\.step\.")
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,10 @@ def claim_state(folder: Path, made_from: Mapping[str, Any], *, restart: bool = F
                 )
             set_aside(folder, f"{', '.join(differing)} changed")
     write_json(folder / ORIGIN, expected)
-    notes = {note.stem for note in folder.glob("step*.json")}
-    for path in [*folder.rglob(".*.partial"), *folder.rglob(".tmp*"), *folder.glob("step*.safetensors")]:
-        if path.stem not in notes:
-            path.unlink()
+    notes = {_paths(folder, step)[1].stem for step in _steps(folder)}
+    torn = [path for path in folder.glob("step*.safetensors") if _STEP.fullmatch(path.stem) and path.stem not in notes]
+    for path in [*folder.rglob(".*.partial"), *folder.rglob(".tmp*"), *torn]:
+        path.unlink()
 
 
 def set_aside(folder: Path, reason: str) -> None:
@@ -130,6 +135,28 @@ def load_checkpoint(folder: Path, step: int) -> Checkpoint:
     return Checkpoint(step, load_file(weights), read_json(note))
 
 
+@contextmanager
+def restoring(folder: Path, step: int) -> Iterator[None]:
+    """A block that puts the checkpoint of `step` back into a training, which it may not fit.
+
+    Raises:
+        InputError: it does not.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
+        weights, note = _paths(folder, step)
+        said = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{note} and {weights.name} are not of the training that {folder / ORIGIN} describes ({said}); remove the "
+            "two, and the training goes on from the checkpoint before"
+        ) from error
+
+
 def last_step(folder: Path) -> str:
     """The newest complete checkpoint, for messages."""
     steps = _steps(folder)
@@ -137,8 +164,9 @@ def last_step(folder: Path) -> str:
 
 
 def _steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints that were completely written to `folder`, rising."""
-    return sorted(int(note.stem.removeprefix("step")) for note in folder.glob("step*.json"))
+    """Steps of the checkpoints that were completely written to `folder`, rising; copies under other names are none."""
+    named = (_STEP.fullmatch(note.stem) for note in folder.glob("step*.json"))
+    return sorted(int(found[1]) for found in named if found)
 
 
 def _paths(folder: Path, step: int) -> tuple[Path, Path]:
@@ -164,22 +192,52 @@ def _problem(folder: Path, step: int) -> str | None:
         return f"{weights.name} is missing"
     if found["sha256"] != sha256_file(weights):
         return f"{weights.name} does not have the digest that was recorded"
-    _expect_own(folder, note, found, step)
+    try:
+        taken = _optimizer_steps(weights)
+    except SafetensorError as error:
+        return f"{weights.name} cannot be read: {error}"
+    _expect_own(folder, note, {"step": taken, **found}, step)
+    if taken not in (None, step):
+        raise InputError(f"{weights} holds the training after step {taken}; remove it and {note.name}")
     return None
+
+
+def _optimizer_steps(weights: Path) -> int | None:
+    """The steps that the optimizer had taken, by its own count; None where it has none."""
+    with safe_open(weights, "pt") as file:
+        counts = [int(file.get_tensor(name)) for name in file.keys() if _OPTIMIZER_STEP.match(name)]  # noqa: SIM118
+    return max(counts, default=None)
 
 
 def _expect_own(folder: Path, note: Path, found: Mapping[str, Any], step: int) -> None:
     """Refuses a whole checkpoint that was put here from elsewhere; older notes name no training."""
-    if found.get("step", step) != step:
+    if found["step"] not in (None, step):
         raise InputError(
             f"{note} is the checkpoint of step {found['step']} under another name; rename it, or remove it"
         )
     origin = origin_of(folder)
-    if origin and (found.get("made_from") or origin) != origin:
+    if origin and not is_own(folder, found, step):
         raise InputError(
             f"{note} is a checkpoint of another training than {folder / ORIGIN} describes; remove it and its weights, "
             "or put the state back that it belongs to"
         )
+
+
+def is_own(folder: Path, found: Mapping[str, Any], step: int) -> bool:
+    """Whether what was saved after `step`, of which `found` tells, was saved by the training of the state `folder`.
+
+    What names no training was saved before all that does.
+    """
+    if named := found.get("made_from"):
+        return named == origin_of(folder)
+    return not any(_names_training(_paths(folder, other)[1]) for other in _steps(folder) if other < step)
+
+
+def _names_training(note: Path) -> bool:
+    """Whether a note says what it was made from; one that is damaged does not."""
+    with suppress(InputError):
+        return "made_from" in read_json(note, kind=dict)
+    return False
 
 
 def origin_of(folder: Path) -> str:

@@ -16,6 +16,13 @@ from dpar.train.checkpoint import (
 HISTORY = "history.jsonl"
 
 
+def last_of(path: Path) -> int | None:
+    """The step of the last line of the curves in `path`; None where there is none."""
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        return json.loads(path.read_text("utf-8").splitlines()[-1])["step"]
+    return None
+
+
 class History:
     """The curves of a training as JSON lines; what lies after the step it goes on from is forgotten."""
 

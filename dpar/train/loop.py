@@ -37,21 +37,23 @@ from dpar.train.blocks import blocks, checkpoint_activations, compile_blocks
 from dpar.train.checkpoint import (
     Checkpoint,
     claim_state,
+    is_own,
     last_step,
     load_checkpoint,
     newest_checkpoint,
     origin_of,
+    restoring,
     save_checkpoint,
     training_lock,
 )
 from dpar.train.distributed import Ranks, full_tensor
-from dpar.train.history import HISTORY, History
+from dpar.train.history import HISTORY, History, last_of
 from dpar.train.interruption import REQUEUE, Interruption
 from dpar.train.meters import Clock, Outcome, Window, memory_gib
 from dpar.train.objective import Inputs, autocast, drop_classes, inputs, likelihood, logits_and_targets, summed_loss
 from dpar.train.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from dpar.train.progress import Progress
-from dpar.weights import CONFIG, WEIGHTS, model_config, save_model, verify_model
+from dpar.weights import CONFIG, WEIGHTS, model_config, model_settings, save_model, verify_model
 
 SHOWN = (
     "train/loss",
@@ -160,7 +162,7 @@ def train_to(
     again = state / f"again{until:08d}"
     with training_lock(state) if ranks.main else contextlib.nullcontext():
         folder, done = ranks.from_main(_begin(task, until, state, kept, again, restart) if ranks.main else (state, 0))
-        if done != until or not ranks.from_main(ranks.main and _is_whole(kept, until)):
+        if done != until or not ranks.from_main(ranks.main and _is_whole(kept, task, until)):
             trainer = Trainer(task, folder, ranks, job, done, picture)
             trainer.run(until)
             trainer.keep(kept)
@@ -178,7 +180,7 @@ def _begin(task: Task, until: int, state: Path, kept: Path, again: Path, restart
     and what it kept no copy of is trained again in the folder `again`.
     """
     claim_state(state, task.made_from, restart=restart)
-    if _is_whole(kept, until):
+    if _is_whole(kept, task, until):
         return state, until
     done = newest_checkpoint(state) or 0
     if done <= until:
@@ -191,11 +193,11 @@ def _begin(task: Task, until: int, state: Path, kept: Path, again: Path, restart
     return again, newest_checkpoint(again) or 0
 
 
-def _is_whole(folder: Path, step: int) -> bool:
+def _is_whole(folder: Path, task: Task, step: int) -> bool:
     """Whether a kept milestone is complete and undamaged; one that is not is trained again.
 
     Raises:
-        InputError: it belongs to another training, or to another step than its name says.
+        InputError: it is another network, or belongs to another training, or to another step than its name says.
     """
     try:
         verify_model(folder)
@@ -203,17 +205,30 @@ def _is_whole(folder: Path, step: int) -> bool:
         if folder.exists():
             print(f"the kept milestone {folder} does not count: {error}", file=sys.stderr)
         return False
+    if not (history := folder / HISTORY).exists():
+        return False
+    _expect_network(folder, task)
     said = model_config(folder)["provenance"]  # of older ones empty
-    origin = origin_of(folder.parents[1])
-    if (said.get("step", step), said.get("made_from") or origin) != (step, origin):
+    if said.get("step", step) != step or not is_own(folder.parents[1], said, step):
         raise InputError(
             f"{folder} is of another training or step than its place says; remove it, or put back what was there"
         )
-    if not (history := folder / HISTORY).exists():
-        return False
-    if said.get("history", found := sha256_file(history)) != found:
+    if said.get("history", found := sha256_file(history)) != found or last_of(history) != step:
         raise InputError(f"{history} was changed after it was kept; put it back, or remove {folder} to train it again")
     return True
+
+
+def _expect_network(folder: Path, task: Task) -> None:
+    """Refuses a kept milestone whose config.json describes another network than the one in training."""
+    kind, model = model_settings(folder)
+    unrounded = {"attention"} if "attention" in type(model).model_fields else set()
+    if kind is not type(task.model) or model.model_dump(exclude=unrounded) != task.model.config.model_dump(
+        exclude=unrounded
+    ):
+        raise InputError(
+            f"{folder / CONFIG} describes another network than this training's; put back what was there, or remove "
+            f"{folder} to train it again"
+        )
 
 
 def _link(source: Path, target: Path) -> None:
@@ -261,7 +276,8 @@ class Trainer:
         self._pending: Outcome | None = None
         checkpoint = load_checkpoint(state, step) if step > 0 else None
         if checkpoint is not None:
-            self._restore(checkpoint)
+            with restoring(state, step):
+                self._restore(checkpoint)
         self.summed_loss = summed_loss
         if training.compile:
             compile_blocks(self.model, ranks.device, getattr(torch, training.precision))
@@ -273,7 +289,8 @@ class Trainer:
         self.network = self._parallel()
         self.optimizer = build_optimizer(self.model, training)
         if checkpoint is not None:
-            restore_optimizer(self.model, self.optimizer, checkpoint.part("optimizer."))
+            with restoring(state, step):
+                restore_optimizer(self.model, self.optimizer, checkpoint.part("optimizer."))
         if ranks.main:
             known = checkpoint.record.get("history") if checkpoint is not None else None
             self.history = History(state / HISTORY, step, known)

@@ -21,6 +21,11 @@ class Window:
     patch_length: float = 0.0
     patches: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if type(value) not in (int, float):
+                raise TypeError(f"{name} of the window is {value!r}, not a number")
+
     def add(self, loss: float, patch_length: float, patches: float, grad_norm: float) -> None:
         """One more step."""
         self.steps += 1

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from dpar import weights
 from dpar.errors import InputError
-from dpar.files import read_json
+from dpar.files import read_json, sha256_file
 from dpar.train.checkpoint import (
     Checkpoint,
     claim_state,
@@ -221,3 +221,55 @@ def test_states_from_before_notes_named_their_training_go_on(tmp_path):
     save(tmp_path, 6)
     claim_state(tmp_path, {"seed": 0, "new": None, "newer": None})
     assert newest_checkpoint(tmp_path) == 6, "a setting that is not made changes no training"
+
+
+def plainly(path, **replaced):
+    """Writes the JSON of `path` again as older versions wrote it: without its seal, and without what is None."""
+    found = read_json(path) | replaced
+    path.write_text(json.dumps({name: value for name, value in found.items() if value is not None}))
+
+
+@pytest.mark.parametrize("suffix", [" (copy)", ".bak", "x", "s"])
+def test_files_of_other_names_are_no_checkpoints_and_stay(tmp_path, suffix):
+    claim_state(tmp_path, {"seed": 0})
+    save(tmp_path, 3)
+    for path in list(tmp_path.glob("step*")):
+        shutil.copy(path, path.with_stem(path.stem + suffix if suffix != "s" else "steps"))
+    before = files(tmp_path)
+    claim_state(tmp_path, {"seed": 0})
+    assert newest_checkpoint(tmp_path) == 3
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("prefix", ["optimizer", "critic_optimizer"])
+def test_an_old_note_under_the_name_of_another_step_is_refused(tmp_path, prefix):
+    claim_state(tmp_path, {"seed": 0})
+    save_checkpoint(tmp_path, Checkpoint(2, {f"{prefix}.step.w": torch.tensor(2.0)}, {}))
+    for path in list(tmp_path.glob("step*")):
+        path.rename(path.with_name(path.name.replace("2", "3")))
+    note = tmp_path / "step00000003.json"
+    plainly(note, step=None, made_from=None)
+    with pytest.raises(InputError, match=r"step00000003\.json is the checkpoint of step 2 under another name"):
+        newest_checkpoint(tmp_path)
+    plainly(note, step=3)
+    with pytest.raises(InputError, match=r"step00000003\.safetensors holds the training after step 2"):
+        newest_checkpoint(tmp_path)
+
+
+def test_an_old_note_after_one_that_names_its_training_is_nobodys(tmp_path):
+    claim_state(tmp_path, {"seed": 0})
+    save(tmp_path, 3, 6)
+    plainly(tmp_path / "step00000006.json", made_from=None)
+    with pytest.raises(InputError, match=r"step00000006\.json is a checkpoint of another training"):
+        newest_checkpoint(tmp_path)
+    plainly(tmp_path / "step00000003.json", made_from=None)
+    assert newest_checkpoint(tmp_path) == 6
+
+
+def test_bytes_that_are_no_tensors_are_damage(tmp_path, capsys):
+    save(tmp_path, 3, 6)
+    weights = tmp_path / "step00000006.safetensors"
+    weights.write_bytes(b"no tensors")
+    plainly(weights.with_suffix(".json"), sha256=sha256_file(weights))
+    assert newest_checkpoint(tmp_path) == 3
+    assert "step00000006.safetensors cannot be read" in capsys.readouterr().err

@@ -458,6 +458,56 @@ def test_a_kept_milestone_of_another_training_is_not_handed_out(tmp_path):
         train(tmp_path / "own", "llamagen", 8)
 
 
+@pytest.mark.parametrize("change", ["sizes", "kind"])
+def test_a_kept_milestone_that_describes_another_network_is_refused(tmp_path, change):
+    train(tmp_path, "llamagen", 8)
+    config = tmp_path / "state" / "milestones" / "step00000008" / "config.json"
+    found = read_json(config) | {"provenance": {}}
+    if change == "sizes":
+        found["model"]["class_dropout"] = 0.5
+    else:
+        train(tmp_path / "other", "dpar", 8)
+        other = read_json(tmp_path / "other" / "model8" / "config.json")
+        found |= {name: other[name] for name in ("kind", "model")}
+    config.write_text(json.dumps(found))
+    output = (tmp_path / "model8" / "config.json").read_bytes()
+    with pytest.raises(InputError, match=r"config\.json describes another network than this training's"):
+        train(tmp_path, "llamagen", 8)
+    assert (tmp_path / "model8" / "config.json").read_bytes() == output
+
+
+def test_a_milestone_from_before_they_named_their_training_is_given_out_at_its_own_step_alone(tmp_path):
+    whole = train(tmp_path, "llamagen", 8)
+    kept = tmp_path / "state" / "milestones" / "step00000008"
+    (kept / "config.json").write_text(json.dumps(read_json(kept / "config.json") | {"provenance": {}}))
+    with pytest.raises(InputError, match="of another training or step"):  # what was saved before it names its training
+        train(tmp_path, "llamagen", 8)
+    for note in kept.parents[1].glob("step*.json"):
+        note.write_text(json.dumps({name: value for name, value in read_json(note).items() if name != "made_from"}))
+    job = Recorder()
+    assert same_weights(train(tmp_path, "llamagen", 8, job=job), whole)
+    assert not job.points
+    kept.rename(kept.with_name("step00000006"))
+    with pytest.raises(InputError, match=r"step00000006/history\.jsonl was changed"):
+        train(tmp_path, "llamagen", 6)
+
+
+@pytest.mark.parametrize("change", ["network", "window", "numbers"])
+def test_a_checkpoint_that_does_not_fit_the_training_is_refused(tmp_path, change):
+    train(tmp_path, "llamagen", 8)
+    note = tmp_path / "state" / "step00000008.json"
+    found = read_json(note)
+    if change == "network":
+        train(tmp_path / "other", "dpar", 8)
+        shutil.copy(tmp_path / "other" / "state" / "step00000008.safetensors", note.parent)
+        found["sha256"] = sha256_file(note.with_suffix(".safetensors"))
+    else:
+        found["window"] = {"a": 1} if change == "window" else {"steps": "1"}
+    write_json(note, found)
+    with pytest.raises(InputError, match=r"step00000008\.safetensors are not of the training that .*; remove the two"):
+        train(tmp_path, "llamagen", 20)
+
+
 def test_curves_that_were_changed_are_not_gone_on_with(tmp_path, capsys):
     train(tmp_path, "llamagen", 8)
     history = tmp_path / "state" / "history.jsonl"
