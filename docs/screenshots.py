@@ -125,7 +125,7 @@ class Browser:
         time.sleep(5.0)  # cards are filled when they come into sight
 
     def picture(self) -> Image.Image:
-        """What the page looks like when it has come to rest."""
+        """Screenshot of the page when it has come to rest."""
         before = b""
         for _ in range(60):
             time.sleep(1.0)

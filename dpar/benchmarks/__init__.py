@@ -1,1 +1,1 @@
-"""What is timed: a module a benchmark, with the interleaving and the conditions that they share."""
+"""Benchmarks: one module for each, with the interleaving and the conditions that they share."""

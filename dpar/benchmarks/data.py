@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags of this benchmark."""
     flags = argparse.ArgumentParser(prog="dpar bench data", description=__doc__)
     flags.add_argument("--images", type=int, default=20_000, help="images in the store")
-    flags.add_argument("--views", type=int, default=20, help="rows an image")
+    flags.add_argument("--views", type=int, default=20, help="rows per image")
     flags.add_argument("--resolution", type=int, choices=PAPER_PATCHES, default=256, help="pixels: 256 or 576 tokens")
     flags.add_argument("--format", choices=SUFFIX, default="parquet", help="of the shards")
     flags.add_argument("--seconds", type=float, default=3.0, help="of CPU time for each way of reading")
@@ -82,14 +82,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(folder: Path, *, images: int, views: int, resolution: int, suffix: str, seconds: float) -> dict[str, Any]:
-    """Rates in rows (samples) a second, of the clock and of CPU time, and memory in MiB, for JSON.
+    """Rates in rows (samples) per second, of the clock and of CPU time, and memory in MiB, for JSON.
 
     On a busy machine the rates of the clock say little; those of CPU time hardly change.
 
     Args:
         folder: empty; shards, manifest and cache stay in it.
         images: in the store; at least 32 a core.
-        views: rows an image.
+        views: rows per image.
         resolution: pixels, a key of `PAPER_PATCHES`.
         suffix: of the shards.
         seconds: of CPU time that each way of reading is given.
@@ -151,7 +151,7 @@ def images_consumed(model: str, resolution: int, peak: float) -> float:
     Args:
         model: a variant of DPAR, at the paper's mean number of patches.
         resolution: pixels.
-        peak: operations a second of one GPU.
+        peak: operations per second of one GPU.
     """
     side = resolution // 16
     transformer = Transformer.model_validate({"variant": model})
@@ -168,7 +168,7 @@ def _now() -> Spent:
 
 
 def alone(stage: Stage, jobs: list[tuple]) -> dict[str, float]:
-    """`stage` of each job in a process of its own, all started together: rows per second in all, most memory of one."""
+    """`stage` of each job in its own process, all started together: rows per second in all, largest memory of one."""
     with (
         tempfile.TemporaryDirectory() as barrier,
         ProcessPoolExecutor(len(jobs), mp_context=multiprocessing.get_context("spawn")) as pool,
@@ -295,14 +295,14 @@ def forget(cache: Path) -> None:
 
 
 def table(found: dict[str, Any]) -> str:
-    """What `measure` found, as a table for people."""
+    """The result of `measure` as a table for people."""
     store = found["store"]
     stages = {name: found[name] for name in ("write", "index", "verify", "decode")} | {
         f"read {name}": row for name, row in found["read"].items()
     }
     lines = [
         f"{store['images']} images x {store['views']} views x {store['tokens']} tokens, {store['suffix']}: "
-        f"{store['shard_bytes_per_row']:.0f} bytes a row in shards, {store['cache_bytes_per_row']:.0f} decoded",
+        f"{store['shard_bytes_per_row']:.0f} bytes per row in shards, {store['cache_bytes_per_row']:.0f} decoded",
         f"{'':<48}{'rows/s':>12}{'rows/CPU s':>12}{'peak MiB':>10}{'of its own':>12}",
     ]
     for name, row in stages.items():

@@ -27,7 +27,7 @@ def measure_literal(
     *,
     whole: bool,
 ) -> dict[str, Any]:
-    """Images a second of Algorithm 2 as written, for the batch `drawn`: from PIECES of its positions.
+    """Images per second of Algorithm 2 as written, for the batch `drawn`: from PIECES of its positions.
 
     One position in the middle of each of PIECES equal pieces of the sequence is timed, and its time stands for all
     positions of the piece at which the patch transformer runs (at others, which are few, nothing is charged).

@@ -1,4 +1,4 @@
-"""Images a second of the sampler, of Algorithm 2 as written and of LlamaGen, and where the time goes.
+"""Images per second of the sampler, of Algorithm 2 as written and of LlamaGen, and where the time goes.
 
 Networks have random weights and thresholds that give patches as long as the paper's; speed depends on sizes alone. By
 default two pairs are timed: the demo's, and the B variants of Table 1 on 16 x 16 tokens of 16,384 codes.
@@ -259,9 +259,9 @@ def compared(
     timing: Timings,
     pixels: float,
 ) -> dict[str, Any]:
-    """One batch size: images a second, calls of the patch transformer, and multiply-adds, next to LlamaGen's.
+    """One batch size: images per second, calls of the patch transformer, and multiply-adds, next to LlamaGen's.
 
-    Images a second are medians of the turns without pixels; the ratio is the median of the turns' own.
+    Images per second are medians of the turns without pixels; the ratio is the median of the turns' own.
 
     Args:
         ours: seconds that the batch took, turn by turn.
@@ -291,7 +291,7 @@ def compared(
 
 
 def speeds(found: dict[str, Any], ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Images a second in batches of `found`, and over LlamaGen's, from seconds turn by turn."""
+    """Images per second in batches of `found`, and over LlamaGen's, from seconds turn by turn."""
     ratio = statistics.median(their / our for our, their in zip(ours, theirs, strict=True))
     return {
         "images_per_s": found["batch"] / statistics.median(ours),
@@ -302,7 +302,7 @@ def speeds(found: dict[str, Any], ours: Sequence[float], theirs: Sequence[float]
 
 
 def compare_with_original(batch: int, seconds: dict[str, list[float]]) -> dict[str, float]:
-    """Images a second of LlamaGen's own code, and our LlamaGen's over them, from seconds turn by turn."""
+    """Images per second of LlamaGen's own code, and our LlamaGen's over them, from seconds turn by turn."""
     own = seconds[ORIGINAL]
     ours = {"over_it": "LlamaGen", "compiled_over_it": "LlamaGen, compiled"}
     return {"images_per_s": batch / statistics.median(own)} | {

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, and what memory it needs."""
+"""Time of a training step by its parts, and the memory that it needs."""
 
 import contextlib
 import ctypes

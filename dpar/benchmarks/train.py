@@ -88,7 +88,7 @@ class Variant:
         seconds: a step, one number a turn.
         busy: seconds of the process' processor time a step; of a CPU's step, what other processes took does not count.
         patches: of each image that the counted steps saw.
-        parts: seconds a step by part of the step.
+        parts: seconds per step by part of the step.
         memory: bytes that a step needed in addition to weights and moments; None where that cannot be seen.
     """
 
@@ -398,7 +398,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
     flags.add_argument("--precision", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, else float32")
     flags.add_argument("--batch-size", type=int, metavar="IMAGES", help="a step (default: 32 on a GPU, else 8)")
-    flags.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches a step (default: 1)")
+    flags.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches per step (default: 1)")
     flags.add_argument("--compile", action="store_true", help="compiled code next to eager code, with one back end")
     flags.add_argument(
         "--attention",

@@ -1,1 +1,1 @@
-"""What samples are worth: features, distances, likelihood, cost."""
+"""Quality of samples and its cost: features, distances, likelihood, multiply-accumulates."""

@@ -11,7 +11,7 @@ from dpar.patches.rule import PatchRule
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well the patches of one network's entropies are those of another's, where no rule decides for both.
+    """Agreement of patch starts under the entropies of two networks, where no rule decides for both.
 
     The first two tokens, and those that begin a row where rows begin patches, are left out: all networks agree there.
     """
@@ -36,7 +36,7 @@ class Agreement:
 
     @property
     def chance(self) -> float:
-        """What `share` would be if as many starts lay anywhere."""
+        """`share` expected by chance: as many starts at independent, random positions."""
         p, q = self.expected / self.tokens, self.found / self.tokens
         return p * q + (1 - p) * (1 - q)
 

@@ -21,7 +21,7 @@ class Classifier(nn.Module):
     """Features and class scores of square images."""
 
     class Config(Settings):
-        """What decides the network's shape."""
+        """Settings that decide the network's shape."""
 
         resolution: int = Field(ge=8, description="pixels, the side of the images")
         num_classes: int = Field(gt=0)
@@ -55,9 +55,9 @@ def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 def training_half(labels: Int[Tensor, "N"], seed: int) -> Bool[Tensor, "N"]:
-    """Which training images the classifier learns from: a random half of each class, rounded up.
+    """Mask of the classifier's training images: a random half of each class, rounded up.
 
-    The other half is what samples are compared with: on images it has learnt, a network is surer than on any others.
+    Samples are compared with the other half: a network is more confident on images that it was trained on.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.zeros(len(labels), dtype=torch.bool)

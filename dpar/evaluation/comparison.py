@@ -35,7 +35,7 @@ class Comparison:
 
 
 def metric_name(features: Features) -> str:
-    """What the Frechet distance of these features is called: FID is Inception's alone."""
+    """Name of the Frechet distance of these features: FID for Inception's alone."""
     extractor = features.conditions.get("extractor", "features")
     return "FID" if extractor == "inception" else f"FD[{extractor},{features.features.shape[1]}]"
 
@@ -122,7 +122,7 @@ def compare(
 def noise_floor(
     reference: Features, *, size: int, halvings: int, splits: int, k: int = 3, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """What real images score against other real images: each metric's values, mean and standard deviation.
+    """Noise floor: each metric's values, mean and standard deviation of real images against other real images.
 
     Either half has every class in the reference's proportions, as samples with balanced labels have: the chance that
     one half has more of a class would count for more than all else. Samples are compared with the whole reference,
@@ -165,7 +165,7 @@ def class_agreement(samples: Features) -> float | None:
 
 
 def comparable(samples: Features, reference: Features, conditions: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether the numbers stand beside those of the ADM protocol (the paper's tables), and why not.
+    """Whether the numbers compare with those of the ADM protocol (the paper's tables), and why not.
 
     Args:
         conditions: of the comparison.
@@ -240,7 +240,7 @@ def _summary(values: Sequence[float | None]) -> dict[str, Any]:
 
 
 def shared_conditions(experiment: Experiment, reference: Features) -> dict[str, Any]:
-    """What every number against this reference rests on."""
+    """Conditions of every number against this reference."""
     stated = reference.conditions
     seen = ", the half that the classifier has not seen" if stated.get("left_out") else ""
     return {

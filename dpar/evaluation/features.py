@@ -32,10 +32,10 @@ BATCH = 64  # images in one pass of the network
 
 @dataclass(frozen=True)
 class Features:
-    """What a network says of N images, and what must be known to compare it with anything.
+    """A network's features of N images, and the conditions under which they may be compared.
 
     Args:
-        features: pooled features, a row an image.
+        features: pooled features, one row per image.
         logits: class scores without bias, for the Inception Score.
         labels: the class each image belongs to, or was sampled for.
         spatial: Inception's spatial features, for sFID.
@@ -131,7 +131,7 @@ def _need(path: str | Path, names: Collection[str], wanted: str, cure: str) -> N
         return
     if "mu" in names and "sigma" in names and "arr_0" not in names:
         raise InputError(
-            f"{path} holds statistics alone (mu, sigma), expected `{wanted}`; dpar reads statistics beside the images "
+            f"{path} holds statistics alone (mu, sigma), expected `{wanted}`; dpar reads statistics next to the images "
             "that they are of (`arr_0`), as in ADM's reference files: give such a file, or the images to "
             "`dpar make-reference`"
         )
@@ -142,20 +142,20 @@ def whole_numbers(path: str | Path, name: str, array: np.ndarray, count: int) ->
     """The labels of so many images in a foreign file, as int32.
 
     Raises:
-        InputError: they are no whole numbers, or not one an image.
+        InputError: they are no whole numbers, or not one per image.
     """
     with np.errstate(invalid="ignore"):
         whole = array.astype(np.int32) if array.dtype.kind in "iuf" else None
     if array.shape != (count,) or whole is None or not np.array_equal(whole, array):
         raise InputError(
             f"{path} holds `{name}` of shape {array.shape} and type {array.dtype}, expected {count} whole numbers "
-            "of 32 bits, one an image; number the classes, or leave the array out"
+            "of 32 bits, one per image; number the classes, or leave the array out"
         )
     return whole
 
 
 def read_conditions(path: str | Path, array: np.ndarray) -> dict[str, Any]:
-    """What a file says of the making of its images.
+    """Conditions under which a file's images were made, as it records them.
 
     Raises:
         InputError: that is no JSON object.
@@ -192,7 +192,7 @@ def _table(array: np.ndarray, path: str | Path, what: str, rows: int | None = No
     if array.ndim != 2 or array.dtype.kind not in "fiu" or rows not in (None, len(array)):
         raise InputError(
             f"{path} holds {what} of shape {array.shape} and type {array.dtype}, expected numbers of shape "
-            f"({rows or 'N'}, D): a row an image"
+            f"({rows or 'N'}, D): one row per image"
         )
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float64 if array.dtype.kind in "iu" else np.float32)
@@ -261,7 +261,7 @@ def is_script(path: Path) -> bool:
 
 
 def _outputs(path: Path, found: Any) -> Sequence[Tensor]:
-    """What a user's network gives, if it is features, or features and logits."""
+    """Outputs of a user's network, if they are features, or features and logits."""
     outputs = tuple(found) if isinstance(found, tuple | list) else (found,)
     if not outputs or any(not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point() for x in outputs[:2]):
         shapes = ", ".join(
@@ -310,7 +310,7 @@ def index_batches(
         yield torch.stack(batch)
 
 
-# What an npz of images may hold beside them: samples their classes, patches and conditions, a reference its statistics.
+# Other arrays in an npz of images: samples have classes, patches and conditions, a reference its statistics.
 KNOWN = ("labels", "patches", "conditions", "mu", "sigma", "mu_s", "sigma_s")
 
 
@@ -359,11 +359,11 @@ class ImageArray:
 
     @property
     def conditions(self) -> dict[str, Any] | None:
-        """How the images were made, where the file says it."""
+        """Conditions under which the images were made, where the file has them."""
         return read_conditions(self.path, self.arrays["conditions"]) if "conditions" in self.arrays else None
 
-    def pictures(self, chosen: Bool[np.ndarray, "N"]) -> Iterator[UInt8[Tensor, "3 H W"]]:
-        """The chosen images in the file's order; what lies behind the last of them is not read.
+    def read(self, chosen: Bool[np.ndarray, "N"]) -> Iterator[UInt8[Tensor, "3 H W"]]:
+        """The chosen images in the file's order; nothing after the last of them is read.
 
         Raises:
             InputError: the file ends too early.

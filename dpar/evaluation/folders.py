@@ -1,4 +1,4 @@
-"""What lies in a folder that is to be measured: a set of one kind, or a refusal that counts what is there."""
+"""Contents of a folder to measure: images or files of one kind, or a refusal that counts what is there."""
 
 import os
 from collections import Counter
@@ -16,13 +16,13 @@ _NAMED = 3  # files of a kind that a message names
 
 @dataclass
 class Contents:
-    """What a folder holds, without names that begin with a dot.
+    """Counts and names of a folder's contents, without names that begin with a dot.
 
     Args:
         here: names in the folder itself, by kind: `image`, `.npz`, `.parquet`, `.tar`.
         below: how many of each kind its sub-folders hold.
         folders: names of those that hold any.
-        left_alone: what is of no kind.
+        left_alone: files of no kind.
     """
 
     here: dict[str, list[str]] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Contents:
 
 
 def kind_of(name: str) -> str | None:
-    """What a file is by its suffix; null for what cannot be measured."""
+    """Kind of a file by its suffix; None if it cannot be measured."""
     return IMAGE if name.lower().endswith(SUFFIXES) else ARCHIVES.get(os.path.splitext(name)[1])
 
 
@@ -94,7 +94,7 @@ def _listed(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _counted(folder: Path, reached: set[tuple[int, int]]) -> Counter[str]:
-    """How many files of each kind a folder holds, in any depth."""
+    """Number of files of each kind below a folder, at any depth."""
     found: Counter[str] = Counter()
     waiting = [folder]
     while waiting:

@@ -1,4 +1,4 @@
-"""How far apart two sets of features are, each taken for a Gaussian: FID, sFID and every FD[extractor, dims]."""
+"""Frechet distance of two sets of features, each taken for a Gaussian: FID, sFID and every FD[extractor, dims]."""
 
 from dataclasses import dataclass
 
@@ -60,7 +60,7 @@ class Moments:
         self.count += len(block)
 
     def gaussian(self) -> Gaussian:
-        """What `fit_gaussian` finds of all features together.
+        """The Gaussian that `fit_gaussian` gives for all features together.
 
         Raises:
             InputError: as `fit_gaussian`.

@@ -2,7 +2,7 @@
 
 `open_set` takes ADM's npz (one, or the shards of one set of samples, or their folder), a folder of image files with or
 without a sub-folder a class, Parquet files, WebDataset tars, or an index of the pipeline. `describe` sends a set
-through a network by one of two profiles, which differ in how pictures become Inception's 299 x 299 pixels and whose
+through a network by one of two profiles, which differ in how images become Inception's 299 x 299 pixels and whose
 numbers do not mix: `adm` as TensorFlow 1 resized, inside the network; `clean` as clean-fid does, antialiased.
 """
 
@@ -48,7 +48,7 @@ class ImageSet(ABC):
 
     Args:
         source: as the user named it.
-        labels: a class an image, where the set says it.
+        labels: one class per image, where the set has them.
         side: pixels of square images, where all are known to have the same; null = to be seen.
         moments: `mu`, `sigma`, `mu_s`, `sigma_s` of the larger set that these images stand for, where stored.
     """
@@ -62,12 +62,12 @@ class ImageSet(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def pictures(self, rows: Int[np.ndarray, "n"], side: int | None) -> Iterator[UInt8[Tensor, "3 H W"]]:
+    def read(self, rows: Int[np.ndarray, "n"], side: int | None) -> Iterator[UInt8[Tensor, "3 H W"]]:
         """These images, in rising order; with `side` the centre square at that size (ADM's crop)."""
 
     @abstractmethod
     def conditions(self) -> dict[str, Any]:
-        """What is known of the set once its images have been read."""
+        """Conditions of the set, known once its images have been read."""
 
 
 @dataclass
@@ -102,7 +102,7 @@ class Arrays(ImageSet):
     def __len__(self) -> int:
         return sum(map(len, self.files))
 
-    def pictures(self, rows: Int[np.ndarray, "n"], side: int | None) -> Iterator[UInt8[Tensor, "3 H W"]]:
+    def read(self, rows: Int[np.ndarray, "n"], side: int | None) -> Iterator[UInt8[Tensor, "3 H W"]]:
         """These images as they are stored.
 
         Raises:
@@ -116,10 +116,10 @@ class Arrays(ImageSet):
         wanted = np.zeros(len(self), bool)
         wanted[rows] = True
         of_files = np.split(wanted, np.cumsum([len(file) for file in self.files])[:-1])
-        return (image for file, chosen in zip(self.files, of_files, strict=True) for image in file.pictures(chosen))
+        return (image for file, chosen in zip(self.files, of_files, strict=True) for image in file.read(chosen))
 
     def conditions(self) -> dict[str, Any]:
-        """How the images were drawn and whence a reference was made, as the files say themselves."""
+        """How the images were sampled and from what a reference was made, as recorded in the files."""
         steps = [file.arrays["patches"] for file in self.files if "patches" in file.arrays]
         return {
             "source_digest": self._digest,
@@ -157,7 +157,7 @@ class Indexed(ImageSet):
     def __len__(self) -> int:
         return len(self.index)
 
-    def pictures(self, rows: Int[np.ndarray, "n"], side: int | None) -> Iterator[UInt8[Tensor, "3 H W"]]:
+    def read(self, rows: Int[np.ndarray, "n"], side: int | None) -> Iterator[UInt8[Tensor, "3 H W"]]:
         """The centre squares of these images."""
         return _ahead(lambda i: to_uint8(center_crop(self.index.read(i), side or self.index.resolution)), rows)
 
@@ -179,7 +179,7 @@ class Files(ImageSet):
     def __len__(self) -> int:
         return len(self.images)
 
-    def pictures(self, rows: Int[np.ndarray, "n"], side: int | None) -> Iterator[UInt8[Tensor, "3 H W"]]:
+    def read(self, rows: Int[np.ndarray, "n"], side: int | None) -> Iterator[UInt8[Tensor, "3 H W"]]:
         """These images; their digests and how many are grey is known afterwards.
 
         Raises:
@@ -273,7 +273,7 @@ def _folder(path: Path) -> ImageSet:
 
 
 def _files(source: str, images: ImageSource, contents: Contents | None = None) -> Files:
-    """The image files of a source, after a word on what was found beside them and is not measured."""
+    """The image files of a source; other files next to them are reported and not measured."""
     left = images.left_alone | (contents.left_alone.summary() if contents else {})
     if left:
         print(described(left, f"{shown(source)}: left alone: "), file=sys.stderr)

@@ -52,7 +52,7 @@ KNOWN_FILES = {
 
 
 class Activations(NamedTuple):
-    """What one pass gives: `pool_3`, its bias-free class scores, and the spatial features in H, W, C order."""
+    """Outputs of one pass: `pool_3`, bias-free class scores, and spatial features in H, W, C order."""
 
     pool: Float[Tensor, "B 2048"]
     logits: Float[Tensor, "B 1008"]

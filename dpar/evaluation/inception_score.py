@@ -1,4 +1,4 @@
-"""How sure a classifier is of each image, and how evenly over the classes: the Inception Score."""
+"""Inception Score: how confident a classifier is of each image, and how evenly over the classes."""
 
 import math
 from dataclasses import dataclass

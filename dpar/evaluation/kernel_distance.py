@@ -1,4 +1,4 @@
-"""How far apart two sets of features are by a cubic kernel: KID, which has no bias at small N."""
+"""Kernel distance of two sets of features (cubic kernel): KID, which has no bias at small N."""
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ def kernel_distance(a: Float[Tensor, "N D"], b: Float[Tensor, "M D"]) -> float:
 
     It is the mean that the usual KID (an average over random subsets of 1,000) estimates, without its randomness.
     Free of bias for independent draws; images with balanced labels are not, and score lower by about the spread of the
-    classes over N: set it beside the noise floor, which is drawn with balanced labels too.
+    classes over N: compare it with the noise floor, which is drawn with balanced labels too.
 
     Raises:
         InputError: a set has fewer than two features, or one is not finite.

@@ -1,4 +1,4 @@
-"""What a model's states say about the class of an image, read out by one linear layer (Section 4.5, Table 7).
+"""Linear probe: an image's class read from a model's states by one linear layer (Section 4.5, Table 7).
 
 The paper pools "the last hidden features" of DPAR's patch transformer or of LlamaGen's layers and fits a linear
 classifier on them; the rest of the protocol is settled in ARCHITECTURE.md.

@@ -35,20 +35,20 @@ def batches(
     Raises:
         InputError: an image is not square or not of the others' size, which `clean` alone allows.
     """
-    pictures = images.pictures(rows, side)
+    found = images.read(rows, side)
     if profile == "clean":
-        pictures = mapped(resize_clean, pictures, threads=len(os.sched_getaffinity(0)), ahead=2 * BATCH)
+        found = mapped(resize_clean, found, threads=len(os.sched_getaffinity(0)), ahead=2 * BATCH)
     batch: list[Tensor] = []
     expected = None
-    for number, picture in enumerate(pictures):
-        expected = expected or (picture.shape[-1],) * 2
-        if picture.shape[1:] != expected:
-            height, width = picture.shape[1:]
+    for number, image in enumerate(found):
+        expected = expected or (image.shape[-1],) * 2
+        if image.shape[1:] != expected:
+            height, width = image.shape[1:]
             raise InputError(
                 f"image {number} of {images.source} has {width} x {height} pixels, expected squares of one size "
                 f"(here {expected[0]}); give --resolution N to cut them so, or --profile clean"
             )
-        batch.append(picture)
+        batch.append(image)
         if len(batch) == BATCH:
             yield torch.stack(batch)
             batch.clear()
@@ -108,7 +108,7 @@ class Pass:
             yield batch
 
     def features(self, outputs: Sequence[Float[np.ndarray, "n _"]]) -> Features:
-        """What the network says of the chosen images, with the statistics that their file may hold."""
+        """Features of the chosen images, with the statistics that their file may hold."""
         images, extractor = self.images, self.extractor
         features, logits, spatial = outputs[0], *(*outputs[1:], None, None)[:2]
         return Features(
@@ -141,7 +141,7 @@ def describe(
     profile: Profile = "adm",
     rows: Int[np.ndarray, "n"] | None = None,
 ) -> Features:
-    """What the network says of the images, with the statistics that their file may hold.
+    """Features of the images, with the statistics that their file may hold.
 
     Args:
         side: as of `Pass`, like `rows`.

@@ -157,7 +157,7 @@ def _within(
     centres: Float[Tensor, "m D"],
     squared_radii: Float[Tensor, "m"],
 ) -> Bool[Tensor, "n"]:
-    """Which points are `known` to be, or lie, in some closed ball.
+    """Mask of points that are `known` to be, or lie, in some closed ball.
 
     Args:
         margin: float32 squared distance less squared radius; its sign is sure where it exceeds `slack`.

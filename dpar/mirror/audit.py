@@ -22,7 +22,7 @@ _GONE_ON_PURPOSE = "removed temp file"
 
 @dataclass(frozen=True)
 class Finding:
-    """What the audit says about one file: `tracked`, `accepted` by hand, `missing`, `untracked` or `changed`."""
+    """The audit's finding for one file: `tracked`, `accepted` by hand, `missing`, `untracked` or `changed`."""
 
     file: str
     verdict: str

@@ -1,4 +1,4 @@
-"""What a run is found by: its tags, and its inputs as datasets."""
+"""Tags of a run, and its inputs as datasets."""
 
 import hashlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ MANY = 20  # inputs of one folder from which on they are one dataset, and rows o
 
 
 def job_tags(run: Run) -> dict[str, str]:
-    """What never changes about a run."""
+    """Tags of a run that never change."""
     about = run.about
     tags = {
         "dpar.rule": about["rule"],
@@ -36,7 +36,7 @@ def job_tags(run: Run) -> dict[str, str]:
 
 
 def state_tags(run: Run, stale: bool) -> dict[str, str]:
-    """What becomes of a run: the job's own tags, its attempts, and what went wrong."""
+    """Tags of a run that may change: the job's own, its attempts, and its errors."""
     tags = {**run.tags, "dpar.attempts": str(run.attempts)}
     if run.reason:
         tags["dpar.reason"] = run.reason

@@ -1,4 +1,4 @@
-"""Which model folder a run of the dashboard is about."""
+"""The model folder that a run of the dashboard is about."""
 
 from collections.abc import Iterator
 from contextlib import suppress

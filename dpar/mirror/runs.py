@@ -27,12 +27,12 @@ LAST_IMAGES = "mlflow.dpar.images"
 
 
 def last_images(tags: Mapping[str, str]) -> dict[str, int]:
-    """The series of pictures of a run with these tags, and the last step of each."""
+    """The series of images of a run with these tags, and the last step of each."""
     return {key: step for key, step in json_tag(tags, LAST_IMAGES, {}).items() if isinstance(step, int)}
 
 
 def json_tag(tags: Mapping[str, str], name: str, default: Any) -> Any:
-    """What a tag of ours holds; `default` where there is none, or none of its type, since anybody may edit tags."""
+    """Value of a tag of ours; `default` where there is none, or none of its type, since anybody may edit tags."""
     try:
         value = json.loads(tags.get(name, ""))
     except (ValueError, RecursionError):
@@ -60,7 +60,7 @@ class RunWriter:
 
     @property
     def key(self) -> str:
-        """What the run is found by."""
+        """The key that the run is found by."""
         return self.tags["mlflow.dpar.key"]
 
     @property
@@ -118,7 +118,7 @@ class RunWriter:
             self._client.log_batch(self.run_id, metrics=metrics)
 
     def images(self, images: list, spool: Path) -> list[str]:
-        """Sends the stepped pictures that are not shown yet; what is wrong with those that cannot be shown."""
+        """Sends the stepped images that are not shown yet; returns the faults of those that cannot be shown."""
         problems = []
         for image in images[self._place["images"] :]:
             problem = self.image(spool / image.file, image.key, image.step, image.timestamp)
@@ -127,7 +127,7 @@ class RunWriter:
         return problems
 
     def image(self, file: Path, key: str, step: int, timestamp: int) -> str | None:
-        """Sends a picture as the two files that MLflow's picture cards read; what is wrong if it cannot be shown."""
+        """Sends an image as the two files that MLflow's image cards read; returns the fault if it cannot be shown."""
         from PIL import Image, UnidentifiedImageError
 
         label = re.sub(r"[^A-Za-z0-9_. -]", "~", key)
@@ -137,8 +137,8 @@ class RunWriter:
             full, small = Path(folder, f"{name}.png"), Path(folder, f"{name}+compressed.webp")
             try:
                 shutil.copyfile(file, full)
-                with Image.open(full) as picture:
-                    preview = picture.convert("RGB")
+                with Image.open(full) as image:
+                    preview = image.convert("RGB")
                 preview.thumbnail((512, 512))
             except (FileNotFoundError, UnidentifiedImageError) as error:
                 return f"{file} cannot be shown: {error}"
@@ -224,7 +224,7 @@ class RunWriter:
 
 
 class RunIndex:
-    """What a store holds of one results folder: its experiments, runs by key, and models by the digest of weights.
+    """A store's entries of one results folder: its experiments, runs by key, and models by the digest of weights.
 
     Args:
         profile: the experiment's name.

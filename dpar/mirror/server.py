@@ -1,4 +1,4 @@
-"""What answers at an address: whether it is MLflow, and in a line why not.
+"""Check that MLflow answers at an address, and in a line why not.
 
 Imports MLflow; `dpar.mirror.store.open_store` has told it to keep quiet by then.
 """
@@ -71,7 +71,7 @@ def _objection(store: "Store", page: str, expected: str) -> str | None:
 
 
 def _first(error: BaseException) -> BaseException:
-    """What began a chain of exceptions: the operating system's word rather than three libraries' ones on it."""
+    """The first of a chain of exceptions: the operating system's, not those of the libraries around it."""
     while before := error.__cause__ or error.__context__:
         error = before
     return error

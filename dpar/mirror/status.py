@@ -1,4 +1,4 @@
-"""What each job last said, and how much of it MLflow does not show yet."""
+"""Last event of each job, and how much of its record MLflow does not show yet."""
 
 import os
 import time
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def report(store: Store) -> str:
-    """One line a job, the oldest first, and below what waits to be shown. Works without MLflow."""
+    """One line per job, the oldest first, then what waits to be shown. Works without MLflow."""
     found = spools(store.results)
     if not found:
         return f"no job has been recorded in {store.results} yet"
@@ -60,7 +60,7 @@ def _line(spool: Path, run: Run) -> str:
 
 
 def _shown(store: Store) -> tuple[dict[str, int], str | None]:
-    """How many bytes of each spool the store shows, or what keeps us from knowing."""
+    """Bytes of each spool that the store shows, or the reason why that is unknown."""
     if store.database and not store.database.exists():
         return {}, None
     try:
@@ -72,7 +72,7 @@ def _shown(store: Store) -> tuple[dict[str, int], str | None]:
 
 
 def _bytes_seen(store: Store, client: "MlflowClient") -> dict[str, int]:
-    """How many bytes of each spool the store shows."""
+    """Bytes of each spool that the store shows."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -71,13 +71,13 @@ class Store:
         return f"sqlite:///{self.database}" if self.database else redacted(self.uri)
 
     def reason(self, error: BaseException) -> str:
-        """What went wrong in a line without passwords."""
+        """The error in a line without passwords."""
         text = str(error).strip() or type(error).__name__
         return redacted(text.splitlines()[0], [self.uri])[:300]
 
 
 def tracking_folder(results: str | Path) -> Path:
-    """Where a results folder keeps its records and, by default, the store made from them."""
+    """The folder of a results folder's records and, by default, of the store made from them."""
     return Path(results).resolve() / "tracking"
 
 
@@ -236,7 +236,7 @@ def _check_experiments(store: Store, experiments: "list[Experiment]") -> None:
 
 
 def _cure(store: Store, reason: str) -> str:
-    """What helps against `reason`, which keeps a database from being opened; nothing where that is another's to say."""
+    """The remedy for `reason`, which keeps a database from being opened; empty where another message has it."""
     if any(passing in reason for passing in _WELL_BUT_BUSY):
         return ""
     if store.embedded:

@@ -48,7 +48,7 @@ _REFUSED = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")  # this record cannot be s
 
 @dataclass
 class Counts:
-    """What one round has done."""
+    """Outcome of one round."""
 
     jobs: int = 0
     points: int = 0
@@ -175,7 +175,7 @@ class Round:
 
     @cached_property
     def ledger(self) -> Ledger:
-        """Who made which file."""
+        """The makers of files."""
         return Ledger(self.results)
 
     def all(self) -> Counts:
@@ -422,7 +422,7 @@ class Round:
 
 
 def _seconds(maker: Manifest) -> float:
-    """How long all attempts of a job took."""
+    """Duration of all attempts of a job."""
     runs = replay(read_events(maker.spool))[-1:]
     values = [point.value for run in runs for point in run.points if point.key == "time/wall_s"]
     return values[-1] if values else 0.0

@@ -1,4 +1,4 @@
-"""What a reviewer sees first in MLflow: descriptions of the experiments and saved views of their runs.
+"""First screens of MLflow: descriptions of the experiments and saved views of their runs.
 
 MLflow keeps a saved view in a tag of the experiment. The format is its own affair and may change with a major version;
 nothing else depends on it, and `tables/` holds the same numbers as plain files.

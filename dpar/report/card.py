@@ -26,7 +26,7 @@ def model_card(
     Args:
         described: the model folder's config.json.
         parameters: of the model alone.
-        side: pixels of a side of its pictures.
+        side: pixels per side of its images.
         measured: set of samples -> what compute_metrics wrote for each of its seeds; all drawn from this model.
         likelihood: what evaluate_likelihood wrote.
         origin: lines that say what it was made from.
@@ -38,7 +38,7 @@ def model_card(
     strategy = (made.get("patchify") or {}).get("strategy")
     lines = ["---", "library_name: dpar", "tags: [dpar, image-generation]", "---", "", f"# {tables.plain(name)}", ""]
     lines += [
-        f"{kind}, {parameters:,} parameters, {_PATCHES.get(strategy, f'{strategy} patches')}. It draws pictures of "
+        f"{kind}, {parameters:,} parameters, {_PATCHES.get(strategy, f'{strategy} patches')}. It draws images of "
         f"{side} x {side} pixels from {rows} x {columns} tokens, of {model['num_classes']} classes.",
         "",
     ]
@@ -46,11 +46,11 @@ def model_card(
     lines += ["## Use", "", "Nothing is downloaded; this folder holds all networks, as safetensors.", "", "```"]
     lines += ["dpar sample --checkpoint FOLDER --labels 0,1 --n 16 --out grid.png", "```", "", "```python"]
     lines += ["import dpar", "", "generator = dpar.Generator.from_pretrained(FOLDER)"]
-    lines += ["pictures = generator([0, 1], seed=0, cfg_scale=2.0)  # uint8, N x side x side x 3", "```", ""]
+    lines += ["images = generator([0, 1], seed=0, cfg_scale=2.0)  # uint8, N x side x side x 3", "```", ""]
     lines += ["## Measured", ""]
     if likelihood:
         lines += [
-            f"Held-out negative log-likelihood: {likelihood['nll']:.4f} nats a token over {likelihood['images']:,} "
+            f"Held-out negative log-likelihood: {likelihood['nll']:.4f} nats per token over {likelihood['images']:,} "
             f"images ({likelihood['tokens']:,} tokens), in {likelihood['precision']}.",
             "",
         ]

@@ -23,11 +23,11 @@ matplotlib.rcParams.update(
         "axes.titlesize": 9,
         "figure.dpi": 100,
         "savefig.dpi": 150,
-        "svg.hashsalt": "dpar",  # the same picture gives the same file
+        "svg.hashsalt": "dpar",  # the same figure gives the same file
     }
 )
 
-THUMBNAIL = 0.62  # inches, the side of a picture among many
+THUMBNAIL = 0.62  # inches, the side of an image among many
 DPAR, LLAMAGEN, NEUTRAL = "#c0392b", "#2c6fbb", "#888888"
 
 
@@ -112,12 +112,12 @@ def entropy_maps(
 def sample_columns(
     columns: Mapping[str, NDArray[np.uint8]], row_names: Sequence[str], side: float = THUMBNAIL, band: int = 6
 ) -> Figure:
-    """Pictures in named blocks of columns, a row a class; blocks that find no place go on in a band below.
+    """Images in named blocks of columns, one row per class; blocks that do not fit go on in a band below.
 
     Args:
-        columns: title -> (rows, pictures a row, height, width, 3).
-        row_names: one a row.
-        side: inches of one picture.
+        columns: title -> (rows, images per row, height, width, 3).
+        row_names: one per row.
+        side: inches of one image.
         band: blocks side by side, at most; if there are more, all must be as wide as those of the first band.
     """
     rows, blocks = len(row_names), list(columns.items())
@@ -211,10 +211,10 @@ def error_bars(
 
 
 def metric_against_cost(points: Sequence[Mapping[str, Any]], metric: str, floor: float | None) -> Figure:
-    """The metric against the cost of training, DPAR beside LlamaGen (Figure 1b); a line joins the sizes of each.
+    """The metric against the cost of training, DPAR and LlamaGen (Figure 1b); a line joins the sizes of each.
 
     Args:
-        points: each with `label`, `model`, `cost` (training GMACs an image), `value` and `spread`; none is said so.
+        points: each with `label`, `model`, `cost` (training GMACs per image), `value` and `spread`; may be empty.
         metric: name of the metric, for the axis.
         floor: the metric of real images against real images.
     """
@@ -245,7 +245,7 @@ def metric_against_cost(points: Sequence[Mapping[str, Any]], metric: str, floor:
             fontsize=7,
             color=NEUTRAL,
         )
-    axes.set_xlabel("training cost an image (GMACs, forward and backward)")
+    axes.set_xlabel("training cost per image (GMACs, forward and backward)")
     axes.set_ylabel(_literal(metric))
     axes.margins(x=0.15, y=0.15)
     axes.grid(alpha=0.3)
@@ -316,7 +316,7 @@ def pareto(panels: Mapping[str, Sequence[tuple[str, float, float]]], metric: str
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which of the (x, y) no other beats: none is at most as large in both and smaller in one; x rising."""
+    """Pareto front of the (x, y), by rising x: no other is at most as large in both and smaller in one."""
     order = sorted(range(len(points)), key=lambda i: points[i])
     front: list[int] = []
     for i in order:

@@ -1,16 +1,16 @@
-"""Gates beside the entropy model, for people: what compare_gates measured as a table, and its conditions."""
+"""Table of compare_gates' measurements for people: gates compared with the entropy model, and the conditions."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-TITLE = "Gates beside the entropy model"
+TITLE = "Gates compared with the entropy model"
 BLIND = "another image's entropies"  # no gate's name has spaces
 
 
 def readable(found: Mapping[str, Any]) -> pd.DataFrame:
-    """The comparison as people read it."""
+    """The comparison as a table for people."""
 
     def number(value: float | None) -> str:
         return "–" if value is None else f"{value:.4g}"
@@ -40,7 +40,7 @@ def readable(found: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def notes(found: Mapping[str, Any]) -> list[str]:
-    """What the numbers rest on."""
+    """Conditions of the numbers."""
     return [
         f"{found['images']} held-out images; the models were trained on the entropy model's patches alone.",
         f"With {BLIND} patches have the usual lengths in places that say nothing of the image: what a gate without any "

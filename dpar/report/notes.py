@@ -1,4 +1,4 @@
-"""What stands below a table: the conditions of its numbers."""
+"""Notes below a table: the conditions of its numbers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""One HTML page that needs no other file: pictures are inside it, styles too, and it loads nothing from anywhere."""
+"""One self-contained HTML page: figures and styles are inside it, and it loads nothing."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ class Section:
         """Adds a table of texts.
 
         Args:
-            links: for each row where its first cell leads, if anywhere; addresses beside the page.
+            links: for each row the target of its first cell, if any, relative to the page.
         """
         return self._add("table", columns=frame.columns, rows=[*zip_longest(frame.itertuples(index=False), links)])
 

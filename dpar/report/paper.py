@@ -13,17 +13,17 @@ from dpar.experiment.settings import Experiment, Transformer
 
 @cache
 def printed() -> Mapping[str, Any]:
-    """What is in `paper_tables.yaml`: tables by name, and `patch_lengths`."""
+    """`paper_tables.yaml`: tables by name, and `patch_lengths`."""
     return yaml.safe_load(files("dpar.report").joinpath("paper_tables.yaml").read_text("utf-8"))
 
 
 def of_table(name: str | None) -> Mapping[str, Any]:
-    """What the paper prints in a table or figure such as `table4`; empty if it prints no numbers there."""
+    """The paper's numbers in a table or figure such as `table4`; empty if it prints none there."""
     return printed().get(name, {}) if name else {}
 
 
 def numbers(experiment: Experiment, name: str, row: Row) -> dict[str, float]:
-    """What the paper prints for a row of the table `name`: the row's own `paper.*`, or where its settings stand."""
+    """The paper's numbers for a row of the table `name`: its own `paper.*`, or those printed for its settings."""
     found = of_table(experiment.tables[name].paper)
     for entry in found.get("rows", ()):
         stated = {**found.get("base", {}), **entry}
@@ -36,7 +36,7 @@ def numbers(experiment: Experiment, name: str, row: Row) -> dict[str, float]:
 
 
 def quoted(experiment: Experiment, name: str) -> list[dict[str, Any]]:
-    """The rows that the paper quotes from others in this table; none beside images that are not the table's."""
+    """The rows that the paper quotes from others in this table; none if the resolution is not the table's."""
     found = of_table(experiment.tables[name].paper)
     sides = {entry["resolution"] for entry in found.get("rows", ()) if "resolution" in entry}
     return list(found.get("quoted", ())) if experiment.images.resolution in sides else []
@@ -50,7 +50,7 @@ def _is_variant(row: Row, settings: Mapping[str, Any]) -> bool:
 
 
 def _setting(experiment: Experiment, row: Row, key: str) -> Any:
-    """What the cells of `row` have for a setting as `paper_tables.yaml` names it."""
+    """The value that the cells of `row` have for a setting as `paper_tables.yaml` names it."""
     transformer, state = row.model.transformer, row.sample.milestone
     group, _, field = key.partition(".")
     settings: dict[str, Any] = {

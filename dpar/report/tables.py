@@ -1,4 +1,4 @@
-"""Tables: one row a cell, ours beside the paper's, with the conditions of every number."""
+"""Tables: one row per cell, ours next to the paper's, with the conditions of every number."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ from dpar.experiment.settings import Experiment
 from dpar.files import fields_of
 from dpar.report import paper
 
-# Not shown: names for programs, and what a column of its own says already.
+# Not shown: names for programs, and what has a column of its own.
 HIDDEN = {"cell", "training", "patchify.max_length", "patchify.threshold", "inference.threshold", "sampling.cfg_scale"}
 # The source of a row that is not quoted, in a table with rows that are.
 MADE = "made here"
-# What compute_metrics measures, as tables call it; the first one's name depends on the feature network.
+# Metrics of compute_metrics, as tables call them; the first one's name depends on the feature network.
 METRICS = ("frechet_distance", "inception_score", "precision", "recall", "class_agreement", "steps")
-# What linear_probe measures, in per cent; the paper does not print the protocol, so that no difference is shown.
+# Metrics of linear_probe, in per cent; the paper does not print its protocol, so no difference is shown.
 PROBED = ("top1", "top5")
 # The paper's name of each of ours.
 PAPER = {"fid": "frechet_distance"}
@@ -88,8 +88,8 @@ def build(
     tokens = math.prod(experiment.grid)
     rows = []
     for row in table_rows(experiment, name):
-        beside = replace(row, paper=paper.numbers(experiment, name, row))
-        found = _row(beside, tokens, metrics, likelihoods, thresholds, costs.get(row.model.slug, {}), probes)
+        with_paper = replace(row, paper=paper.numbers(experiment, name, row))
+        found = _row(with_paper, tokens, metrics, likelihoods, thresholds, costs.get(row.model.slug, {}), probes)
         found["sampling_gmacs"] = cost.sampling_gmacs(experiment, row.model, row.sample, found["steps"])
         rows.append(found)
     frame = pd.DataFrame(rows).astype({"max_length": "Int64"})  # integers, of which some may be missing
@@ -183,7 +183,7 @@ def _mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 
 def repeated(experiment: Experiment) -> str:
-    """What the spread of a number is over."""
+    """What the standard deviation of a number is over."""
     return "trainings" if len(experiment.training_seeds) > 1 else "sampling seeds"
 
 

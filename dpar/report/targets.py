@@ -1,4 +1,4 @@
-"""What can be asked for by name: the paper's tables and figures, and those that an experiment adds."""
+"""Targets by name: the paper's tables and figures, and those that an experiment adds."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +12,7 @@ from dpar.experiment.settings import Experiment, Table
 PAPER = (*(f"table{n}" for n in range(1, 13)), "figure1b", "figure2", *(f"figure{n}" for n in range(4, 13)))
 # Those that are computed, and those of which every experiment has one.
 COMPUTED = ("table1", "table8")
-# What the cells of every table share.
+# Shared by the cells of all tables.
 SHARED = {"the noise floor": "metrics/noise_floor.json", "the patch counts": "patch_counts.json"}
 ALWAYS = {"figure1b": ["figures/compute.png"], "figure2": ["figures/entropy_maps.png"], "report": ["report.html"]}
 SUMMARIES = {

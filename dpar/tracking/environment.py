@@ -1,4 +1,4 @@
-"""What a job ran in: the commit of the code, the machine and the versions of packages."""
+"""Environment of a job: the commit of the code, the machine and the versions of packages."""
 
 import getpass
 import os

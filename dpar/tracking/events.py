@@ -1,4 +1,4 @@
-"""What every line of a spool and every manifest must hold, so that whoever reads them can rely on that."""
+"""Checks of the lines of spools and of manifests, so that their readers can rely on them."""
 
 import json
 import math

@@ -116,7 +116,7 @@ class HashCache:
 
 
 def _stamp(file: Path) -> list[int]:
-    """What changes when somebody writes to `file`, or puts another in its place."""
+    """Stamp of `file` that changes when it is written to or replaced."""
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 

@@ -24,7 +24,7 @@ def spools(results: str | Path) -> list[Path]:
 
 
 def spool_key(spool: Path) -> str:
-    """What a spool is called everywhere else: its rule, its folder and the time of its first event (ms since 1970)."""
+    """A spool's name everywhere else: its rule, its folder and the time of its first event (ms since 1970)."""
     return f"{spool.parent.name}/{spool.name}@{_first_time(spool)}"
 
 
@@ -70,7 +70,7 @@ def is_running(spool: Path, host: str) -> bool | None:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a job that ended well has read and made."""
+    """Inputs and outputs of a job that ended well."""
 
     spool: Path
     rule: str
@@ -115,7 +115,7 @@ def load_manifest(spool: Path) -> Manifest | None:
 
 
 def faults(spool: Path, run: Run | None, running: bool | None) -> list[str]:
-    """What is missing of a record whose events amount to `run`, beside lines of its events."""
+    """Faults of a record whose events give `run`, other than in lines of its events."""
     if run is None:
         return [f"{spool / EVENTS} does not say that a job began"] if not running else []
     if run.status == "RUNNING":

@@ -1,4 +1,4 @@
-"""What a file was made from, job by job, back to images, code and settings; read from manifests alone."""
+"""Lineage of a file, job by job, back to images, code and settings; read from manifests alone."""
 
 import re
 import time
@@ -115,7 +115,7 @@ def of_row(table: str, row: str, results: Path) -> str:
 
 
 def sources(results: Path, ledger: Ledger, makers: list[Manifest]) -> Sources:
-    """What everything before the jobs `makers`, and they themselves, end at."""
+    """The sources of the jobs `makers` and of all jobs before them."""
     found = Sources()
     _walk(results, ledger, makers, "", {}, found)
     return found
@@ -169,7 +169,7 @@ def _walk(
 
 
 def _images(results: Path, maker: Manifest) -> Iterator[str]:
-    """Where the pictures came from, as the index of images that `maker` wrote says."""
+    """Origin of the images, from the index that `maker` wrote."""
     if maker.rule != "index_images":
         return
     for artefact in maker.outputs:

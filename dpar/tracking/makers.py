@@ -1,7 +1,7 @@
-"""Whether a file is still what the job that made it last has left, and whether that job is the one that is wanted.
+"""Makers of files: whether a file is as its last job left it, and whether that is the job that is wanted.
 
-What decides are the manifests of finished jobs. Beside them, `tracking/makers/` holds one small file for each output,
-so that the start of a job need not read thousands of manifests: it is written last, and a cache alone.
+The manifests of finished jobs decide. In addition, `tracking/makers/` holds one small file per output,
+so that a starting job need not read thousands of manifests: it is written last, and only a cache.
 """
 
 import getpass
@@ -41,7 +41,7 @@ def made_by(makers: str | tuple[str, ...], *paths: str | Path) -> list[Wanted]:
 
 @dataclass(frozen=True)
 class Record:
-    """Who made a file last, by the job's name, and as what; no name where somebody accepted a file without any."""
+    """The last maker of a file, by the job's name, and its content; no name if one without was accepted by hand."""
 
     path: str
     sha256: str
@@ -51,10 +51,10 @@ class Record:
 
 
 class Makers:
-    """Who made which file of a results folder.
+    """The makers of a results folder's files.
 
     Args:
-        keep: what was found out may be kept there, for others to find.
+        keep: cache findings there, for later jobs.
     """
 
     def __init__(self, results: str | Path, *, keep: bool = True):
@@ -68,7 +68,7 @@ class Makers:
         return Ledger(self.results)
 
     def checked(self, wanted: str | Path | Wanted) -> Artefact:
-        """What is to be read, with its digests, if it is as its maker left it and of the right maker.
+        """The artefact to read, with its digests, if it is as its maker left it and of the right maker.
 
         What has no record is taken as given if none of the jobs that are wanted ever ran here, or none is wanted; what
         lies elsewhere is, too. Neither may be a copy of the file of another job.
@@ -158,7 +158,7 @@ class Makers:
         return f"{self.results / path}: {why}: {self._cure(path)}"
 
     def _what(self, path: str, sha256: str) -> str:
-        """What the content is, where it is known."""
+        """Digest of the content, where it is known."""
         if (known := self.ledger.made_as(sha256)) is None:
             return ""
         manifest, place = known

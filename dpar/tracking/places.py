@@ -1,4 +1,4 @@
-"""Where the records of jobs lie in a results folder."""
+"""Paths of the records of jobs in a results folder."""
 
 import re
 from pathlib import Path

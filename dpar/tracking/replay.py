@@ -1,4 +1,4 @@
-"""What a job's events amount to: one run, or several where a later attempt took another path. No files, no MLflow."""
+"""Runs from a job's events: one, or several where a later attempt took another path. No files, no MLflow."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ class Point(NamedTuple):
 
 
 class StepImage(NamedTuple):
-    """One picture of a stepped series and its file in the spool."""
+    """One image of a stepped series and its file in the spool."""
 
     key: str
     file: str

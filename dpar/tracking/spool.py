@@ -102,7 +102,7 @@ class EventFile:
 
 
 class Job:
-    """What a running stage can say about itself. All methods may be called from any thread and none waits."""
+    """Record of a running stage. All methods may be called from any thread and none waits."""
 
     def __init__(self, spool: Path, events: EventFile | None = None):
         self.spool = spool
@@ -127,13 +127,13 @@ class Job:
         self._append("summary", values={k: encode_number(v) for k, v in values.items()})
 
     def image(self, image: str | Path | bytes, *, key: str, step: int) -> None:
-        """A picture (a PNG file, or its bytes) in the stepped series `key`."""
+        """An image (a PNG file, or its bytes) in the stepped series `key`."""
         name = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', key)}-{int(step):08d}.png"
         self._keep(image, f"images/{name}")
         self._append("image", key=key, step=int(step), file=f"images/{name}")
 
     def figure(self, path: str | Path) -> None:
-        """A small file (picture, table, page) to look at beside the job's numbers."""
+        """A small file (figure, table, page) to look at next to the job's numbers."""
         self._keep(path, f"figures/{Path(path).name}")
         self._append("figure", file=f"figures/{Path(path).name}")
 
@@ -183,7 +183,7 @@ class Job:
         target = self.spool / name
         try:
             files.write_bytes(target, content if isinstance(content, bytes) else Path(content).read_bytes())
-        except InputError as error:  # no space for a picture is no reason to stop a training
+        except InputError as error:  # no space for an image is no reason to stop a training
             logger.warning("%s", error)
 
 

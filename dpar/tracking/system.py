@@ -1,4 +1,4 @@
-"""How busy the machine is while a job runs: processor, memory, GPUs."""
+"""Use of processor, memory and GPUs while a job runs."""
 
 import os
 import shutil

@@ -1,1 +1,1 @@
-"""What runs the graph: jobs' names, checks before the start, plans and their cost, launching, Slurm."""
+"""Tools of the graph: jobs' names, checks before the start, plans and their cost, launching, Slurm."""

@@ -1,4 +1,4 @@
-"""What would stop a run, or make its numbers worthless, as far as it is known before the first job.
+"""Checks before the first job for what would stop a run or make its numbers worthless.
 
 From the experiment alone, and from cheap looks: at files' existence and sizes, the counts in the metadata of Parquet
 files and in the index of an earlier run. What costs more is said by the job that comes upon it.
@@ -23,7 +23,7 @@ from dpar.files import sha256_file
 from dpar.workflow.recipes import RECIPES
 from dpar.workflow.user_paths import SPLITS, UserPath, found_instead, from_jobs, user_paths
 
-LONGEST_CELL = 200  # bytes of a cell's name, which stands in the names of logs beside a seed and a shard
+LONGEST_CELL = 200  # bytes of a cell's name, which the names of logs contain together with a seed and a shard
 LEAST_CLASSIFIED = 8  # pixels, the side of the smallest images that the classifier takes
 DIMENSIONS = {"inception": 2048}  # of the features
 
@@ -50,10 +50,10 @@ class Findings:
 
 
 def refuse(experiment: Experiment, directory: Path = Path(), to_make: Collection[str] | None = None) -> list[str]:
-    """What could not be looked at yet; the rest is as it should be. For the arguments see `look`.
+    """The paths that could not be checked yet; all else is in order. For the arguments see `look`.
 
     Raises:
-        InputError: every problem, a line each.
+        InputError: every problem, one per line.
     """
     found = look(experiment, directory, to_make)
     if found.problems:
@@ -152,7 +152,7 @@ def _tables(experiment: Experiment, rows: list[tuple[str, Row]]) -> Iterator[Pro
     for (where, slugs), same in shown.items():
         if len(same) > 1:
             found = f"{len(same)} rows of the one cell {slugs[0]}: {' and '.join(map(str, same))}"
-            yield Problem(where, found, "a row a cell", "remove all but one, or correct what they vary")
+            yield Problem(where, found, "one row per cell", "remove all but one, or correct what they vary")
 
 
 def _cells(experiment: Experiment, rows: list[tuple[str, Row]]) -> Iterator[Problem]:
@@ -232,7 +232,7 @@ def _patches(experiment: Experiment, rows: list[tuple[str, Row]]) -> Iterator[Pr
 
 
 def _needed(experiment: Experiment) -> tuple[int, str]:
-    """How many images every metric needs on either side, and why."""
+    """Number of images that every metric needs on either side, and why."""
     evaluation = experiment.evaluation
     reasons = [(evaluation.k + 1, f"precision and recall reach to neighbour {evaluation.k} (evaluation.k)")]
     if (
@@ -265,7 +265,7 @@ def _samples(experiment: Experiment, rows: list[tuple[str, Row]]) -> Iterator[Pr
 
 
 def _figures(experiment: Experiment, rows: list[tuple[str, Row]]) -> Iterator[Problem]:
-    """Pictures of classes that are not among the first samples."""
+    """Problems of figures whose classes are not among the first samples."""
     for where, row in rows:
         group, _, name = where.partition(".")
         sampling = row.sample.sampling
@@ -376,7 +376,7 @@ def _shape_in(path: str) -> tuple[int, ...] | None:
 
 
 def _path(wanted: UserPath, directory: Path) -> Problem | None:
-    """What is wrong with a path that is going to be read."""
+    """The fault of a path that is going to be read; None if there is none."""
     kinds = {
         "file": "a file that is not empty",
         "folder": "a folder with images",

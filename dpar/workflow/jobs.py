@@ -54,12 +54,12 @@ def codes_of_model(experiment: Experiment, model: str, split: str, path: Path) -
 
 
 def thresholds(experiment: Experiment, paths: Iterable[Path]) -> list[Wanted]:
-    """What was calibrated for the experiment's mean patch lengths."""
+    """Thresholds calibrated for the experiment's mean patch lengths."""
     return made_by(tuple(f"calibrate_threshold[{target}]" for target in p_avg_targets(experiment)), *paths)
 
 
 def gate_thresholds(gate: str, path: Path) -> list[Wanted]:
-    """What was calibrated for a gate."""
+    """The threshold calibrated for a gate."""
     return made_by(f"calibrate_gate[{gate}]", path)
 
 
@@ -76,7 +76,7 @@ def measured_state(experiment: Path, output: Path, folder: Path) -> str:
 
 
 def samples(paths: Iterable[Path]) -> list[Wanted]:
-    """Shards of sets of samples, or their pictures, each of the cell, seed and number that its path says."""
+    """Shards of sets of samples, or their images, each of the cell, seed and number in its path."""
     found = ((p, p.parent.parent.name, p.parent.name, p.stem) for p in map(Path.absolute, paths))
     return [
         wanted
@@ -86,12 +86,12 @@ def samples(paths: Iterable[Path]) -> list[Wanted]:
 
 
 def by_state(rule: str, paths: Iterable[Path]) -> list[Wanted]:
-    """What a rule makes of each model's state: RULE/MODEL/MILESTONE.json."""
+    """A rule's output per milestone of each model: RULE/MODEL/MILESTONE.json."""
     return [wanted for p in paths for wanted in made_by(f"{rule}[{p.parent.name}/{p.stem}]", p)]
 
 
 def by_stem(rule: str, paths: Iterable[Path]) -> list[Wanted]:
-    """What a rule makes of each table, named by it."""
+    """A rule's output per table, named by it."""
     return [wanted for p in paths for wanted in made_by(f"{rule}[{p.stem}]", p)]
 
 

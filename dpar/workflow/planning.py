@@ -1,8 +1,8 @@
-"""What an experiment's tables cost before anything is run: jobs, each once, with their operations and their files.
+"""Cost of an experiment's tables before anything is run: jobs, each once, with their operations and their files.
 
 Every cost is a count of multiply-accumulates over a stated rate. Left out are validation during training (on ImageNet
 1.3 % of it), the tokenizer's reconstructions (there about an hour of a GPU), and what takes minutes: indices,
-likelihoods, comparisons of gates, metrics, tables, pictures.
+likelihoods, comparisons of gates, metrics, tables, figures.
 """
 
 import math
@@ -48,7 +48,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Rates:
-    """Operations a second of one device (a multiply-accumulate is two), by kind of work."""
+    """Operations per second of one device (a multiply-accumulate is two), by kind of work."""
 
     training: float
     float32: float
@@ -61,7 +61,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Data:
-    """Images of the training set and the held-out set, and patches an image by model where they were counted."""
+    """Images of the training set and the held-out set, and patches per image by model where they were counted."""
 
     train: int
     val: int
@@ -185,7 +185,7 @@ def images_seen(training: Training, length: int, data: Data) -> float:
 
 
 def patches_of(experiment: Experiment, model: ModelCell, patchify: Patchify, data: Data) -> float | None:
-    """Mean patches an image: as they were counted for this model, else as `assumed_patches`; LlamaGen has none."""
+    """Mean patches per image: as counted for this model, else `assumed_patches`; None for LlamaGen."""
     if not model.transformer.is_dpar:
         return None
     if patchify == model.patchify and model.slug in data.patches:

@@ -1,4 +1,4 @@
-"""A number a stage and one an architecture, raised by hand when a change to the code changes what it computes.
+"""One number per stage and per architecture, raised by hand when a change to the code changes what it computes.
 
 Snakemake does not look inside the package, so a comment never retrains a model; raising the number of a stage marks
 exactly its outputs, and all that is made from them, as out of date.

@@ -22,7 +22,7 @@ def run_lock(results: Path) -> AbstractContextManager[IO[str]]:
 
 
 def retraining(again: Mapping[str, str], *, meant: bool) -> str:
-    """What is said before finished trainings are done again.
+    """The message before finished trainings are done again.
 
     Args:
         again: folder of each -> why it is out of date, in Snakemake's words.

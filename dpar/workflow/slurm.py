@@ -1,4 +1,4 @@
-"""What the pipeline asks of a Slurm before it submits jobs to it, and for a job that goes on after its time limit."""
+"""Queries to Slurm before jobs are submitted, and requeueing of a job that goes on after its time limit."""
 
 import math
 import re

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 STOPPING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-"""What asks this process to stop; where one is ignored, as SIGHUP is under `nohup`, it stays so."""
+"""Signals that ask this process to stop; one that is ignored, as SIGHUP is under `nohup`, stays so."""
 
 SAME_REQUEST_S = 1.0
 """Seconds in which signals are one request: `timeout`, systemd and a terminal that closes send several at once."""

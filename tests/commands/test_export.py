@@ -109,10 +109,10 @@ def test_the_card_has_the_metrics_of_these_weights_with_their_conditions(results
     export.main([str(results / "models/dpar/step1"), str(tmp_path / "out")])
     card = (tmp_path / "out/README.md").read_text()
     assert card.startswith("---\nlibrary_name: dpar\n")
-    assert "It draws pictures of 8 x 8 pixels from 4 x 4 tokens, of 3 classes." in card
+    assert "It draws images of 8 x 8 pixels from 4 x 4 tokens, of 3 classes." in card
     parameters = sum(p.numel() for p in dpar.DPAR.from_pretrained(tmp_path / "out").parameters())
     assert f"DPAR, {parameters:,} parameters" in card
-    assert "3.2500 nats a token over 4 images (64 tokens)" in card
+    assert "3.2500 nats per token over 4 images (64 tokens)" in card
     assert "| FD[classifier,4]" in card
     assert "| 1.5 ± 0.71" in card
     for line in (

@@ -75,7 +75,7 @@ def test_the_graph_runs_to_the_report_and_a_second_run_does_nothing(snakemake, e
     results = tmp_path / "results" / "tiny"
     page = (results / "report.html").read_text()
     assert "data:image/png;base64," in page
-    assert "Gates beside the entropy model" in page
+    assert "Gates compared with the entropy model" in page
     assert "http" not in page.replace("http-equiv", "")
     assert not list(results.rglob("*.partial"))
 

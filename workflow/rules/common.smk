@@ -1,4 +1,4 @@
-"""What the rules share: the experiment, its cells, paths, and what makes a stage out of date."""
+"""Shared by the rules: the experiment, its cells, paths, and what makes a stage out of date."""
 
 import json
 import os
@@ -70,12 +70,12 @@ SHARD_COUNT = {
     "val": EXPERIMENT.codes.val_shards,
 }
 SHARD_SUFFIX = {"parquet": "parquet", "webdataset": "tar"}[EXPERIMENT.codes.format]
-# What costs the most, and is never done again without being told.
+# The most expensive rules, never done again without being told.
 TRAININGS = ("train_tokenizer", "train_entropy_model", "train_model")
 MODEL_FILES = ("model.safetensors", "config.json")
 # The rules' `python` is the one that runs Snakemake, unless --sdm conda puts its own before it.
 os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]))
-# One log a job: everything the stage says, on the screen and in the file; tee outlives the signals that ask a stage to
+# One log per job: everything the stage says, on the screen and in the file; tee outlives the signals that ask a stage to
 # stop, so that one that saves its state on the way out can still say so.
 LOGGED = " 2>&1 | (trap '' INT TERM USR1 HUP; exec tee {log}) || ended $? {log}"
 PREFIX = (
@@ -143,7 +143,7 @@ def user_path(path):
 
 
 def gate_files(gate):
-    """What sampling needs of that network; the threshold of the entropy model belongs to the patches."""
+    """Settings of that network that sampling needs; the threshold of the entropy model belongs to the patches."""
     return folder(gate_folder(gate)) + ([f"<results>/{gate_folder(gate)}.thresholds.json"] if gate else [])
 
 

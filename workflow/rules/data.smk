@@ -2,7 +2,7 @@
 
 
 rule generate_images:
-    """Draw the demo's own pictures: eight classes with flat and busy regions."""
+    """Draw the demo's own images: eight classes with flat and busy regions."""
     output:
         "<results>/images/{split}.parquet",
     log:

@@ -1,8 +1,8 @@
-"""Where the image is predictable: the entropy model, its scores, thresholds and patches (Section 3.2.1)."""
+"""The entropy model, its scores, thresholds and patches (Section 3.2.1)."""
 
 
 rule train_entropy_model:
-    """Train the autoregressive model whose next-token entropy places the boundaries, or a gate in its stead."""
+    """Train the autoregressive model whose next-token entropy places the boundaries, or a gate that replaces it."""
     input:
         train=codes_to_learn("train"),
         val=codes_to_learn("val"),

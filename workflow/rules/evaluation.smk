@@ -1,4 +1,4 @@
-"""What the samples are worth (Section 4.2)."""
+"""Quality of the samples (Section 4.2)."""
 
 
 rule train_classifier:

@@ -1,4 +1,4 @@
-"""What happens before the first job and after the last."""
+"""Handlers before the first job and after the last."""
 
 
 def in_words(*steps):

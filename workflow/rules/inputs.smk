@@ -1,4 +1,4 @@
-"""What the rules read, where it depends on the wildcards or on the experiment."""
+"""Inputs of the rules that depend on the wildcards or on the experiment."""
 
 
 def images_to_index(wildcards):
@@ -36,7 +36,7 @@ def networks_with(field):
 
 
 def codes_to_learn(split):
-    """The codes of a split, with the entropies where they are what is learned."""
+    """The codes of a split, with the entropies where a network is trained on them."""
     return lambda wildcards: (
         f"<results>/{'scored' if boundary_network(wildcards).kind == 'distilled' else 'codes'}/{split}/manifest.json"
     )
@@ -80,7 +80,7 @@ def sampled_model(wildcards):
 
 
 def completed_cell():
-    """Whose completions are shown: the first DPAR of the samples with the patches of its training, or what there is."""
+    """The cell whose completions are shown: the first DPAR of the samples with its training's patches, else the first."""
 
     def last_choice(cell):
         model = MODELS[cell.model]

@@ -38,7 +38,7 @@ rule train_model:
 
 
 rule evaluate_likelihood:
-    """Measure the negative log-likelihood of held-out codes in nats a token."""
+    """Measure the negative log-likelihood of held-out codes in nats per token."""
     input:
         model=folder("models/{model}/{milestone}"),
         manifest=codes_for("val"),

@@ -1,4 +1,4 @@
-"""What can be asked for by name: the paper's tables and figures (`snakemake table4`), and this experiment's own."""
+"""Targets by name: the paper's tables and figures (`snakemake table4`), and this experiment's own."""
 
 from dpar.report import targets
 

@@ -1,8 +1,8 @@
-"""What makes the outputs of each rule out of date."""
+"""Parameters of each rule, a change of which makes its outputs out of date."""
 
 
 def recipe(stage, *settings, architecture=None):
-    """What makes the stage's outputs out of date: its number, that of the network it trains, the settings it reads."""
+    """Parameters of a stage's rule: the stage's number, that of the network it trains, the settings it reads."""
     plain = [s.model_dump(mode="json") if hasattr(s, "model_dump") else s for s in settings]
     return f"{recipe_number(stage, architecture)}.{digest(plain)}"
 
@@ -18,7 +18,7 @@ def with_any_attention(transformer):
 
 
 def of_split(settings, wildcards):
-    """Those of the settings `train`, `val`, `train_shards` and `val_shards` that speak of this split."""
+    """Those of the settings `train`, `val`, `train_shards` and `val_shards` that are of this split."""
     return getattr(settings, wildcards.split, None) or getattr(settings, f"{wildcards.split}_shards", None)
 
 

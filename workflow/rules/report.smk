@@ -1,4 +1,4 @@
-"""Tables and figures, ours beside the paper's, and one page that holds them all."""
+"""Tables and figures, ours next to the paper's, and one page that holds them all."""
 
 from dpar.report.targets import likelihood_files, probe_files
 
@@ -95,7 +95,7 @@ rule plot_entropy_maps:
 
 
 rule plot_samples:
-    """Show samples, a row a class: of every model beside real images, or of a figure's cells and classes."""
+    """Show samples, one row per class: of every model next to real images, or of a figure's cells and classes."""
     input:
         index=lambda wildcards: [] if wildcards.figure in EXPERIMENT.figures else ["<results>/index/val.json"],
         samples=lambda wildcards: first_shards(pictured_cells(wildcards.figure), "npz"),
@@ -165,7 +165,7 @@ rule plot_pareto:
 
 
 rule plot_compute:
-    """Figure 1b: the metric against the cost of training, DPAR beside LlamaGen."""
+    """Figure 1b: the metric against the cost of training, DPAR and LlamaGen."""
     input:
         tables=expand("<results>/tables/{table}.csv", table=sized_tables(EXPERIMENT)),
         noise_floor="<results>/metrics/noise_floor.json",
