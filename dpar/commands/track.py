@@ -76,7 +76,7 @@ def _accept(paths: Sequence[Path]) -> None:
             raise InputError(f"{path} does not exist; give files or folders of a results folder")
         results = results_above(path / "any")
         if results is not None:
-            inside.setdefault(results, []).append(path.resolve())
+            inside.setdefault(results, []).append(Path(os.path.abspath(path)))
         elif path.is_file() and reseal(path):
             print(f"{path}: sealed as it is; it lies in no results folder, so that no record says so")
         else:

@@ -46,10 +46,18 @@ class Artefact:
 
 
 def portable_path(path: str | Path, results: Path) -> str:
-    """`path` relative to the folder `results` if it lies in it, else absolute; always with forward slashes."""
+    """`path` relative to the folder `results` if it lies in it, else absolute; always with forward slashes.
+
+    It lies in it by its name, or else by where links lead: to the results folder from elsewhere, or from there.
+    """
     absolute = Path(os.path.abspath(path))
-    root = Path(os.path.abspath(results))
-    return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else absolute.as_posix()
+    if absolute.is_relative_to(lexical := os.path.abspath(results)):
+        return absolute.relative_to(lexical).as_posix()
+    root = Path(results).resolve()
+    for place in (absolute, absolute.resolve()):
+        if folder := next((folder for folder in (place, *place.parents) if folder.resolve() == root), None):
+            return place.relative_to(folder).as_posix()
+    return absolute.as_posix()
 
 
 def content_files(path: Path) -> list[Path]:

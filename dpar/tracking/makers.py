@@ -19,7 +19,7 @@ from dpar import files
 from dpar.errors import InputError
 from dpar.tracking.hashes import Artefact, HashCache, content_files, portable_path
 from dpar.tracking.ledger import Ledger, Manifest, files_of, read_events
-from dpar.tracking.places import EVENTS, MANIFEST, results_above, slug_of, spool_root
+from dpar.tracking.places import EVENTS, MANIFEST, names_of, slug_of, spool_root
 from dpar.tracking.replay import replay
 
 ACCEPT, ACCEPTED = "accept", "accepted by hand"
@@ -61,6 +61,9 @@ class Makers:
         self.results, self.keep = Path(results), keep
         self.folder = self.results / "tracking" / "makers"
         self._hashes = HashCache(results, keep=keep)
+        self._known: dict[Path, Makers] = {
+            self.results.resolve(): self
+        }  # and other results folders, from which files are read
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -80,10 +83,11 @@ class Makers:
         wanted = wanted if isinstance(wanted, Wanted) else Wanted(Path(wanted))
         artefact = self._hashes.artefact(wanted.path)
         for path, sha256 in files_of(artefact):
-            if Path(path).is_absolute():
-                self._check_outside(path, sha256, wanted.makers)
-            else:
-                self._check(path, sha256, wanted.makers)
+            if not Path(path).is_absolute():
+                self.check(path, sha256, wanted.makers)
+            elif wanted.makers:
+                self._check_copy(path, sha256, wanted.makers)
+            _check_known(self.results / path, self._known, wanted.makers, sha256)
         return artefact
 
     def remember(self, maker: str, spool: Path, outputs: Iterable[Artefact]) -> None:
@@ -114,7 +118,20 @@ class Makers:
         jobs = (m for m in reversed(self.ledger.manifests) if m.rule != ACCEPT)
         return next((m.name for m in jobs if any(path == made for a in m.outputs for made, _ in files_of(a))), None)
 
-    def _check(self, path: str, sha256: str, makers: tuple[str, ...]) -> None:
+    def knows(self, path: str) -> bool:
+        """Whether a file has a record."""
+        return self._kept(path) is not None or self.last(path) is not None
+
+    def digest_of(self, path: str) -> str:
+        """The SHA-256 of a file as it is now."""
+        return self._hashes.artefact(self.results / path).sha256
+
+    def check(self, path: str, sha256: str, makers: tuple[str, ...]) -> None:
+        """Makes sure of one file by its record.
+
+        Raises:
+            InputError: as `checked`.
+        """
         record = self.last(path, sha256)
         if record is None:
             if any(map(self._ran, makers)) or (makers and (self.ledger.damaged or self.ledger.made_as(sha256))):
@@ -128,8 +145,8 @@ class Makers:
         elif makers and record.maker is not None and record.maker not in makers:
             raise InputError(_wrong(self.results / path, record.maker, makers))
 
-    def _check_outside(self, path: str, sha256: str, makers: tuple[str, ...]) -> None:
-        if makers and (known := self.ledger.made_as(sha256)) is not None:
+    def _check_copy(self, path: str, sha256: str, makers: tuple[str, ...]) -> None:
+        if (known := self.ledger.made_as(sha256)) is not None:
             name = self._name(*known)
             if name is not None and name not in makers:
                 raise InputError(_wrong(Path(path), name, makers))
@@ -198,18 +215,25 @@ def check(experiment: str | Path, inputs: Iterable[str | Path | Wanted]) -> None
 
 
 def check_recorded(*paths: str | Path) -> None:
-    """Makes sure of files outside any job: those that a finished job has made must be as it left them.
+    """Makes sure of files and folders outside any job: what a finished job has made must be as it left it.
 
     Raises:
-        InputError: one was changed or exchanged.
+        InputError: a file was changed or exchanged.
     """
     known: dict[Path, Makers] = {}
-    for path in map(Path, paths):
-        if path.is_file() and (results := results_above(path)) is not None:
-            makers = known.setdefault(results, Makers(results, keep=False))
-            relative = portable_path(path.resolve(), results)
-            if makers.last(relative) is not None:
-                makers.checked(results / relative)
+    for file in (file for path in map(Path, paths) if path.exists() for file in content_files(path)):
+        _check_known(file, known)
+
+
+def _check_known(
+    file: Path, known: dict[Path, Makers], makers: tuple[str, ...] = (), sha256: str | None = None
+) -> None:
+    """Makes sure of a file by each name that it has in a results folder and that has a record there."""
+    for results, path in names_of(file):
+        records = known.setdefault(results, Makers(results, keep=False))
+        if records.knows(path):
+            sha256 = sha256 or records.digest_of(path)
+            records.check(path, sha256, makers)
 
 
 def recorded_json(path: str | Path) -> dict[str, Any]:
@@ -247,7 +271,7 @@ def accept(results: Path, paths: Iterable[Path]) -> list[Accepted]:
             with suppress(InputError):  # not ours: taken as it is
                 files.reseal(file)
         path = portable_path(file, results)
-        now = makers._hashes.artefact(file).sha256
+        now = makers.digest_of(path)
         known = makers.ledger.last(path)
         if not path.startswith("state/") and path != "experiment.json" and (not known or known[1].sha256 != now):
             found.append(Accepted(file, known[1].sha256 if known else None, now))

@@ -1,5 +1,6 @@
 """Paths of the records of jobs in a results folder."""
 
+import os
 import re
 from pathlib import Path
 
@@ -18,9 +19,18 @@ def slug_of(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80]
 
 
+def names_of(path: Path) -> list[tuple[Path, str]]:
+    """The results folders that `path` lies in and its name in each: as it is called, and where links lead to."""
+    found: dict[tuple[Path, str], None] = {}
+    for place in (Path(os.path.abspath(path)), path.resolve()):
+        if folder := next((folder for folder in place.parents if spool_root(folder).is_dir()), None):
+            found[folder.resolve(), place.relative_to(folder).as_posix()] = None
+    return list(found)
+
+
 def results_above(path: Path) -> Path | None:
     """The results folder that `path` lies in, if any: the nearest folder above it that holds records."""
-    return next((folder for folder in path.resolve().parents if spool_root(folder).is_dir()), None)
+    return next((folder for folder, _ in names_of(path)), None)
 
 
 def results_folder(given: Path | None) -> Path:

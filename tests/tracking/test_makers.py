@@ -128,6 +128,61 @@ def test_outside_a_job_only_recorded_files_are_looked_at(results: Path, make, tm
         check_recorded(path)
 
 
+def test_a_link_does_not_lead_around_a_record(results: Path, make, tmp_path: Path):
+    path, other = make("draw[0]", "sub/a.npz", "aaaa"), make("draw[1]", "sub/b.npz", "bbbb")
+    (tmp_path / "link").symlink_to(results)
+    (results / "alias").symlink_to(results / "sub")
+    places = [tmp_path / "link/sub/a.npz", results / "alias/a.npz"]
+    for place in places:
+        reads(results, *made_by("draw[0]", place) if place in places[:1] else [place])
+        check_recorded(place)
+    path.write_text("edit")
+    for place in places:
+        with pytest.raises(InputError, match=r"a\.npz is not what draw\[0\] left"):
+            reads(results, place)
+        with pytest.raises(InputError, match=r"a\.npz is not what draw\[0\] left"):
+            check_recorded(place)
+    path.unlink()
+    path.symlink_to(other)  # the record of its own name holds as well
+    with pytest.raises(InputError, match=r"a\.npz is not what draw\[0\] left.*content of sub/b\.npz"):
+        reads(results, path)
+    with pytest.raises(InputError, match=r"a\.npz is not what draw\[0\] left"):
+        check_recorded(path)
+
+
+def test_results_behind_links_are_read(results: Path, make, tmp_path: Path, monkeypatch):
+    make("draw[0]", "sub/a.npz")
+    moved = results.rename(tmp_path / "disk")
+    results.symlink_to(moved)
+    (moved / "sub").rename(tmp_path / "larger")
+    (moved / "sub").symlink_to(tmp_path / "larger")
+    monkeypatch.chdir(tmp_path)
+    for folder in (results, moved, Path("disk"), Path("results/demo")):
+        reads(folder, *made_by("draw[0]", folder / "sub/a.npz"))
+        check_recorded(folder / "sub", folder / "sub/a.npz")
+    (tmp_path / "larger" / "a.npz").write_text("edit")
+    for folder in (results, moved, Path("disk"), Path("results/demo")):
+        with pytest.raises(InputError, match="is not what draw"):
+            check_recorded(folder / "sub")
+    track.main(["accept", "results/demo/sub/a.npz"])
+    reads(moved, *made_by("draw[0]", moved / "sub/a.npz"))
+
+
+def test_a_file_of_another_results_folder_is_looked_up_in_the_records_there(results: Path, make, tmp_path: Path):
+    make("draw[0]", "a.npz", "aaaa")
+    mine = results.with_name("mine")
+    mine.mkdir()
+    shutil.copy(results / "experiment.json", mine)
+    with tracking.job(rule="own", experiment=mine / "experiment.json"):
+        pass
+    reads(mine, results / "a.npz", *made_by("draw[0]", results / "a.npz"))
+    with pytest.raises(InputError, match=r"a\.npz was made by draw\[0\], expected is what draw\[1\] makes"):
+        reads(mine, *made_by("draw[1]", results / "a.npz"))
+    (results / "a.npz").write_text("edit")
+    with pytest.raises(InputError, match=r"a\.npz is not what draw\[0\] left"):
+        reads(mine, results / "a.npz")
+
+
 def test_accepting_says_by_whom_when_and_what_it_was(results: Path, make, capsys):
     path, whole = make("draw[0]", "a.json"), make("draw[1]", "b.json")
     path.write_text("mine")
