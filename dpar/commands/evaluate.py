@@ -88,7 +88,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1")
     extractor = None if args.extractor is None else open_extractor(args.extractor, default_device())
-    check_recorded(args.samples, args.reference)
     samples, reference = (
         _features(path, extractor, args.profile, args.resolution) for path in (args.samples, args.reference)
     )
@@ -145,6 +144,7 @@ def clean_fid(samples: Features, reference: Features) -> dict[str, Any]:
 
 def _features(path: Path, extractor: Extractor | None, profile: Profile, side: int | None) -> Features:
     if _stored(path):
+        check_recorded(path)
         features = load_features(path)
         if extractor is not None and features.conditions.get("extractor_sha256") != extractor.sha256:
             raise InputError(

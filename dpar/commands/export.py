@@ -21,7 +21,7 @@ from dpar.report.card import model_card
 from dpar.tracking.hashes import read_artefact
 from dpar.tracking.ledger import Ledger
 from dpar.tracking.lineage import results_of, sources
-from dpar.tracking.makers import recorded_json
+from dpar.tracking.makers import check_recorded, recorded_json
 from dpar.tracking.places import results_folder
 from dpar.tracking.spool import CONFIG as SETTINGS
 from dpar.weights import CONFIG, WEIGHTS, model_config, verify_model
@@ -130,6 +130,7 @@ def _facts(folder: Path, described: dict[str, Any]) -> tuple[dict[str, Any], dic
     for path in results.glob("likelihood/*/*.json"):
         if (found := recorded_json(path)).get("model") == weights:
             facts["likelihood"] = found
+    check_recorded(*copies.values())
     ledger = Ledger(results)
     makers = ledger.producers(read_artefact(folder / WEIGHTS, results))
     facts["origin"] += sources(results, ledger, makers).facts()

@@ -25,7 +25,8 @@ from dpar.errors import InputError
 from dpar.evaluation.frechet import Gaussian
 from dpar.evaluation.inception import KNOWN_FILES, load_inception
 from dpar.files import atomic_write, sha256_file
-from dpar.weights import WEIGHTS, load_model, model_config
+from dpar.tracking.makers import check_recorded
+from dpar.weights import WEIGHTS, load_model, model_config, model_files
 
 BATCH = 64  # images in one pass of the network
 
@@ -230,9 +231,10 @@ def open_extractor(path: str | Path, device: torch.device) -> Extractor:
     features and class scores.
 
     Raises:
-        InputError: none of them is there.
+        InputError: none of them is there, or it was changed since a job made it.
     """
     path = Path(path)
+    check_recorded(*(model_files(path) if path.is_dir() else [path]))
     if path.is_dir():
         network = load_model(path, "classifier", device).to(memory_format=torch.channels_last)
         return Extractor(

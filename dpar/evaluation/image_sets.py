@@ -31,6 +31,7 @@ from dpar.errors import InputError, shown
 from dpar.evaluation.features import BATCH, ImageArray
 from dpar.evaluation.folders import Contents
 from dpar.files import sha256_file
+from dpar.tracking.makers import check_recorded
 
 Profile = Literal["adm", "clean"]
 RESIZE = {"adm": "TensorFlow 1's bilinear, inside the network", "clean": "Pillow's bicubic, antialiased, on floats"}
@@ -222,7 +223,7 @@ def open_set(paths: Sequence[str | Path]) -> ImageSet:
     """The images under a path or a pattern, or those of several npz files, the shards of one set.
 
     Raises:
-        InputError: nothing that can be read is there, or things of several kinds.
+        InputError: nothing that can be read is there, things of several kinds, or what was changed since a job made it.
     """
     first = Path(os.path.expanduser(paths[0]))
     if len(paths) == 1 and not os.path.lexists(first):
@@ -231,6 +232,7 @@ def open_set(paths: Sequence[str | Path]) -> ImageSet:
         found = [Path(path) for path in paths]
     if not found:
         raise InputError(f"{first} does not exist; give an npz, a folder, an index or a pattern of shards of images")
+    check_recorded(*found)
     kinds = {path.suffix if not path.is_dir() else "" for path in found}
     if kinds == {".npz"}:
         return Arrays([ImageArray.open(path) for path in found])

@@ -54,7 +54,7 @@ def portable_path(path: str | Path, results: Path) -> str:
     if absolute.is_relative_to(lexical := os.path.abspath(results)):
         return absolute.relative_to(lexical).as_posix()
     root = Path(results).resolve()
-    for place in (absolute, absolute.resolve()):
+    for place in (absolute, Path(os.path.realpath(absolute))):
         if folder := next((folder for folder in (place, *place.parents) if folder.resolve() == root), None):
             return place.relative_to(folder).as_posix()
     return absolute.as_posix()

@@ -22,7 +22,7 @@ def slug_of(name: str) -> str:
 def names_of(path: Path) -> list[tuple[Path, str]]:
     """The results folders that `path` lies in and its name in each: as it is called, and where links lead to."""
     found: dict[tuple[Path, str], None] = {}
-    for place in (Path(os.path.abspath(path)), path.resolve()):
+    for place in map(Path, (os.path.abspath(path), os.path.realpath(path))):  # which bears loops of links
         if folder := next((folder for folder in place.parents if spool_root(folder).is_dir()), None):
             found[folder.resolve(), place.relative_to(folder).as_posix()] = None
     return list(found)

@@ -202,3 +202,18 @@ def test_what_cannot_draw_or_is_damaged_is_refused_and_leaves_nothing(results, t
     write_json(tokenizer, read_json(tokenizer) | {"sha256": "1" * 64})
     before = files_in(tmp_path)
     refused(broken, "made with another tokenizer")
+
+
+def test_a_picture_that_was_exchanged_is_not_put_on_the_card(results, tmp_path):
+    picture, folder = results / "samples/dpar/seed0/00000.png", results / "models/dpar/step1"
+    with tracking.job(rule="sample_images", experiment=results / "experiment.json", outputs=[picture]):
+        pass
+    whole = picture.read_bytes()
+    export.main([str(folder), str(tmp_path / "good")])
+    Image.new("RGB", (8, 8)).save(picture)
+    try:
+        with pytest.raises(InputError, match=r"00000\.png is not what sample_images left"):
+            export.main([str(folder), str(tmp_path / "out")])
+        assert not (tmp_path / "out").exists()
+    finally:
+        picture.write_bytes(whole)

@@ -1,10 +1,13 @@
 """Files of features and of images: what is written comes back, and what is damaged is named."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from dpar import tracking
 from dpar.data.crops import center_crop, to_model_input, to_uint8
 from dpar.data.images import ImageIndex
 from dpar.errors import InputError
@@ -19,9 +22,18 @@ from dpar.evaluation.features import (
     save_features,
 )
 from dpar.evaluation.frechet import fit_gaussian
-from dpar.files import sha256_file
-from dpar.weights import load_model
-from tests.evaluation.tiny import CLASSES, DIMS, SIDE, gaussian_features, write_classifier, write_index, write_samples
+from dpar.files import read_json, sha256_file
+from dpar.weights import CONFIG, load_model
+from tests.evaluation.tiny import (
+    CLASSES,
+    DIMS,
+    SIDE,
+    gaussian_features,
+    write_classifier,
+    write_experiment,
+    write_index,
+    write_samples,
+)
 
 CPU = torch.device("cpu")
 
@@ -300,3 +312,15 @@ def test_small_files_that_people_report(shared):
     for name in ("labels_str", "labels_0d", "conditions_text"):
         with pytest.raises(InputError, match=rf"{name}\.npz holds `(labels|conditions)`"):
             ImageArray.open(shared / "cases/npz" / f"{name}.npz")
+
+
+def test_a_classifier_that_was_edited_since_its_job_is_not_used(tmp_path):
+    experiment = write_experiment(tmp_path / "results")
+    folder = tmp_path / "results" / "classifier"
+    with tracking.job(rule="train_classifier", experiment=experiment, outputs=[folder]):
+        write_classifier(folder)
+    assert open_extractor(folder, CPU).name == "classifier"
+    config = read_json(folder / CONFIG)
+    (folder / CONFIG).write_text(json.dumps(config | {"provenance": {"accuracy": 1.0}}))  # without its seal
+    with pytest.raises(InputError, match=r"config\.json is not what train_classifier left"):
+        open_extractor(folder, CPU)

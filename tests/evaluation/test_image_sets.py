@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from dpar import tracking
 from dpar.data.crops import center_crop, to_uint8
 from dpar.errors import InputError
 from dpar.evaluation.features import Extractor
 from dpar.evaluation.image_sets import open_set
 from dpar.evaluation.passes import batches, describe, resize_clean, unseen
 from tests.data.samples import image_bytes, tar_of_images
-from tests.evaluation.tiny import CLASSES, SIDE, picture, write_index, write_samples
+from tests.evaluation.tiny import CLASSES, SIDE, picture, write_experiment, write_index, write_samples
 
 COUNT = 7
 
@@ -367,3 +369,41 @@ def test_a_mean_without_its_covariance_is_not_passed_over(tmp_path, pictures):
         np.savez(tmp_path / "s.npz", arr_0=np.stack(pictures), **arrays)
         with pytest.raises(InputError, match="a symmetric"):
             describe(open_set([tmp_path / "s.npz"]), fake())
+
+
+def set_of_a_job(results, pictures):
+    """Two shards, image files and an index in a results folder whose jobs have made them."""
+    write_experiment(results)
+    with tracking.job(rule="draw", experiment=results / "experiment.json", outputs=[results / "made"]):
+        for shard in range(2):
+            write_samples(results / "made/shards" / f"{shard}.npz", 4, first=4 * shard)
+        folder_of(results / "made/files", pictures)
+        write_index(results / "made", "train", 2)
+    return results / "made"
+
+
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        ("shards", "shards/1.npz"),
+        ("shards/*.npz", "shards/1.npz"),
+        ("shards/1.npz", "shards/1.npz"),
+        ("files", "files/003.png"),
+        ("index/train.json", "index/train.json"),
+    ],
+)
+def test_what_a_job_made_is_opened_as_it_left_it_alone(tmp_path, pictures, given, changed):
+    made = set_of_a_job(tmp_path / "results", pictures)
+    (tmp_path / "link").symlink_to(made)
+    (made / "shards" / "notes").write_text("nobody's")
+    places = [made / given, tmp_path / "link" / given]
+    assert [len(open_set([place])) for place in places] == [len(open_set([made / given]))] * 2
+    content = (made / changed).read_bytes()
+    other = content.replace(b'"resolution": 16', b'"resolution": 15') if given.endswith("json") else content + b" "
+    (made / changed).write_bytes(other)
+    for place in places:
+        with pytest.raises(InputError, match="is not what draw left"):
+            open_set([place])
+    shutil.copytree(made, tmp_path / "copy")  # which is nobody's, but for what seals itself
+    if not given.endswith("json"):
+        open_set([tmp_path / "copy" / given])
