@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic_core import ValidationError
+
 from dpar.errors import InputError
 
 SEALED, SEAL = "sealed", "seal"
@@ -152,6 +154,8 @@ def _parsed(path: str | Path) -> Any:
         return json.loads(Path(path).read_text("utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; run the stage that makes it, or check the path") from None
+    except OSError as error:  # a folder, or below a file
+        raise InputError(f"{path} cannot be read ({error.strerror}); expected a file of JSON: check the path") from None
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or numbers with too many digits
         raise InputError(f"{path} is not JSON ({error}); {_AGAIN}") from None
 
@@ -168,8 +172,15 @@ def fields_of(path: str | Path) -> Iterator[None]:
     except InputError:
         raise
     except (LookupError, TypeError, AttributeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        said = " ".join(str(error).split())[:200]
+        said = " ".join(_said(error).split())[:200]
         raise InputError(f"{path} lacks a field, or has another than expected ({said}); {_AGAIN}") from error
+
+
+def _said(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    wrong = error.errors(include_url=False, include_context=False)
+    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in wrong)
 
 
 def read_json_lines(path: str | Path) -> list[dict[str, Any]]:

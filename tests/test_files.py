@@ -162,3 +162,12 @@ class TestSeals:
             path.write_bytes(damage)
             with pytest.raises(InputError, match=r"x\.jsonl lacks a field"):
                 files.read_json_lines(path)
+
+
+def test_a_folder_where_json_is_expected_is_refused(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(InputError, match=r"a\.json cannot be read \(Is a directory\)"):
+        files.read_json(tmp_path / "a.json")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot be read \(Not a directory\)"):
+        files.read_json(tmp_path / "file" / "a.json")

@@ -9,12 +9,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from dpar.errors import InputError
 from dpar.experiment.cells import SampleCell, p_avg_targets, table_rows
 from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment
 from dpar.files import fields_of
 from dpar.report import paper, tables
+from dpar.report.measured import Counts, Floor, Likelihood, Probe, read_measured, read_metrics
 from dpar.report.notes import notes
 from dpar.report.targets import SHARED, likelihood_files, metric_files, probe_files, refusal, tables_of, targets
 from dpar.tracking.makers import check_recorded, recorded_json
@@ -63,18 +66,19 @@ def table(experiment: Experiment, name: str, args: argparse.Namespace) -> str:
     metrics, likelihoods, probes = {}, {}, {}
     for cell in cells:
         for seed in cell.sampling.seeds:
-            metrics |= _found(results / "metrics" / cell.slug / f"seed{seed}.json", (cell.slug, seed))
+            path = results / "metrics" / cell.slug / f"seed{seed}.json"
+            metrics |= {(cell.slug, seed): read_metrics(path, recorded_json)} if path.is_file() else {}
         state = (cell.model, cell.milestone)
-        likelihoods |= _found(results / "likelihood" / cell.model / f"{cell.milestone}.json", state)
+        likelihoods |= _found(results / "likelihood" / cell.model / f"{cell.milestone}.json", Likelihood, state)
         if experiment.tables[name].linear_probe:
-            probes |= _found(results / "linear_probe" / cell.model / f"{cell.milestone}.json", state)
+            probes |= _found(results / "linear_probe" / cell.model / f"{cell.milestone}.json", Probe, state)
     frame = tables.build(
         experiment,
         name,
         metrics=metrics,
         likelihoods=likelihoods,
         thresholds={"p_avg": dict(_thresholds(experiment, results))},
-        costs=next(iter(_found(results / "patch_counts.json", "").values()), {}).get("cells", {}),
+        costs=next(iter(_found(results / "patch_counts.json", Counts, "").values()), {}).get("cells", {}),
         probes=probes,
     )
     whole = tables.with_quoted(frame, paper.quoted(experiment, name))
@@ -85,7 +89,7 @@ def table(experiment: Experiment, name: str, args: argparse.Namespace) -> str:
     title = experiment.tables[name].title
     if args.format == "latex":
         return tables.to_latex(shown, title)
-    floor = _found(results / "metrics" / "noise_floor.json", "").get("")
+    floor = _found(results / "metrics" / "noise_floor.json", Floor, "").get("")
     below = notes(experiment, name, metrics=metrics, floor=floor, probes=probes)
     return tables.to_markdown(shown, title, [*below, *missing(experiment, name, args, results, cells)])
 
@@ -129,14 +133,17 @@ def _directory(args: argparse.Namespace) -> str:
     return "" if args.directory == Path() else f" --directory {args.directory}"
 
 
-def _found(path: Path, key: Any) -> dict[Any, Any]:
-    return {key: recorded_json(path)} if path.is_file() else {}
+def _found(path: Path, kind: type[BaseModel], key: Any) -> dict[Any, Any]:
+    return {key: read_measured(path, kind, recorded_json)} if path.is_file() else {}
 
 
 def _thresholds(experiment: Experiment, results: Path) -> Iterator[tuple[str, dict[str, float]]]:
     """What calibrate_threshold wrote for each target; not a number where it has not run."""
     for target in p_avg_targets(experiment):
         path = results / "thresholds" / f"pavg{target}.json"
-        found = _found(path, "")
+        if not path.is_file():
+            yield str(target), {"threshold": float("nan")}
+            continue
         with fields_of(path):
-            yield str(target), found[""]["p_avg"][str(target)] if found else {"threshold": float("nan")}
+            entry = recorded_json(path)["p_avg"][str(target)]
+            yield str(target), {"threshold": float(entry["threshold"])}

@@ -14,6 +14,7 @@ from dpar.experiment.cells import Row, table_rows, threshold_of
 from dpar.experiment.settings import Experiment
 from dpar.files import fields_of
 from dpar.report import paper
+from dpar.report.measured import expect_patches
 
 # Not shown: names for programs, and what has a column of its own.
 HIDDEN = {"cell", "training", "patchify.max_length", "patchify.threshold", "inference.threshold", "sampling.cfg_scale"}
@@ -129,6 +130,9 @@ def _row(
     over_seeds = {name: value for metric in METRICS for name, value in spread(metric, sets).items()}
     states = [(s.model, s.milestone) for s in row.samples]
     predicted = [[likelihoods[state]] for state in states if state in likelihoods]
+    for state in states:
+        if state in likelihoods:
+            expect_patches(likelihoods[state], "/".join(state), is_dpar=is_dpar)
     patch_length = _mean_sd([found["mean_patch_length"] for (found,) in predicted if is_dpar])[0]
     # Table 6, gates: the likelihood was measured with the patches of training
     if sample.patchify != row.model.patchify or sample.gate:

@@ -12,8 +12,9 @@ from dpar import tracking
 from dpar.errors import run_command
 from dpar.experiment.cells import merged_thresholds, table_rows
 from dpar.experiment.loading import load_experiment
-from dpar.files import read_json, write_text
+from dpar.files import write_text
 from dpar.report import paper, tables
+from dpar.report.measured import Counts, Floor, Likelihood, Probe, read_measured, read_metrics
 from dpar.report.notes import notes
 from dpar.workflow import jobs
 
@@ -55,12 +56,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         *jobs.samples(args.pictures),
     ]
     tracking.check(args.experiment, inputs)
-    metrics = {(p.parent.name, int(p.stem.removeprefix("seed"))): read_json(p) for p in args.metrics}
+    metrics = {(p.parent.name, int(p.stem.removeprefix("seed"))): read_metrics(p) for p in args.metrics}
     likelihoods, probes = (
-        {(p.parent.name, p.stem): read_json(p) for p in paths} for paths in (args.likelihoods, args.linear_probes)
+        {(p.parent.name, p.stem): read_measured(p, kind) for p in paths}
+        for kind, paths in ((Likelihood, args.likelihoods), (Probe, args.linear_probes))
     )
     thresholds = merged_thresholds(args.thresholds)
-    counts, floor = read_json(args.patch_counts), read_json(args.noise_floor)
+    counts, floor = read_measured(args.patch_counts, Counts), read_measured(args.noise_floor, Floor)
     title = experiment.tables[args.table].title
     with tracking.job(
         rule="make_table",

@@ -12,9 +12,9 @@ from dpar import tracking
 from dpar.errors import run_command
 from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment
-from dpar.files import read_json
 from dpar.report.figures import curves, error_bars, heat_maps, save
 from dpar.report.labels import _axis, label, level
+from dpar.report.measured import Floor, read_measured
 from dpar.report.tables import MADE, read_table
 
 PANELS = {
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         outputs=[args.output],
         params={"table": args.table},
     ) as job:
-        figure = draw(experiment, args.table, read_table(args.csv), read_json(args.noise_floor))
+        figure = draw(experiment, args.table, read_table(args.csv), read_measured(args.noise_floor, Floor))
         save(figure, args.output)
         job.figure(args.output)
 

@@ -12,8 +12,8 @@ from dpar import tracking
 from dpar.errors import run_command
 from dpar.experiment.cells import described_models
 from dpar.experiment.loading import load_experiment
-from dpar.files import read_json
 from dpar.report.figures import metric_against_cost, save
+from dpar.report.measured import Floor, read_measured
 from dpar.report.tables import read_table
 from dpar.workflow import jobs
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         outputs=[args.output],
         params={},
     ) as job:
-        floor = read_json(args.noise_floor)
+        floor = read_measured(args.noise_floor, Floor)
         tables = [read_table(path) for path in args.tables]
         points = points_of(pd.concat(tables, ignore_index=True), described_models(experiment)) if tables else []
         save(metric_against_cost(points, floor["metric"], floor["frechet_distance"]["mean"]), args.output)

@@ -11,9 +11,9 @@ from dpar import tracking
 from dpar.errors import InputError, run_command
 from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment
-from dpar.files import read_json
 from dpar.report.figures import pareto, save
 from dpar.report.labels import label
+from dpar.report.measured import Floor, read_measured
 from dpar.report.tables import read_table
 
 COSTS = {"training_gmacs": "training GMACs/image", "sampling_gmacs": "sampling GMACs/image"}
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         params={"table": args.table},
     ) as job:
         panels = points(experiment, args.table, read_table(args.csv))
-        save(pareto(panels, read_json(args.noise_floor)["metric"]), args.output)
+        save(pareto(panels, read_measured(args.noise_floor, Floor)["metric"]), args.output)
         job.figure(args.output)
 
 

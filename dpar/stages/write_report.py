@@ -18,6 +18,7 @@ from dpar.experiment.settings import Experiment, Table
 from dpar.files import read_json, read_json_lines, write_text
 from dpar.report import gates
 from dpar.report.figures import curves
+from dpar.report.measured import Comparison, Floor, read_measured
 from dpar.report.page import Section, page
 from dpar.report.tables import read_table, readable, repeated
 from dpar.tracking.environment import git_commit, versions
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         outputs=[args.output],
         params={"tables": ",".join(experiment.tables)},
     ) as job:
-        floor = read_json(args.noise_floor)
+        floor = read_measured(args.noise_floor, Floor)
         write_text(args.output, page(f"DPAR · {experiment.name}", lead(experiment), sections(experiment, args, floor)))
         job.figure(args.output)
         print(f"report: {args.output}")
@@ -115,7 +116,7 @@ def sections(experiment: Experiment, args: argparse.Namespace, floor: dict[str, 
         .picture(figures["entropy_maps"], caption(args.captions, "entropy_maps"))
         .table(thresholds_table(merged_thresholds(args.thresholds)))
     )
-    for comparison in map(read_json, args.gates):
+    for comparison in (read_measured(path, Comparison) for path in args.gates):
         section = Section(gates.TITLE, "placing").table(gates.readable(comparison))
         found.append(section.points(gates.notes(comparison)))
     models = Section("Models", "models")
@@ -128,7 +129,7 @@ def sections(experiment: Experiment, args: argparse.Namespace, floor: dict[str, 
         .facts(
             {
                 key: shown(value)
-                for key, value in read_json(args.tokenizer).items()
+                for key, value in read_json(args.tokenizer, kind=dict).items()
                 if not isinstance(value, dict | list)
             }
         )

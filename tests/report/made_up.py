@@ -39,7 +39,8 @@ def write(folder: Path, experiment: Experiment) -> dict[str, Path]:
     for place, cell in enumerate(sample_cells(experiment).values()):
         for seed in cell.sampling.seeds:
             write_json(folder / "metrics" / cell.slug / f"seed{seed}.json", metrics(10 * (place + 1) + seed))
-        likelihood = {"nll": 4.0 + place, "mean_patch_length": 1.8, "tokens": 1000}
+        patch_length = 1.8 if model_cells(experiment)[cell.model].transformer.is_dpar else None
+        likelihood = {"nll": 4.0 + place, "mean_patch_length": patch_length, "tokens": 1000}
         write_json(folder / "likelihood" / cell.model / f"{cell.milestone}.json", likelihood)
         picture = folder / "samples" / cell.slug / f"seed{cell.sampling.seeds[0]}" / "00000.png"
         save(new_figure(1, 1), picture)

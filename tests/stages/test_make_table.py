@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 
+from dpar.errors import InputError
 from dpar.experiment.loading import parse_experiment
 from dpar.files import read_json, write_json
 from dpar.stages import make_table, plot_ablation, plot_pareto
@@ -108,3 +109,23 @@ def test_what_training_and_sampling_cost_are_numbers_of_a_row_and_not_settings(t
         names = ("training_gmacs", "sampling_gmacs", "parameters")
         assert costs == {f"cost/{name}": row[name] for name in names if row[name] == row[name]}
     assert written["sampling_gmacs"].notna().tolist() == [True, False], "no steps of the DPAR are made up"
+
+
+def test_measurements_of_another_shape_make_no_table(tmp_path, experiment):
+    files = made_up.write(tmp_path, experiment)
+    flags = list(map(str, arguments(tmp_path, files, "comparison")))
+    likelihoods = [tmp_path / "likelihood" / model / "step400.json" for model in ("dpar", "llamagen")]
+    found = [read_json(path) for path in likelihoods]
+    for path, other in zip(likelihoods, reversed(found), strict=True):
+        write_json(path, other)
+    with pytest.raises(InputError, match="two files were exchanged"):
+        make_table.main(flags)
+    for path, own in zip(likelihoods, found, strict=True):
+        write_json(path, own)
+    for path in (files["patch-counts"], files["noise-floor"], *likelihoods, *tmp_path.glob("metrics/dpar/seed*.json")):
+        whole = read_json(path)
+        write_json(path, {"a": 1})
+        with pytest.raises(InputError, match=f"{path.name} lacks a field"):
+            make_table.main(flags)
+        write_json(path, whole)
+    assert not (tmp_path / "tables").exists()

@@ -7,6 +7,7 @@ from dpar.experiment.loading import parse_experiment
 from dpar.files import write_json
 from dpar.stages import plot_compute
 from tests.experiment.test_settings import demo
+from tests.report.made_up import made_up_floor
 
 DPAR = {
     "model": "dpar",
@@ -21,7 +22,7 @@ DPAR = {
 @pytest.fixture
 def drawn(tmp_path, monkeypatch):
     """Draws what `tables`, each a list of rows, show; what the figure was given."""
-    write_json(tmp_path / "floor.json", {"metric": "FD", "frechet_distance": {"mean": 0.5, "sd": 0.1}})
+    write_json(tmp_path / "floor.json", made_up_floor())
     given = {}
 
     def remember(points, metric, floor, draw=plot_compute.metric_against_cost):
@@ -59,7 +60,7 @@ def test_each_measured_model_is_one_point_and_its_departures_are_none(drawn):
         ("dpar", 2.0, 3.0),
         ("llamagen-cfg1.75", 4.0, 5.0),
     ]
-    assert (given["metric"], given["floor"]) == ("FD", 0.5)
+    assert (given["metric"], given["floor"]) == ("FD[classifier, 4]", 0.5)
 
 
 def test_the_first_of_several_trainings_may_have_another_seed(drawn):

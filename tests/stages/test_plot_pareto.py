@@ -8,6 +8,7 @@ from dpar.experiment.loading import parse_experiment
 from dpar.files import write_json
 from dpar.stages import plot_pareto
 from tests.experiment.test_settings import demo
+from tests.report.made_up import made_up_floor
 
 TABLE = "threshold_by_length"
 
@@ -36,7 +37,7 @@ def test_a_cell_is_a_point_named_by_what_varies(frame):
 
 def test_the_stage_writes_the_picture(tmp_path, frame):
     write_json(tmp_path / "experiment.json", parse_experiment(demo(), "test").model_dump(mode="json"))
-    write_json(tmp_path / "floor.json", {"metric": "FD"})
+    write_json(tmp_path / "floor.json", made_up_floor())
     frame.assign(sampling_gmacs=[9.0, 8.0, 7.0, 6.0]).to_csv(tmp_path / "t.csv", index=False)
     flags = ["--experiment", tmp_path / "experiment.json", "--table", TABLE, "--csv", tmp_path / "t.csv"]
     flags += ["--noise-floor", tmp_path / "floor.json", "--output", tmp_path / "figures" / "p.png"]

@@ -1,0 +1,179 @@
+"""What the stages measured, read for tables and the report: files of another shape are refused, none is passed over."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dpar.errors import InputError
+from dpar.files import fields_of, read_json
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Fields(BaseModel):
+    """What is read of a file; there may be more."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Values(_Fields):
+    frechet_distance: Number
+    inception_score: Number | None
+    precision: Number | None
+    recall: Number | None
+    class_agreement: Number | None
+    steps: Number | None = None  # older ones do not say
+
+
+class _Drawn(_Fields):
+    cell: str
+    seed: int
+
+
+class _Conditions(_Fields):
+    samples: int
+    reference_samples: int
+    reference: str
+    extractor_sha256: str
+    drawn: _Drawn | None = None
+
+
+class Metrics(_Fields):
+    """What compute_metrics writes."""
+
+    metric: str
+    values: _Values
+    conditions: _Conditions
+    warnings: list[str]
+    comparable_to_published: bool
+    comparable_reason: str
+
+
+class Likelihood(_Fields):
+    """What evaluate_likelihood writes."""
+
+    nll: Number
+    mean_patch_length: Number | None
+
+
+class _Protocol(_Fields):
+    states: str
+    training_images: int
+    training_views: str
+    val_images: int
+    penalty: Number
+
+
+class Probe(_Fields):
+    """What linear_probe writes."""
+
+    top1: Number
+    top5: Number | None = None  # none of few classes
+    conditions: _Protocol
+
+
+class _Spread(_Fields):
+    mean: Number
+    sd: Number
+
+
+class _Halves(_Fields):
+    samples: int
+
+
+class Floor(_Fields):
+    """What measure_noise_floor writes."""
+
+    metric: str
+    frechet_distance: _Spread
+    conditions: _Halves
+    warnings: list[str]
+
+
+class _Counted(_Fields):
+    parameters: int
+    training_gmacs: Number
+
+
+class Counts(_Fields):
+    """What count_patches writes."""
+
+    cells: dict[str, _Counted]
+
+
+class _Agreement(_Fields):
+    share: Number
+    chance: Number
+    precision: Number | None
+    recall: Number | None
+
+
+class _Placing(_Fields):
+    model: str
+    milestone: str
+    gate: str | None
+    kind: str
+    parameters: int
+    gate_gmacs: Number
+    sampling_gmacs: Number
+    threshold: Number | None
+    mean_patch_length: Number
+    steps: Number
+    correlation: Number | None
+    agreement: _Agreement
+    nll: Number
+
+
+class Comparison(_Fields):
+    """What compare_gates writes."""
+
+    images: int
+    rows: list[_Placing]
+
+
+def read_measured(path: Path, kind: type[BaseModel], read: Callable[..., Any] = read_json) -> dict[str, Any]:
+    """The JSON object in `path`, with all that is read of what a stage measured.
+
+    Args:
+        kind: what it must be, such as `Metrics`.
+        read: the JSON of a path.
+
+    Raises:
+        InputError: it is something else.
+    """
+    found = read(path)
+    with fields_of(path):
+        kind.model_validate(found)
+    return found
+
+
+def read_metrics(path: Path, read: Callable[..., Any] = read_json) -> dict[str, Any]:
+    """What compute_metrics wrote to `path`, `metrics/CELL/seedN.json`, of the samples that its name says.
+
+    Raises:
+        InputError: it is something else, or of other samples.
+    """
+    found = read_measured(path, Metrics, read)
+    drawn = found["conditions"].get("drawn")
+    if drawn and (drawn["cell"], f"seed{drawn['seed']}") != (path.parent.name, path.stem):
+        raise InputError(
+            f"{path} holds the metrics of the samples {drawn['cell']}/seed{drawn['seed']}: put it back where it was, "
+            "or delete it and run compute_metrics again"
+        )
+    return found
+
+
+def expect_patches(likelihood: Mapping[str, Any], state: str, *, is_dpar: bool) -> None:
+    """Makes sure that a likelihood was measured with patches if that is how its model reads images.
+
+    Raises:
+        InputError: it was not, or with patches of a model that has none.
+    """
+    if (likelihood["mean_patch_length"] is not None) != is_dpar:
+        found, expected = ("no patches", "a DPAR") if is_dpar else ("patches", "a LlamaGen, which has none")
+        raise InputError(
+            f"the likelihood of {state} was measured with {found}, but that is {expected}: two files were exchanged; "
+            f"delete likelihood/{state}.json and run evaluate_likelihood again"
+        )
