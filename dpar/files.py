@@ -23,6 +23,10 @@ SEALED, SEAL = "sealed", "seal"
 """The first and the last key of a JSON object that carries its own checksum."""
 
 _AGAIN = "delete it and run the stage that makes it again"
+_MEANT = (
+    "put it back, or delete it and run again what made it; `dpar track accept {path}` says that the change is meant"
+)
+_RESOLVED = "each `dpar run` writes it anew from the experiment's YAML file; change that, and run again"
 
 
 @contextmanager
@@ -130,8 +134,8 @@ def read_json(path: str | Path, *, kind: type = object) -> Any:
         format, seal = value.pop(SEALED, None), value.pop(SEAL, None)
         if format != 1 or type(format) is not int or seal != digest(value):
             raise InputError(
-                f"{path} was changed after it was written (its `{SEAL}` does not fit the rest): put it back, or delete "
-                f"it and run again what made it; `dpar track accept {path}` says that the change is meant"
+                f"{path} was changed after it was written (its `{SEAL}` does not fit the rest): "
+                + (_RESOLVED if Path(path).name == "experiment.json" else _MEANT.format(path=path))
             )
     if not isinstance(value, kind):
         raise InputError(f"{path} holds a JSON {type(value).__name__}; {_AGAIN}")

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 import time
@@ -15,7 +16,7 @@ from dpar.mirror import sync as mirror
 from dpar.mirror.audit import graph_outputs
 from dpar.mirror.store import URI_VARIABLE, Store, find_store
 from dpar.tracking.makers import accept
-from dpar.tracking.places import results_above, results_folder
+from dpar.tracking.places import CONFIG, results_above, results_folder
 
 PORT = 5000
 
@@ -74,10 +75,14 @@ def _accept(paths: Sequence[Path]) -> None:
     for path in paths:
         if not path.exists():
             raise InputError(f"{path} does not exist; give files or folders of a results folder")
+        if path.name == CONFIG:
+            raise InputError(
+                f"{path} is written anew by each run: change the experiment's YAML file, and run `dpar run` with that"
+            )
         results = results_above(path / "any")
         if results is not None:
             inside.setdefault(results, []).append(Path(os.path.abspath(path)))
-        elif path.is_file() and reseal(path):
+        elif _reseals(path):
             print(f"{path}: sealed as it is; it lies in no results folder, so that no record says so")
         else:
             raise InputError(f"{path} lies in no results folder with records, and carries no seal: nothing to accept")
@@ -85,8 +90,22 @@ def _accept(paths: Sequence[Path]) -> None:
         accepted = accept(results, given)
         for file in accepted:
             print(f"{file.path}: {(file.before or 'no record')[:12]} -> {file.now[:12]}, accepted by hand")
+            if file.path.suffix == ".json" and not _is_json(file.path):
+                print(f"warning: {file.path} is not JSON; what reads it will refuse it", file=sys.stderr)
         if not accepted:
             print(f"{', '.join(map(str, given))}: as recorded; nothing to accept")
+
+
+def _reseals(path: Path) -> bool:
+    return path.is_file() and _is_json(path) and reseal(path)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except (ValueError, RecursionError, OSError):
+        return False
+    return True
 
 
 def _sync(store: Store, args: argparse.Namespace) -> None:

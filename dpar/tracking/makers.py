@@ -19,7 +19,7 @@ from dpar import files
 from dpar.errors import InputError
 from dpar.tracking.hashes import Artefact, HashCache, content_files, portable_path
 from dpar.tracking.ledger import Ledger, Manifest, files_of, read_events
-from dpar.tracking.places import EVENTS, MANIFEST, names_of, slug_of, spool_root
+from dpar.tracking.places import CONFIG, EVENTS, MANIFEST, names_of, slug_of, spool_root
 from dpar.tracking.replay import replay
 
 ACCEPT, ACCEPTED = "accept", "accepted by hand"
@@ -277,7 +277,7 @@ def accept(results: Path, paths: Iterable[Path]) -> list[Accepted]:
         path = portable_path(file, results)
         now = makers.digest_of(path)
         known = makers.ledger.last(path)
-        if not path.startswith("state/") and path != "experiment.json" and (not known or known[1].sha256 != now):
+        if not path.startswith("state/") and (not known or known[1].sha256 != now):
             found.append(Accepted(file, known[1].sha256 if known else None, now))
             if known:
                 size, sha256 = known[1].bytes, known[1].sha256
@@ -302,7 +302,7 @@ def _acceptable(results: Path, path: Path) -> Iterator[Path]:
         raise InputError(f"{path} does not exist; give a file or folder of {results}")
     for file in content_files(path):
         parts = Path(portable_path(file, results)).parts
-        if parts[0] not in ("tracking", "logs") and not any(part.startswith(".") for part in parts):
+        if parts[0] not in ("tracking", "logs", CONFIG) and not any(part.startswith(".") for part in parts):
             yield file
 
 

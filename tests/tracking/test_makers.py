@@ -1,5 +1,6 @@
 """Inputs of jobs against the records of their makers; of the whole graph in tests/workflow/test_corruption.py."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -214,6 +215,33 @@ def test_accepting_mends_the_seal_of_a_file_and_of_an_export_that_has_no_records
     reads(results, inside)
     with pytest.raises(InputError, match="nothing to accept"):
         track.main(["accept", str(outside)])
+
+
+def test_the_resolved_experiment_is_not_accepted_but_written_anew(results: Path, make, capsys):
+    make("draw[0]", "a.json")
+    experiment = results / "experiment.json"
+    files.write_json(experiment, {"name": "demo"})
+    experiment.write_text(edited := experiment.read_text().replace("demo", "other"))
+    for given in (experiment, results):
+        with pytest.raises(InputError, match="YAML") if given == experiment else contextlib.nullcontext():
+            track.main(["accept", str(given)])
+        assert experiment.read_text() == edited
+    assert "nothing to accept" in capsys.readouterr().out
+    with pytest.raises(InputError, match="YAML file; change that") as caught:
+        files.read_json(experiment)
+    assert "track accept" not in str(caught.value)
+
+
+def test_accepting_what_is_no_json_says_so(results: Path, make, tmp_path: Path, capsys):
+    path = make("draw[0]", "a.json", "{}")
+    path.write_text("{")
+    track.main(["accept", str(path)])
+    said = capsys.readouterr()
+    assert "accepted by hand" in said.out
+    assert f"{path} is not JSON" in said.err
+    (tmp_path / "passwd").write_text("root:x:0:0")
+    with pytest.raises(InputError, match=r"passwd lies in no results folder.*nothing to accept"):
+        track.main(["accept", str(tmp_path / "passwd")])
 
 
 def test_a_damaged_manifest_stops_no_job_that_it_says_nothing_of(results: Path, make):
