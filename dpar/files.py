@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written aside and renamed; and their digests."""
+"""Files that are either whole or absent: written aside and renamed; their digests; and locks."""
 
 import errno
 import fcntl
@@ -8,13 +8,15 @@ import json
 import os
 import secrets
 import shutil
+import time
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import lock_descriptor
 from pydantic_core import ValidationError
 
 from dpar.errors import InputError
@@ -67,19 +69,59 @@ def remove_leftovers(path: Path) -> None:
 
 
 @contextmanager
+def file_lock(
+    path: Path, *, wait: bool = True, waiting: Callable[[str], object] = lambda holder: None
+) -> Iterator[IO[str] | None]:
+    """The open lock file `path`, held until the block has ended and all processes that inherit it; None if it is not.
+
+    All locks are taken here. filelock's own `FileLock` unlocks for the heirs too, keeps the descriptor that they need
+    to itself, turns into a file that outlives its process where `flock` is missing, and cannot be looked at without
+    being taken (`is_locked`); its `lock_descriptor` locks a file of ours.
+
+    Args:
+        wait: whether to wait for a process that holds it; else the block gets None.
+        waiting: told what the holder wrote into the file, if it has not let go after half a second.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8", errors="replace") as lock:
+        held = lock_descriptor(lock.fileno(), blocking=False)
+        for _ in range(10 if wait else 0):  # somebody may just look
+            if held:
+                break
+            time.sleep(0.05)
+            held = lock_descriptor(lock.fileno(), blocking=False)
+        if wait and not held:
+            lock.seek(0)
+            waiting(lock.read(200).strip() or "unknown")
+            held = lock_descriptor(lock.fileno())
+        yield lock if held else None
+
+
+@contextmanager
 def process_lock(path: Path, refusal: str) -> Iterator[IO[str]]:
-    """Holds the lock file `path`, which children may inherit, until the block ends or the process dies.
+    """The lock file `path`, held as by `file_lock`.
 
     Raises:
         InputError: `refusal`; another process holds it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(refusal) from None
+    with file_lock(path, wait=False) as lock:
+        if lock is None:
+            raise InputError(refusal)
         yield lock
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock file `path`, which may be another's to write.
+
+    Raises:
+        OSError: it is missing, another's to read, or cannot be locked where it is.
+    """
+    with open(path, "rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that look do not see each other
+        except BlockingIOError:
+            return True
+    return False
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -1,9 +1,13 @@
 """Files are whole or absent."""
 
 import ast
+import contextlib
 import errno
+import fcntl
 import json
 import re
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -171,3 +175,75 @@ def test_a_folder_where_json_is_expected_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot be read \(Not a directory\)"):
         files.read_json(tmp_path / "file" / "a.json")
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from dpar.files import file_lock
+with file_lock(Path(sys.argv[1])) as lock:
+    lock.truncate(0)
+    print("the holder", file=lock, flush=True)
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def holder_of(path):
+    """Another process that holds a lock file until its input ends."""
+    command = [sys.executable, "-c", HOLDER, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+class TestLocks:
+    def test_another_process_has_it_until_it_dies(self, tmp_path):
+        path = tmp_path / "below" / "lock"
+        with holder_of(path) as holder:
+            assert files.is_locked(path)
+            with files.file_lock(path, wait=False) as lock:
+                assert lock is None
+            with pytest.raises(InputError, match="busy"), files.process_lock(path, "busy"):
+                pass
+            holder.kill()
+            holder.wait()
+            assert not files.is_locked(path)
+            with files.process_lock(path, "busy"):
+                assert files.is_locked(path)
+        assert not files.is_locked(path)
+
+    def test_who_waits_is_told_by_whom_it_is_held(self, tmp_path):
+        path, told = tmp_path / "lock", []
+
+        def waiting(by):
+            told.append(by)
+            holder.stdin.close()
+
+        with holder_of(path) as holder, files.file_lock(path, waiting=waiting) as lock:
+            assert lock is not None
+        assert told == ["the holder"]
+
+    def test_a_process_that_inherits_it_holds_it_on(self, tmp_path):
+        path = tmp_path / "lock"
+        with files.process_lock(path, "busy") as lock:
+            heir = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[lock.fileno()])
+        with heir:
+            assert files.is_locked(path)
+            heir.stdin.close()
+        assert not files.is_locked(path)
+
+    def test_looking_changes_nothing_and_needs_no_right_to_write(self, tmp_path):
+        path = tmp_path / "lock"
+        with pytest.raises(FileNotFoundError):
+            files.is_locked(path)
+        path.write_text("process 1 on host\n")
+        path.chmod(0o444)
+        with open(path) as other:
+            fcntl.flock(other, fcntl.LOCK_SH)  # another who looks
+            assert not files.is_locked(path)
+        assert path.read_text() == "process 1 on host\n"

@@ -11,7 +11,6 @@ pages of the maps belong to the system, which drops them when memory is short.
 """
 
 import contextlib
-import fcntl
 import glob
 import itertools
 import math
@@ -21,7 +20,6 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +31,7 @@ from dpar.data.shards import CodeMetadata, _blocks, _opened, _sha256
 from dpar.data.workers import mapped, reported
 from dpar.errors import InputError
 from dpar.experiment.settings import Experiment
+from dpar.files import file_lock
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def open_codes(
     home = folder / manifest.digest
     if not _is_whole(manifest, home):
         try:
-            with _lock(folder / f"{manifest.digest}.lock"):
+            with file_lock(folder / f"{manifest.digest}.lock"):
                 if not _is_whole(manifest, home):
                     _decode(manifest, home)
         except OSError as error:
@@ -130,15 +129,6 @@ def cache_folder() -> Path:
     if folder.lstat().st_uid != os.getuid():
         raise InputError(f"{folder} belongs to another user; set DPAR_CACHE to a folder on the node's own disk")
     return folder
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Holds `path` alone; the system lets go of it when the process ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _layout(manifest: Manifest) -> Iterable[tuple[str, str, tuple[int, ...]]]:

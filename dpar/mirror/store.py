@@ -1,12 +1,11 @@
 """The MLflow store that shows the records: where it is, how it is made, who may write to it."""
 
-import fcntl
 import os
 import re
 import urllib.parse
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,20 +150,15 @@ def writer_lock(store: Store, *, wait: bool = True) -> Iterator[bool]:
         InputError: the folder cannot be written.
     """
     folder = tracking_folder(store.results)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "sync.lock", "w", encoding="utf-8")  # noqa: SIM115  # closed below
-    except OSError as error:
-        raise InputError(
-            f"cannot write {folder} ({error.strerror}); make room, or use a copy of {store.results} that you may change"
-        ) from None
-    with lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+            lock = stack.enter_context(files.file_lock(folder / "sync.lock", wait=wait))
+        except OSError as error:
+            raise InputError(
+                f"cannot write {folder} ({error.strerror}); make room, or use a copy of {store.results} that you may "
+                "change"
+            ) from None
+        yield lock is not None
 
 
 def open_store(store: Store) -> "MlflowClient":

@@ -1,8 +1,6 @@
 """The spools and manifests of a results folder, and who made which file."""
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,16 +54,10 @@ def read_events(spool: Path, problems: list[str] | None = None) -> Iterator[dict
 def is_running(spool: Path, host: str) -> bool | None:
     """Whether the job still holds its lock; None where that cannot be told, as when it ran on another host."""
     try:
-        descriptor = os.open(spool / LOCK, os.O_RDONLY)
+        locked = files.is_locked(spool / LOCK)
     except OSError:  # lost, or another's to read
         return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False if host == machine()["host"] else None
+    return True if locked else False if host == machine()["host"] else None
 
 
 @dataclass(frozen=True)

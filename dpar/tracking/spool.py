@@ -3,7 +3,6 @@
 Nothing here knows MLflow, opens a socket or waits for anybody. `dpar.mirror.sync` carries the records on.
 """
 
-import fcntl
 import json
 import logging
 import math
@@ -16,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -200,22 +199,19 @@ class _SilentJob(Job):
         pass
 
 
-def _exclusive(path: Path, name: str) -> int:
-    """A descriptor that holds the lock file `path`; waits, and says so, while another copy of the job has it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    for _ in range(10):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            time.sleep(0.05)
-    else:
-        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
+@contextmanager
+def _job_lock(path: Path, name: str) -> Iterator[None]:
+    """Holds the lock file `path`; waits, and says so, while another copy of the job has it."""
+
+    def waiting(holder: str) -> None:
         print(f"{name} is already running ({holder}); waiting for it to end", file=sys.stderr, flush=True)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {machine()['host']}\n".encode(), 0)
-    return descriptor
+
+    with files.file_lock(path, waiting=waiting) as lock:
+        assert lock
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {machine()['host']}\n")
+        lock.flush()
+        yield
 
 
 @contextmanager
@@ -286,7 +282,8 @@ def job(
     spool = spool_root(results) / rule / f"{slug_of(name)}-{identity}"
     try:
         spool.mkdir(parents=True, exist_ok=True)
-        lock = _exclusive(spool / LOCK, name)
+        lock = ExitStack()
+        lock.enter_context(_job_lock(spool / LOCK, name))
     except OSError as error:
         raise InputError(f"cannot record the job in {spool}: {error.strerror}; free space or fix permissions") from None
     commit, dirty = git_commit()
@@ -340,7 +337,7 @@ def job(
             raise InputError(f"cannot write {events.path}: {error.strerror}; free some space and run again") from None
         finally:
             events.close()
-            os.close(lock)
+            lock.close()
 
 
 def _brief(artefact: Artefact) -> dict[str, Any]:

@@ -370,7 +370,7 @@ class TestStore:
     def test_a_cache_that_is_there_needs_no_writing(self, tmp_path, monkeypatch):
         manifest, parts = code_store(tmp_path)
         open_codes(manifest.path, cache=tmp_path / "cache")
-        monkeypatch.setattr(codes, "_lock", lambda path: pytest.fail("a folder that is read only has no new lock"))
+        monkeypatch.setattr(codes, "file_lock", lambda path: pytest.fail("a folder that is read only has no new lock"))
         assert np.array_equal(open_codes(manifest.path, cache=tmp_path / "cache").labels[:3], parts[0].labels[::4])
 
     @pytest.mark.parametrize("name", ["tokens", "labels", "entropy"])
