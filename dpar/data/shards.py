@@ -267,22 +267,17 @@ def _read_parquet(file: io.BufferedReader) -> tuple[str, Iterator[_Block]]:
 
 
 def _write_tar(file: io.BufferedWriter, rows: CodeRows, header: str) -> None:
-    views = rows.metadata.views
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, pax_headers={_HEADER: header}) as tar:
+    from webdataset.writer import TarWriter  # it imports torch, which readers of shards do without
+
+    views, global_header = rows.metadata.views, tarfile.TarInfo.create_pax_global_header({_HEADER: header})
+    with TarWriter(file, user="", group="", mode=0o644, mtime=0) as tar:
+        tar.tarstream.fileobj.write(global_header)
+        tar.tarstream.offset += len(global_header)
         for first in range(0, len(rows.tokens), views):
-            record = {"cls": str(rows.labels[first]).encode(), "tokens.npy": _npy(rows.tokens[first : first + views])}
+            key, image = {"__key__": f"{rows.images[first]:09d}"}, slice(first, first + views)
+            tar.write({**key, "cls": int(rows.labels[first]), "tokens.npy": rows.tokens[image]})
             if rows.entropy is not None:
-                record["entropy.npy"] = _npy(rows.entropy[first : first + views])
-            for suffix, payload in record.items():
-                member = tarfile.TarInfo(f"{rows.images[first]:09d}.{suffix}")
-                member.size = len(payload)
-                tar.addfile(member, io.BytesIO(payload))
-
-
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
-    return buffer.getvalue()
+                tar.write({**key, "entropy.npy": rows.entropy[image]})  # apart, since a record is sorted by its names
 
 
 def _read_tar(file: io.BufferedReader) -> tuple[str, Iterator[_Block]]:
