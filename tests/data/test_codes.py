@@ -19,7 +19,7 @@ from dpar.data.loader import batches, sequential
 from dpar.data.manifest import Manifest
 from dpar.data.shards import CodeRows, read_shard, write_shard
 from dpar.errors import InputError
-from dpar.files import read_json
+from dpar.files import read_json, sha256_file
 from tests.data.samples import METADATA, code_rows, code_store
 from tests.oracles.data import parquet_rows, webdataset_rows
 
@@ -90,6 +90,12 @@ class TestShard:
             path.write_bytes(whole[:length])
             with pytest.raises(InputError, match=str(path)):
                 read_shard(path)
+
+
+@pytest.mark.parametrize(("scored", "sha256"), [(False, "c690ca93171048ca"), (True, "6b2ead34434d55f2")])
+def test_a_tar_has_the_bytes_that_it_always_had(tmp_path, scored, sha256):
+    write_shard(tmp_path / "x.tar", code_rows(3, first=4, scored=scored))
+    assert sha256_file(tmp_path / "x.tar").startswith(sha256)
 
 
 def broken_rows():
