@@ -1,4 +1,4 @@
-"""The command line program `dpar`: one module under dpar/commands a subcommand."""
+"""The command line program `dpar`: one module under dpar/commands per subcommand."""
 
 import sys
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """What the program offers."""
+    """Help of the program."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
     return "usage: dpar COMMAND [options]\n\ncommands:\n" + "\n".join(lines) + "\n\n`dpar COMMAND --help` says more."

@@ -20,7 +20,7 @@ def default_device(turn: int = 0) -> torch.device:
     """This rank's GPU where there is one, else the CPU.
 
     Args:
-        turn: of a job among others of its kind, which take the GPUs in turn where all see all of them.
+        turn: number of this job among others of its kind, which take the GPUs in turn if all of them are visible.
     """
     if torch.cuda.is_available():
         place = launched()

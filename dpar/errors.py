@@ -1,4 +1,4 @@
-"""The error that is meant for the person at the keyboard, and how a command shows it."""
+"""Errors for the user, and how a command shows them."""
 
 import errno
 import io
@@ -25,19 +25,19 @@ _FULL_TEXT = re.compile(
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used: what was found, what was expected, where, the next step."""
+    """Unusable input: found and expected values, the place, and the next step."""
 
 
 def shown(name: str) -> str:
-    """A name as a terminal may show it: one line, without bytes that are no text and characters that steer."""
+    """A name as a terminal may show it: one line, without bytes that are no text and control characters."""
     return name if name.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def redacted(text: str, given: Iterable[str] = ()) -> str:
-    """`text` without passwords: those of addresses in it, and wherever they stand those that this process was given.
+    """`text` without passwords: those of addresses in it, and anywhere those that were given to this process.
 
     Args:
-        given: addresses, beside the ones in the environment and on the command line.
+        given: addresses, in addition to those in the environment and on the command line.
     """
     known = {form for secret in _secrets(given) for form in (secret, unquote(secret)) if len(form) > 3}
     text = _QUERY.sub(r"\1...", _ADDRESS.sub(r"\1:...@", text))
@@ -87,7 +87,7 @@ def ignore_broken_pipe() -> None:
 def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
     """Exit status of `main(argv)`; an `InputError` or a full disk becomes one line on standard error.
 
-    A reader of its output that has gone changes nothing: the work is done to its end, and its status is told.
+    A closed output (broken pipe) changes nothing: the work is finished and its status returned.
 
     Returns:
         0 on success, 2 for an `InputError`, 3 for an operating-system error (disk full, no permission), 130 for Ctrl-C.
@@ -115,7 +115,7 @@ def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
 
 
 def _say(text: str, argv: Sequence[str] | None = None) -> None:
-    """Prints last words; where they or the output before them find no space, Python shall not try again at its end."""
+    """Prints a last message; if there is no space for it or for earlier output, Python does not try again at exit."""
     with suppress(OSError):
         print(redacted(text, argv or ()), file=sys.stderr)
     for name in ("stdout", "stderr"):
@@ -126,7 +126,7 @@ def _say(text: str, argv: Sequence[str] | None = None) -> None:
 
 
 def refusal_of_disk(error: BaseException) -> str | None:
-    """What to say of an error that comes from the file system, however it was wrapped; None of any other.
+    """Message for an error of the file system, however it was wrapped; None for any other error.
 
     Libraries hide the system's error in one of their own (NumPy, SQLite, Arrow, safetensors), or in its text.
     """
@@ -148,5 +148,5 @@ def _told(error: BaseException) -> str:
 
 
 def _show_bug(*raised: Any) -> None:
-    """Prints an exception that nobody foresaw as Python does, but without passwords."""
+    """Prints an unexpected exception as Python does, but without passwords."""
     print(redacted("".join(traceback.format_exception(*raised))), end="", file=sys.stderr)

@@ -62,7 +62,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes what killed writers of `path`, a file or a folder of files, left unfinished; for its only writer."""
+    """Removes temporary files of killed writers of `path` (a file or a folder of files); for its only writer."""
     leftovers = path.parent.glob(f".{glob.escape(path.name)}.*.partial")
     for leftover in [*leftovers, *path.glob(".*.partial")]:
         leftover.unlink(missing_ok=True)
@@ -136,9 +136,9 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def sealed(value: dict[str, Any]) -> dict[str, Any]:
-    """`value`, a JSON object, between the two marks of a file that carries its own checksum.
+    """`value`, a JSON object, with the two marks of a file that carries its own checksum.
 
-    There are two so that no damage to one of them makes the file look like an old one, which has none.
+    Two, so that damage to one of them does not make the file look like an old one, which has none.
     """
     plain = json.loads(json.dumps(unmarked(value)))
     return {SEALED: 1, **plain, SEAL: digest(plain)}
@@ -208,7 +208,7 @@ def _parsed(path: str | Path) -> Any:
 
 @contextmanager
 def fields_of(path: str | Path) -> Iterator[None]:
-    """A block that takes apart what `path` holds: a field that is missing or of another type is one line.
+    """A block that reads fields of `path`: a missing field or one of another type becomes a one-line error.
 
     Raises:
         InputError: naming the field.

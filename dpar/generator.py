@@ -20,7 +20,7 @@ from dpar.weights import CONFIG, model_config
 
 
 class Generator:
-    """A trained DPAR or LlamaGen with all it needs to draw: the patches of its training, and the other networks.
+    """A trained DPAR or LlamaGen with the other networks and the patch rule of its training, ready to draw.
 
     Args:
         rule: where patches begin; None for a model without patches.
@@ -56,7 +56,7 @@ class Generator:
 
     @property
     def side(self) -> int:
-        """Pixels of a side of an image."""
+        """Side of an image, pixels."""
         return self.networks.side
 
     def __call__(
@@ -92,7 +92,7 @@ class Generator:
 
 
 def find_network(model: Path, name: str) -> Path:
-    """The folder of the network `name` that belongs to a model folder: in it, or next to the models of its results.
+    """The folder of the network `name` of a model folder: in it, or next to the models of its results.
 
     Raises:
         InputError: it is not there.

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, if this program's own launcher started it."""
+"""Rank of this process, if this program's own launcher started it."""
 
 import os
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ LAUNCHER = "DPAR_LAUNCHER"
 
 @dataclass(frozen=True)
 class Place:
-    """Of a process among those that were started together.
+    """Rank of a process among those started together.
 
     Attributes:
-        rank: of all.
+        rank: among all.
         local: of those on this node.
         size: of all.
     """
@@ -26,7 +26,7 @@ def launched() -> Place | None:
     """This process's place if its parent is `dpar.workflow.torchrun`, else None.
 
     RANK, WORLD_SIZE and LOCAL_RANK are left in the environment by other programs too (a job that this one runs in, a
-    notebook, mpirun): whoever obeyed those would wait for processes that nobody started, or write nothing.
+    notebook, mpirun): obeying those would wait for processes that nobody started, or write nothing.
     """
     if os.environ.get(LAUNCHER) != str(os.getppid()):
         return None

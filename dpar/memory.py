@@ -20,15 +20,15 @@ SAID = (
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or the machine itself, had no room for a tensor or an array."""
+    """Whether the error says that device or host memory is exhausted."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in SAID)
 
 
 def in_pieces(work: Callable[[int, int], T], start: int, stop: int, size: int) -> Iterator[T]:
     """`work(first, last)` of consecutive images from `start` to `stop`, `size` at a time.
 
-    A piece that does not fit the memory is halved, and so are those after it: what is computed of an image must not
-    depend on the others in its piece, but for rounding.
+    A piece that does not fit the memory is halved, and so are those after it: the result for an image must not
+    depend on the others in its piece, except by rounding.
 
     Raises:
         InputError: not even one image fits.

@@ -12,7 +12,7 @@ PAPER_THRESHOLD = {256: 7.8, 384: 7.9}
 
 
 PAPER_PATCHES = {256: 141.8, 384: 280.2}
-"""Mean patches an image that it gives, at which all of Table 8 comes out (Table 2 rounds them as steps)."""
+"""Mean patches per image that it gives, at which all of Table 8 comes out (Table 2 rounds them as steps)."""
 
 
 PAPER_PARAMETERS = {  # millions, Tables 1 and 2

@@ -1,4 +1,4 @@
-"""A network as a folder: `model.safetensors` beside a `config.json` that says what it is and what it was made from."""
+"""A network as a folder: `model.safetensors` next to a `config.json` with its settings and origin."""
 
 import os
 import re
@@ -49,12 +49,12 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str | Path, advice: str) -> None:
-    """Makes sure that a network of these tensors can compute anything.
+    """Checks that all tensors are finite.
 
     Args:
         tensors: by name.
-        source: where they lie.
-        advice: what to do with others.
+        source: their file, for messages.
+        advice: next step, for messages.
 
     Raises:
         InputError: a number is NaN or infinite.
@@ -85,12 +85,12 @@ def save_model(folder: str | Path, model: Any, provenance: dict[str, Any]) -> No
 
 
 def model_files(folder: str | Path) -> list[Path]:
-    """The files of a model, the weights and what they are; other stages put theirs beside them."""
+    """The files of a model, weights and description; other stages put theirs next to them."""
     return [Path(folder) / WEIGHTS, Path(folder) / CONFIG]
 
 
 def model_config(folder: str | Path) -> dict[str, Any]:
-    """What `save_model` wrote to config.json.
+    """The contents of config.json as `save_model` wrote it.
 
     Raises:
         InputError: the folder holds no model of ours.
@@ -122,7 +122,7 @@ def model_settings(folder: str | Path) -> tuple[type, Any]:
 
 
 def verify_model(folder: str | Path) -> None:
-    """Makes sure that the weights in `folder` are those that its config.json was written for.
+    """Checks that the weights in `folder` are those that its config.json was written for.
 
     Raises:
         InputError: they are others, damaged or missing, or the folder holds no model of ours.
@@ -133,7 +133,7 @@ def verify_model(folder: str | Path) -> None:
         raise InputError(f"{folder / WEIGHTS} is missing; run the stage that makes it again")
     if (found := sha256_file(folder / WEIGHTS)) != recorded:
         raise InputError(
-            f"{folder / WEIGHTS} has the SHA-256 {found}, but the {CONFIG} beside it was written for {recorded}: the "
+            f"{folder / WEIGHTS} has the SHA-256 {found}, but the {CONFIG} next to it was written for {recorded}: the "
             f"file was damaged, or its writer stopped between the two. Delete {folder} and run the command that made "
             "it, to make it again"
         )

@@ -1,4 +1,4 @@
-"""What many tests share."""
+"""Fixtures of all tests."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ __all__ = ["connections"]
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real photos beside the checkout; a test that asks for it is skipped where it is absent."""
+    """The folder of real photos next to the checkout; a test that asks for it is skipped where it is absent."""
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not (folder / "data").is_dir():
-        pytest.skip("the image pack ../shared/data is not beside this checkout")
+        pytest.skip("the image pack ../shared/data is not next to this checkout")
     return folder
 
 

@@ -23,18 +23,18 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.parametrize("model", ["dpar", "llamagen"])
-def test_the_pictures_are_those_of_the_command(results, tmp_path, model):
+def test_the_images_are_those_of_the_command(results, tmp_path, model):
     folder = results / "models" / model / "step1"
     out = tmp_path / "grid.png"
     sample.main(["--checkpoint", str(folder), "--labels", "2", "--n", "3", "--cfg", "1.5", "--out", str(out)])
     expected = np.asarray(Image.open(out))
     generator = dpar.Generator.from_pretrained(folder)
-    pictures = generator([2, 2, 2], cfg_scale=1.5)
+    images = generator([2, 2, 2], cfg_scale=1.5)
     assert generator.side == 8
-    assert pictures.shape == (3, 8, 8, 3)
-    for image, picture in enumerate(pictures):
-        assert np.array_equal(expected[:, image * 10 : image * 10 + 8], picture)
-    assert not np.array_equal(generator([2, 2, 2], cfg_scale=1.5, seed=1), pictures)
+    assert images.shape == (3, 8, 8, 3)
+    for i, image in enumerate(images):
+        assert np.array_equal(expected[:, i * 10 : i * 10 + 8], image)
+    assert not np.array_equal(generator([2, 2, 2], cfg_scale=1.5, seed=1), images)
 
 
 def test_beginnings_go_with_their_images_whatever_the_batch(results):

@@ -1,4 +1,4 @@
-"""Arrays of numbers in npy and npz files of anybody: no pickles, nothing cut off, nothing that fills the memory.
+"""Arrays of numbers in untrusted npy and npz files: no pickles, no truncated files, none that fill the memory.
 
 Every header is read before its array. An array may take `LARGEST` bytes, or `EXPANSION` times the size of its file.
 """
@@ -22,10 +22,10 @@ _MAGIC = {b"PAR1": "a Parquet file", b"PK\x03\x04": "an archive", b"<html": "a w
 
 @contextmanager
 def foreign(path: str | Path, what: str, cure: str) -> Iterator[None]:
-    """A block that reads the file `path` of anybody, whose every failure is one line.
+    """A block that reads the untrusted file `path`; every failure becomes a one-line error.
 
     Args:
-        what: the file should be, such as `npz file with images`.
+        what: expected kind of file, such as `npz file with images`.
         cure: the next step.
 
     Raises:
@@ -47,7 +47,7 @@ def read_npy(path: str | Path, *, mapped: bool = False) -> np.ndarray:
     """The array in a .npy file; to be called in a `foreign` block.
 
     Args:
-        mapped: leave it in its file.
+        mapped: memory-map it.
     """
     with open(path, "rb") as file:
         start = file.read(6)
@@ -65,7 +65,7 @@ def read_npz(path: str | Path, names: Collection[str] | None = None) -> dict[str
     """The arrays in an npz by their names; to be called in a `foreign` block.
 
     Args:
-        names: of arrays that are wanted, where they are; null = all.
+        names: arrays to read, if present; null = all.
     """
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
@@ -78,7 +78,7 @@ def read_npz(path: str | Path, names: Collection[str] | None = None) -> dict[str
 
 
 def check_size(path: str | Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Refuses an array of so many bytes that the file cannot really hold them."""
+    """Refuses an array of more bytes than the file can hold."""
     needed, size = math.prod(shape) * dtype.itemsize, os.path.getsize(path)
     if needed > max(LARGEST, EXPANSION * size):
         raise ValueError(
@@ -91,7 +91,7 @@ def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether columns come first, and type of the array whose bytes follow in the stream.
 
     Raises:
-        ValueError: there is no array, or one of Python objects, whose bytes would run as a program.
+        ValueError: there is no array, or one of Python objects (pickles run code).
     """
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

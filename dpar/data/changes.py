@@ -1,4 +1,4 @@
-"""What changed in the images of a run since they were indexed."""
+"""Changes in the images of a run since they were indexed."""
 
 import sys
 import time
@@ -18,10 +18,10 @@ def say_changes(results: Path) -> None:
 
 
 def changes(results: Path) -> Iterator[str]:
-    """A line for each split whose images are no longer those that were indexed, and one for classes that do not match.
+    """One line per split whose images differ from the indexed ones, and one for classes that do not match.
 
-    Sizes and dates are compared, not contents: those of an image are compared whenever it is read. Images that the run
-    drew itself are not asked.
+    Sizes and dates are compared, not contents: contents are compared whenever an image is read. Generated images
+    are not checked.
 
     Args:
         results: the folder of the run.
@@ -46,7 +46,7 @@ def changes(results: Path) -> Iterator[str]:
 
 
 def _since(index: ImageIndex, path: Path, results: Path) -> str | None:
-    """How the images are otherwise now than their index, which lies at `path`, says; null if they are not."""
+    """Differences between the images and their index at `path`; null if there are none."""
     if Path(index.images.path).parent.name == "images" and Path(index.images.path).parent.parent.name == results.name:
         return None
     try:
@@ -58,7 +58,7 @@ def _since(index: ImageIndex, path: Path, results: Path) -> str | None:
 
 
 def compared(index: ImageIndex, now: Mapping[str, Stamp], indexed: float) -> str | None:
-    """How many files are new, gone and changed, in words; null if none are.
+    """Numbers of new, missing and changed files, in words; null if there are none.
 
     Args:
         index: of the images.

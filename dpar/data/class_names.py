@@ -1,4 +1,4 @@
-"""Numbers of classes by their names, so that held-out images are counted as the training images are."""
+"""Class numbers by name, so that held-out images have the labels of the training images."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from dpar.errors import InputError, shown
 
 
 def numbered_as(images: ImageSource, known: ClassNames | None) -> ImageSource:
-    """Held-out images with the numbers that the training images' classes have; as they are if either has no names.
+    """Held-out images with the labels of the training images' classes; unchanged if either has no names.
 
     Args:
         images: their labels number the classes in the source's own order.
         known: names of the training images' classes, by label.
 
     Raises:
-        InputError: a class that the training images lack, or a name that says too little.
+        InputError: a class that the training images lack, or an ambiguous name.
     """
     if known is None or images.classes is None:
         return images

@@ -1,12 +1,12 @@
-"""Codes on disk: shards of tokens and entropies, the manifest over them, and the memory-mapped store that is read.
+"""Codes on disk: shards of tokens and entropies, the manifest over them, and the memory-mapped store.
 
 A shard holds every view of a run of images in the order (image, view): `tokens` uint16, `entropy` float32 in nats once
 scored, `label`, `image` and `view`, with what they were made from in its header. Two formats say the same: Parquet
-(`.parquet`) and WebDataset (`.tar`, one record an image, its views stacked). Both carry a digest of their contents, so
+(`.parquet`) and WebDataset (`.tar`, one record per image, its views stacked). Both carry a digest of their contents, so
 that a damaged shard is refused wherever it is read, and both have the same bytes whenever their rows are the same.
 
 Training reads neither: `open_codes` decodes all shards once, some thousand rows at a time, into flat files on the local
-disk, named by the manifest's digest, and maps them. The process itself then holds four bytes an image (labels); the
+disk, named by the manifest's digest, and maps them. The process itself then holds four bytes per image (labels); the
 pages of the maps belong to the system, which drops them when memory is short.
 """
 
@@ -54,11 +54,11 @@ class CodeStore:
 
     @property
     def num_views(self) -> int:
-        """Views an image (V)."""
+        """Views per image (V)."""
         return self.tokens.shape[1]
 
     def expect_random_order(self) -> None:
-        """Tells the system not to read ahead: from a cold disk it would read a hundred times what was asked for."""
+        """Turns read-ahead off: from a cold disk it would read a hundred times the bytes asked for."""
         for array in (self.tokens, self.entropy):
             if isinstance(array, np.memmap):
                 array._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore
@@ -146,7 +146,7 @@ def _sizes(manifest: Manifest) -> Iterator[tuple[str, int]]:
 
 
 def _is_whole(manifest: Manifest, home: Path) -> bool:
-    """Whether `home` holds every file: those who tidy temporary folders may have taken some."""
+    """Whether `home` holds every file: cleaners of temporary folders may have deleted some."""
     return all((home / name).is_file() and (home / name).stat().st_size == size for name, size in _sizes(manifest))
 
 
@@ -204,7 +204,7 @@ def _fill(manifest: Manifest, folder: Path, shard: Shard, first_image: int) -> N
 
 
 def stored_entropies(experiment: Experiment, manifest: Path) -> Float32[np.ndarray, "N T"]:
-    """The entropies of every stored view of every image, mapped from the local disk, one row a view.
+    """The entropies of every stored view of every image, mapped from the local disk, one row per view.
 
     Raises:
         InputError: the codes were not scored or do not fit the experiment.

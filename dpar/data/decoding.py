@@ -3,7 +3,7 @@
 An image is always 8-bit RGB, by `PIL.Image.convert`: grey values are repeated, a palette is looked up, CMYK is
 converted, an alpha channel is dropped without blending, and of an animation the first frame is taken. Colour profiles
 and EXIF orientation are ignored, as ADM and LlamaGen do; a TIFF alone is turned as its own tag says. Images with more
-than 8 bits a channel have no such form and are unreadable, but for AVIF, whose decoder rounds them.
+than 8 bits per channel have no such form and are unreadable, but for AVIF, whose decoder rounds them.
 
 The bytes may come from anywhere: only the formats of photographs are tried (none that runs a program, as EPS does), a
 file that is cut off is never filled up, and what would fill the memory is refused before it is decoded.
@@ -30,7 +30,7 @@ UNREADABLE = (OSError, ValueError)
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image as 8-bit RGB, and what it was before.
+    """An image as 8-bit RGB, with its original mode and transparency.
 
     Args:
         mode: Pillow's name of its channels in the file, such as `L`.
@@ -52,11 +52,11 @@ def decode(data: bytes) -> Image.Image:
 
 
 def decode_whole(data: bytes) -> Decoded:
-    """The image in a file, decoded to its last byte, with what it was before it became 8-bit RGB.
+    """The image in a file, decoded to its last byte, with its original mode and transparency.
 
     Raises:
         ValueError: the file is damaged, cut off, no image of `FORMATS`, of more than `PIXELS` pixels, of sides more
-            than `RATIO` to 1, or of more than 8 bits a channel.
+            than `RATIO` to 1, or of more than 8 bits per channel.
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # other packages set it for all
     try:
@@ -88,7 +88,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _check_depth(image: Image.Image, data: bytes) -> None:
-    """Refuses more than 8 bits a channel, of which Pillow drops some where it has three channels."""
+    """Refuses more than 8 bits per channel, of which Pillow drops some where it has three channels."""
     bits = 8
     if image.mode[0] in "IF":
         bits = 16
@@ -102,7 +102,7 @@ def _check_depth(image: Image.Image, data: bytes) -> None:
     elif image.format == "JPEG2000":
         bits = (data[data.index(b"\xff\x4f\xff\x51") + 42] & 0x7F) + 1  # of the first channel in the size marker
     if bits > 8:
-        raise ValueError(f"mode {image.mode} of {image.format} with more than 8 bits a channel")
+        raise ValueError(f"mode {image.mode} of {image.format} with more than 8 bits per channel")
 
 
 def _check_end(image: Image.Image, data: bytes) -> None:

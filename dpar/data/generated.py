@@ -1,8 +1,8 @@
-"""Pictures that the package draws itself: eight classes that a person tells apart at a glance.
+"""Images that the package draws itself: eight classes that a person tells apart at a glance.
 
 Each has flat regions (plain skies and grounds) and busy ones (foliage, waves, bricks, grass), so that some tokens are
-easy to foresee and others are not. Place, size, colours and texture vary; shapes are large, with edges a pixel wide, so
-that a small tokenizer can show them. A picture is a function of (label, index, seed, resolution) alone.
+easy to foresee and others are not. Place, size, colours and texture vary; shapes are large, with edges one pixel
+wide, so that a small tokenizer can show them. An image is a function of (label, index, seed, resolution) alone.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ Colour = Float[np.ndarray, "3"]
 
 
 def draw(label: int, index: int, seed: int, resolution: int) -> UInt8[np.ndarray, "{resolution} {resolution} 3"]:
-    """Picture `index` of a class.
+    """Image `index` of a class.
 
     Args:
-        label: its place in `CLASSES`.
-        index: which picture.
-        seed: of all pictures.
+        label: index of the class in `CLASSES`.
+        index: number of the image.
+        seed: of all images.
         resolution: pixels, the side.
     """
     canvas = _Canvas(np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, label, index]))), resolution)
@@ -49,7 +49,7 @@ def _interpolation(resolution: int, cells: int) -> Float[np.ndarray, "R N"]:
 
 
 class _Canvas:
-    """A square picture with x to the right and y downwards, both from 0 to 1."""
+    """Coordinates of a square image with x to the right and y downwards, both from 0 to 1."""
 
     def __init__(self, rng: np.random.Generator, resolution: int):
         self.rng = rng
@@ -80,7 +80,7 @@ class _Canvas:
         self.pixels += mask * (ink - self.pixels)
 
     def gradient(self, top: Colour, bottom: Colour, turn: float = 1.0) -> None:
-        """Fills the picture from one colour to another, downwards (`turn` 1) or sideways (0)."""
+        """Fills the image from one colour to another, downwards (`turn` 1) or sideways (0)."""
         place = turn * self.y + (1 - turn) * self.x
         self.pixels[:] = top[:, None, None] + (bottom - top)[:, None, None] * place
 

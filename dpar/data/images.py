@@ -29,7 +29,7 @@ _CHECK = 16  # hexadecimal digits of an image's SHA-256 that the index keeps
 
 
 class ImageIndex:
-    """The images that a run uses, in their order, with what was left out and why.
+    """The images that a run uses, in order, with those left out and the reasons.
 
     Args:
         images: the readable ones.
@@ -37,7 +37,7 @@ class ImageIndex:
         num_classes: labels lie below it.
         skipped: `{key, reason}` of each image that could not be read.
         digest: of the order, keys, labels and bytes of the images.
-        checks: how the SHA-256 of each image begins, 16 digits an image, one after the other.
+        checks: the first 16 hexadecimal digits of each image's SHA-256, concatenated.
         sizes: bytes of the files that hold the images, in the order of `images.stamped()`; empty = not known.
     """
 
@@ -154,7 +154,7 @@ class ImageIndex:
         return index
 
     def save(self, path: str | Path) -> None:
-        """Writes the index as JSON, one field a line."""
+        """Writes the index as JSON, one field per line."""
         values = {
             "source": self.images.kind,
             "path": self.images.path,
@@ -226,7 +226,7 @@ def _checks(index: ImageIndex) -> list[str]:
 
 
 def _check_labels(images: ImageSource, num_classes: int) -> None:
-    """Raises `InputError` unless labels lie below `num_classes`, and the folders of a training set are so many."""
+    """Raises `InputError` for labels of `num_classes` or more, or a training set with another number of folders."""
     if isinstance(images, FolderImages) and images.classes is not None and len(images.classes) != num_classes:
         raise InputError(
             f"{images.path} holds {len(images.classes)} class folders, expected {num_classes}; "

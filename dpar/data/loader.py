@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of one step, and of one epoch, as one rank sees them."""
+    """Images of one step and one epoch on one rank."""
 
     tokens: Int[Tensor, "B T"]
     labels: Int[Tensor, "B"]
@@ -61,19 +61,19 @@ def batches(
     accumulate: int = 1,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """Endless micro-batches of one rank from `start_step` on, `accumulate` of them a step.
+    """Endless micro-batches of one rank from `start_step` on, `accumulate` of them per step.
 
     Micro-batch `a` of rank `r` is part `a * world_size + r` of the global batch: the global batch of a step, its order
     and its views are the same for every number of ranks and micro-batches.
 
     Args:
         store: the codes.
-        batch_size: images a step, over all ranks and micro-batches.
+        batch_size: images per step, over all ranks and micro-batches.
         seed: of order and views.
         start_step: optimizer steps already taken.
         rank: this process among `world_size`.
         world_size: processes that share a step.
-        accumulate: micro-batches a step on each rank.
+        accumulate: micro-batches per step on each rank.
         workers: threads that read ahead; 0 reads when asked. They change nothing else.
 
     Raises:
@@ -96,7 +96,7 @@ def batches(
 
 
 def batch_at(store: CodeStore, step: int, part: int, parts: int, batch_size: int, seed: int) -> Batch:
-    """Part `part` of `parts` of the global batch of a step: nothing but these arguments decides what is in it."""
+    """Part `part` of `parts` of the global batch of a step, as a function of these arguments alone."""
     epoch, place = divmod(step, steps_per_epoch(store, batch_size))
     share = batch_size // parts
     begin = place * batch_size + part * share
@@ -135,7 +135,7 @@ def _gather(store: CodeStore, images: np.ndarray, views: np.ndarray, step: int, 
     )
 
 
-@lru_cache(maxsize=2)  # what was read ahead may belong to the next epoch
+@lru_cache(maxsize=2)  # batches read ahead may belong to the next epoch
 def epoch_order(num_images: int, seed: int, epoch: int) -> Int[np.ndarray, "I"]:
     """All image numbers in the order of an epoch."""
     order = np.argsort(random_bits(seed, "order", epoch, np.arange(num_images)), kind="stable")

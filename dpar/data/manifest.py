@@ -17,7 +17,7 @@ _THREADS = 4  # shards read at a time; hashing and decompression run outside Pyt
 
 
 class Shard(Settings):
-    """One shard as the manifest knows it; `path` is relative to the manifest's folder."""
+    """One shard in the manifest; `path` is relative to the manifest's folder."""
 
     path: str
     sha256: str
@@ -43,7 +43,7 @@ class _ManifestFile(Settings):
 
 @dataclass(frozen=True)
 class Manifest:
-    """All shards of a split in the order of their images: counts, digests, and what they were made from."""
+    """All shards of a split in the order of their images: counts, digests and origin."""
 
     path: Path
     metadata: CodeMetadata
@@ -104,7 +104,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """What the codes are, whatever the shards are called."""
+        """Identity of the codes, independent of the names of the shards."""
         return digest([self.metadata.model_dump(mode="json"), [[s.sha256, s.images] for s in self.shards]])
 
     @property
@@ -127,8 +127,8 @@ class Manifest:
         problems = [p for p in mapped(self._problem, self.shards, threads=_THREADS, ahead=_THREADS) if p]
         listed = {self.path_of(shard) for shard in self.shards}
         folders = [folder for folder in {path.parent for path in listed} if folder.is_dir()]
-        beside = {path for folder in folders for path in folder.iterdir() if path.suffix in _FORMATS}
-        problems += [f"the shard {path} is not listed; delete it" for path in sorted(beside - listed)]
+        present = {path for folder in folders for path in folder.iterdir() if path.suffix in _FORMATS}
+        problems += [f"the shard {path} is not listed; delete it" for path in sorted(present - listed)]
         if problems:
             raise InputError(f"{self.path} and its shards do not agree:\n" + "\n".join(f"  {p}" for p in problems))
 

@@ -1,4 +1,4 @@
-"""The finished parts of a pass over many images, kept on disk so that a killed one goes on where it stopped."""
+"""The finished parts of a pass over many images, kept on disk so that a killed one resumes where it stopped."""
 
 import re
 import shutil
@@ -19,7 +19,7 @@ class Parts:
     def __init__(self, output: Path, identity: str):
         """Args:
         output: the file.
-        identity: of all that decides the arrays; parts of another identity are thrown away.
+        identity: of everything that decides the arrays; parts of another identity are deleted.
         """
         self.folder = output.with_name(f".{output.stem}.{identity}.parts")
         for other in output.parent.glob(f".{output.stem}.*.parts"):
@@ -33,7 +33,7 @@ class Parts:
         return sorted((range(int(name[1]), int(name[2])) for name in found if name), key=lambda span: span.start)
 
     def resume(self) -> int:
-        """The number of finished images from the first on; parts behind a gap are thrown away."""
+        """The number of finished images from the first on; parts after a gap are deleted."""
         stop = 0
         for span in self.spans:
             if span.start == stop:
@@ -43,7 +43,7 @@ class Parts:
         return stop
 
     def add(self, span: range, **arrays: np.ndarray) -> None:
-        """Keeps a part: arrays whose rows are the images of these numbers."""
+        """Saves a part: arrays whose rows are the images of these numbers."""
         with atomic_write(self._path(span)) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays, of=np.array(self._name(span)))  # pyright: ignore[reportArgumentType]  # none is called `allow_pickle`
 
@@ -68,7 +68,7 @@ class Parts:
             yield span, self.load(span)
 
     def remove(self) -> None:
-        """Throws all parts away."""
+        """Deletes all parts."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _name(self, span: range) -> str:

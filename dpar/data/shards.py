@@ -29,12 +29,12 @@ _ROW_GROUP = 8192  # rows
 
 
 class CodeMetadata(Settings):
-    """What a shard's rows are and what they were made from."""
+    """Contents and origin of a shard's rows."""
 
-    grid: tuple[int, int] = Field(description="rows and columns of tokens an image")
+    grid: tuple[int, int] = Field(description="rows and columns of tokens per image")
     vocab_size: int = Field(gt=0, le=65536)
     resolution: int = Field(gt=0, description="pixels, the side of the tokenized square")
-    views: int = Field(gt=0, description="rows an image")
+    views: int = Field(gt=0, description="rows per image")
     tokenizer: str = Field(description="SHA-256 of the tokenizer's weights")
     images: str = Field(default="", description="digest of the image index")
     entropy_model: str | None = Field(
@@ -43,7 +43,7 @@ class CodeMetadata(Settings):
 
     @property
     def length(self) -> int:
-        """Tokens an image (T)."""
+        """Tokens per image (T)."""
         return self.grid[0] * self.grid[1]
 
     def expect(self, where: str | Path, **expected: Any) -> None:

@@ -1,4 +1,4 @@
-"""Passes over many images: threads that work ahead, and a line now and then that says how far the pass is."""
+"""Passes over many images: threads that read ahead, and a progress line now and then."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def mapped(function: Callable[[S], T], items: Iterable[S], *, threads: int, ahead: int) -> Iterator[T]:
-    """`function` of each item, in order, worked out by threads; at most `ahead` results wait to be read.
+    """`function` of each item, in order, computed by threads; at most `ahead` results are kept ready.
 
     An error is raised when its item's turn comes; whatever has not begun by then, or when the reader stops, is dropped.
     """
@@ -30,13 +30,13 @@ def mapped(function: Callable[[S], T], items: Iterable[S], *, threads: int, ahea
 
 
 def reported(items: Iterable[T], total: int, verb: str, *, size: int = 1, every: float = 10.0) -> Iterator[T]:
-    """The same items; standard error says how many images are done, how fast, and what is left.
+    """The same items; progress, speed and remaining time go to standard error.
 
     Args:
         items: each stands for `size` images, the last perhaps for fewer.
         total: images in all.
-        verb: what was done with them, such as `read`.
-        size: images an item.
+        verb: of the message, such as `read`.
+        size: images per item.
         every: seconds between lines.
     """
     start = said = time.monotonic()
@@ -46,4 +46,4 @@ def reported(items: Iterable[T], total: int, verb: str, *, size: int = 1, every:
         if now - said >= every or done == total:
             said, pace = now, done / max(now - start, 1e-9)
             left = f", {(total - done) / pace:.0f} s left" if done < total else ""
-            print(f"{verb} {done} of {total} images, {pace:.0f} a second{left}", file=sys.stderr, flush=True)
+            print(f"{verb} {done} of {total} images, {pace:.0f} per second{left}", file=sys.stderr, flush=True)

@@ -1,1 +1,1 @@
-"""What an experiment may say, and the cells that its tables need."""
+"""Settings of an experiment, and the cells that its tables need."""

@@ -16,7 +16,7 @@ from dpar.experiment.settings import Experiment, Patchify, Sampling, Settings, T
 # How a setting that departs from the experiment's own is written in the name of a cell.
 SHORT = {"threshold": "eth", "p_avg": "pavg", "max_length": "pmax", "row_boundary": "rows", "cfg_scale": "cfg"}
 
-# What of the paper's can stand beside ours, in rows as `paper.NAME`.
+# Numbers of the paper that rows can show next to ours, as `paper.NAME`.
 PAPER = ("fid", "inception_score", "precision", "recall", "steps", "top1", "top5")
 
 S = TypeVar("S", bound=Settings)
@@ -52,13 +52,13 @@ class SampleCell:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: what it varies, what the paper prints there, and the cells that fill it.
+    """One row of a table: varied settings, the paper's numbers, and the cells that fill it.
 
     Attributes:
         values: the row as the experiment writes it.
-        paper: what the paper prints there.
-        models: the trainings, one a training seed.
-        samples: what is drawn from each of them.
+        paper: the paper's numbers.
+        models: the trainings, one per training seed.
+        samples: the sets of samples drawn from each of them.
     """
 
     values: dict[str, Any]
@@ -73,12 +73,12 @@ class Row:
 
     @property
     def sample(self) -> SampleCell:
-        """What is drawn from the first training."""
+        """The samples drawn from the first training."""
         return self.samples[0]
 
 
 def table_rows(experiment: Experiment, name: str) -> list[Row]:
-    """The rows of the table `name`, each base row times every combination of what varies.
+    """The rows of the table `name`, each base row times every combination of varied values.
 
     Raises:
         InputError: a row names an unknown model, milestone or setting.
@@ -100,8 +100,8 @@ def written_rows(experiment: Experiment) -> Iterator[tuple[str, dict[str, Any]]]
     """Every row of every table and figure as it is written, with where that is, such as `tables.comparison`."""
     for name, table in experiment.tables.items():
         yield from ((f"tables.{name}", values) for values in _expanded(table))
-    for name, picture in experiment.figures.items():
-        yield from ((f"figures.{name}", values) for values in picture.rows)
+    for name, figure in experiment.figures.items():
+        yield from ((f"figures.{name}", values) for values in figure.rows)
 
 
 def model_cells(experiment: Experiment) -> dict[str, ModelCell]:
@@ -114,7 +114,7 @@ def model_cells(experiment: Experiment) -> dict[str, ModelCell]:
 
 
 def described_models(experiment: Experiment) -> set[str]:
-    """Slugs of the trainings of the models as the experiment describes them, whatever their seed."""
+    """Slugs of the trainings of the models as the experiment describes them, for every seed."""
     return {cell.slug for name in experiment.models for cell in _model_cells(experiment, name, {}, {})}
 
 
@@ -142,7 +142,7 @@ def gated_cells(experiment: Experiment) -> list[SampleCell]:
 
 
 def shard_of(num_images: int, batch_size: int, shard: int, shards: int) -> range:
-    """The images of one of the shards that a set of samples is drawn in: whole batches, as long as each gets one."""
+    """The images of one shard of a set of samples: whole batches, as long as each gets one."""
     unit = batch_size if num_images > (shards - 1) * batch_size else 1
     units = -(-num_images // unit)
     first, last = (min(n * units // shards * unit, num_images) for n in (shard, shard + 1))
@@ -157,7 +157,7 @@ def p_avg_targets(experiment: Experiment) -> list[float]:
 
 
 def merged_thresholds(paths: Iterable[Path]) -> dict[str, Any]:
-    """What calibrate_threshold wrote into `paths` for several targets, as one.
+    """The results of calibrate_threshold in `paths`, one file per target, as one mapping.
 
     Raises:
         InputError: a file is missing, or holds no thresholds.
@@ -171,7 +171,7 @@ def merged_thresholds(paths: Iterable[Path]) -> dict[str, Any]:
 
 
 def threshold_of(patchify: Patchify, thresholds: Mapping[str, Any]) -> float | None:
-    """E_Th of `patchify` in nats, looked up in what calibrate_threshold wrote; None for static patches.
+    """E_Th of `patchify` in nats, from the results of calibrate_threshold; None for static patches.
 
     Raises:
         InputError: no threshold was calibrated to this mean patch length.

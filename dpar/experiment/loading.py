@@ -28,7 +28,7 @@ def parse_experiment(values: Any, where: str) -> Experiment:
 
 
 def refusals(error: ValidationError) -> list[str]:
-    """What was refused, a line each: the key, what is allowed, and what was found if that is short."""
+    """Refused settings, one line each: the key, the allowed values, and the value found if it is short."""
     lines = []
     for each in error.errors():
         given = each["input"]
@@ -38,7 +38,7 @@ def refusals(error: ValidationError) -> list[str]:
 
 
 def _check_size(values: Any, where: str) -> None:
-    """Counts what a file says; aliases that stand for aliases can make a short one say more than any memory holds."""
+    """Counts the values of a file; nested aliases can make a short one larger than any memory."""
     left, count = [values], 0
     while left:
         value = left.pop()
@@ -55,7 +55,7 @@ def _check_size(values: Any, where: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without code, in which a key that is written twice is an error: the first would go unsaid."""
+    """YAML without code, in which a duplicate key is an error: the first value would be lost silently."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -69,7 +69,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: str | Path) -> Any:
-    """What a YAML file in UTF-8 says, whatever the language of the terminal.
+    """Contents of a YAML file in UTF-8, whatever the locale.
 
     Raises:
         InputError: the file is missing or is not YAML, has a tag that is more than data, or a key twice.

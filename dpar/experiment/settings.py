@@ -1,4 +1,4 @@
-"""What an experiment may say: typed, closed and frozen. The defaults are Section 4.1's."""
+"""Settings of an experiment: typed, closed and frozen. The defaults are Section 4.1's."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from dpar.errors import InputError
 
-# Settings that decide when a training stops, saves or says something, and not what it computes on the way.
+# Settings for when a training stops, saves or reports, without effect on its computations.
 TOKENIZER_PACE = frozenset({"steps", "epochs", "checkpoint_every"})
 TRAINING_PACE = frozenset(
     {
@@ -42,14 +42,14 @@ class Settings(BaseModel):
 
 
 class GeneratedImages(Settings):
-    """How many images the package draws itself."""
+    """Numbers of images that the package draws itself."""
 
     train: int = Field(gt=0)
     val: int = Field(gt=0)
 
 
 class Images(Settings):
-    """Where the pictures come from and how they are cut."""
+    """Source of the images, and their crops."""
 
     source: Literal["generated", "folder", "parquet", "webdataset"]
     train: str | None = Field(default=None, description="folder, or glob of Parquet files or tars")
@@ -134,7 +134,7 @@ class Autoencoder(Settings):
 
     @property
     def downsample(self) -> int:
-        """Pixels a token, along one side (K)."""
+        """Pixels per token, along one side (K)."""
         return self.pixel_shuffle * 2 ** (len(self.multipliers) - 1)
 
     @model_validator(mode="after")
@@ -152,11 +152,11 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
 
 
 class Tokenizer(Autoencoder):
-    """The VQ autoencoder: imported from `weights`, or trained. Sizes beside `variant` replace that tokenizer's."""
+    """The VQ autoencoder: imported from `weights`, or trained. Sizes next to `variant` replace that tokenizer's."""
 
     variant: str | None = Field(default=None, description="VQ-16 or VQ-8")
     weights: str | None = Field(default=None, description="an official file such as vq_ds16_c2i.pt; null = train")
-    weights_sha256: Sha256 | None = Field(default=None, description="what the file of `weights` must have")
+    weights_sha256: Sha256 | None = Field(default=None, description="SHA-256 of the file of `weights`")
     training: TokenizerTraining | None = None
 
     @model_validator(mode="before")
@@ -182,7 +182,7 @@ class Tokenizer(Autoencoder):
 
 
 class Codes(Settings):
-    """How images become rows of codes and how the rows are stored."""
+    """Encoding of images as rows of codes, and storage of the rows."""
 
     format: Literal["parquet", "webdataset"] = "parquet"
     crop_ranges: tuple[Annotated[float, Field(ge=1)], ...] = Field(
@@ -222,7 +222,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 class Transformer(Settings):
-    """A row of Table 1 by name (`variant`), or its sizes; sizes beside a name replace that row's."""
+    """A row of Table 1 by name (`variant`), or its sizes; sizes next to a name replace that row's."""
 
     variant: str | None = Field(default=None, description="DPAR-B, DPAR-L, ... or LlamaGen-B, ...")
     architecture: Literal["dpar", "llamagen"] | None = None
@@ -235,7 +235,7 @@ class Transformer(Settings):
     position: Literal["dynamic", "dynamic_no_redundancy", "2d"] = Field(
         default="dynamic", description="Table 9; DPAR only"
     )
-    # left out of what is written where it is the default: what was made before there was a choice stays up to date
+    # not written where it is the default, so that results from before there was a choice stay up to date
     query_pooling: Pooling = Field(
         default="max",
         exclude_if=lambda pooling: pooling == "max",
@@ -287,7 +287,7 @@ class Training(Settings):
     epochs: int | None = Field(default=None, gt=0)
     milestones: tuple[int, ...] = Field(default=(), description="earlier states to keep, in the unit of the length")
     batch_size: int = Field(default=256, gt=0, description="global")
-    accumulate: int = Field(default=1, gt=0, description="micro-batches a step")
+    accumulate: int = Field(default=1, gt=0, description="micro-batches per step")
     learning_rate: float = Field(default=1e-4, gt=0)
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     weight_decay: float = Field(default=0.05, ge=0)
@@ -320,7 +320,7 @@ class Training(Settings):
 
     @property
     def unit(self) -> Literal["step", "epoch"]:
-        """What the length and the milestones count."""
+        """The unit of the length and of the milestones."""
         return "step" if self.steps else "epoch"
 
     @property
@@ -339,7 +339,7 @@ class EntropyModel(Settings):
     )
     model: Transformer = Transformer(variant="LlamaGen-B")
     weights: str | None = Field(default=None, description="an official file such as c2i_B_256.pt (null_class only)")
-    weights_sha256: Sha256 | None = Field(default=None, description="what the file of `weights` must have")
+    weights_sha256: Sha256 | None = Field(default=None, description="SHA-256 of the file of `weights`")
     training: Training | None = None
 
     @model_validator(mode="after")
@@ -392,7 +392,7 @@ class Patchify(Settings):
 
 
 class Sampling(Settings):
-    """How images are drawn from a model (Algorithm 2)."""
+    """Sampling of images from a model (Algorithm 2)."""
 
     num_images: int = Field(default=50_000, gt=0)
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
@@ -425,7 +425,7 @@ class Sampling(Settings):
 
     @property
     def draw(self) -> dict[str, Any]:
-        """What of this `dpar.sampling.sampler.sample` is told."""
+        """The part that `dpar.sampling.sampler.sample` takes."""
         return {name: getattr(self, name) for name in ("cfg_scale", "cfg_interval", "temperature", "top_k", "top_p")}
 
 
@@ -443,13 +443,13 @@ class LinearProbe(Settings):
     """The linear classifier of Table 7, on standardised features."""
 
     penalty: float = Field(
-        default=1e-4, gt=0, description="of half the squared weights, beside the mean cross-entropy in nats"
+        default=1e-4, gt=0, description="of half the squared weights, added to the mean cross-entropy in nats"
     )
     iterations: int = Field(default=200, gt=0, description="of L-BFGS, at most")
 
 
 class Evaluation(Settings):
-    """What the samples are compared with, and by which network."""
+    """Reference images of the samples, and the network that compares them."""
 
     extractor: str = Field(
         default="classifier",
@@ -476,12 +476,12 @@ class Evaluation(Settings):
 
 
 class Table(Settings):
-    """A table or grid as data: its rows, each times every combination of what varies.
+    """A table or grid as data: its rows, each times every combination of varied values.
 
     A row is flat: `model` names an entry of `models`; `milestone` a state of its training (default: the end); keys such
     as `patchify.max_length`, `transformer.position` and `sampling.cfg_scale` replace that setting of the experiment;
     `inference.threshold` replaces a setting of `patchify` for sampling alone, and `inference.gate` the entropy model by
-    one of `gates`; `paper.fid` is what the paper prints, where its settings are not the row's (where they are,
+    one of `gates`; `paper.fid` is the paper's number, where its settings are not the row's (where they are,
     `dpar/report/paper_tables.yaml` has it).
     """
 
@@ -491,7 +491,7 @@ class Table(Settings):
         pattern=r"^(table|figure)\d+$",
         description="the table or figure of the paper that this one stands for: the target that makes it",
     )
-    base: dict[str, Any] = Field(default={}, description="what every row has that does not say otherwise")
+    base: dict[str, Any] = Field(default={}, description="values of every row that has none of its own")
     rows: tuple[dict[str, Any], ...] = Field(min_length=1)
     vary: dict[str, tuple[Any, ...]] = {}
     linear_probe: bool = Field(
@@ -510,7 +510,7 @@ class Table(Settings):
 
 
 class Picture(Settings):
-    """Samples of some cells as a picture, a row a class, uncurated: the first that were drawn (Figures 5-12)."""
+    """Samples of some cells as a picture, one row per class, uncurated: the first that were drawn (Figures 5-12)."""
 
     title: str
     rows: tuple[dict[str, Any], ...] = Field(min_length=1, description="cells, written as the rows of a table")
@@ -561,10 +561,10 @@ class Experiment(Settings):
             )
         if taken := {*self.tables, *FIGURES} & {*self.figures} | {*self.tables} & {*FIGURES, "table1", "table8"}:
             raise ValueError(f"{', '.join(sorted(taken))}: a table or figure of this name exists; give it another")
-        for name, picture in self.figures.items():
-            if max(picture.classes) >= self.images.num_classes:
+        for name, figure in self.figures.items():
+            if max(figure.classes) >= self.images.num_classes:
                 raise ValueError(
-                    f"figures.{name}: class {max(picture.classes)} is not among the {self.images.num_classes} classes, "
+                    f"figures.{name}: class {max(figure.classes)} is not among the {self.images.num_classes} classes, "
                     "which are counted from 0"
                 )
         if self.images.resolution % self.tokenizer.downsample:
@@ -576,7 +576,7 @@ class Experiment(Settings):
 
     @property
     def networks(self) -> dict[str, EntropyModel]:
-        """What may place boundaries, by its folder among the results: the entropy model and the gates."""
+        """The networks that can place boundaries, by folder among the results: the entropy model and the gates."""
         return {gate_folder(None): self.entropy_model} | {gate_folder(gate): self.gates[gate] for gate in self.gates}
 
     def network(self, folder: str) -> EntropyModel:
@@ -591,6 +591,6 @@ class Experiment(Settings):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens an image."""
+        """Rows and columns of tokens per image."""
         side = self.images.resolution // self.tokenizer.downsample
         return side, side

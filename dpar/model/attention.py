@@ -1,4 +1,4 @@
-"""Causal attention: dense images, and images of different lengths packed end to end, on whatever the machine offers.
+"""Causal attention: dense, or packed end to end over images of different lengths, by an available back end.
 
 Deviation: the paper packs with xformers; here that is one back end of several with one result, not the first choice.
 """
@@ -47,10 +47,10 @@ def _varlen(packed: PackedLengths) -> Attend:
     """PyTorch's own variable-length attention: half precision, GPU."""
     from torch.nn.attention.varlen import varlen_attn
 
-    # torch 2.10 says `is_causal`; later versions say how far back and ahead a query sees
+    # torch 2.10 says `is_causal`; later versions take the window of a query
     windowed = "window_size" in inspect.signature(varlen_attn).parameters
     causal: dict[str, Any] = {"window_size": (-1, 0)} if windowed else {"is_causal": True}
-    ends, longest = packed.cu_seqlens, packed.max_length
+    ends, longest = packed.cu_seqlens, packed.longest
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return cast(Tensor, varlen_attn(q, k, v, ends, ends, longest, longest, **causal))
@@ -59,7 +59,7 @@ def _varlen(packed: PackedLengths) -> Attend:
 
 
 def _xformers(packed: PackedLengths) -> Attend:
-    """The paper's implementation, and the packed one that knows fp32 on a GPU."""
+    """The paper's implementation; the packed one that supports fp32 on a GPU."""
     from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports]  # an extra
     from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask  # pyright: ignore[reportMissingImports]
 
@@ -109,7 +109,7 @@ BACKENDS: dict[Backend, Callable[[PackedLengths], Attend]] = {
 
 @cache
 def fastest_backend(device: torch.device, dtype: torch.dtype) -> Backend:
-    """The fastest back end that works for tensors of this kind here, which is tried; the choice is logged once.
+    """The fastest back end that works for such tensors here, by trial; the choice is logged once.
 
     `flex` is never chosen by itself: it compiles at the first call and is not faster.
     """
@@ -126,10 +126,10 @@ def fastest_backend(device: torch.device, dtype: torch.dtype) -> Backend:
 
 
 def why_not(backend: Backend, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why packed attention by `backend` cannot train here; None if it can, which is tried."""
+    """Why packed attention by `backend` cannot train here; None if it can, by trial."""
     packed = PackedLengths.from_lengths([3, 5], device)
     with torch.inference_mode(False), torch.enable_grad():
-        # not random: a training's numbers must not depend on what was tried
+        # not random: a training's numbers must not depend on the trial
         q, k, v = (torch.ones(8, 2, 64, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
         try:
             packed_attention(packed, backend, dtype=dtype)(q, k, v).sum().backward()

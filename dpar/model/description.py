@@ -24,12 +24,12 @@ from dpar.paper import (
 
 
 def describe(variant: str, resolution: int, patches: float | None = None) -> dict[str, Any]:
-    """Everything the command says about a model, for JSON.
+    """Sizes, costs and cache of a model, for JSON.
 
     Args:
         variant: a key of `VARIANTS`.
         resolution: pixels.
-        patches: mean patches an image; by default the paper's mean at this resolution.
+        patches: mean patches per image; by default the paper's mean at this resolution.
 
     Raises:
         InputError: the variant is unknown, the resolution is not made of whole tokens, or the patches are missing,

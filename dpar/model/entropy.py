@@ -1,4 +1,4 @@
-"""How uncertain the entropy model is about the next token (Section 3.2.1, Eq. 3)."""
+"""Entropy of the next token under the entropy model (Section 3.2.1, Eq. 3)."""
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ def next_token_entropy(logits: Float[Tensor, "... V"]) -> Float[Tensor, "..."]:
 
 
 def entropy_from_outputs(model: LlamaGen, outputs: Float[Tensor, "... outputs"]) -> Float[Tensor, "..."]:
-    """The entropy in nats that a network's outputs mean: of its logits, or the one number of a distilled gate."""
+    """The entropy in nats from a network's outputs: of its logits, or the single output of a distilled gate."""
     return outputs.squeeze(-1) if isinstance(model, EntropyRegressor) else next_token_entropy(outputs)
 
 

@@ -1,4 +1,4 @@
-"""A gate that says how uncertain the entropy model would be, and nothing else: a LlamaGen with one output.
+"""A distilled gate: a LlamaGen with one output that predicts the entropy model's entropy.
 
 At 16,384 codes the head and the softmax behind it are most of what a small entropy model costs at each token; here the
 head is one row.
@@ -27,7 +27,7 @@ class EntropyRegressorConfig(LlamaGenConfig):
 
 
 class EntropyHead(Head):
-    """Entropy in nats, fp32 or wider; ln V at first, as of a network that knows nothing."""
+    """Entropy in nats, fp32 or wider; ln V at first, the entropy of a uniform distribution."""
 
     def __init__(self, width: int, vocab_size: int):
         super().__init__(width, 1)

@@ -1,4 +1,4 @@
-"""What a model costs an image (Table 8): multiply-accumulates by the paper's count and in full, and cache bytes.
+"""Cost of a model per image (Table 8): multiply-accumulates by the paper's count and in full, and cache bytes.
 
 One multiply-accumulate (MAC) is a multiplication and an addition. Table 8's "GFLOPs" are 1e9 MACs of the linear layers
 in one forward pass, head included; attention products and the entropy model are left out. The full count adds the
@@ -30,7 +30,7 @@ BACKWARD = 2
 
 @dataclass(frozen=True)
 class Macs:
-    """Multiply-accumulates an image: of linear layers, and of attention's two products."""
+    """Multiply-accumulates per image: of linear layers, and of attention's two products."""
 
     linear: Number
     attention: Number
@@ -90,7 +90,7 @@ def full_gmacs(config: LlamaGenConfig | DPARConfig, patches: Number | None = Non
 
 
 def training_gmacs(config: LlamaGenConfig | DPARConfig, patches: Number | None = None) -> Number:
-    """1e9 MACs of one training step an image, forward and backward, attention products counted.
+    """1e9 MACs of one training step per image, forward and backward, attention products counted.
 
     Entropies are stored beforehand: scoring an image costs one `full_gmacs` of the entropy model, once for all epochs.
     """
@@ -144,7 +144,7 @@ def kv_cache_bytes(
         patches: M, for DPAR.
         entropy_model: sizes of the network that decides where patches open; None for LlamaGen and static patches.
         guided: whether a second branch without the class is computed; the encoder and the entropy model see no class.
-        value_bytes: bytes a number; 2 for bfloat16.
+        value_bytes: bytes per number; 2 for bfloat16.
     """
     branches = 2 if guided else 1
     if isinstance(config, LlamaGenConfig):

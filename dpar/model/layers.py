@@ -98,7 +98,7 @@ class FeedForward(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with rotary positions; who attends to whom is decided by `attend`."""
+    """Multi-head self-attention with rotary positions; `attend` decides the mask."""
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
         super().__init__()

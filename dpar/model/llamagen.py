@@ -12,10 +12,10 @@ from dpar.model.rope import grid_rope, zero_rope
 
 
 class TransformerConfig(Settings):
-    """What LlamaGen and DPAR have in common."""
+    """Common sizes of LlamaGen and DPAR."""
 
     vocab_size: int = Field(gt=1)
-    grid: tuple[int, int] = Field(description="rows and columns of tokens an image")
+    grid: tuple[int, int] = Field(description="rows and columns of tokens per image")
     width: int = Field(gt=0)
     heads: int = Field(gt=0)
     layers: int = Field(gt=0)
@@ -32,12 +32,12 @@ class TransformerConfig(Settings):
 
     @property
     def head_dim(self) -> int:
-        """Channels a head."""
+        """Channels per head."""
         return self.width // self.heads
 
     @property
     def tokens(self) -> int:
-        """Tokens an image (T)."""
+        """Tokens per image (T)."""
         return self.grid[0] * self.grid[1]
 
     @property

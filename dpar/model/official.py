@@ -1,4 +1,4 @@
-"""Weights that others published: read without running their code, told apart from what a download leaves instead."""
+"""Published weights: read without running code, and distinguished from failed downloads."""
 
 import argparse
 import codecs
@@ -22,7 +22,7 @@ from dpar.weights import check_finite
 LAYOUTS = ("model", "module", "state_dict")
 """Where a file may keep its tensors by name: the first that it has is read, as by who draws from LlamaGen."""
 
-# what torch's reader raises, beside UnpicklingError, where a file's bytes are not what it expects
+# what torch's reader raises, in addition to UnpicklingError, where a file's bytes are not what it expects
 DAMAGED = (
     RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, EOFError,
     struct.error,
@@ -30,9 +30,9 @@ DAMAGED = (
 
 
 def _check_bytes(path: Path, sha256: str | None) -> None:
-    """Refuses what cannot be a PyTorch file by size, first bytes and checksums, or has another digest than is known.
+    """Refuses a file that is no PyTorch file by size, first bytes or checksums, or that has another digest.
 
-    The digest is known if it is given, or if PATH.sha256 lies beside the file.
+    The digest is known if it is given, or if PATH.sha256 lies next to the file.
     """
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
@@ -60,10 +60,10 @@ def _check_bytes(path: Path, sha256: str | None) -> None:
         advice = "give a file that `torch.save` wrote (.pt or .pth)"
     if found:
         raise InputError(f"{path} {found}; expected PyTorch weights: {advice}")
-    beside = path.with_name(path.name + ".sha256")
+    checksum = path.with_name(path.name + ".sha256")
     expected = {"the settings say": sha256} if sha256 else {}
-    if beside.is_file():
-        expected[f"{beside.name} says"] = (beside.read_text("utf-8", "replace").split() or [""])[0]
+    if checksum.is_file():
+        expected[f"{checksum.name} says"] = (checksum.read_text("utf-8", "replace").split() or [""])[0]
     actual = sha256_file(path) if expected else None
     for who, digest in expected.items():
         if digest.lower() != actual:
@@ -73,7 +73,7 @@ def _check_bytes(path: Path, sha256: str | None) -> None:
 
 
 def _broken_part(path: Path) -> str | None:
-    """The name of the first file in the archive whose bytes are not those that were packed; torch does not look."""
+    """The name of the first damaged file in the archive, by its CRC, which torch does not check."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip()
@@ -84,10 +84,10 @@ def _broken_part(path: Path) -> str | None:
 def read_official(path: str | Path, sha256: str | None = None, layouts: Sequence[str] = LAYOUTS) -> dict[str, Tensor]:
     """The tensors by name of a published file, under one of `layouts`, or flat; on the CPU.
 
-    No code in the file is run. Where the file has several sets of weights, what is taken and left is said.
+    No code in the file is run. Where the file has several sets of weights, a message says which one is taken.
 
     Args:
-        path: the file. If PATH.sha256 lies beside it (as `sha256sum` writes it), that digest is checked too.
+        path: the file. If PATH.sha256 lies next to it (as `sha256sum` writes it), that digest is checked too.
         sha256: what the file's bytes must have; None = whatever they have.
         layouts: names of sets of weights, the one to take first.
 
@@ -97,7 +97,7 @@ def read_official(path: str | Path, sha256: str | None = None, layouts: Sequence
     path = Path(path)
     _check_bytes(path, sha256)
     try:
-        # LlamaGen's own training scripts keep their command line beside the tensors
+        # LlamaGen's own training scripts keep their command line with the tensors
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
@@ -141,12 +141,12 @@ def load_official(
     sha256: str | None = None,
     layouts: Sequence[str] = LAYOUTS,
 ) -> None:
-    """Fills `network` from a published file: each tensor finds its place and each place its tensor.
+    """Fills `network` from a published file: names must match one to one.
 
     Args:
         path: as for `read_official`.
         network: its state names are the file's.
-        ignored: names that may be in the file and mean nothing here.
+        ignored: names in the file to skip.
         sha256: as for `read_official`.
         layouts: as for `read_official`.
 
@@ -197,7 +197,7 @@ def import_llamagen(path: str | Path, config: LlamaGenConfig, sha256: str | None
 
     Args:
         path: as for `read_official`.
-        config: without `num_classes`, the file says how many classes it knows (LlamaGen's: 1000).
+        config: without `num_classes`, the file gives the number of classes (LlamaGen's: 1000).
         sha256: as for `read_official`.
 
     Raises:
@@ -209,7 +209,7 @@ def import_llamagen(path: str | Path, config: LlamaGenConfig, sha256: str | None
     side = math.isqrt(max(tokens, 0))
     if tokens > 0 and side**2 == tokens != config.tokens:
         raise InputError(
-            f"{path} was made for {side} x {side} tokens an image, not for {' x '.join(map(str, config.grid))}; "
+            f"{path} was made for {side} x {side} tokens per image, not for {' x '.join(map(str, config.grid))}; "
             "give the file of the images' resolution (c2i_B_256.pt, c2i_B_384.pt), or correct the resolution"
         )
     table = given.get("cls_embedding.embedding_table.weight")

@@ -49,7 +49,7 @@ class PatchCrossAttention(nn.Module):
     def forward(
         self, query: Float[Tensor, "M D"], states: Float[Tensor, "N D"], ids: Int[Tensor, " N"]
     ) -> Float[Tensor, "M D"]:
-        """The patch states, `query` plus what each patch gathered. Scores are made only where a patch has a token.
+        """The patch states: `query` plus attention over each patch's tokens, as scores of (patch, token) pairs only.
 
         Args:
             query: states of the patches so far.

@@ -13,7 +13,7 @@ from dpar.patches.packing import PackedLengths
 def shift_right(
     first: Float[Tensor, "B *features"], rest: Float[Tensor, "M *features"], packed: PackedLengths
 ) -> Float[Tensor, "M *features"]:
-    """Each packed sequence moved back by one place: `first` in front, the last of `rest` gone."""
+    """Each packed sequence shifted right by one: `first` in front, the last of `rest` dropped."""
     return rest.roll(1, 0).index_copy(0, packed.cu_seqlens[:-1].long(), first)
 
 
@@ -33,13 +33,13 @@ class PatchTransformer(nn.Module):
         packed: PackedLengths,
         backend: Backend | Literal["auto"] = "auto",
     ) -> Float[Tensor, "M D"]:
-        """For each patch what is known before it: the output at the class for P_0, the one at P_{m-1} for P_m.
+        """The context of each patch: the output at the class for P_0, at P_{m-1} for P_m.
 
         Args:
             classes: the class token of each image.
             patches: the encoder's patch states; the last of an image is not used.
             rope: rotations of the patches.
-            packed: patches an image.
+            packed: patches per image.
             backend: of packed attention.
         """
         rope = shift_right(rope.new_zeros(len(classes), *rope.shape[1:]), rope, packed)

@@ -1,4 +1,4 @@
-"""Where a token or a patch lies, as rotations of queries and keys (Section 6.3 of the paper, Eqs. 8-9).
+"""Positions of tokens and patches as rotations of queries and keys (Section 6.3 of the paper, Eqs. 8-9).
 
 A table of rotations has the shape [..., head_dim / 2, 2]: the cosine and the sine of one angle for each adjacent pair
 of channels. Tables are made where they are used, from integers: they are no part of a model's state, so that no change
@@ -83,7 +83,7 @@ def patch_rope(
 def zero_rope(
     count: int, head_dim: int, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "count half 2"]:
-    """What `count` class tokens or start vectors have in place of a position: cosine and sine 0.
+    """Rotations of `count` class tokens or start vectors, which have no position: cosine and sine 0.
 
     Their queries and keys become zero vectors; LlamaGen's checkpoints were trained so.
     """

@@ -12,7 +12,7 @@ from dpar.model.llamagen import LlamaGen, LlamaGenConfig
 def model_config(
     transformer: Transformer, *, vocab_size: int, grid: tuple[int, int], num_classes: int | None
 ) -> LlamaGenConfig | DPARConfig:
-    """The sizes that `transformer` names: its variant's row, with what it says itself in place of the row's.
+    """The sizes that `transformer` names: its variant's row, overridden by its own settings.
 
     Args:
         transformer: a variant, sizes, or a variant with some sizes changed (Table 10).

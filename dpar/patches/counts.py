@@ -25,7 +25,7 @@ from dpar.patches.rule import (
 
 @dataclass(frozen=True)
 class PatchCounts:
-    """How many images have how many patches: `histogram[m]` images of `len(histogram) - 1` tokens have m."""
+    """Histogram of patches per image: `histogram[m]` images of `len(histogram) - 1` tokens have m."""
 
     histogram: Int[np.ndarray, " counts"]
 

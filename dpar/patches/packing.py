@@ -17,12 +17,12 @@ class PackedLengths:
     Attributes:
         lengths: positions of each sequence, on the host.
         cu_seqlens: int32, where each sequence begins, and at the end where the last one stops.
-        max_length: positions of the longest, on the host.
+        longest: positions of the longest, on the host.
     """
 
     lengths: tuple[int, ...]
     cu_seqlens: Int[Tensor, " ends"]
-    max_length: int
+    longest: int
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int], device: torch.device | str | None = None) -> "PackedLengths":
@@ -45,10 +45,10 @@ class PackedLengths:
 
 @dataclass(frozen=True)
 class PatchLayout:
-    """Where the patches of a batch lie in the packed sequence: row r is patch r, counted through all images in order.
+    """Positions of the patches of a batch in the packed sequence: row r is patch r, numbered through all images.
 
     Attributes:
-        packed: patches an image.
+        packed: patches per image.
         rows: for each token, the row of its patch.
         first: for each row, the raster index in its image of the patch's first token.
         last: the same of its last token.

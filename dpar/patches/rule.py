@@ -162,7 +162,7 @@ def static_starts(
 
 @dataclass(frozen=True)
 class PatchRule:
-    """Where patches begin, resolved: what training, likelihoods, sampling and counting take.
+    """The resolved patch rule, which training, likelihoods, sampling and counting take.
 
     Attributes:
         grid_width: tokens in a row of the image.
@@ -184,7 +184,7 @@ class PatchRule:
 
     @classmethod
     def of(cls, patchify: Patchify, threshold: float | None, grid_width: int) -> "PatchRule":
-        """The rule that settings mean.
+        """The rule of these settings.
 
         Args:
             threshold: E_Th in nats, as `patchify` states it or as its `p_avg` was calibrated; None for static patches.

@@ -1,4 +1,4 @@
-"""Drawn images on disk: parts while a job runs, so that a killed one goes on, and then one npz as ADM reads it."""
+"""Drawn images on disk: parts while a job runs, so that a killed one resumes, and then one npz as ADM reads it."""
 
 import json
 import zipfile
@@ -15,12 +15,12 @@ from dpar.sampling.drawing import Drawn
 
 
 def keep(parts: Parts, drawn: Drawn) -> None:
-    """Keeps a batch of a shard."""
+    """Saves a batch of a shard."""
     parts.add(range(drawn.start, drawn.stop), images=drawn.images, patches=drawn.patches)
 
 
 def kept(parts: Parts) -> Iterator[Drawn]:
-    """The batches that are kept, in order."""
+    """The saved batches, in order."""
     for span, arrays in parts:
         yield Drawn(span.start, arrays["images"], arrays["patches"])
 

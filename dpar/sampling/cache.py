@@ -1,11 +1,11 @@
-"""Keys and values of what has been read: one position a step for all rows, or a length of its own for each row.
+"""KV caches: one position per step for all rows, or a length of its own for each row.
 
-One query a row leaves a CPU little to do but read, and it reads fast only where memory goes on without a gap. So there
-the room for keys and values grows as they come, and attention goes over all of it, with a weight of 0 for what has not
-been read yet. A GPU has room for everything from the start, and PyTorch's kernels read the part that is filled.
+With one query per row, attention on a CPU is bound by memory reads, which are fast only where memory is contiguous. So
+there the buffers grow with the entries, and attention reads all of them, with a weight of 0 for empty ones. On a GPU,
+buffers have their full size from the start, and PyTorch's kernels read the filled part.
 
-In each step a cache tells where the new entries go and what they may see (`LockstepSlot`, `RaggedSlots`), as tensors;
-the functions that then compute are plain and know nothing else, so that they can be compiled.
+In each step a cache gives the slots of the new entries and their attention masks as tensors (`LockstepSlot`,
+`RaggedSlots`); the functions that compute with them depend on nothing else, so that they can be compiled.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ from dpar.device import to_device
 from dpar.model.layers import Attend, at_least_float32
 
 ROOM = 16
-"""Entries by which the caches of a CPU grow: few empty ones to read, few times that all is moved."""
+"""Entries by which the caches of a CPU grow: few empty ones to read, few reallocations."""
 
 PIECE = 2**21
-"""Bytes of keys and values that a CPU gathers at once: still near when they are read, and never as large as the memory
-that the allocator takes anew from the system each time."""
+"""Bytes of keys and values that a CPU gathers at once: small enough for its cache, and below the size at which the
+allocator maps new memory for each request."""
 
 
 class LockstepSlot(NamedTuple):
@@ -48,14 +48,14 @@ class RaggedSlots(NamedTuple):
 
 
 class Entries(NamedTuple):
-    """What a stack of layers has read."""
+    """Keys and values of a stack of layers."""
 
     keys: list[Tensor]  # of each layer (R, H, room, head_dim)
     values: list[Tensor]
 
 
 def on_cpu(like: Float[Tensor, "..."]) -> bool:
-    """Whether room grows and is read whole."""
+    """Whether buffers grow and are read whole."""
     return like.device.type == "cpu"
 
 
@@ -67,7 +67,7 @@ def by_products(like: Float[Tensor, "..."]) -> bool:
 def attention(
     keys: Float[Tensor, "R H N head_dim"], values: Float[Tensor, "R H N head_dim"], at: LockstepSlot | RaggedSlots
 ) -> Attend:
-    """Attention of new entries (R or n, H, head_dim) of a layer, which are kept, to those of their own rows."""
+    """Attention of new entries (R or n, H, head_dim) of a layer, which are stored, to those of their own rows."""
     if isinstance(at, LockstepSlot):
         return lambda q, k, v: _attend_lockstep(q, k, v, keys, values, at)
     return lambda q, k, v: _attend_ragged(q, k, v, keys, values, at)
@@ -135,19 +135,19 @@ class _Cache:
     def __init__(self, layers: int, rows: int, length: int, heads: int, like: Float[Tensor, "... D"], *, ragged: bool):
         self.grows, self.most, width = on_cpu(like), length, like.shape[-1] // heads
         room = min(ROOM, length) if self.grows else length
-        # filled, since what has not been read gets the weight 0, and 0 x NaN is no 0
+        # filled, since empty entries get the weight 0, and 0 x NaN is not 0
         keys, values = ([like.new_zeros(rows, heads, room, width) for _ in range(layers)] for _ in range(2))
         self.entries = Entries(keys, values)
         of_each = (rows, heads if by_products(like) else 1) if ragged else (1, 1)
         self.bias = like.new_full((*of_each, room), -torch.inf)
 
     def truncate_batch(self, rows: int) -> None:
-        """Goes on with the first `rows` rows alone."""
+        """Keeps only the first `rows` rows."""
         self.entries = Entries(*([some[:rows] for some in kept] for kept in self.entries))
         self.bias = self.bias[:rows]
 
     def _reach(self, longest: int) -> int:
-        """How many entries of each row attention reads so that it reads `longest`, for which room is made."""
+        """Entries per row that attention reads to cover `longest`; the buffers grow to hold them."""
         if not self.grows:
             return longest
         rows, heads, room, width = self.entries.keys[0].shape
@@ -162,7 +162,7 @@ class _Cache:
 
 
 class TokenCache(_Cache):
-    """The cache of a stack in which all rows stand at the same position."""
+    """The cache of a stack in which all rows are at the same position."""
 
     def __init__(self, layers: int, rows: int, length: int, heads: int, like: Float[Tensor, "... D"]):
         """Room for the keys and values of every layer.
@@ -186,11 +186,10 @@ class TokenCache(_Cache):
 
 
 class RaggedCache(_Cache):
-    """The cache of a stack in which each row has read as many entries as it has: rows enter a step as they please.
+    """The cache of a stack in which each row has a length of its own: any rows take part in a step.
 
-    The rows that enter are gathered from those that do not; a CPU does it in pieces, and does not move a row that is a
-    piece by itself. Attention goes over all rows where all enter; on a CPU where most do, which is faster than to move
-    most.
+    The rows that take part are gathered; a CPU does it in pieces, and does not copy a row that is a piece by itself. If
+    all rows take part (on a CPU: most of them), attention runs over all rows instead, which is faster than copying.
     """
 
     def __init__(self, layers: int, rows: int, length: int, heads: int, like: Float[Tensor, "... D"]):
@@ -199,7 +198,7 @@ class RaggedCache(_Cache):
         self.lengths = np.zeros(rows, dtype=np.int64)
 
     def truncate_batch(self, rows: int) -> None:
-        """Goes on with the first `rows` rows alone."""
+        """Keeps only the first `rows` rows."""
         super().truncate_batch(rows)
         self.lengths = self.lengths[:rows]
 

@@ -1,4 +1,4 @@
-"""Images drawn for a request: in batches that fit the memory, decoded to pixels; the one way from labels to images."""
+"""Images of a request: drawn in batches that fit the memory, and decoded to pixels."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +35,7 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageSampler:
-    """A trained model with all that it draws with.
+    """A trained model with its networks, patch rule and sampling settings.
 
     Attributes:
         rule: where patches begin; None for a model without patches.
@@ -52,7 +52,7 @@ class ImageSampler:
 
     @property
     def side(self) -> int:
-        """Pixels of a side of an image."""
+        """Side of an image, pixels."""
         return self.resolution or self.networks.side
 
     def draw(self, request: Request) -> SampleResult:
@@ -75,11 +75,11 @@ class ImageSampler:
     ) -> Iterator[Drawn]:
         """The images of `request` from number `done` on, batch by batch.
 
-        While a batch is drawn, the batch before it becomes pixels and is kept. That hides the decoder and the disk
-        where a GPU waits for Python between kernels; two CPU cores are busy anyway.
+        While a batch is drawn, the batch before it is decoded and saved, which hides the decoder and the disk
+        where a GPU waits for Python between kernels.
 
         Args:
-            keep: is handed each batch, also one that was drawn when an error or a signal ends this.
+            keep: called with each batch, even with the last one before an error or a signal ends this.
 
         Raises:
             InputError: one image does not fit the memory, or as `dpar.sampling.sampler.sample`.

@@ -19,17 +19,17 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """How codes are drawn from the logits of a model.
+    """Settings for drawing codes from the logits of a model.
 
     Attributes:
-        cfg_scale: s in u + s (c - u); 1 runs the class alone, 0 the null class alone, else both are run.
+        cfg_scale: s in u + s (c - u); 1 runs the class alone, 0 the null class alone, anything else both.
         cfg_interval: the shares of the sequence between which `cfg_scale` holds: x_t is guided iff t / T lies from the
             first to below the second. Outside, the class alone decides; after it the null class is no longer run.
         temperature: divides the logits.
         top_k: largest logits to draw from; 0 = all.
         top_p: least probability to draw from, largest codes first; 1 = all.
         compile: whether the steps run in compiled code, for which the first batch waits. Logits round differently, so
-            that an image may turn out another where two codes are nearly tied.
+            that an image may change where two codes are nearly tied.
 
     Raises:
         InputError: a setting is out of range.

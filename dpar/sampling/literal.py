@@ -1,4 +1,4 @@
-"""Algorithm 2 as it is written: for each token, everything before it is computed again, for the whole batch.
+"""Algorithm 2 as it is written: for each token, all earlier positions are recomputed, for the whole batch.
 
 The sampler is tested equal to it in float64, and `dpar bench sample` times both.
 """

@@ -1,4 +1,4 @@
-"""The three networks that turn a label into an image, loaded from their folders and known to belong together."""
+"""The three networks that turn a label into an image, loaded from their folders and checked to belong together."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Networks:
-    """A model with the networks that it draws with.
+    """A model with its entropy model and tokenizer.
 
     Attributes:
         model: DPAR or LlamaGen, in the precision of sampling.
@@ -57,7 +57,7 @@ class Networks:
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """The device of the networks."""
         return self.model.tok_embeddings.weight.device
 
     def tokens(self, images: UInt8[np.ndarray, "B side side 3"]) -> Int[Tensor, "B T"]:

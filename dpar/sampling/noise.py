@@ -1,4 +1,4 @@
-"""Noise that belongs to an image, a position and a code, and to nothing else: a counter in, a number out."""
+"""Counter-based noise: a function of image seed, position and code alone."""
 
 from hashlib import blake2b
 

@@ -1,4 +1,4 @@
-"""Samples laid out as one picture, a row of squares per class."""
+"""Samples as a contact sheet, one row per class."""
 
 from collections.abc import Sequence
 from io import BytesIO

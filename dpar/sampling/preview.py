@@ -1,4 +1,4 @@
-"""Samples of a network in training, always of the same classes and noise: checkpoints can be compared."""
+"""Samples of a network in training, with fixed classes and noise, so that checkpoints can be compared."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +34,7 @@ def previewer(
         tokenizer: folder.
         entropy_model: folder, or None where no patch depends on an entropy.
         rule: where patches begin in training; None for a network without patches.
-        sampling: how images of this experiment are drawn.
+        sampling: settings of this experiment.
         seed: of the noise.
 
     Raises:

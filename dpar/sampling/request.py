@@ -1,4 +1,4 @@
-"""The images that a job draws: image i of a set of samples has a seed and a label of its own, whoever draws it."""
+"""The images that a job draws: image i of a set of samples has its own seed and label, whichever job draws it."""
 
 from dataclasses import dataclass
 

@@ -1,8 +1,8 @@
 """Images drawn token by token (Algorithm 2), every position computed once and every image with patches of its own.
 
-All rows of a batch stand at the same token; their patches begin where they will. Each step reads the token drawn last:
-the entropy model and the encoder once per image, the decoder once per guidance branch. The patch transformer runs at
-once, and only for the images that open a patch there; both branches of an image share its patches.
+All rows of a batch are at the same token; their patches begin independently. Each step reads the token drawn last:
+the entropy model and the encoder run once per image, the decoder once per guidance branch. The patch transformer runs
+only for the images that open a patch at this token; both branches of an image share its patches.
 
 Why in lock-step: every image has T tokens, so all images of a batch end together and the batch is full by construction.
 Continuous batching, which replaces sequences that end early, has nothing to replace; what it could offer is to let
@@ -39,7 +39,9 @@ from dpar.sampling.noise import gumbel
 # Numbers of noise that are made together: enough to make the calls cheap, 8 MiB an array.
 NOISE_AT_ONCE = 2**20
 
-Run = Callable[[Callable[..., Any], int], Callable[..., Any]]  # a function of `steps`, a position -> what is called
+Run = Callable[
+    [Callable[..., Any], int], Callable[..., Any]
+]  # a function of `steps`, a position -> the function to call
 
 
 class Step(NamedTuple):
@@ -60,11 +62,11 @@ class SampleResult(NamedTuple):
 
 
 class TokenStream:
-    """A LlamaGen that reads one position a step: the baseline's logits, or the entropy model's."""
+    """A LlamaGen that reads one position per step: the baseline's logits, or the entropy model's."""
 
     def __init__(self, model: LlamaGen, labels: Int[Tensor, " R"], run: Run):
         """Args:
-        labels: of the class token, one a row; only their number counts for an unconditional model.
+        labels: of the class token, one per row; only their number counts for an unconditional model.
         run: see `sample`.
         """
         self.run = run
@@ -75,7 +77,7 @@ class TokenStream:
         self.cache = TokenCache(len(model.layers), len(labels), len(self.rope), model.config.heads, model.output.weight)
 
     def truncate_batch(self, rows: int) -> None:
-        """Goes on with the first `rows` rows alone."""
+        """Keeps only the first `rows` rows."""
         self.labels = self.labels[:rows]
         self.cache.truncate_batch(rows)
 
@@ -109,7 +111,7 @@ class FixedBoundaries:
 
 
 class EntropyBoundaries:
-    """Patches that begin where the entropy model is uncertain (Algorithm 3), in each image on its own."""
+    """Patches that begin where the entropy exceeds E_Th (Algorithm 3), in each image independently."""
 
     def __init__(self, model: LlamaGen, rule: PatchRule, labels: Int[Tensor, " B"], run: Run):
         conditional = model.config.num_classes is not None
@@ -129,7 +131,7 @@ class EntropyBoundaries:
 
 
 class PatchStream:
-    """A DPAR that reads one token a step and a patch when it closes."""
+    """A DPAR that reads one token per step and one patch whenever it closes."""
 
     def __init__(self, model: DPAR, batch: int, labels: Int[Tensor, " R"], run: Run):
         """Args:
@@ -157,7 +159,7 @@ class PatchStream:
         self.offsets = np.arange(0, rows, batch)[:, None]  # of the branches
 
     def truncate_batch(self, rows: int) -> None:
-        """Goes on with the first `rows` rows alone."""
+        """Keeps only the first `rows` rows."""
         self.labels, self.offsets = self.labels[:rows], self.offsets[self.offsets[:, 0] < rows]
         self.added = [some[:rows] for some in self.added]
         self.patch_cache.truncate_batch(rows)
@@ -184,7 +186,7 @@ class PatchStream:
         return self.run(steps.decoder_step, position)(model, x, self.added, rope, self.decoder_cache.entries, at)
 
     def _open(self, position: int, images: Int[np.ndarray, " n"]) -> None:
-        """Closes the patches that end before `position`, and asks the patch transformer about the ones that begin."""
+        """Closes the patches that end before `position`, and runs the patch transformer for the ones that begin."""
         model, branches = self.model, len(self.offsets)
         first, rows = self.first[images], (self.offsets + images).ravel()
         sizes = position - first  # tokens of the patches that end
@@ -211,7 +213,7 @@ class PatchStream:
 
 
 class GuidedStream:
-    """A model that reads one token a step in the branches of guidance, and gives the guided logits of the next."""
+    """A model that reads one token per step in the branches of guidance, and gives the guided logits of the next."""
 
     def __init__(self, model: DPAR | LlamaGen, labels: Int[Tensor, " B"], settings: DrawSettings, run: Run):
         self.batch = len(labels)
@@ -255,7 +257,7 @@ def sample(
         settings: guidance, and how codes are drawn.
         prefix: the first N tokens of each image, which are kept; the rest continues them, exactly as the model would
             have after drawing them.
-        observe: is handed each step; for what the result does not hold.
+        observe: called with each step; for values that the result does not hold.
 
     Raises:
         InputError: a label or the prefix is out of range, the two models do not fit each other, or nothing can be

@@ -1,7 +1,7 @@
-"""The computations of one step of the sampler, as functions of tensors alone, which PyTorch's compiler can take whole.
+"""The computations of one step of the sampler, as functions of tensors alone, compiled as a whole.
 
-At each token a batch passes through some hundreds of small operations, which take longer to call than to compute where
-rows are few. Compiled, a stack of layers is one call of fused loops between its matrix products.
+At each token a batch passes through some hundreds of small operations, bound by call overhead where rows are few.
+Compiled, a stack of layers is one call of fused loops between its matrix products.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @contextmanager
 def compiling(device: torch.device) -> Iterator[None]:
-    """Where functions that `compiled` gave are called: sizes that happen to be equal are not taken to be one.
+    """A block in which `compiled` functions are called: equal sizes are not specialised to one symbol.
 
     Raises:
         InputError: nothing can be compiled here.

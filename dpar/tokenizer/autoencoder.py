@@ -1,4 +1,4 @@
-"""The VQ autoencoder that turns pictures into codes and back (LlamaGen's VQ-16 and VQ-8; Section 3.1)."""
+"""The VQ autoencoder that turns images into codes and back (LlamaGen's VQ-16 and VQ-8; Section 3.1)."""
 
 from typing import NamedTuple
 
@@ -118,7 +118,7 @@ def middle(channels: int, groups: int, attention: bool) -> nn.ModuleList:
 
 
 class Encoder(nn.Module):
-    """Pictures to `z_channels` features a cell: levels from the highest resolution to the lowest, then the middle."""
+    """Images to `z_channels` features per cell: levels from the highest resolution to the lowest, then the middle."""
 
     def __init__(self, config: Autoencoder):
         super().__init__()
@@ -149,7 +149,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features to pictures: the middle, then levels from the lowest resolution to the highest, one block more each."""
+    """Features to images: the middle, then levels from the lowest resolution to the highest, one block more each."""
 
     def __init__(self, config: Autoencoder):
         super().__init__()
@@ -180,7 +180,7 @@ class Decoder(nn.Module):
 
 
 class Autoencoded(NamedTuple):
-    """A training pass: the pictures as they come back, their codes and latents, and the codebook's two losses."""
+    """A training pass: the reconstructed images, their codes and latents, and the codebook's two losses."""
 
     images: Float[Tensor, "B 3 H W"]
     codes: Int[Tensor, "B h w"]
@@ -204,7 +204,7 @@ class VQAutoencoder(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.code_dim, config.z_channels, 1)
 
     def latents(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-        """The encoder's output before the codebook; pictures in [-1, 1], sides multiples of the downsampling.
+        """The encoder's output before the codebook; images in [-1, 1], sides multiples of the downsampling.
 
         Deviation: the paper's number of tokens rounds a side up to whole tokens; here other sides are refused.
 
@@ -219,16 +219,16 @@ class VQAutoencoder(nn.Module):
         return self.quant_conv(self.encoder(images.contiguous(memory_format=torch.channels_last)))
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B h w"]:
-        """Codes of pictures in [-1, 1]; flattened row by row they are the tokens (I_tok)."""
+        """Codes of images in [-1, 1]; flattened row by row they are the tokens (I_tok)."""
         return self.quantize.encode(self.latents(images))
 
     def decode(self, codes: Int[Tensor, "B h w"]) -> Float[Tensor, "B 3 H W"]:
-        """Pictures of codes, about [-1, 1] and not clamped."""
+        """Images of codes, about [-1, 1] and not clamped."""
         latents = self.quantize.decode(codes).contiguous(memory_format=torch.channels_last)
         return self.decoder(self.post_quant_conv(latents))
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Autoencoded:
-        """Pictures through the codebook and back, differentiable."""
+        """Images through the codebook and back, differentiable."""
         quantized = self.quantize(self.latents(images))
         return Autoencoded(
             images=self.decoder(self.post_quant_conv(quantized.rows)),
@@ -240,5 +240,5 @@ class VQAutoencoder(nn.Module):
 
 
 def to_bytes(images: Float[Tensor, "*B 3 H W"]) -> UInt8[Tensor, "*B 3 H W"]:
-    """Pictures in [-1, 1] as bytes: clamp(127.5 x + 128, 0, 255), truncated."""
+    """Images in [-1, 1] as bytes: clamp(127.5 x + 128, 0, 255), truncated."""
     return (127.5 * images + 128).clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""PatchGAN: a convolutional critic that calls each overlapping patch of a picture real or reconstructed."""
+"""PatchGAN: a convolutional critic that calls each overlapping patch of an image real or reconstructed."""
 
 from itertools import pairwise
 
@@ -29,5 +29,5 @@ class PatchGAN(nn.Module):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 h w"]:
-        """Logits, positive for real; pictures in [-1, 1] of at least 24 x 24 pixels."""
+        """Logits, positive for real; images in [-1, 1] of at least 24 x 24 pixels."""
         return self.main(images)

@@ -1,22 +1,22 @@
-"""How close reconstructions are to their originals, and how evenly codes are used."""
+"""Fidelity of reconstructions, and use of the codebook."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-# The PSNR given for equal pictures
+# The PSNR given for equal images
 MOST_DECIBELS = 100.0
 
 
 def psnr(originals: UInt8[Tensor, "B 3 H W"], others: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
-    """Peak signal-to-noise ratio of each picture in dB, at most 100."""
+    """Peak signal-to-noise ratio of each image in dB, at most 100."""
     mse = (originals.float() - others.float()).square().mean((1, 2, 3)) / 255**2
     return -10 * mse.clamp_min(10 ** (-MOST_DECIBELS / 10)).log10()
 
 
 def ssim(originals: UInt8[Tensor, "B 3 H W"], others: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
-    """Structural similarity of each picture (Wang et al. 2004), mean over colours and over 11 x 11 windows inside it.
+    """Structural similarity of each image (Wang et al. 2004), mean over colours and over 11 x 11 windows inside it.
 
     Windows are Gaussian (1.5 pixels), K1 = 0.01, K2 = 0.03, range 255; at least 11 x 11 pixels.
     """

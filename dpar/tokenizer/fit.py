@@ -1,4 +1,4 @@
-"""Whether an index of images and a tokenizer belong to an experiment."""
+"""Check that an index of images and a tokenizer belong to an experiment."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the tokenizer is trained on: pixels, VGG features, the codebook, and a critic's opinion (VQGAN's loss).
+"""Losses of the tokenizer's training: pixels, VGG features, codebook and adversarial (VQGAN's loss).
 
 Deviation: LPIPS needs VGG weights that are not ours to ship; without them a tokenizer is trained without it.
 """
@@ -38,7 +38,7 @@ def autoencoder_loss(
 
     Args:
         images: the originals in [-1, 1].
-        output: what the autoencoder made of them.
+        output: of the autoencoder.
         training: the weights.
         perceptual: None leaves the term out.
         discriminator: None, before its first step, leaves the term out.
@@ -62,6 +62,6 @@ def autoencoder_loss(
 def discriminator_loss(
     real: Float[Tensor, "B 1 h w"], reconstructed: Float[Tensor, "B 1 h w"], training: TokenizerTraining
 ) -> Float[Tensor, ""]:
-    """The critic's hinge loss on its logits, with the weight that its opinion has."""
+    """The critic's hinge loss on its logits, with its weight."""
     hinge = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + reconstructed).mean())
     return training.adversarial_weight * hinge

@@ -1,4 +1,4 @@
-"""LPIPS: the distance between the VGG-16 features of two pictures, weighted channel by channel."""
+"""LPIPS: the distance between the VGG-16 features of two images, weighted channel by channel."""
 
 import re
 from pathlib import Path
@@ -48,7 +48,7 @@ class LPIPS(nn.Module):
         return found
 
     def forward(self, images: Float[Tensor, "B 3 H W"], others: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
-        """The distance of each picture to its other, both in [-1, 1] and at least 16 x 16 pixels."""
+        """The distance of each image to its other, both in [-1, 1] and at least 16 x 16 pixels."""
         features = zip(self.lins, self.compared(images), self.compared(others), strict=True)
         distances = [F.conv2d((a - b).square(), weight).mean((1, 2, 3)) for weight, a, b in features]
         return torch.stack(distances).sum(0)

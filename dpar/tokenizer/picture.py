@@ -1,4 +1,4 @@
-"""Originals over their reconstructions in one picture."""
+"""Originals above their reconstructions, as a PNG."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-SIDE, GAP, FONT = 128, 4, 14  # pixels: the least side of a shown picture, white between two, height of letters
+SIDE, GAP, FONT = 128, 4, 14  # pixels: the least side of a shown image, white between two, height of letters
 
 
 def side_by_side(
@@ -15,9 +15,9 @@ def side_by_side(
     captions: Sequence[str],
     columns: int,
 ) -> bytes:
-    """A PNG of pairs, each an original, its reconstruction below, and its caption above; `columns` pairs a line."""
+    """A PNG of pairs, each an original, its reconstruction below, and its caption above; `columns` pairs per line."""
     height, width = pairs[0][0].shape[:2]
-    scale = max(1, -(-SIDE // max(height, width)))  # small pictures are enlarged, pixel by pixel
+    scale = max(1, -(-SIDE // max(height, width)))  # small images are enlarged, pixel by pixel
     size = (width * scale, height * scale)
     font = ImageFont.load_default(FONT)
     margin = int(font.getlength("reconstructed")) + 2 * GAP

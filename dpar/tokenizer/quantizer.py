@@ -12,7 +12,7 @@ ROWS_AT_ONCE = 16384
 
 
 class Quantized(NamedTuple):
-    """What a latent grid becomes, and how far it was from it."""
+    """A quantized latent grid, its codes, and its losses."""
 
     rows: Float[Tensor, "B C h w"]
     codes: Int[Tensor, "B h w"]
@@ -29,7 +29,7 @@ def nearest(latents: Float[Tensor, "N C"], codebook: Float[Tensor, "V C"]) -> In
 
 
 def first_equals(codebook: Float[Tensor, "V C"]) -> Int[Tensor, " V"]:
-    """For each row the first row that equals it: one product may round the distances of equal rows differently."""
+    """The first equal row of each row: a matrix product may round the distances of equal rows differently."""
     _, kind = torch.unique(codebook, dim=0, return_inverse=True)
     rows = torch.arange(len(codebook), device=codebook.device)
     return rows.scatter_reduce(0, kind, rows, "amin", include_self=False)[kind]

@@ -46,7 +46,7 @@ from dpar.train.interruption import REQUEUE, Interruption
 from dpar.train.optimizer import optimizer_tensors, restore_optimizer
 from dpar.train.progress import Progress
 
-# Settings that say how long and how often, but not what the weights after a step are.
+# Settings for how long and how often, without effect on the weights after a step.
 # A code is unused when evenly used codes would each have occurred so often since it last did.
 UNUSED = 100
 # Steps between two searches for unused codes, and between two points of the curves.
@@ -57,7 +57,7 @@ VALIDATED, SHOWN = 256, 8
 
 @dataclass(frozen=True)
 class TokenizerTask:
-    """What is trained, on what, and how.
+    """A training: network, images and settings.
 
     Attributes:
         model: freshly initialised, on this rank's device.
@@ -107,7 +107,7 @@ class TokenizerTask:
 
     @property
     def made_from(self) -> dict[str, Any]:
-        """All that decides the weights after a given step, but for rounding."""
+        """Everything that decides the weights after a given step, up to rounding."""
         return {
             "model": self.model.config.model_dump(mode="json"),
             "training": self.training.model_dump(mode="json", exclude={*TOKENIZER_PACE, "perceptual_network"}),
@@ -126,11 +126,11 @@ def train_tokenizer(
     """The autoencoder after all steps, trained from where `state` stands.
 
     Args:
-        task: what is trained.
+        task: the training.
         state: folder of checkpoints, of this task alone.
         ranks: all of them must call.
         job: told the curves.
-        restart: set a state that was made from something else aside and begin anew.
+        restart: set a state of another task aside and start over.
 
     Raises:
         InputError: the state belongs to another task or is past the end, another process trains it, the loss is not
@@ -162,7 +162,7 @@ class TokenizerTrainer:
     """A training that stands after `step` steps, with Adam at a rate that is constant but for a cooldown at the end.
 
     Args:
-        task: what is trained.
+        task: the training.
         state: the folder of checkpoints; `step` is one of them, or 0.
         ranks: this process and the others.
         job: told the curves.
@@ -196,7 +196,7 @@ class TokenizerTrainer:
         return Adam(network.parameters(), lr=training.learning_rate, betas=training.betas, fused=True)
 
     def run(self, until: int) -> None:
-        """Takes steps until `until` are done, and saves the last state."""
+        """Trains to step `until`, and saves the last state."""
         training = self.task.training
         for network in self.parallel.values():
             network.train()
@@ -231,7 +231,7 @@ class TokenizerTrainer:
                     raise SystemExit(REQUEUE)
 
     def _crops(self) -> Generator[UInt8[Tensor, "B 3 R R"]]:
-        """This rank's part of every batch from the present step on, cut by threads that work ahead."""
+        """This rank's part of every batch from the current step on, cropped by threads that read ahead."""
         task = self.task
         batch, share = task.training.batch_size, task.training.batch_size // self.ranks.size
 

@@ -1,6 +1,6 @@
-"""How the layers of a network are computed in training: compiled, and without keeping what can be computed again.
+"""Compilation and activation checkpointing of the layers of a network in training.
 
-Both replace the `forward` of a layer, not the layer: hooks (as of divided weights) run around it, and a compiled
+Both replace the `forward` of a layer, not the layer: hooks (as of sharded weights) run around it, and a compiled
 layer is what is computed again, so that the two and both ways of data parallelism go together.
 """
 
@@ -27,7 +27,7 @@ def blocks(model: nn.Module) -> list[Block]:
 def compile_blocks(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Compiles the layers of `model` in place, for tensors of any length, so that packed batches compile once.
 
-    What lies between the layers of a DPAR is compiled too: it is many passes over all tokens and few products.
+    The parts of a DPAR between its layers are compiled too: many passes over all tokens, few products.
 
     Lengths are not padded to a bucket: sizes are symbols in the compiled code, which a new length does not change.
     Only PyTorch's own packed attention can be traced. The others are loops over images, which a compiler would unroll
@@ -61,9 +61,9 @@ def compile_blocks(model: nn.Module, device: torch.device, dtype: torch.dtype) -
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Lets each layer of `model`, in place, keep its input alone and compute the rest again in the backward pass.
+    """Activation checkpointing of each layer of `model`, in place: only inputs are kept, the rest is recomputed.
 
-    Random numbers are drawn again as they were: outputs and gradients keep their bits.
+    Random numbers are reproduced: outputs and gradients are equal to the bit.
     """
     layer: Any
     for layer in blocks(model):

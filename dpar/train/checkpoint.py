@@ -1,9 +1,9 @@
-"""The state of a training on disk: the last checkpoints, each whole or ignored, and what they were made from.
+"""The state of a training on disk: the last checkpoints, each complete or ignored, and its origin.
 
 A checkpoint is `step00000400.safetensors` (weights, moments, averages) and then `step00000400.json`, which holds the
 digest of the former, the step, and the digest of what the training was made from. A checkpoint without its JSON, or
 whose bytes have another digest, does not count; one of another training or step is refused. Nothing in it is
-executable. The digest adds a fifth to the time of writing.
+executable. Hashing adds a fifth to the time of writing.
 """
 
 import json
@@ -33,7 +33,7 @@ _OPTIMIZER_STEP = re.compile(r"(\w+_)?optimizer\.step\.")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One saved state: after `step` optimizer steps, the tensors, and a JSON record beside them."""
+    """One saved state: after `step` optimizer steps, the tensors, and a JSON record of them."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -45,18 +45,18 @@ class Checkpoint:
 
 
 def training_lock(folder: Path) -> AbstractContextManager[IO[str]]:
-    """The lock of the state in `folder`, beside it: it stays where it is when the state is set aside."""
+    """The lock of the state in `folder`, next to it: it stays where it is when the state is set aside."""
     refusal = f"{folder} is being trained by another process; wait for its end or stop it first"
     return process_lock(folder.with_name(f".{folder.name}.lock"), refusal)
 
 
 def claim_state(folder: Path, made_from: Mapping[str, Any], *, restart: bool = False) -> None:
-    """Makes `folder` the state of a training that is decided by `made_from`, and removes what a killed one left torn.
+    """Makes `folder` the state of the training of origin `made_from`, and removes incomplete files of a killed one.
 
     Args:
         folder: the state; new or an earlier training's.
         made_from: what decides the weights after a step, by name.
-        restart: set a state of another origin aside (renamed, beside `folder`) and begin an empty one.
+        restart: set a state of another origin aside (renamed, next to `folder`) and begin an empty one.
 
     Raises:
         InputError: the state was made from something else, and not `restart`.
@@ -87,7 +87,7 @@ def claim_state(folder: Path, made_from: Mapping[str, Any], *, restart: bool = F
 
 
 def set_aside(folder: Path, reason: str) -> None:
-    """Renames a state of no use for the training to come, and says so."""
+    """Renames a state that cannot be continued, with a message."""
     aside = next(path for i in count(1) if not (path := folder.with_name(f"{folder.name}.{i}")).exists())
     folder.rename(aside)
     print(f"{reason}: training begins anew; the old state is now {aside}", file=sys.stderr)
@@ -180,7 +180,7 @@ def _remove(folder: Path, step: int) -> None:
 
 
 def _problem(folder: Path, step: int) -> str | None:
-    """What is wrong with a checkpoint, if anything."""
+    """The fault of a checkpoint, if any."""
     weights, note = _paths(folder, step)
     try:
         found = read_json(note, kind=dict)
@@ -210,7 +210,7 @@ def _optimizer_steps(weights: Path) -> int | None:
 
 
 def _expect_own(folder: Path, note: Path, found: Mapping[str, Any], step: int) -> None:
-    """Refuses a whole checkpoint that was put here from elsewhere; older notes name no training."""
+    """Refuses a complete checkpoint of another training; older records name no training."""
     if found["step"] not in (None, step):
         raise InputError(
             f"{note} is the checkpoint of step {found['step']} under another name; rename it, or remove it"
@@ -241,7 +241,7 @@ def _names_training(note: Path) -> bool:
 
 
 def origin_of(folder: Path) -> str:
-    """The digest of what the training in `folder` is made from; empty where nothing says it."""
+    """The origin digest of the training in `folder`; empty where none is recorded."""
     if not (folder / ORIGIN).exists():
         return ""
     return digest({name: value for name, value in read_json(folder / ORIGIN, kind=dict).items() if value is not None})

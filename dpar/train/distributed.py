@@ -35,21 +35,21 @@ class Ranks:
 
     @property
     def main(self) -> bool:
-        """Whether this process is the one that writes files and speaks."""
+        """Whether this process writes files and messages."""
         return self.rank == 0
 
     def at(self, place: str, *, long: bool = False) -> None:
-        """Says that the ranks come to `place`, where one that stays too long has hung; `long` where one works alone."""
+        """Signals that the ranks reach `place`, where one that stays too long has hung; `long` if one works alone."""
         if self.watch is not None:
             self.watch.at(place, long=long)
 
     def tick(self) -> None:
-        """Says that this rank is at work; it need not be called by all."""
+        """Signals that this rank is working; need not be called by all."""
         if self.watch is not None:
             self.watch.tick()
 
     def saved(self) -> None:
-        """Says that a checkpoint has been saved, from which a restart would go on."""
+        """Signals that a checkpoint has been saved, from which a restart would continue."""
         if self.watch is not None:
             self.watch.saved()
 
@@ -83,7 +83,7 @@ class Ranks:
         return values[0]
 
     def wait_for_main(self) -> None:
-        """Comes back when the main rank has called it: before that, a rank that ends would have it stopped too."""
+        """Returns when the main rank has called it; a rank that ended earlier would have it stopped too."""
         self.from_main(None)
 
     def gather(self, value: V) -> list[V]:

@@ -24,13 +24,13 @@ def last_of(path: Path) -> int | None:
 
 
 class History:
-    """The curves of a training as JSON lines; what lies after the step it goes on from is forgotten."""
+    """The curves of a training as JSON lines; lines after the step to continue from are dropped."""
 
     def __init__(self, path: Path, step: int, known: str | None = None):
         """Args:
         path: the file.
-        step: to go on from.
-        known: what `digest` was there; older checkpoints do not say.
+        step: to continue from.
+        known: the `digest` at that step; older checkpoints have none.
 
         Raises:
             InputError: the lines up to `step` are not those that were written.
@@ -78,7 +78,7 @@ class History:
         return "".join(f"{line}\n" for line in self._lines)
 
     def digest(self) -> str:
-        """Of all lines, when they are on the disk: a checkpoint that is to outlive them says it."""
+        """SHA-256 of all lines once they are on disk, for the checkpoint of this step."""
         with open(self.path, "rb") as file:
             os.fsync(file.fileno())
         return digest(self._lines)

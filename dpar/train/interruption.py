@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop: noted when they come, obeyed between two steps."""
+"""Signals that ask a training to stop, handled between two steps."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ REQUEUE = os.EX_TEMPFAIL  # 75: saved and stopped on request; the same command g
 
 
 def heeding(handler: Callable[[int, FrameType | None], None]) -> dict[signal.Signals, Any]:
-    """Has `handler` called for the signals of an `Interruption`; who was called before."""
+    """Installs `handler` for the signals of an `Interruption`; returns the previous handlers."""
     numbers = Interruption.SIGNALS
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         numbers = [number for number in numbers if number != signal.SIGHUP]

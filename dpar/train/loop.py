@@ -60,12 +60,12 @@ SHOWN = (
     "val/nll",
     "val/entropy_error",
     "perf/images_per_s",
-)  # beside the bar or in the log; the rest is in the history
+)  # next to the bar or in the log; the rest is in the history
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained, on what, and how.
+    """A training: network, codes and settings.
 
     Attributes:
         model: freshly initialised, on this rank's device.
@@ -99,7 +99,7 @@ class Task:
 
     @property
     def made_from(self) -> dict[str, Any]:
-        """All that decides the weights after a given step, but for rounding and which dropout several ranks draw."""
+        """Everything that decides the weights after a given step, up to rounding and the dropout of several ranks."""
         model = self.model.config.model_dump(mode="json")
         if "attention" in model:  # the back end only rounds differently; `auto`, as most states have it
             model["attention"] = "auto"
@@ -138,10 +138,10 @@ def train_to(
 ) -> None:
     """Trains, from where `state` stands, until `until` steps are done, and writes the model folder and its history.
 
-    A milestone that `state` has passed is written again from what it kept of it.
+    A milestone that `state` has passed is written again from the copy that it kept.
 
     Args:
-        task: what is trained.
+        task: the training.
         until: optimizer steps since the beginning.
         state: folder of checkpoints, of this task alone.
         output: the model folder to write.
@@ -149,9 +149,9 @@ def train_to(
         provenance: for the model folder.
         ranks: all of them must call.
         job: told the curves.
-        picture: what a network draws, as a PNG, for a look at each checkpoint.
-        restart: set a state that was made from something else aside and begin anew; and train once more, beside the
-            state, to a step that it has passed and kept no copy of.
+        picture: function that draws samples of a network as a PNG, at each checkpoint.
+        restart: set a state of another task aside and start over; and train again, next to the
+            state, to a step that it has passed without keeping a copy.
 
     Raises:
         InputError: the state belongs to another task, or is past `until` and kept no such milestone, and not `restart`;
@@ -174,7 +174,7 @@ def train_to(
 
 
 def _begin(task: Task, until: int, state: Path, kept: Path, again: Path, restart: bool) -> tuple[Path, int]:
-    """Makes ready the state to go on from: its folder, and the steps that it has done, or `until` if that was kept.
+    """Prepares the state to continue: its folder, and its number of steps, or `until` if that milestone was kept.
 
     A state that has passed `until` may have cost weeks and is still good for what lies ahead of it: it stays as it is,
     and what it kept no copy of is trained again in the folder `again`.
@@ -187,7 +187,7 @@ def _begin(task: Task, until: int, state: Path, kept: Path, again: Path, restart
         return state, done
     problem = f"{state} stands at step {done}, past step {until}, and kept no copy of it"
     if not restart:
-        raise InputError(f"{problem}; add --restart to train to step {until} again, beside that state")
+        raise InputError(f"{problem}; add --restart to train to step {until} again, next to that state")
     print(f"{problem}: training to step {until} again in {again}; the state stays as it is", file=sys.stderr)
     claim_state(again, task.made_from)
     return again, newest_checkpoint(again) or 0
@@ -232,7 +232,7 @@ def _expect_network(folder: Path, task: Task) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Puts `source` at `target` without using its space twice where the file system allows that."""
+    """Hard link (or copy, where the file system has none) of `source` at `target`."""
     with atomic_write(target) as temporary:
         try:
             os.link(source, temporary)
@@ -249,12 +249,12 @@ class Trainer:
     """A training that stands after `step` steps.
 
     Args:
-        task: what is trained.
+        task: the training.
         state: the folder of checkpoints; `step` is one of them, or 0.
         ranks: this process and the others.
         job: told the curves.
         step: where to go on.
-        picture: what a network draws, as a PNG.
+        picture: function that draws samples of a network as a PNG.
     """
 
     def __init__(
@@ -309,11 +309,11 @@ class Trainer:
 
     @property
     def averaged(self) -> Any:
-        """The network to keep: the moving average where there is one."""
+        """The network to save: the moving average where there is one."""
         return self.model if self.average is None else self.average
 
     def keep(self, folder: Path) -> None:
-        """Writes the network to keep and the curves so far."""
+        """Writes the network to save and the curves so far."""
         self.ranks.at(f"the milestone of step {self.step}", long=True)
         tensors = self.ranks.gather_state(self.averaged.state_dict())
         if self.ranks.main:
@@ -329,7 +329,7 @@ class Trainer:
         return network
 
     def run(self, until: int) -> None:
-        """Takes steps until `until` are done, and saves the last state.
+        """Trains to step `until`, and saves the last state.
 
         Raises:
             InputError: a loss is not finite, or a checkpoint cannot be saved.
@@ -369,7 +369,7 @@ class Trainer:
                     raise SystemExit(REQUEUE)
 
     def save(self, *, look: bool = False) -> None:
-        """Writes a checkpoint of the present state, and before it what the network to keep draws now.
+        """Writes a checkpoint of the current state, after a picture of samples from the averaged network.
 
         Args:
             look: whether there is time to draw.
@@ -397,7 +397,7 @@ class Trainer:
         weights = checkpoint.part("model." if self.average is None else "average.module.")
         try:
             self.job.image(picture(self._network(weights)), key="samples", step=self.step)
-        # no room beside what is trained is no reason to stop it
+        # no room next to what is trained is no reason to stop it
         except (InputError, RuntimeError, MemoryError) as error:
             if not (isinstance(error, InputError) or out_of_memory(error)):
                 raise
@@ -410,7 +410,7 @@ class Trainer:
         self.window = Window(**checkpoint.record["window"])
 
     def stream(self) -> Iterator[tuple[list[int], Inputs]]:
-        """This rank's micro-batches from the present step on: which images, and what the network reads."""
+        """This rank's micro-batches from the current step on: images and network inputs."""
         task, config = self.task, self.model.config
         for batch in batches(
             task.train,
@@ -446,7 +446,7 @@ class Trainer:
                 ranks.at(at.format("backward pass"), long=first)
                 (share * ranks.size).backward()  # the wrapper divides by the number of ranks
             loss += share.detach()
-            lengths += given.patch_lengths / training.batch_size
+            lengths += given.mean_patch_lengths / training.batch_size
             patches += given.patches / training.batch_size
             images += ids
         ranks.at(f"the sums of step {self.step + 1}", long=not self._begun)
@@ -462,7 +462,7 @@ class Trainer:
 
     @torch.no_grad()
     def _average(self) -> None:
-        """Moves the average towards the weights, without asking the device for anything; the first step's are copied.
+        """Updates the moving average without a device synchronisation; the first step's weights are copied.
 
         (The networks have no buffers to move along.)
         """
@@ -478,7 +478,7 @@ class Trainer:
         return self.network.no_sync()
 
     def _settle(self) -> None:
-        """Reads the outcome of the last step but the one in flight, so that the device never waits to be read.
+        """Reads the outcome of the step before the one in flight, so that the device never waits.
 
         Raises:
             InputError: it is not finite.
@@ -486,7 +486,7 @@ class Trainer:
         if self._pending is None:
             return
         outcome, self._pending = self._pending, None
-        loss, patch_length, patches, norm = outcome.read()
+        loss, mean_patch_length, patches, norm = outcome.read()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             images = sorted(i for ids in self.ranks.gather(outcome.images) for i in ids)
             raise InputError(
@@ -494,7 +494,7 @@ class Trainer:
                 f"{images}; the last good checkpoint: {last_step(self.state)}. From there the same settings break in "
                 "the same way: lower the learning rate, or set `precision: float32`, or look at these images"
             )
-        self.window.add(loss, patch_length, patches, norm)
+        self.window.add(loss, mean_patch_length, patches, norm)
 
     def _measured(self, clock: "Clock") -> dict[str, float]:
         """Means over the steps since the last point of the curves, and the speed."""

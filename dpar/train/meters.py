@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass
 class Window:
-    """Sums over the steps since the last point of the curves."""
+    """Sums over the steps since the last point of the curves; checkpoints hold them under these names."""
 
     steps: int = 0
     loss: float = 0.0
@@ -26,34 +26,37 @@ class Window:
             if type(value) not in (int, float):
                 raise TypeError(f"{name} of the window is {value!r}, not a number")
 
-    def add(self, loss: float, patch_length: float, patches: float, grad_norm: float) -> None:
+    def add(self, loss: float, mean_patch_length: float, patches: float, grad_norm: float) -> None:
         """One more step."""
         self.steps += 1
         self.loss += loss
         self.grad_norm += grad_norm
-        self.patch_length += patch_length
+        self.patch_length += mean_patch_length
         self.patches += patches
 
     def means(self, *, with_patches: bool) -> dict[str, float]:
         """The point of the curves."""
         means = {"train/loss": self.loss / self.steps, "train/grad_norm": self.grad_norm / self.steps}
         if with_patches:
-            means |= {"patch/mean_length": self.patch_length / self.steps, "patch/per_image": self.patches / self.steps}
+            means |= {
+                "patch/mean_length": self.patch_length / self.steps,
+                "patch/per_image": self.patches / self.steps,
+            }
         return means
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step gave, on its way from the device to the host, and the images it saw on this rank."""
+    """The values of a step, copied from device to host without blocking, and its number of images on this rank."""
 
     step: int
-    values: Float[Tensor, " 4"]  # loss, mean patch length, patches an image, gradient norm
+    values: Float[Tensor, " 4"]  # loss, mean patch length, patches per image, gradient norm
     images: list[int]
     arrived: torch.cuda.Event | None
 
     @classmethod
     def of(cls, step: int, values: Float[Tensor, " 4"], images: list[int]) -> "Outcome":
-        """The outcome of `step`, whose `values` may still be under way on the device."""
+        """The outcome of `step`, whose `values` may still be being computed on the device."""
         copy, arrived = values.to("cpu", non_blocking=True), None
         if values.is_cuda:
             arrived = torch.cuda.Event()
@@ -77,7 +80,7 @@ class Clock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Does not count what its block takes."""
+        """Excludes the time of its block."""
         self._seconds += time.perf_counter() - self._since
         yield
         self._since = time.perf_counter()
@@ -91,7 +94,7 @@ class Clock:
 
 
 def memory_gib(device: torch.device) -> float:
-    """The most that was allocated on a GPU since the start, or what the process holds now, in GiB."""
+    """Peak memory allocated on a GPU since the start, or resident memory of the process, in GiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return psutil.Process().memory_info().rss / 2**30

@@ -35,9 +35,9 @@ def patch_layout(rule: PatchRule, batch: Batch) -> PatchLayout:
 
 @dataclass(frozen=True)
 class Inputs:
-    """A batch as a network reads it: without `labels` an unconditional one, without `layout` one without patches.
+    """Inputs of a network: without `labels` for an unconditional one, without `layout` for one without patches.
 
-    With `entropy`, in nats, that is what the network learns, and the tokens are what it learns it from.
+    With `entropy` (nats), the targets are the entropies instead of the tokens.
     """
 
     tokens: Int[Tensor, "B T"]
@@ -55,7 +55,7 @@ class Inputs:
         return Inputs(to_device(self.tokens, device), labels, layout, entropy)
 
     @property
-    def patch_lengths(self) -> float:
+    def mean_patch_lengths(self) -> float:
         """The sum over images of the mean patch length T / M, in tokens; 0 without patches."""
         return sum(self.tokens.shape[1] / m for m in self.layout.packed.lengths) if self.layout else 0.0
 
@@ -149,7 +149,7 @@ def likelihood(
     """The likelihood of the first view of every image of `codes`, which the ranks share out.
 
     Args:
-        model: run in eval mode, and put back into its own afterwards.
+        model: run in eval mode, and restored to its previous mode afterwards.
         codes: the images; their true classes are given to a labelled network.
         rule: where the patches of a DPAR begin; None for a LlamaGen.
         precision: of matrix products.
@@ -173,7 +173,7 @@ def likelihood(
         with autocast(ranks.device, precision):
             logits, targets = logits_and_targets(model, given.to(ranks.device))
         if batch is not None:
-            here = [summed_loss(logits, targets).item(), targets.numel(), len(targets), given.patch_lengths]
+            here = [summed_loss(logits, targets).item(), targets.numel(), len(targets), given.mean_patch_lengths]
             sums += torch.tensor(here, dtype=torch.float64)
     model.train(was_training)
     total, tokens, images, lengths = ranks.total(sums).tolist()

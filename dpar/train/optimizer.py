@@ -39,7 +39,7 @@ def optimizer_tensors(model: nn.Module, optimizer: Adam) -> dict[str, Tensor]:
 
 
 def restore_optimizer(model: nn.Module, optimizer: Adam, tensors: Mapping[str, Tensor]) -> None:
-    """Puts back what `optimizer_tensors` gave, in full; a parameter without moments there has none yet."""
+    """Restores the result of `optimizer_tensors`, in full; a parameter without moments there has none yet."""
     for name, parameter in model.named_parameters():
         if f"{MOMENTS[0]}.{name}" in tensors:
             given = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}

@@ -1,4 +1,4 @@
-"""How far a training is: a bar on a terminal, a line now and then in a log."""
+"""Progress of a training: a bar on a terminal, a line now and then in a log."""
 
 import sys
 import time
@@ -8,12 +8,12 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Says on standard error where a training is; on a rank that is not the main one it says nothing.
+    """Shows the progress of a training on standard error, on the main rank only.
 
     Args:
         done: steps already taken.
         until: steps at the end.
-        silent: say nothing.
+        silent: show nothing.
     """
 
     def __init__(self, done: int, until: int, *, silent: bool = False):
@@ -37,7 +37,7 @@ class Progress:
             self._bar.update()
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
-        """The state after `step`: beside the bar, or as a line with the time that is left."""
+        """The state after `step`: next to the bar, or as a line with the time that is left."""
         text = "  ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in values.items())
         if self._bar is not None:
             self._bar.set_postfix_str(text)
@@ -46,7 +46,7 @@ class Progress:
             self.say(f"step {step}/{self.until}  {text}  {_duration(pace * (self.until - step))} left")
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a line that stays."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         elif not self._silent:
@@ -54,7 +54,7 @@ class Progress:
 
 
 def _duration(seconds: float) -> str:
-    """`seconds` as people say it: `40 s`, `3 min`, `2 h 05 min`."""
+    """`seconds` as text: `40 s`, `3 min`, `2 h 05 min`."""
     minutes = round(seconds / 60)
     if seconds < 100:
         return f"{seconds:.0f} s"

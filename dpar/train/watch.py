@@ -1,4 +1,4 @@
-"""A thread that ends this rank when some rank has hung, and says which: a collective would wait for it without a word.
+"""A watchdog thread that ends this rank when some rank has hung, and names it; a collective would wait in silence.
 
 Each rank publishes where its main thread is. The ranks that are the furthest behind are those that all others wait for:
 when none of them has moved for as long as such a place may take, this rank ends, and the launcher stops the rest.
@@ -29,7 +29,7 @@ _EVERY_S = 1.0
 
 @dataclass(frozen=True)
 class Beat:
-    """Where a rank is.
+    """Progress of a rank.
 
     Attributes:
         count: of the places so far; all ranks pass the same ones in the same order.
@@ -61,10 +61,10 @@ class Watch:
         self._store, self._rank, self._size = store, rank, size
         self._beat = Beat()
         self._saved = False
-        self._every = max(_EVERY_S, size / 32)  # seconds; each reads what all have written
+        self._every = max(_EVERY_S, size / 32)  # seconds; each rank reads the entries of all
         now = time.monotonic()
         self._seen = {other: (Beat(-1), now) for other in range(size)}  # and since when it is there
-        self._heard: dict[int, tuple[str, float]] = dict.fromkeys(range(size), ("", now))  # what it said last, and when
+        self._heard: dict[int, tuple[str, float]] = dict.fromkeys(range(size), ("", now))  # its last message, and when
         self._published = 0
         self._over = threading.Event()
         self._signals, self._wakeup = socket.socketpair()
@@ -79,7 +79,7 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the watch of this rank; the others wait for it no more."""
+        """Ends the watch of this rank; the others no longer wait for it."""
         self._over.set()
         self._thread.join()
         signal.set_wakeup_fd(self._fd)
@@ -100,7 +100,7 @@ class Watch:
         self._beat = replace(self._beat, waiting=waiting)
 
     def saved(self) -> None:
-        """Says that a restart would go on from a later state than this start did."""
+        """Signals that a restart would continue from a later state than this start did."""
         self._saved = True
 
     def _publish(self) -> None:
@@ -131,7 +131,7 @@ class Watch:
         return False
 
     def _look(self, now: float) -> dict[int, Beat]:
-        """The beat of each rank, -1 of one that has not begun, which is noted with the time since when it is so."""
+        """The beat of each rank, -1 for one that has not started, with the time of its last change."""
         for rank in range(self._size):
             if self._store.check([str(rank)]):
                 text = self._store.get(str(rank)).decode()
@@ -143,7 +143,7 @@ class Watch:
         return {rank: beat for rank, (beat, _) in self._seen.items()}
 
     def _hung(self, now: float, asked_since: float | None) -> list[int]:
-        """The ranks that the others have waited for in vain: frozen as a whole, or not moving where they are."""
+        """The ranks that the others have waited for too long: frozen, or stuck at their place."""
         patience = PATIENCE_S if asked_since is None else ASKED_S
         running = [rank for rank, (beat, _) in self._seen.items() if 0 <= beat.count < sys.maxsize]
         if frozen := [rank for rank in running if now - max(self._heard[rank][1], asked_since or 0) > patience]:
@@ -158,7 +158,7 @@ class Watch:
         return [rank for rank, (beat, _) in behind.items() if not beat.waiting] or list(behind)
 
     def _give_up(self, hung: list[int], *, asked: bool) -> None:
-        """Ends this process; one rank that did not hang speaks."""
+        """Ends this process; one rank that did not hang prints the message."""
         again = asked or self._saved
         speakers = [rank for rank in self._seen if rank not in hung] or hung
         if self._rank == min(speakers):

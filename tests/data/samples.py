@@ -16,14 +16,14 @@ from dpar.data.shards import CodeMetadata, CodeRows, rows_of_images, write_shard
 METADATA = CodeMetadata(grid=(2, 3), vocab_size=500, resolution=64, views=4, tokenizer="a" * 64, images="b" * 64)
 
 
-def picture(number, width=20, height=16, mode="RGB"):
-    """A picture that differs from all others."""
+def sample_image(number, width=20, height=16, mode="RGB"):
+    """An image that differs from all others."""
     rng = np.random.default_rng(number)
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).convert(mode)
 
 
 def image_bytes(image, form="PNG"):
-    """The picture as a file."""
+    """The image as a file."""
     buffer = io.BytesIO()
     image.save(buffer, form)
     return buffer.getvalue()
@@ -41,16 +41,16 @@ def png(width, height, depth, colour, rows):
 
 
 def same(image, expected):
-    """Whether an image that was read is this picture as RGB."""
+    """Whether an image that was read is this one as RGB."""
     return image.mode == "RGB" and np.array_equal(np.array(image), np.array(expected.convert("RGB")))
 
 
 def folder_of_images(root, classes=("ant", "bee", "cat"), each=3):
-    """An ImageFolder tree; picture `i` of class `c` is `picture(100 * c + i)`."""
+    """An ImageFolder tree; image `i` of class `c` is `sample_image(100 * c + i)`."""
     for label, name in enumerate(classes):
         (root / name).mkdir(parents=True)
         for i in range(each):
-            (root / name / f"{i}.png").write_bytes(image_bytes(picture(100 * label + i)))
+            (root / name / f"{i}.png").write_bytes(image_bytes(sample_image(100 * label + i)))
     return root
 
 

@@ -9,7 +9,7 @@ import pytest
 from dpar.data.changes import changes
 from dpar.data.images import ImageIndex, open_images
 from dpar.files import read_json
-from tests.data.samples import folder_of_images, image_bytes, parquet_of_images, picture, tar_of_images
+from tests.data.samples import folder_of_images, image_bytes, parquet_of_images, sample_image, tar_of_images
 
 LATER = 2_000_000_000  # seconds since 1970
 
@@ -35,7 +35,7 @@ def test_images_that_are_as_they_were_are_not_mentioned(tmp_path):
 @pytest.mark.parametrize("old", [False, True])
 def test_files_of_a_folder_are_counted_as_new_gone_and_changed(tmp_path, old):
     root = folder_of_images(tmp_path / "x")
-    (root / "ant/0.png").write_bytes(image_bytes(picture(0)))
+    (root / "ant/0.png").write_bytes(image_bytes(sample_image(0)))
     results = indexed(tmp_path, "folder", root)
     path = results / "index/train.json"
     if old:  # as indexes were before they kept sizes
@@ -43,7 +43,7 @@ def test_files_of_a_folder_are_counted_as_new_gone_and_changed(tmp_path, old):
         path.write_text(json.dumps(values))
         os.utime(path, (LATER, LATER))
     for i in (7, 8, 9):
-        (root / f"bee/{i}.png").write_bytes(image_bytes(picture(i)))
+        (root / f"bee/{i}.png").write_bytes(image_bytes(sample_image(i)))
         os.utime(root / f"bee/{i}.png", (LATER + 1, LATER + 1))
     (root / "cat/1.png").unlink()
     (root / "cat/2.png").write_bytes(b"shorter")
@@ -64,7 +64,7 @@ def test_images_that_were_left_out_are_not_new(tmp_path):
 
 
 def test_files_of_the_other_sources_are_compared_whole(tmp_path):
-    files, labels = [image_bytes(picture(i)) for i in range(3)], [0, 1, 2]
+    files, labels = [image_bytes(sample_image(i)) for i in range(3)], [0, 1, 2]
     members = {f"{i}.{s}": d for i in range(3) for s, d in (("png", files[i]), ("cls", str(i).encode()))}
     for kind, name, write in (
         ("parquet", "a.parquet", lambda path, n: parquet_of_images(path, files[:n], labels[:n])),
@@ -111,7 +111,7 @@ def test_paths_count_from_the_folder_that_the_stages_run_in(tmp_path, monkeypatc
 def test_the_runs_own_images_and_damaged_indexes_are_left_to_the_rules(tmp_path):
     (tmp_path / "results/run/images").mkdir(parents=True)
     path = tmp_path / "results/run/images/train.parquet"
-    parquet_of_images(path, [image_bytes(picture(i)) for i in range(3)], [0, 1, 2])
+    parquet_of_images(path, [image_bytes(sample_image(i)) for i in range(3)], [0, 1, 2])
     results = indexed(tmp_path, "parquet", path)
     path.unlink()
     assert list(changes(results)) == []

@@ -6,14 +6,14 @@ import torch
 from PIL import Image
 
 from dpar.data.crops import center_crop, to_model_input, to_uint8, views
-from tests.data.samples import picture
+from tests.data.samples import sample_image
 from tests.oracles.data import adm_center_crop, ten_crop
 
 
 @pytest.mark.parametrize("size", [(50, 37), (37, 50), (16, 16), (9, 30), (200, 67), (131, 131), (8, 8)])
 @pytest.mark.parametrize("side", [8, 16, 17])
 def test_center_crop_is_adms(size, side):
-    image = picture(1, *size)
+    image = sample_image(1, *size)
     found = center_crop(image, side)
     assert found.size == (side, side)
     assert np.array_equal(np.array(found), np.array(adm_center_crop(image, side)))
@@ -24,7 +24,7 @@ def test_center_crop_is_adms(size, side):
     [(256, 1.1, 281), (256, 1.05, 268), (384, 1.1, 422), (384, 1.05, 403), (64, 1.1, 70), (7, 1.15, 8), (8, 1.0, 8)],
 )
 def test_ten_crop_is_the_literal_one_at_the_papers_sizes(resolution, crop_range, side):
-    image = picture(2, side + 40, side + 9)
+    image = sample_image(2, side + 40, side + 9)
     expected = ten_crop(adm_center_crop(image, side), resolution)
     found = views(image, resolution, (crop_range,), ten_crop=True)
     assert found.dtype == torch.uint8
@@ -34,7 +34,7 @@ def test_ten_crop_is_the_literal_one_at_the_papers_sizes(resolution, crop_range,
 
 
 def test_views_follow_the_ranges_in_order():
-    image = picture(3, 40, 40)
+    image = sample_image(3, 40, 40)
     found = views(image, 16, (1.1, 1.3), ten_crop=True)
     assert found.shape[0] == 20
     for i, crop_range in enumerate((1.1, 1.3)):
@@ -42,7 +42,7 @@ def test_views_follow_the_ranges_in_order():
 
 
 def test_without_ten_crop_there_are_the_centre_and_its_mirror_image():
-    image = picture(4, 40, 30)
+    image = sample_image(4, 40, 30)
     two, ten = (views(image, 16, (1.25,), ten_crop=choice) for choice in (False, True))
     assert torch.equal(two, ten[[4, 9]])
     assert torch.equal(two[1], two[0].flip(-1))

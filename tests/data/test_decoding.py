@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 
 from dpar.data.decoding import FORMATS, PIXELS, RATIO, SUFFIXES, decode, decode_whole
-from tests.data.samples import image_bytes, picture, png
+from tests.data.samples import image_bytes, png, sample_image
 
 LOSSLESS = {
     "PNG": {},
@@ -23,7 +23,7 @@ LOSSLESS = {
 }
 
 
-def encoded(image, form, **options):
+def encode_image(image, form, **options):
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
@@ -43,7 +43,7 @@ def deep_tiff(channels):
 
 def deep_jpeg2000():
     """A JPEG 2000 file whose size marker promises 16 bits of each of three channels."""
-    data = bytearray(encoded(picture(1, 32, 32), "JPEG2000"))
+    data = bytearray(encode_image(sample_image(1, 32, 32), "JPEG2000"))
     start = data.index(b"\xff\x4f\xff\x51") + 42
     for channel in range(3):
         data[start + 3 * channel] = 15
@@ -56,7 +56,7 @@ def same(image, expected):
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA", "CMYK"])
 def test_every_mode_becomes_rgb(mode):
-    image = picture(1).convert("L").convert(mode) if mode in ("LA", "1") else picture(1).convert(mode)
+    image = sample_image(1).convert("L").convert(mode) if mode in ("LA", "1") else sample_image(1).convert(mode)
     data = image_bytes(image, "TIFF" if mode == "CMYK" else "PNG")
     assert same(decode(data), image)
 
@@ -65,7 +65,7 @@ def test_every_mode_becomes_rgb(mode):
 def test_every_format_gives_its_pixels(form):
     smooth = Image.fromarray(np.add.outer(np.arange(32), 3 * np.arange(32)).astype(np.uint8)).convert("RGB")
     image = smooth.convert("L") if form == "GIF" else smooth  # whose palettes hold 256 colours
-    found = decode(encoded(image, form, **LOSSLESS.get(form, {"quality": 95})))
+    found = decode(encode_image(image, form, **LOSSLESS.get(form, {"quality": 95})))
     if form in LOSSLESS:
         assert same(found, image)
     else:
@@ -73,31 +73,31 @@ def test_every_format_gives_its_pixels(form):
 
 
 def test_grey_is_repeated_and_alpha_is_dropped():
-    grey = np.array(decode(image_bytes(picture(1).convert("L"))))
+    grey = np.array(decode(image_bytes(sample_image(1).convert("L"))))
     assert (grey == grey[..., :1]).all()
-    clear = picture(1).convert("RGBA")
+    clear = sample_image(1).convert("RGBA")
     clear.putalpha(0)
-    assert same(decode(image_bytes(clear)), picture(1))
+    assert same(decode(image_bytes(clear)), sample_image(1))
 
 
 def test_a_cmyk_photo_is_not_inverted():
     colours = Image.new("RGB", (16, 16), (200, 40, 90))
-    found = np.array(decode(encoded(colours.convert("CMYK"), "JPEG", quality=95)), int)  # with Adobe's mark
+    found = np.array(decode(encode_image(colours.convert("CMYK"), "JPEG", quality=95)), int)  # with Adobe's mark
     assert np.abs(found - (200, 40, 90)).max() <= 4
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "AVIF", "TIFF", "MPO"])
 def test_of_several_frames_the_first_is_taken(form):
     frames = [Image.new("RGB", (16, 16), colour) for colour in ((250, 0, 0), (0, 250, 0))]
-    found = np.array(decode(encoded(frames[0], form, save_all=True, append_images=frames[1:])), int)
+    found = np.array(decode(encode_image(frames[0], form, save_all=True, append_images=frames[1:])), int)
     assert np.abs(found - (250, 0, 0)).max() <= 6
 
 
 def test_what_the_file_was_is_told():
-    assert [decode_whole(image_bytes(picture(1).convert(m))).mode for m in ("L", "RGB", "P")] == ["L", "RGB", "P"]
-    clear = [picture(1).convert("RGBA"), picture(1).convert("L").convert("LA"), picture(1)]
+    assert [decode_whole(image_bytes(sample_image(1).convert(m))).mode for m in ("L", "RGB", "P")] == ["L", "RGB", "P"]
+    clear = [sample_image(1).convert("RGBA"), sample_image(1).convert("L").convert("LA"), sample_image(1)]
     assert [decode_whole(image_bytes(image)).transparent for image in clear] == [True, True, False]
-    palette = encoded(picture(1).convert("P"), "PNG", transparency=3)
+    palette = encode_image(sample_image(1).convert("P"), "PNG", transparency=3)
     assert decode_whole(palette).transparent
 
 
@@ -105,28 +105,28 @@ def test_exif_orientation_is_ignored_and_a_tiff_turned():
     exif = Image.Exif()
     exif[0x0112] = 6
     for form in ("JPEG", "PNG", "WEBP"):
-        assert decode(encoded(picture(1, 20, 10), form, exif=exif)).size == (20, 10)
-    assert decode(encoded(picture(1, 20, 10), "TIFF", tiffinfo={0x0112: 6})).size == (10, 20)
+        assert decode(encode_image(sample_image(1, 20, 10), form, exif=exif)).size == (20, 10)
+    assert decode(encode_image(sample_image(1, 20, 10), "TIFF", tiffinfo={0x0112: 6})).size == (10, 20)
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_file_cut_off_anywhere_is_refused(form, monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as other packages leave it
-    data = image_bytes(picture(1, 60, 60).convert("L" if form == "GIF" else "RGB"), form)
+    data = image_bytes(sample_image(1, 60, 60).convert("L" if form == "GIF" else "RGB"), form)
     for length in (0, 10, *range(len(data) // 8, len(data) - 8, len(data) // 8), len(data) - 9):
         with pytest.raises(ValueError, match=r".+"):
             decode(data[:length])
 
 
 def test_jpeg_2000_without_its_last_layers_is_refused():
-    data = encoded(picture(1, 48, 48), "JPEG2000", irreversible=True, quality_layers=[40, 20, 10])
+    data = encode_image(sample_image(1, 48, 48), "JPEG2000", irreversible=True, quality_layers=[40, 20, 10])
     for length in range(100, len(data) - 1):
         with pytest.raises(ValueError, match=r".+"):
             decode(data[:length])
 
 
 def test_a_png_whose_checksums_are_wrong_is_refused():
-    data = image_bytes(picture(1, 30, 30))
+    data = image_bytes(sample_image(1, 30, 30))
     for place in range(40, len(data) - 12, 7):
         with pytest.raises(ValueError, match=r".+"):
             decode(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
@@ -167,7 +167,7 @@ def test_bombs_have_a_clear_limit():
     text = PngImagePlugin.PngInfo()
     text.add_text("comment", "x" * 2**21, zip=True)
     with pytest.raises(ValueError, match="too large"):
-        decode(encoded(picture(1), "PNG", pnginfo=text))
+        decode(encode_image(sample_image(1), "PNG", pnginfo=text))
 
 
 def test_a_large_image_is_taken():
@@ -189,7 +189,7 @@ def test_whatever_a_decoder_raises_is_an_unreadable_image(error, monkeypatch):
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
     with pytest.raises(ValueError, match=rf"^damaged: {error.__name__}, .*two") as caught:
-        decode(image_bytes(picture(1)))
+        decode(image_bytes(sample_image(1)))
     assert "\n" not in str(caught.value)
 
 
@@ -199,14 +199,14 @@ def test_ctrl_c_is_no_damage(monkeypatch):
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        decode(image_bytes(picture(1)))
+        decode(image_bytes(sample_image(1)))
 
 
 def test_random_damage_is_an_image_or_one_line():
     rng = np.random.default_rng(0)
     said = []
     for form in FORMATS:
-        whole = image_bytes(picture(1, 24, 24).convert("L" if form == "GIF" else "RGB"), form)
+        whole = image_bytes(sample_image(1, 24, 24).convert("L" if form == "GIF" else "RGB"), form)
         for _ in range(40):
             data = bytearray(whole)
             for place in rng.integers(0, min(len(data), 400), 3):
@@ -244,11 +244,11 @@ def test_small_files_that_people_report(shared):
 
 
 def test_threads_decode_at_once():
-    data, found = image_bytes(picture(1, 200, 200)), []
+    data, found = image_bytes(sample_image(1, 200, 200)), []
     threads = [threading.Thread(target=lambda: found.append(decode(data))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(found) == 8
-    assert all(same(image, picture(1, 200, 200)) for image in found)
+    assert all(same(image, sample_image(1, 200, 200)) for image in found)

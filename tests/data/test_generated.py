@@ -1,4 +1,4 @@
-"""The pictures that the package draws."""
+"""The originals that the package draws."""
 
 import hashlib
 import subprocess
@@ -10,9 +10,9 @@ import pytest
 from dpar.data.generated import CLASSES, draw
 
 
-def blocks(picture, side):
+def blocks(image, side):
     """Standard deviation of brightness in each block."""
-    grey = picture.mean(-1)
+    grey = image.mean(-1)
     n = len(grey) // side
     return grey[: n * side, : n * side].reshape(n, side, n, side).std(axis=(1, 3))
 

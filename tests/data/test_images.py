@@ -8,7 +8,7 @@ import pytest
 from dpar.data.images import ImageIndex, open_images, shared_images
 from dpar.errors import InputError
 from dpar.files import read_json, write_json
-from tests.data.samples import folder_of_images, image_bytes, parquet_of_images, picture, same, tar_of_images
+from tests.data.samples import folder_of_images, image_bytes, parquet_of_images, same, sample_image, tar_of_images
 
 
 def sources(tmp_path, files, labels):
@@ -34,9 +34,9 @@ def sources(tmp_path, files, labels):
 
 def test_every_source_gives_the_same_images(tmp_path):
     labels = [0, 2, 1, 1, 0, 2, 2]
-    pictures = [picture(i) for i in range(len(labels))]
+    originals = [sample_image(i) for i in range(len(labels))]
     digests = []
-    for kind, path, order in sources(tmp_path, [image_bytes(p) for p in pictures], labels):
+    for kind, path, order in sources(tmp_path, [image_bytes(p) for p in originals], labels):
         source = open_images(kind, path)
         index = ImageIndex.build(source, resolution=8, num_classes=3)
         index.save(tmp_path / f"{kind}.json")
@@ -45,7 +45,7 @@ def test_every_source_gives_the_same_images(tmp_path):
             assert found.labels.tolist() == [labels[i] for i in order]
             assert found.labels.dtype == np.int32
             for place in (6, 0, 3, 3, 5, 1, 2, 4):  # in any order
-                assert same(found.read(place), pictures[order[place]])
+                assert same(found.read(place), originals[order[place]])
         loaded = ImageIndex.load(tmp_path / f"{kind}.json")
         assert (loaded.resolution, loaded.num_classes, loaded.skipped) == (8, 3, [])
         assert loaded.class_counts.tolist() == [2, 2, 3]
@@ -56,8 +56,8 @@ def test_every_source_gives_the_same_images(tmp_path):
 
 def test_unreadable_images_are_left_out_or_named(tmp_path):
     labels = [0, 1, 1, 0, 0, 1]
-    pictures = [picture(i, 40, 40) for i in range(6)]
-    files = [image_bytes(p) for p in pictures]
+    originals = [sample_image(i, 40, 40) for i in range(6)]
+    files = [image_bytes(p) for p in originals]
     files[2], files[4] = files[2][: len(files[2]) // 2], b"no image"
     for kind, path, order in sources(tmp_path, files, labels):
         source = open_images(kind, path)
@@ -73,7 +73,7 @@ def test_unreadable_images_are_left_out_or_named(tmp_path):
         kept = [i for i in order if i not in (2, 4)]
         for found in (index, ImageIndex.load(tmp_path / "index.json")):
             assert found.class_counts.tolist() == [2, 2]
-            assert all(same(found.read(place), pictures[i]) for place, i in enumerate(kept))
+            assert all(same(found.read(place), originals[i]) for place, i in enumerate(kept))
         with pytest.raises(InputError, match="cannot be read"):
             source.read(order.index(4))
 
@@ -99,16 +99,16 @@ def test_an_image_that_changed_after_indexing_is_named(tmp_path):
 
 
 def test_another_image_in_an_images_place_is_refused(tmp_path):
-    labels, pictures = [0, 1, 1, 0], [picture(i) for i in range(4)]
-    list(sources(tmp_path / "changed", [image_bytes(pictures[i]) for i in (0, 2, 1, 3)], labels))
-    for kind, path, order in sources(tmp_path / "known", [image_bytes(p) for p in pictures], labels):
+    labels, originals = [0, 1, 1, 0], [sample_image(i) for i in range(4)]
+    list(sources(tmp_path / "changed", [image_bytes(originals[i]) for i in (0, 2, 1, 3)], labels))
+    for kind, path, order in sources(tmp_path / "known", [image_bytes(p) for p in originals], labels):
         ImageIndex.build(open_images(kind, path), resolution=8, num_classes=2).save(tmp_path / "index.json")
         text = json.dumps(read_json(tmp_path / "index.json"))
         (tmp_path / "index.json").write_text(text.replace(str(tmp_path / "known"), str(tmp_path / "changed")))
         index = ImageIndex.load(tmp_path / "index.json")
         for place, number in enumerate(order):
             if number in (0, 3):
-                assert same(index.read(place), pictures[number])
+                assert same(index.read(place), originals[number])
                 continue
             with pytest.raises(InputError, match="changed since it was indexed") as caught:
                 index.read(place)
@@ -122,25 +122,29 @@ def test_the_digest_is_that_of_the_images(tmp_path):
     folder_of_images(tmp_path / "x")
     first = digest()
     assert digest() == first
-    (tmp_path / "x/cat/2.png").write_bytes(image_bytes(picture(77)))
+    (tmp_path / "x/cat/2.png").write_bytes(image_bytes(sample_image(77)))
     assert digest() != first
 
 
 class TestClasses:
     def test_a_label_out_of_range_is_named(self, tmp_path):
-        path = str(parquet_of_images(tmp_path / "a.parquet", [image_bytes(picture(i)) for i in range(3)], [0, 5, -1]))
+        path = str(
+            parquet_of_images(tmp_path / "a.parquet", [image_bytes(sample_image(i)) for i in range(3)], [0, 5, -1])
+        )
         with pytest.raises(InputError, match=r"2 labels of .* outside 0 to 4, the first of them 5 of image key1"):
             ImageIndex.build(open_images("parquet", path), resolution=8, num_classes=5)
 
     def test_a_class_without_images_is_named_where_it_matters(self, tmp_path):
-        path = str(parquet_of_images(tmp_path / "a.parquet", [image_bytes(picture(i)) for i in range(3)], [0, 3, 3]))
+        path = str(
+            parquet_of_images(tmp_path / "a.parquet", [image_bytes(sample_image(i)) for i in range(3)], [0, 3, 3])
+        )
         with pytest.raises(InputError, match=r"3 of 5 classes have no readable image .*: 1, 2, 4;"):
             ImageIndex.build(open_images("parquet", path), resolution=8, num_classes=5)
         index = ImageIndex.build(open_images("parquet", path), resolution=8, num_classes=5, every_class=False)
         assert index.class_counts.tolist() == [1, 0, 0, 2, 0]
 
     def test_a_class_whose_images_are_all_unreadable_is_named(self, tmp_path):
-        files = [image_bytes(picture(i)) for i in range(3)] + [b"x"]
+        files = [image_bytes(sample_image(i)) for i in range(3)] + [b"x"]
         path = str(parquet_of_images(tmp_path / "a.parquet", files, [0, 0, 0, 1]))
         with pytest.raises(InputError, match=r"1 of 2 classes have no readable image .*: 1;"):
             ImageIndex.build(open_images("parquet", path), resolution=8, num_classes=2, max_unreadable=0.5)
@@ -196,7 +200,7 @@ def test_an_index_from_before_class_names_were_kept_is_read(tmp_path):
 def test_images_of_two_splits_are_found_by_their_bytes(tmp_path):
     indexes = []
     for name, numbers in (("train", range(6)), ("val", (9, 3, 8, 5))):
-        files = [image_bytes(picture(i)) for i in numbers]
+        files = [image_bytes(sample_image(i)) for i in numbers]
         path = parquet_of_images(tmp_path / f"{name}.parquet", files, [0] * len(files))
         indexes.append(ImageIndex.build(open_images("parquet", str(path)), resolution=8, num_classes=1))
     train, val = indexes
@@ -229,18 +233,18 @@ def test_a_damaged_index_is_refused_in_words(tmp_path, change):
 
 
 def test_a_file_whose_name_has_the_signs_of_a_pattern_is_itself(tmp_path):
-    tar_of_images(tmp_path / "train[1].tar", {"a.png": image_bytes(picture(1)), "a.cls": b"0"})
-    tar_of_images(tmp_path / "train1.tar", {"b.png": image_bytes(picture(1)), "b.cls": b"0"})
+    tar_of_images(tmp_path / "train[1].tar", {"a.png": image_bytes(sample_image(1)), "a.cls": b"0"})
+    tar_of_images(tmp_path / "train1.tar", {"b.png": image_bytes(sample_image(1)), "b.cls": b"0"})
     assert open_images("webdataset", str(tmp_path / "train[1].tar")).keys == ["a"]
     assert open_images("webdataset", str(tmp_path / "train?.tar")).keys == ["b"]
     (tmp_path / "train[1].tar").unlink()
     assert open_images("webdataset", str(tmp_path / "train[1].tar")).keys == ["b"]
-    parquet_of_images(tmp_path / "a*[x].parquet", [image_bytes(picture(1))], [0])
+    parquet_of_images(tmp_path / "a*[x].parquet", [image_bytes(sample_image(1))], [0])
     assert len(open_images("parquet", str(tmp_path / "a*[x].parquet"))) == 1
 
 
 def test_a_shard_that_is_a_link_to_nowhere_is_not_passed_over(tmp_path):
-    tar_of_images(tmp_path / "a-0.tar", {"a.png": image_bytes(picture(1)), "a.cls": b"0"})
+    tar_of_images(tmp_path / "a-0.tar", {"a.png": image_bytes(sample_image(1)), "a.cls": b"0"})
     (tmp_path / "a-1.tar").symlink_to(tmp_path / "gone.tar")
     with pytest.raises(InputError, match=r"a-1\.tar is a link that leads nowhere"):
         open_images("webdataset", str(tmp_path / "a-*.tar"))

@@ -90,12 +90,12 @@ def test_a_file_for_another_grid_is_noticed_where_it_says_so(tmp_path):
     """All its tensors fit; only the rotations, which are made anew, have the size of its grid."""
     tensors = published_tensors() | {"freqs_cis": torch.zeros(1 + 24 * 24, 8, 2)}
     torch.save(tensors, tmp_path / "c2i_B_384.pt")
-    with pytest.raises(InputError, match=r"was made for 24 x 24 tokens an image, not for 3 x 4"):
+    with pytest.raises(InputError, match=r"was made for 24 x 24 tokens per image, not for 3 x 4"):
         import_llamagen(tmp_path / "c2i_B_384.pt", CONFIG)
 
 
 def test_a_transformer_is_taken_as_it_was_trained_and_the_average_that_is_left_is_named(tmp_path, capsys):
-    """LlamaGen draws from `model`, whatever average lies beside it."""
+    """LlamaGen draws from `model`, whatever average the file also holds."""
     tensors = published_tensors()
     average = {name: tensor + 1 for name, tensor in tensors.items()}
     torch.save({"ema": average, "model": tensors, "args": argparse.Namespace(lr=1e-4)}, tmp_path / "c2i.pt")
@@ -251,13 +251,13 @@ def test_files_without_tensors_by_name_are_refused(tmp_path, content):
 
 
 def test_a_digest_beside_the_file_is_checked(tmp_path):
-    path, beside = saved(tmp_path, published_tensors()), tmp_path / "weights.pt.sha256"
+    path, checksum = saved(tmp_path, published_tensors()), tmp_path / "weights.pt.sha256"
     right = hashlib.sha256((tmp_path / "weights.pt").read_bytes()).hexdigest()
-    beside.write_text(f"{right}  weights.pt\n")
+    checksum.write_text(f"{right}  weights.pt\n")
     assert read_official(path)
     assert read_official(path, right.upper())
     with pytest.raises(InputError, match=f"has SHA-256 {right}, but the settings say 1111"):
         read_official(path, "1" * 64)
-    beside.write_text(f"{'0' * 64}  weights.pt\n")
+    checksum.write_text(f"{'0' * 64}  weights.pt\n")
     with pytest.raises(InputError, match=f"has SHA-256 {right}, but weights.pt.sha256 says 0000"):
         read_official(path)

@@ -20,7 +20,7 @@ starts_of_a_batch = st.integers(1, 30).flatmap(
 def test_lengths_end_to_end(lengths):
     packed = PackedLengths.from_lengths(lengths)
     assert packed.lengths == tuple(lengths)
-    assert packed.max_length == max(lengths)
+    assert packed.longest == max(lengths)
     assert packed.total == sum(lengths)
     assert packed.cu_seqlens.dtype == torch.int32
     assert packed.cu_seqlens.tolist() == [sum(lengths[:i]) for i in range(len(lengths) + 1)]

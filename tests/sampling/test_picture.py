@@ -1,4 +1,4 @@
-"""The contact sheet shows the right pictures in the right places."""
+"""The contact sheet shows the right images in the right places."""
 
 from io import BytesIO
 
@@ -15,10 +15,10 @@ def test_a_row_for_each_class():
     assert [row.tolist() for row in class_rows(np.arange(100), columns=3, rows=4)] == [[0], [33], [66], [99]]
 
 
-def test_pictures_stand_in_their_places():
-    pictures = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
-    sheet = np.asarray(Image.open(BytesIO(contact_sheet([pictures[:2], pictures[2:]]))))
+def test_images_stand_in_their_places():
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
+    sheet = np.asarray(Image.open(BytesIO(contact_sheet([images[:2], images[2:]]))))
     assert sheet.shape == (2 * 4 + GAP, 3 * 6 + 2 * GAP, 3)
-    assert np.array_equal(sheet[:4, 6 + GAP : 12 + GAP], pictures[1])
-    assert np.array_equal(sheet[4 + GAP :, 2 * (6 + GAP) :], pictures[4])
+    assert np.array_equal(sheet[:4, 6 + GAP : 12 + GAP], images[1])
+    assert np.array_equal(sheet[4 + GAP :, 2 * (6 + GAP) :], images[4])
     assert (sheet[:4, 2 * (6 + GAP) :] == 255).all()

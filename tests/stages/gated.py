@@ -24,7 +24,7 @@ SIZES = {"vocab_size": VOCAB, "grid": GRID, "num_classes": CLASSES}
 ORIGIN = {"tokenizer": "f" * 64}
 
 
-def drawn(network: nn.Module, seed: int) -> nn.Module:
+def randomised_weights(network: nn.Module, seed: int) -> nn.Module:
     """The network with weights large enough for its predictions to vary."""
     for parameter in network.parameters():
         if parameter.ndim > 1:
@@ -45,7 +45,7 @@ def write_results(folder: Path) -> Results:
     values["tables"] = {"gates": {"title": "gates", "rows": rows, "vary": vary}}
     results.set(values)
     for number, (name, settings) in enumerate(results.experiment.networks.items()):
-        gate = drawn(
+        gate = randomised_weights(
             build_entropy_model(entropy_model_config(settings, **SIZES)), 0 if name == "gates/same" else number
         )
         save_model(folder / name, gate, ORIGIN | {"gate": name.removeprefix("gates/")})
@@ -60,7 +60,7 @@ def write_results(folder: Path) -> Results:
         if split == "train":
             threshold = float(np.median(entropy[:, 1:]))
     write_json(folder / "thresholds.json", {"p_avg": {"1.6": {"threshold": threshold, "achieved": 1.6}}})
-    dpar = drawn(build_model(results.experiment.models["dpar"], **SIZES), 9)
+    dpar = randomised_weights(build_model(results.experiment.models["dpar"], **SIZES), 9)
     patches = {"patchify": results.experiment.patchify.model_dump(mode="json"), "threshold": threshold}
     origin = ORIGIN | patches | {"entropy_model": sha256, "precision": "float32", "step": 8}
     save_model(folder / "models" / "dpar" / "step8", dpar, origin)

@@ -11,7 +11,7 @@ from dpar.errors import InputError
 from dpar.stages.encode_images import encode, images_of_shard, main
 from dpar.tokenizer.autoencoder import VQAutoencoder
 from dpar.weights import load_model, model_config, save_model
-from tests.data.samples import image_bytes, parquet_of_images, picture
+from tests.data.samples import image_bytes, parquet_of_images, sample_image
 from tests.oracles.data import adm_center_crop
 from tests.stages.experiments import TOKENIZER, write_experiment
 
@@ -20,7 +20,7 @@ from tests.stages.experiments import TOKENIZER, write_experiment
 def inputs(tmp_path):
     """Flags that encode ten images of several sizes with a random tokenizer."""
     experiment = write_experiment(tmp_path)
-    files = [image_bytes(picture(i, 70 + 9 * i, 150 - 8 * i)) for i in range(10)]
+    files = [image_bytes(sample_image(i, 70 + 9 * i, 150 - 8 * i)) for i in range(10)]
     parquet_of_images(tmp_path / "x.parquet", files, [i % 8 for i in range(10)])
     source = open_images("parquet", str(tmp_path / "x.parquet"))
     ImageIndex.build(source, resolution=64, num_classes=8).save(tmp_path / "index.json")
@@ -36,7 +36,7 @@ def run(inputs, split, shard, output):
 
 
 def assert_tokens_of(tokens, tmp_path, pixels):
-    """The tokens are those of one picture at a time; sums differ in the last bit with the batch, so one may flip."""
+    """The tokens are those of one image at a time; sums differ in the last bit with the batch, so one may flip."""
     tokenizer = load_model(tmp_path / "tokenizer", "tokenizer")
     with torch.inference_mode():
         expected = torch.cat([tokenizer.encode(to_model_input(p[None])).reshape(1, -1) for p in pixels]).numpy()
@@ -141,7 +141,7 @@ def test_names_an_image_that_has_gone_bad(tmp_path, inputs):
 
 
 def test_refuses_an_image_that_has_changed(tmp_path, inputs):
-    files = [image_bytes(picture(i, 70 + 9 * i, 150 - 8 * i)) for i in (0, 1, 2, 3, 5, 4, 6, 7, 8, 9)]
+    files = [image_bytes(sample_image(i, 70 + 9 * i, 150 - 8 * i)) for i in (0, 1, 2, 3, 5, 4, 6, 7, 8, 9)]
     parquet_of_images(tmp_path / "x.parquet", files, [i % 8 for i in range(10)])
     run(inputs, "train", 0, tmp_path / "0.parquet")
     with pytest.raises(InputError, match=r"image key[45] of .*changed since it was indexed"):

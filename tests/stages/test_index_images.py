@@ -8,7 +8,7 @@ from dpar.data.images import ImageIndex
 from dpar.errors import InputError, run_command
 from dpar.stages import generate_images
 from dpar.stages.index_images import main
-from tests.data.samples import image_bytes, parquet_of_images, picture, tar_of_images
+from tests.data.samples import image_bytes, parquet_of_images, sample_image, tar_of_images
 from tests.stages.experiments import write_experiment
 
 
@@ -25,7 +25,7 @@ def two_folders(tmp_path, train, val, each=2, **settings):
         for label, name in enumerate(classes):
             (tmp_path / split / name).mkdir(parents=True)
             for i in range(each):
-                data = image_bytes(picture(10_000 * first + 100 * label + i))
+                data = image_bytes(sample_image(10_000 * first + 100 * label + i))
                 (tmp_path / split / name / f"{i}.png").write_bytes(data)
     settings = {"source": "folder", "num_classes": len(train)} | settings
     return write_experiment(tmp_path, train=str(tmp_path / "train"), val=str(tmp_path / "val"), **settings)
@@ -89,7 +89,7 @@ class TestClasses:
 
     def test_names_are_matched_across_kinds_of_sources(self, tmp_path):
         two_folders(tmp_path, ["a", "b", "c"], [])
-        members = [(f"{i}.png", image_bytes(picture(900 + i))) for i in range(2)]
+        members = [(f"{i}.png", image_bytes(sample_image(900 + i))) for i in range(2)]
         (tmp_path / "val").mkdir()
         tar_of_images(tmp_path / "val/0.tar", [*members, ("0.cls", b"0"), ("1.cls", b"1")])
         (tmp_path / "val/classes.json").write_text('["c", "b"]')
@@ -101,7 +101,7 @@ class TestClasses:
     def test_numbers_alone_are_compared_as_they_are(self, tmp_path):
         paths = {}
         for first, split in enumerate(("train", "val")):
-            files = [image_bytes(picture(100 * first + i)) for i in range(2)]
+            files = [image_bytes(sample_image(100 * first + i)) for i in range(2)]
             paths[split] = str(parquet_of_images(tmp_path / f"{split}.parquet", files, [0, 1]))
         experiment = write_experiment(tmp_path, source="parquet", num_classes=2, **paths)
         indexed(tmp_path, experiment, "train")
@@ -155,7 +155,7 @@ def test_names_for_shells_pages_and_terminals_are_names_alone(tmp_path, capsys):
     for split in ("train", "val"):
         for name in (b"\xff.png", b"\xe9\x1b.txt\x1b[31m"):
             with open(os.path.join(os.fsencode(tmp_path / split / "a"), name), "wb") as file:
-                file.write(image_bytes(picture(len(split))))
+                file.write(image_bytes(sample_image(len(split))))
     train, val = (indexed(tmp_path, experiment, split) for split in ("train", "val"))
     assert train.images.classes == val.images.classes == sorted(["a", odd])
     assert len(train) == len(val) == 5

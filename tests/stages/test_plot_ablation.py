@@ -12,7 +12,7 @@ from tests.stages.test_make_table import arguments
 
 
 @pytest.fixture
-def drawn(tmp_path):
+def grid_of_cells(tmp_path):
     """(experiment, files) with both tables of the demo made."""
     experiment = parse_experiment(demo(), "test")
     files = made_up.write(tmp_path, experiment)
@@ -21,8 +21,8 @@ def drawn(tmp_path):
     return experiment, files
 
 
-def test_a_grid_becomes_heat_maps_with_thresholds_in_nats(tmp_path, drawn):
-    experiment, files = drawn
+def test_a_grid_becomes_heat_maps_with_thresholds_in_nats(tmp_path, grid_of_cells):
+    experiment, files = grid_of_cells
     frame = pd.read_csv(tmp_path / "tables" / "threshold_by_length.csv")
     figure = plot_ablation.draw(experiment, "threshold_by_length", frame, read_json(files["noise-floor"]))
     axes = figure.axes[0]
@@ -32,8 +32,8 @@ def test_a_grid_becomes_heat_maps_with_thresholds_in_nats(tmp_path, drawn):
     assert [t.get_text() for t in axes.texts] == ["31", "41", "51", "21"]
 
 
-def test_a_grid_keeps_the_order_of_the_experiment(tmp_path, drawn):
-    _, files = drawn
+def test_a_grid_keeps_the_order_of_the_experiment(tmp_path, grid_of_cells):
+    _, files = grid_of_cells
     values = demo()
     values["tables"]["threshold_by_length"]["vary"]["patchify.max_length"] = [4, 16, None, 2]
     frame = pd.DataFrame(
@@ -50,8 +50,8 @@ def test_a_grid_keeps_the_order_of_the_experiment(tmp_path, drawn):
     assert [t.get_text() for t in axes.texts] == ["18", "19", "20", "21", "14", "15", "16", "17"]
 
 
-def test_a_list_becomes_points_with_the_noise_floor(tmp_path, drawn):
-    experiment, files = drawn
+def test_a_list_becomes_points_with_the_noise_floor(tmp_path, grid_of_cells):
+    experiment, files = grid_of_cells
     frame = pd.read_csv(tmp_path / "tables" / "comparison.csv")
     figure = plot_ablation.draw(experiment, "comparison", frame, read_json(files["noise-floor"]))
     axes = figure.axes[0]
@@ -59,8 +59,8 @@ def test_a_list_becomes_points_with_the_noise_floor(tmp_path, drawn):
     assert any(list(line.get_xdata()) == [0.5, 0.5] for line in axes.lines)
 
 
-def test_the_stage_writes_the_picture(tmp_path, drawn):
-    _, files = drawn
+def test_the_stage_writes_the_picture(tmp_path, grid_of_cells):
+    _, files = grid_of_cells
     output = tmp_path / "figures" / "comparison.png"
     plot_ablation.main(
         [

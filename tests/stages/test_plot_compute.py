@@ -20,7 +20,7 @@ DPAR = {
 
 
 @pytest.fixture
-def drawn(tmp_path, monkeypatch):
+def plotted(tmp_path, monkeypatch):
     """Draws what `tables`, each a list of rows, show; what the figure was given."""
     write_json(tmp_path / "floor.json", made_up_floor())
     given = {}
@@ -47,7 +47,7 @@ def drawn(tmp_path, monkeypatch):
     return draw
 
 
-def test_each_measured_model_is_one_point_and_its_departures_are_none(drawn):
+def test_each_measured_model_is_one_point_and_its_departures_are_none(plotted):
     other = DPAR | {"model": "llamagen", "cell": "llamagen-cfg1.75", "training": "llamagen"}
     other |= {"training_gmacs": 4.0, "frechet_distance": 5.0}
     unmeasured = DPAR | {"cell": "dpar-cfg1", "frechet_distance": None}
@@ -55,7 +55,7 @@ def test_each_measured_model_is_one_point_and_its_departures_are_none(drawn):
     departing = DPAR | {"cell": "dpar_pmax4", "training": "dpar_pmax4", "frechet_distance": 1.0}
     early = DPAR | {"cell": "dpar-step50", "milestone": "step50", "frechet_distance": 1.0}
     elsewhere = DPAR | {"cell": "dpar-eth3", "inference.threshold": 3.0, "frechet_distance": 1.0}
-    given = drawn([DPAR, other], [DPAR, unmeasured, guided, departing, early, elsewhere])
+    given = plotted([DPAR, other], [DPAR, unmeasured, guided, departing, early, elsewhere])
     assert [(p["label"], p["cost"], p["value"]) for p in given["points"]] == [
         ("dpar", 2.0, 3.0),
         ("llamagen-cfg1.75", 4.0, 5.0),
@@ -63,9 +63,9 @@ def test_each_measured_model_is_one_point_and_its_departures_are_none(drawn):
     assert (given["metric"], given["floor"]) == ("FD[classifier, 4]", 0.5)
 
 
-def test_the_first_of_several_trainings_may_have_another_seed(drawn):
+def test_the_first_of_several_trainings_may_have_another_seed(plotted):
     row = DPAR | {"cell": "dpar_seed1-cfg3", "training": "dpar_seed1", "frechet_distance_sd": 0.25}
-    (point,) = drawn([row], training_seeds=[1, 0])["points"]
+    (point,) = plotted([row], training_seeds=[1, 0])["points"]
     assert (point["label"], point["spread"]) == ("dpar-cfg3", 0.25)
 
 
@@ -78,8 +78,8 @@ def test_the_first_of_several_trainings_may_have_another_seed(drawn):
         [[DPAR | {"frechet_distance": None}]],
     ],
 )
-def test_where_no_model_is_as_described_the_figure_says_so(drawn, tables):
-    given = drawn(*tables)
+def test_where_no_model_is_as_described_the_figure_says_so(plotted, tables):
+    given = plotted(*tables)
     assert given["points"] == []
     (axes,) = given["figure"].axes
     assert any(text.get_text().startswith("No table shows a model as it is described") for text in axes.texts)

@@ -61,29 +61,29 @@ def change_sampling(results, **values):
 
 
 @pytest.fixture(scope="module")
-def whole(results):
+def ten_samples(results):
     return draw(results)
 
 
-def test_a_file_as_adm_reads_it(results, whole):
-    assert whole["arr_0"].shape == (10, 8, 8, 3)
-    assert whole["arr_0"].dtype == np.uint8
-    assert len(np.unique(whole["arr_0"].reshape(10, -1), axis=0)) == 10
-    assert whole["labels"].tolist() == [i % CLASSES for i in range(10)]
-    assert whole["patches"].shape == (10,)
-    assert whole["patches"].min() >= 16 / 3
-    assert len(set(whole["patches"].tolist())) > 1
-    assert whole["patches"].mean() < 14
-    conditions = json.loads(str(whole["conditions"]))
+def test_a_file_as_adm_reads_it(results, ten_samples):
+    assert ten_samples["arr_0"].shape == (10, 8, 8, 3)
+    assert ten_samples["arr_0"].dtype == np.uint8
+    assert len(np.unique(ten_samples["arr_0"].reshape(10, -1), axis=0)) == 10
+    assert ten_samples["labels"].tolist() == [i % CLASSES for i in range(10)]
+    assert ten_samples["patches"].shape == (10,)
+    assert ten_samples["patches"].min() >= 16 / 3
+    assert len(set(ten_samples["patches"].tolist())) > 1
+    assert ten_samples["patches"].mean() < 14
+    conditions = json.loads(str(ten_samples["conditions"]))
     assert conditions["threshold"] == THRESHOLD
     assert conditions["networks"]["model"] == model_config(results / "models/dpar/step1")["sha256"]
     picture = Image.open(results / "samples/dpar/seed0/00000.png")
     assert picture.size == (4 * 8 + 3 * 2, 3 * 8 + 2 * 2)
-    assert np.array_equal(np.asarray(picture)[:8, 10:18], whole["arr_0"][3])
+    assert np.array_equal(np.asarray(picture)[:8, 10:18], ten_samples["arr_0"][3])
     assert not list(results.glob("samples/dpar/seed0/.*"))
 
 
-def test_the_record_says_how_fast_and_how_many_steps(results, whole):
+def test_the_record_says_how_fast_and_how_many_steps(results, ten_samples):
     events = [
         json.loads(line)
         for path in results.glob("tracking/spool/sample_images/*/events.jsonl")
@@ -96,15 +96,15 @@ def test_the_record_says_how_fast_and_how_many_steps(results, whole):
     assert {"sample/mean_steps", "sample/mean_patch_length"} <= set(values)
 
 
-def test_shards_and_batches_do_not_change_an_image(tmp_path, whole):
+def test_shards_and_batches_do_not_change_an_image(tmp_path, ten_samples):
     other = write_results(tmp_path, shards=3, batch_size=3)
     shards = [draw(other, shard=shard) for shard in range(3)]
     for key in ("arr_0", "labels", "patches"):
         together = np.concatenate([shard[key] for shard in shards])
         if key == "arr_0":  # the tokenizer computes in float32, where another batch may round a pixel otherwise
-            assert np.abs(together.astype(int) - whole[key]).max() <= 1
+            assert np.abs(together.astype(int) - ten_samples[key]).max() <= 1
         else:
-            assert np.array_equal(together, whole[key])
+            assert np.array_equal(together, ten_samples[key])
     joined = open_set([other / "samples/dpar/seed0"])
     assert len(joined) == 10
     drawn = joined.conditions()["drawn"]
@@ -112,13 +112,13 @@ def test_shards_and_batches_do_not_change_an_image(tmp_path, whole):
     assert drawn["batches"] == [1, 3], "the last shard has a short batch"
 
 
-def test_another_seed_other_images(results, whole):
+def test_another_seed_other_images(results, ten_samples):
     other = draw(results, seed=1)
-    assert (other["arr_0"] != whole["arr_0"]).any((1, 2, 3)).all()
-    assert np.array_equal(other["labels"], whole["labels"])
+    assert (other["arr_0"] != ten_samples["arr_0"]).any((1, 2, 3)).all()
+    assert np.array_equal(other["labels"], ten_samples["labels"])
 
 
-def test_a_killed_job_goes_on_after_its_last_batch(tmp_path, whole, monkeypatch):
+def test_a_killed_job_goes_on_after_its_last_batch(tmp_path, ten_samples, monkeypatch):
     results = write_results(tmp_path)
     drawn, original = [], ImageSampler.draw
 
@@ -136,12 +136,12 @@ def test_a_killed_job_goes_on_after_its_last_batch(tmp_path, whole, monkeypatch)
     assert not (folder / "00000.npz").exists()
     again = draw(results)
     assert drawn == [4, 4, 0, 2]
-    for key, value in whole.items():
+    for key, value in ten_samples.items():
         assert np.array_equal(again[key], value), key
     assert not list(folder.glob(".*"))
 
 
-def test_a_batch_becomes_pixels_while_the_next_is_drawn(tmp_path, whole, monkeypatch):
+def test_a_batch_becomes_pixels_while_the_next_is_drawn(tmp_path, ten_samples, monkeypatch):
     results = write_results(tmp_path)
     second = Event()
     draw_tokens, make_pixels = ImageSampler.draw, Networks.pixels
@@ -159,15 +159,15 @@ def test_a_batch_becomes_pixels_while_the_next_is_drawn(tmp_path, whole, monkeyp
     begun = []
     monkeypatch.setattr(ImageSampler, "draw", draw_and_tell)
     monkeypatch.setattr(Networks, "pixels", wait_for_the_second)
-    assert np.array_equal(draw(results)["arr_0"], whole["arr_0"])
+    assert np.array_equal(draw(results)["arr_0"], ten_samples["arr_0"])
     assert begun == [4, 4, 2]
 
 
-def test_guidance_of_a_part_of_the_sequence_reaches_the_sampler(tmp_path, whole):
+def test_guidance_of_a_part_of_the_sequence_reaches_the_sampler(tmp_path, ten_samples):
     results = write_results(tmp_path, cfg_interval=[0.0, 0.25])
     found = draw(results)
     assert json.loads(str(found["conditions"]))["sampling"]["cfg_interval"] == [0.0, 0.25]
-    assert (found["arr_0"] != whole["arr_0"]).any()
+    assert (found["arr_0"] != ten_samples["arr_0"]).any()
 
 
 def test_compiled_code_is_asked_for_and_noted_and_takes_up_what_was_drawn(tmp_path, monkeypatch):
@@ -211,7 +211,7 @@ def test_parts_of_other_settings_are_not_used(tmp_path, monkeypatch):
     assert not list((results / "samples/dpar/seed0").glob(".*"))
 
 
-def test_the_same_command_writes_the_same_bytes(results, whole):
+def test_the_same_command_writes_the_same_bytes(results, ten_samples):
     path = results / "samples/dpar/seed0/00000.npz"
     before = path.read_bytes()
     path.unlink()
@@ -219,12 +219,12 @@ def test_the_same_command_writes_the_same_bytes(results, whole):
     assert path.read_bytes() == before
 
 
-def test_the_baseline_and_another_threshold(results, whole):
+def test_the_baseline_and_another_threshold(results, ten_samples):
     baseline = draw(results, cell="llamagen")
     assert (baseline["patches"] == 16).all()
     cell = "dpar-eth2.5"
     finer = draw(results, cell=cell)
-    assert finer["patches"].sum() > whole["patches"].sum()
+    assert finer["patches"].sum() > ten_samples["patches"].sum()
     assert json.loads(str(finer["conditions"]))["threshold"] == 2.5
 
 
@@ -234,7 +234,7 @@ def test_static_patches_ask_no_entropy_model(results, tmp_path):
     assert json.loads(str(found["conditions"]))["threshold"] is None
 
 
-def test_a_batch_that_does_not_fit_is_halved(tmp_path, whole, monkeypatch, capsys):
+def test_a_batch_that_does_not_fit_is_halved(tmp_path, ten_samples, monkeypatch, capsys):
     results = write_results(tmp_path)
     original, sizes = ImageSampler.draw, []
 
@@ -251,20 +251,20 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path, whole, monkeypatch, capsy
     said = capsys.readouterr().err
     assert "going on with 2\n" in said
     assert re.search(r"drew 8 of 10 images, \d+\.\d\d a second, \d+ s left", said)
-    assert np.array_equal(found["patches"], whole["patches"])
+    assert np.array_equal(found["patches"], ten_samples["patches"])
     limit = 0
     with pytest.raises(InputError, match="not even one image"):
         draw(results, seed=2)
 
 
-def test_samples_are_resized_before_they_become_bytes(tmp_path, whole):
+def test_samples_are_resized_before_they_become_bytes(tmp_path, ten_samples):
     results = write_results(tmp_path)
     path = results / "experiment.json"
     experiment = read_json(path)
     write_json(path, experiment | {"evaluation": experiment["evaluation"] | {"resolution": 6}})
     found = draw(results)
     assert found["arr_0"].shape == (10, 6, 6, 3)
-    assert np.array_equal(found["patches"], whole["patches"])
+    assert np.array_equal(found["patches"], ten_samples["patches"])
 
 
 def test_networks_of_something_else(results, tmp_path):
@@ -292,7 +292,7 @@ def test_a_model_of_another_resolution(tmp_path):
         draw(results)
 
 
-def test_a_gate_of_the_experiment_places_the_patches(tmp_path, whole):
+def test_a_gate_of_the_experiment_places_the_patches(tmp_path, ten_samples):
     results = write_results(tmp_path)
     add_gates(results)
     for gate, threshold in GATE_THRESHOLDS.items():
@@ -301,7 +301,7 @@ def test_a_gate_of_the_experiment_places_the_patches(tmp_path, whole):
         assert (conditions["gate"], conditions["threshold"]) == (gate, threshold)
         digest = model_config(results / "gates" / gate)["sha256"]
         assert conditions["networks"]["entropy_model"] == digest
-        assert not np.array_equal(found["patches"], whole["patches"])
+        assert not np.array_equal(found["patches"], ten_samples["patches"])
         # which is what the sampler makes of that network and that threshold
         networks = load_networks(
             results / "models/dpar/step1", results / "gates" / gate, results / "tokenizer",
@@ -317,7 +317,7 @@ def test_a_gate_of_the_experiment_places_the_patches(tmp_path, whole):
             settings=DrawSettings(2.0),
         )
         assert drawn.starts.sum(1).tolist() == found["patches"].tolist()
-    assert "gate" not in json.loads(str(whole["conditions"]))
+    assert "gate" not in json.loads(str(ten_samples["conditions"]))
 
 
 def test_unknown_cells_and_shards(results):
@@ -327,6 +327,6 @@ def test_unknown_cells_and_shards(results):
         draw(results, shard=1)
 
 
-def test_png_is_whole(results, whole):
+def test_png_is_whole(results, ten_samples):
     data = (results / "samples/dpar/seed0/00000.png").read_bytes()
     Image.open(BytesIO(data)).verify()

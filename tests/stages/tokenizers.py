@@ -1,11 +1,11 @@
-"""Experiments, pictures and indices for the stages of the tokenizer."""
+"""Experiments, images and indices for the stages of the tokenizer."""
 
 from pathlib import Path
 from typing import Any
 
 from dpar.data.images import ImageIndex, open_images
 from dpar.files import read_json, write_json
-from tests.data.samples import image_bytes, parquet_of_images, picture
+from tests.data.samples import image_bytes, parquet_of_images, sample_image
 from tests.stages.experiments import write_experiment
 
 SIDE = 32
@@ -20,7 +20,7 @@ TRAINING: dict[str, Any] = {
 
 
 def write_tokenizer_experiment(folder: Path, training: dict[str, Any] | None = None, **tokenizer: Any) -> Path:
-    """A resolved experiment of 32 px pictures whose tokenizer is trained, unless it has `weights`."""
+    """A resolved experiment of 32 px images whose tokenizer is trained, unless it has `weights`."""
     path = write_experiment(folder, resolution=SIDE, num_classes=2)
     values = read_json(path)
     values["tokenizer"] = SIZES | tokenizer
@@ -31,8 +31,8 @@ def write_tokenizer_experiment(folder: Path, training: dict[str, Any] | None = N
 
 
 def write_index(folder: Path, name: str, count: int) -> Path:
-    """An index of `count` pictures of several sizes."""
-    files = [image_bytes(picture(i, 32 + 3 * i, 50 - i)) for i in range(count)]
+    """An index of `count` images of several sizes."""
+    files = [image_bytes(sample_image(i, 32 + 3 * i, 50 - i)) for i in range(count)]
     parquet_of_images(folder / f"{name}.parquet", files, [i % 2 for i in range(count)])
     source = open_images("parquet", str(folder / f"{name}.parquet"))
     path = folder / f"{name}.json"

@@ -65,10 +65,10 @@ def test_an_image_does_not_depend_on_its_batch():
     model, _ = official_pair()
     images = torch.rand(3, 3, 16, 16, dtype=torch.float64) * 2 - 1
     codes = model.encode(images)
-    pictures = model.decode(codes)
+    decoded = model.decode(codes)
     for i in range(3):
         assert torch.equal(model.encode(images[i : i + 1]), codes[i : i + 1])
-        torch.testing.assert_close(model.decode(codes[i : i + 1]), pictures[i : i + 1])
+        torch.testing.assert_close(model.decode(codes[i : i + 1]), decoded[i : i + 1])
 
 
 @pytest.mark.parametrize(

@@ -9,29 +9,29 @@ from tests.oracles import tokenizer as oracle
 
 
 @pytest.fixture
-def pictures():
+def images():
     rng = np.random.default_rng(0)
     smooth = np.add.outer(np.linspace(0, 200, 16), np.linspace(0, 50, 14))
     a = np.clip(smooth + rng.normal(0, 20, (2, 3, 16, 14)), 0, 255).astype(np.uint8)
     return a, np.clip(a + rng.normal(0, [[[[5]]], [[[40]]]], a.shape), 0, 255).astype(np.uint8)
 
 
-def test_psnr_is_that_of_the_definition(pictures):
-    a, b = pictures
+def test_psnr_is_that_of_the_definition(images):
+    a, b = images
     found = psnr(torch.from_numpy(a), torch.from_numpy(b))
     for i in range(2):
         mse = np.mean((a[i].astype(float) - b[i].astype(float)) ** 2)
         assert found[i].item() == pytest.approx(10 * math.log10(255**2 / mse), rel=1e-6)
 
 
-def test_equal_pictures_have_a_finite_psnr_and_an_ssim_of_one(pictures):
-    a = torch.from_numpy(pictures[0])
+def test_equal_pictures_have_a_finite_psnr_and_an_ssim_of_one(images):
+    a = torch.from_numpy(images[0])
     assert psnr(a, a).tolist() == pytest.approx([100, 100])
     assert ssim(a, a).tolist() == [1, 1]
 
 
-def test_ssim_is_that_of_the_literal_windows(pictures):
-    a, b = pictures
+def test_ssim_is_that_of_the_literal_windows(images):
+    a, b = images
     found = ssim(torch.from_numpy(a), torch.from_numpy(b))
     for i in range(2):
         expected = np.mean([oracle.ssim(a[i, colour], b[i, colour]) for colour in range(3)])

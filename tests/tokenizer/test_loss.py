@@ -33,7 +33,7 @@ class Scale(PatchGAN):
 
 
 class Distance(LPIPS):
-    """Stands in for LPIPS: three for every picture."""
+    """Stands in for LPIPS: three for every image."""
 
     def __init__(self):
         nn.Module.__init__(self)

@@ -10,7 +10,7 @@ from dpar.tokenizer.discriminator import PatchGAN
 from dpar.tokenizer.trainer import UNUSED, TokenizerTrainer, random_crop, train_tokenizer
 from dpar.train.checkpoint import newest_checkpoint
 from dpar.train.distributed import Ranks
-from tests.tokenizer.tiny import SIDE, SIZES, Recorder, picture_index, tiny_task
+from tests.tokenizer.tiny import SIDE, SIZES, Recorder, image_index, tiny_task
 
 ALONE = Ranks(torch.device("cpu"))
 
@@ -96,13 +96,13 @@ def test_epochs_are_turned_into_steps_and_too_few_images_are_refused(tmp_path):
         _ = tiny_task(tmp_path, steps=None, epochs=3, batch_size=11).steps
 
 
-def test_every_image_is_seen_once_an_epoch(tmp_path):
+def test_every_image_is_seen_once_per_epoch(tmp_path):
     task = tiny_task(tmp_path, batch_size=5, crop_range=1.0)
     crops = TokenizerTrainer(task, tmp_path / "state", ALONE, Recorder())._crops()
     seen = torch.cat([next(crops), next(crops)])
     crops.close()
     known = {to_uint8(task.train.read(i).crop((2, 0, SIDE + 2, SIDE))).numpy().tobytes() for i in range(10)}
-    assert {picture.numpy().tobytes() for picture in seen} == known  # the pictures are their own mirror images
+    assert {image.numpy().tobytes() for image in seen} == known  # the images are their own mirror images
 
 
 def test_codes_out_of_use_become_latents_of_the_batch(tmp_path):
@@ -152,9 +152,9 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
 
 
 def test_a_crop_depends_on_seed_epoch_and_image_alone(tmp_path):
-    index = picture_index(tmp_path, 4)
+    index = image_index(tmp_path, 4)
     rng = np.random.default_rng(0)
-    for key in index.keys:  # pictures whose every crop differs
+    for key in index.keys:  # images whose every crop differs
         Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(tmp_path / key)
     index = ImageIndex.build(open_images("folder", str(tmp_path)), resolution=SIDE, num_classes=2)
     one = random_crop(index, 1, SIDE, 1.25, 0, 0)

@@ -1,4 +1,4 @@
-"""A tokenizer and pictures small enough to train whole in a test."""
+"""A tokenizer and images small enough to train whole in a test."""
 
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ SIZES = Autoencoder(
 )
 
 
-def write_pictures(folder: Path, count: int, side: int = SIDE, seed: int = 0) -> Path:
-    """`count` pictures of coloured halves in two class folders."""
+def write_images(folder: Path, count: int, side: int = SIDE, seed: int = 0) -> Path:
+    """`count` images of coloured halves in two class folders."""
     rng = np.random.default_rng(seed)
     for i in range(count):
         pixels = np.empty((side, side + 4, 3), np.uint8)
@@ -31,9 +31,9 @@ def write_pictures(folder: Path, count: int, side: int = SIDE, seed: int = 0) ->
     return folder
 
 
-def picture_index(folder: Path, count: int, seed: int = 0) -> ImageIndex:
-    """The index of such pictures."""
-    images = open_images("folder", str(write_pictures(folder, count, seed=seed)))
+def image_index(folder: Path, count: int, seed: int = 0) -> ImageIndex:
+    """The index of such images."""
+    images = open_images("folder", str(write_images(folder, count, seed=seed)))
     return ImageIndex.build(images, resolution=SIDE, num_classes=2)
 
 
@@ -47,13 +47,13 @@ def training(**changes: Any) -> TokenizerTraining:
 
 
 def tiny_task(folder: Path, *, seed: int = 0, **changes: Any) -> TokenizerTask:
-    """A task on ten pictures; `changes` are settings of the training."""
+    """A task on ten images; `changes` are settings of the training."""
     torch.manual_seed(seed)
     return TokenizerTask(
         model=VQAutoencoder(SIZES),
         training=training(**changes),
-        train=picture_index(folder / "train", 10),
-        val=picture_index(folder / "val", 4, seed=1),
+        train=image_index(folder / "train", 10),
+        val=image_index(folder / "val", 4, seed=1),
         resolution=SIDE,
         perceptual=None,
         perceptual_sha256=None,

@@ -1,4 +1,4 @@
-"""What tests of training share."""
+"""Fixtures of training tests."""
 
 import subprocess
 from pathlib import Path

@@ -122,7 +122,7 @@ def test_patches_come_from_the_entropies_of_the_drawn_views():
     starts = patch_starts(torch.from_numpy(np.array(stored)), threshold=2.0, max_length=3, grid_width=4)
     assert given.layout is not None
     assert given.layout.packed.lengths == tuple(starts.sum(1).tolist())
-    assert given.patch_lengths == pytest.approx((16 / starts.sum(1)).sum().item())
+    assert given.mean_patch_lengths == pytest.approx((16 / starts.sum(1)).sum().item())
 
 
 def test_dynamic_patches_need_entropies_and_static_ones_do_not():

@@ -193,7 +193,7 @@ class Recorder(Job):
         self.after(step)
 
     def image(self, image: str | Path | bytes, *, key: str, step: int) -> None:
-        """Keeps a picture."""
+        """Keeps a PNG."""
         assert isinstance(image, bytes)
         self.images[step] = image
 

@@ -139,7 +139,7 @@ class Run:
     def said(self):
         return self.log.read_text()
 
-    def begun(self):
+    def stages_at_work(self):
         """Comes back when a step of 5000 has been taken; the stages, with what is around them."""
         while not re.search(r"^step \d+/5000", self.said, re.MULTILINE):
             assert self.process.poll() is None, self.said
@@ -154,7 +154,7 @@ class Run:
 
 def test_a_run_that_is_asked_to_stop_saves_and_ends_and_one_by_force_begins_anew(experiment, tmp_path):
     stopped = Run(experiment, tmp_path, 5000)
-    family = stopped.begun()
+    family = stopped.stages_at_work()
     assert any("dpar.stages.train_model" in process.cmdline() for process in family)
     stopped.process.terminate()
     status, said = stopped.ended()

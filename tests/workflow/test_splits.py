@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from dpar.data.images import ImageIndex
-from tests.data.samples import image_bytes, picture
+from tests.data.samples import image_bytes, sample_image
 from tests.workflow.conftest import ROOT, job_counts
 from tests.workflow.test_end_to_end import tiny
 
@@ -20,7 +20,7 @@ def run(snakemake, tmp_path):
     for first, (split, classes) in enumerate((("train", "abcd"), ("val", "bcd"))):
         for label, name in enumerate(classes):
             (tmp_path / split / name).mkdir(parents=True)
-            (tmp_path / split / name / "0.png").write_bytes(image_bytes(picture(100 * first + label)))
+            (tmp_path / split / name / "0.png").write_bytes(image_bytes(sample_image(100 * first + label)))
     values = tiny()
     values["images"] |= {"source": "folder", "train": str(tmp_path / "train"), "val": str(tmp_path / "val")}
     del values["images"]["generated"]

@@ -1,4 +1,4 @@
-"""A folder with one sub-folder a class."""
+"""A folder with one sub-folder per class."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -14,10 +14,10 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0
 
 
 class FolderImages(ImageSource):
-    """A folder with one sub-folder a class; labels are the places of the sub-folders in sorted order.
+    """A folder with one sub-folder per class; a label is the position of its sub-folder in sorted order.
 
-    Folders may be nested below a class. Names that begin with a dot are left alone, and files without the suffix of an
-    image too, but these are counted. Links are followed; a folder that is reached again is not read twice.
+    Folders may be nested below a class. Names that begin with a dot are ignored, and so are files without the suffix of
+    an image, which are counted. Links are followed; a folder that is reached again is not read twice.
     """
 
     kind = "folder"
@@ -28,7 +28,7 @@ class FolderImages(ImageSource):
         """All images, by class and then by name.
 
         Raises:
-            InputError: no class folders, one without images, images beside them, or what cannot be read.
+            InputError: no class folders, one without images, images outside of them, or an unreadable folder.
         """
         tree = _Tree(path)
         keys, labels = [], []
@@ -71,16 +71,16 @@ class FolderImages(ImageSource):
 
 
 class _Tree:
-    """The class folders below a path, and what was met in them on the way.
+    """The class folders below a path, and the counts of ignored files in them.
 
     Raises:
-        InputError: there are none, or images lie beside them.
+        InputError: there are none, or images lie outside of them.
     """
 
     def __init__(self, path: str):
         self.root = Path(path).expanduser()
         if not os.path.isdir(self.root):
-            raise InputError(f"the image folder {path} does not exist; it must hold one sub-folder a class")
+            raise InputError(f"the image folder {path} does not exist; it must hold one sub-folder per class")
         self.left_alone = LeftAlone()
         self._reached = {_identity(self.root): ""}  # folder -> by which way
         entries = _entries(self.root)
@@ -88,12 +88,12 @@ class _Tree:
         loose = [entry for entry in entries if not _is_folder(entry)]
         if not self.classes:
             raise InputError(
-                f"the image folder {path} holds no sub-folders; it must hold one a class, with images in it"
+                f"the image folder {path} holds no sub-folders; it must hold one per class, with images in it"
             )
         if images := [entry.name for entry in loose if entry.name.lower().endswith(SUFFIXES)]:
             raise InputError(
-                f"{path} holds {len(images)} images beside its {len(self.classes)} folders: {enumerated(images)}; "
-                "one folder a class holds the images of this class: move or remove those beside them"
+                f"{path} holds {len(images)} images next to its {len(self.classes)} folders: {enumerated(images)}; "
+                "one folder per class holds the images of this class: move or remove those next to them"
             )
         for entry in loose:
             _leave(self.left_alone, entry, entry.name)
@@ -138,7 +138,7 @@ class _Tree:
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
-    """What a folder holds, by name, without names that begin with a dot."""
+    """The entries of a folder in order of their names, without names that begin with a dot."""
     try:
         with os.scandir(folder) as found:
             return sorted((e for e in found if e.name[0] != "."), key=lambda entry: entry.name)

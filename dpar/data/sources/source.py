@@ -1,4 +1,4 @@
-"""What all sources of images have in common: names, labels, class names, and how one image is read."""
+"""Common part of all sources of images: names, labels, class names, and how one image is read."""
 
 import glob
 import hashlib
@@ -21,14 +21,14 @@ _INT32 = np.iinfo(np.int32)
 
 
 class Stamp(NamedTuple):
-    """What tells a file from the one that stood in its place: bytes, and seconds since 1970."""
+    """Size in bytes and modification time in seconds since 1970, by which a replaced file is noticed."""
 
     size: int
     changed: float
 
 
 class LeftAlone:
-    """Counts of what was found and not taken, by kind, with the first names of some kinds."""
+    """Counts of ignored files by kind, with the first names of some kinds."""
 
     def __init__(self):
         self._counts: Counter[str] = Counter()
@@ -55,11 +55,11 @@ class ImageSource(ABC):
     Args:
         path: folder, file or glob, as the user wrote it.
         files: what the locations count.
-        keys: names, one an image.
+        keys: names, one per image.
         labels: classes.
-        locations: arrays that say where each image lies; the names are those of `location_names`.
+        locations: arrays with the position of each image; the names are those of `location_names`.
         classes: name of each label, where the source has names.
-        left_alone: what was found and not taken, in words -> how many.
+        left_alone: kind of ignored files, in words -> their number.
 
     Raises:
         InputError: a label that no class can have.
@@ -215,7 +215,7 @@ def distinct_keys(keys: Sequence[str], numbers: Sequence[int], files: Sequence[s
 
 
 def merge_names(known: dict[int, str], found: Mapping[int, str], file: str) -> None:
-    """Adds to `known` what `file` calls its labels.
+    """Adds the names that `file` gives its labels to `known`.
 
     Raises:
         InputError: a label has another name already.
@@ -240,6 +240,6 @@ def enumerated(names: Sequence[str], most: int = _NAMED) -> str:
 
 
 def described(left_alone: Mapping[str, int], before: str = "") -> str:
-    """What was left alone in words, `before` in front; empty if nothing was."""
+    """Ignored files in words, after `before`; empty if there are none."""
     listed = ", ".join(f"{count} {what}" for what, count in left_alone.items())
     return before + listed if listed else ""

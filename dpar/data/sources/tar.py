@@ -31,7 +31,7 @@ class TarImages(ImageSource):
     """WebDataset tars: for each key one image (`.jpg`, `.png`, ...) and one `.cls` with its label as text.
 
     A key is a member's name up to its last dot, if an image and a `.cls` share that, else up to the first dot after the
-    last slash, as WebDataset has it. `classes.json` beside a tar names the classes: a list by label. The place of each
+    last slash, as WebDataset has it. `classes.json` next to a tar names the classes: a list by label. The place of each
     image in its tar is listed once; after that, images are read in any order.
     """
 
@@ -171,7 +171,7 @@ class _Members:
             key = _first_dot(stem)
             if stem in whole:
                 yield stem, image, self.labels[stem]
-            elif key in whole:  # `a.mask.png` beside `a.jpg` and `a.cls`
+            elif key in whole:  # `a.mask.png` next to `a.jpg` and `a.cls`
                 left_alone.add(_rest(image.name))
             elif key not in self.labels:
                 raise InputError(f"sample {shown(stem)} of {self.file} has no label (.cls); add or remove it")
@@ -198,7 +198,7 @@ def _first_dot(stem: str) -> str:
 
 
 def _rest(name: str) -> str:
-    """The part of a member's name after the first dot, which says what it is of its sample."""
+    """The part of a member's name after the first dot: its role in the sample."""
     return "." + os.path.basename(name).partition(".")[2].lower()
 
 

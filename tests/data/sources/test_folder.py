@@ -8,7 +8,7 @@ import pytest
 from dpar.data.images import ImageIndex, open_images
 from dpar.data.sources import folder
 from dpar.errors import InputError
-from tests.data.samples import folder_of_images, image_bytes, picture
+from tests.data.samples import folder_of_images, image_bytes, sample_image
 
 
 def test_classes_are_sorted_and_other_files_left_alone(tmp_path):
@@ -18,7 +18,7 @@ def test_classes_are_sorted_and_other_files_left_alone(tmp_path):
     (tmp_path / "x/a/notes.txt").write_text("about")
     (tmp_path / "x/a/.0.png").write_bytes(b"of another system")
     (tmp_path / "x/a/deep/er").mkdir(parents=True)
-    (tmp_path / "x/a/deep/er/9.JPEG").write_bytes(image_bytes(picture(9), "JPEG"))
+    (tmp_path / "x/a/deep/er/9.JPEG").write_bytes(image_bytes(sample_image(9), "JPEG"))
     source = open_images("folder", str(tmp_path / "x"))
     assert source.keys == ["a/0.png", "a/deep/er/9.JPEG", "b/0.png", "c/0.png"]
     assert source.labels.tolist() == [0, 0, 1, 2]
@@ -40,7 +40,7 @@ def test_what_is_no_image_is_counted_by_its_suffix_and_hidden_names_are_not(tmp_
     for name in ("README.md", "a/1.txt", "a/2.TXT", "b/deep.tar.gz", "b/.hidden.txt", "b/notes"):
         (root / name).write_text("about")
     for name in ("a/photo", "b/scan"):
-        (root / name).write_bytes(image_bytes(picture(7)))
+        (root / name).write_bytes(image_bytes(sample_image(7)))
     source = open_images("folder", str(root))
     assert source.keys == ["a/0.png", "b/0.png"]
     assert source.left_alone == {
@@ -60,7 +60,7 @@ def test_many_kinds_of_other_files_are_told_in_few_words(tmp_path):
 @pytest.mark.parametrize("suffix", [".jfif", ".JPE", ".jpeg"])
 def test_every_suffix_of_an_image_is_taken(tmp_path, suffix):
     root = folder_of_images(tmp_path / "x", ("a",), each=1)
-    (root / f"a/1{suffix}").write_bytes(image_bytes(picture(1), "JPEG"))
+    (root / f"a/1{suffix}").write_bytes(image_bytes(sample_image(1), "JPEG"))
     assert open_images("folder", str(root)).keys == ["a/0.png", f"a/1{suffix}"]
 
 
@@ -78,7 +78,7 @@ def test_a_link_to_a_folder_above_it_is_named_and_not_followed(tmp_path):
 def test_a_folder_that_is_reached_in_two_ways_is_read_once_or_refused(tmp_path):
     root = folder_of_images(tmp_path / "x", ("a", "b"), each=1)
     (root / "a/v1").mkdir()
-    (root / "a/v1/9.png").write_bytes(image_bytes(picture(9)))
+    (root / "a/v1/9.png").write_bytes(image_bytes(sample_image(9)))
     (root / "a/latest").symlink_to("v1")
     source = open_images("folder", str(root))
     assert len(source) == 3
@@ -99,15 +99,15 @@ def test_class_folders_may_be_links(tmp_path):
 def test_images_beside_class_folders_are_refused_with_the_counts(tmp_path):
     root = folder_of_images(tmp_path / "x")
     for i in range(12):
-        (root / f"loose{i:02d}.png").write_bytes(image_bytes(picture(i)))
-    with pytest.raises(InputError, match=r"12 images beside its 3 folders: loose00\.png, .* \(12 in all\)"):
+        (root / f"loose{i:02d}.png").write_bytes(image_bytes(sample_image(i)))
+    with pytest.raises(InputError, match=r"12 images next to its 3 folders: loose00\.png, .* \(12 in all\)"):
         open_images("folder", str(root))
 
 
 def test_names_that_are_no_text_are_usable_and_printed_safely(tmp_path):
     root = folder_of_images(tmp_path / "x", ("a", "b"), each=1)
     odd = b"caf\xe9 \x1b[31m\n.png"
-    (tmp_path / "x/a" / os.fsdecode(odd)).write_bytes(image_bytes(picture(8)))
+    (tmp_path / "x/a" / os.fsdecode(odd)).write_bytes(image_bytes(sample_image(8)))
     os.rename(root / "b", os.path.join(os.fsencode(root), b"b\xff"))
     index = ImageIndex.build(open_images("folder", str(root)), resolution=8, num_classes=2)
     index.save(tmp_path / "i.json")

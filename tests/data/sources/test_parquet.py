@@ -10,7 +10,7 @@ import pytest
 from dpar.data.images import ImageIndex, open_images
 from dpar.data.sources import parquet
 from dpar.errors import InputError
-from tests.data.samples import image_bytes, parquet_of_images, picture, same
+from tests.data.samples import image_bytes, parquet_of_images, same, sample_image
 
 
 def huggingface(path, files, labels, names=("a", "b", "c"), paths=None):
@@ -26,18 +26,18 @@ def huggingface(path, files, labels, names=("a", "b", "c"), paths=None):
 
 def with_columns(path, files=3, **columns):
     """A file of ours with other columns."""
-    images = pa.array([image_bytes(picture(i)) for i in range(files)], pa.binary())
+    images = pa.array([image_bytes(sample_image(i)) for i in range(files)], pa.binary())
     pq.write_table(pa.table({"image": images, **columns}), path)
     return str(path)
 
 
 def test_few_row_groups_are_kept(tmp_path, monkeypatch):
-    pictures = [picture(i) for i in range(9)]
-    path = parquet_of_images(tmp_path / "a.parquet", [image_bytes(p) for p in pictures], [0] * 9)
+    originals = [sample_image(i) for i in range(9)]
+    path = parquet_of_images(tmp_path / "a.parquet", [image_bytes(p) for p in originals], [0] * 9)
     monkeypatch.setattr(parquet, "_ROW_GROUP_CACHE", 3000)
     source = open_images("parquet", str(path))
     for i in (8, 0, 4, 1, 7, 2, 8, 0):
-        assert same(source.read(i), pictures[i])
+        assert same(source.read(i), originals[i])
         assert len(source._groups) <= 2
 
 
@@ -65,9 +65,9 @@ def test_files_that_do_not_fit_are_named(tmp_path):
 
 
 def test_hugging_faces_files_are_taken_with_their_class_names(tmp_path):
-    pictures = [picture(i) for i in range(6)]
+    originals = [sample_image(i) for i in range(6)]
     for number in range(2):  # rows have the same paths in both
-        part = [image_bytes(p) for p in pictures[3 * number : 3 * number + 3]]
+        part = [image_bytes(p) for p in originals[3 * number : 3 * number + 3]]
         huggingface(tmp_path / f"train-{number}.parquet", part, [2, 0, 1])
     source = open_images("parquet", str(tmp_path / "train-*.parquet"))
     assert source.keys == [f"train-{n}.parquet:{row}" for n in range(2) for row in range(3)]
@@ -76,12 +76,12 @@ def test_hugging_faces_files_are_taken_with_their_class_names(tmp_path):
     index = ImageIndex.build(source, resolution=8, num_classes=3)
     index.save(tmp_path / "i.json")
     loaded = ImageIndex.load(tmp_path / "i.json")
-    assert all(same(loaded.read(i), pictures[i]) for i in (5, 0, 3, 1, 4, 2))
+    assert all(same(loaded.read(i), originals[i]) for i in (5, 0, 3, 1, 4, 2))
     assert loaded.images.classes == ["a", "b", "c"]
 
 
 def test_a_row_that_only_names_a_file_says_what_to_do(tmp_path):
-    files = [image_bytes(picture(0)), None, None]
+    files = [image_bytes(sample_image(0)), None, None]
     path = huggingface(tmp_path / "a.parquet", files, [0, 0, 0], paths=["x", "cats/1.jpg", None])
     with pytest.raises(
         InputError, match=r"a\.parquet:1 \(the row names a file, cats/1\.jpg, and has no bytes"
@@ -136,7 +136,7 @@ def test_keys_are_names_and_never_paths(tmp_path):
     ImageIndex.build(open_images("parquet", path), resolution=8, num_classes=1).save(tmp_path / "i.json")
     loaded = ImageIndex.load(tmp_path / "i.json")
     assert loaded.keys == keys
-    assert all(same(loaded.read(i), picture(i)) for i in range(3))
+    assert all(same(loaded.read(i), sample_image(i)) for i in range(3))
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["a.parquet", "i.json"]
 
 
@@ -163,7 +163,7 @@ class TestClassNames:
             open_images("parquet", path)
 
     def test_files_that_number_their_classes_apart_are_refused(self, tmp_path):
-        file = image_bytes(picture(0))
+        file = image_bytes(sample_image(0))
         huggingface(tmp_path / "a.parquet", [file], [0], names=("a", "b"))
         huggingface(tmp_path / "b.parquet", [file], [0], names=("b", "a"))
         with pytest.raises(InputError, match=r"b\.parquet calls label 0 b, which is a elsewhere"):

@@ -8,19 +8,19 @@ import pytest
 
 from dpar.data.images import ImageIndex, open_images
 from dpar.errors import InputError
-from tests.data.samples import image_bytes, picture, same, tar_of_images
+from tests.data.samples import image_bytes, same, sample_image, tar_of_images
 
-PNG = image_bytes(picture(1))
+PNG = image_bytes(sample_image(1))
 
 
-def opened(path, *names, labels=b"0"):
+def tar_of(path, *names, labels=b"0"):
     """The source of a tar with such members: `.cls` are labels, others the same image."""
     tar_of_images(path, [(name, labels if name.lower().endswith(".cls") else PNG) for name in names])
     return open_images("webdataset", str(path))
 
 
 def test_files_that_do_not_fit_are_named(tmp_path):
-    png, path = image_bytes(picture(1)), tmp_path / "a.tar"
+    png, path = image_bytes(sample_image(1)), tmp_path / "a.tar"
     with pytest.raises(InputError, match=r"no tar matches .*a\.tar"):
         open_images("webdataset", str(path))
     for members, message in (
@@ -36,7 +36,7 @@ def test_files_that_do_not_fit_are_named(tmp_path):
 
 
 def test_a_truncated_or_compressed_tar_is_refused(tmp_path):
-    members = {"x.cls": b"1", "x.png": image_bytes(picture(1))}
+    members = {"x.cls": b"1", "x.png": image_bytes(sample_image(1))}
     whole = tar_of_images(tmp_path / "a.tar", members).read_bytes()
     for length in (0, 300, 700, 1600):
         (tmp_path / "a.tar").write_bytes(whole[:length])
@@ -50,7 +50,7 @@ def test_a_truncated_or_compressed_tar_is_refused(tmp_path):
 
 class TestNames:
     def test_dots_belong_to_the_key_where_image_and_label_share_them(self, tmp_path):
-        source = opened(
+        source = tar_of(
             tmp_path / "a.tar",
             *(
                 "photo 0 v2.0.jpg",
@@ -65,7 +65,7 @@ class TestNames:
         assert source.left_alone == {}
 
     def test_else_the_key_ends_at_the_first_dot_of_the_name(self, tmp_path):
-        source = opened(
+        source = tar_of(
             tmp_path / "a.tar", "d.1/s0.input.jpg", "d.1/s0.cls", "d.1/s1.png", "d.1/s1.cls", "d.1/s1.mask.png"
         )
         assert source.keys == ["d.1/s0", "d.1/s1"]
@@ -89,13 +89,13 @@ class TestNames:
     )
     def test_what_does_not_belong_together_is_named(self, tmp_path, names, message):
         with pytest.raises(InputError, match=message):
-            opened(tmp_path / "a.tar", *names)
+            tar_of(tmp_path / "a.tar", *names)
 
     def test_one_name_in_two_folders_is_two_samples(self, tmp_path):
-        assert opened(tmp_path / "a.tar", "x/a.jpg", "x/a.cls", "y/a.jpg", "y/a.cls").keys == ["x/a", "y/a"]
+        assert tar_of(tmp_path / "a.tar", "x/a.jpg", "x/a.cls", "y/a.jpg", "y/a.cls").keys == ["x/a", "y/a"]
 
     def test_other_members_are_counted(self, tmp_path):
-        source = opened(
+        source = tar_of(
             tmp_path / "a.tar", "a.jpg", "a.cls", "a.json", "b.TXT", "c.v1.json", "LICENSE", "._a.jpg", "a.fine.cls"
         )
         assert source.left_alone == {".json": 2, ".txt": 1, "without a suffix": 1, "hidden": 1, ".fine.cls": 1}
@@ -103,24 +103,24 @@ class TestNames:
     def test_keys_are_names_and_never_paths(self, tmp_path):
         names = ("../../out", "/etc/out", "$(touch out)", "<script>alert(1)</script>", "n" * 300, "a\x1b[31m\nb")
         (tmp_path / "t").mkdir()
-        source = opened(tmp_path / "t/a.tar", *(n + suffix for n in names for suffix in (".png", ".cls")))
+        source = tar_of(tmp_path / "t/a.tar", *(n + suffix for n in names for suffix in (".png", ".cls")))
         index = ImageIndex.build(source, resolution=8, num_classes=1)
         index.save(tmp_path / "t/i.json")
         assert ImageIndex.load(tmp_path / "t/i.json").keys == list(names)
         assert sorted(file.name for file in tmp_path.rglob("*")) == ["a.tar", "i.json", "t"]
 
     def test_names_that_are_no_text_are_usable(self, tmp_path):
-        source = opened(tmp_path / "a.tar", "caf\udce9.png", "caf\udce9.cls")
+        source = tar_of(tmp_path / "a.tar", "caf\udce9.png", "caf\udce9.cls")
         index = ImageIndex.build(source, resolution=8, num_classes=1)
         index.save(tmp_path / "i.json")
         assert ImageIndex.load(tmp_path / "i.json").keys == ["caf\udce9"]
         with pytest.raises(InputError) as caught:
-            opened(tmp_path / "a.tar", "caf\udce9.png")
+            tar_of(tmp_path / "a.tar", "caf\udce9.png")
         assert str(caught.value).isprintable()
 
     def test_a_key_stands_in_several_tars_under_their_names(self, tmp_path):
         for name in "ab":
-            opened(tmp_path / f"{name}.tar", "1.png", "1.cls")
+            tar_of(tmp_path / f"{name}.tar", "1.png", "1.cls")
         assert open_images("webdataset", str(tmp_path / "*.tar")).keys == ["a.tar:1", "b.tar:1"]
 
 
@@ -128,22 +128,22 @@ class TestLabels:
     @pytest.mark.parametrize("text", [b"", b"cat", b"1.0", b"1_0", b"0x1", b"1 2", b"9" * 100, b"1" + b" " * 100])
     def test_what_is_no_label_is_named(self, tmp_path, text):
         with pytest.raises(InputError, match=r"a\.cls of .* expected a label"):
-            opened(tmp_path / "a.tar", "a.png", "a.cls", labels=text)
+            tar_of(tmp_path / "a.tar", "a.png", "a.cls", labels=text)
 
     @pytest.mark.parametrize("text", [b"5000000000", b"-3000000000", b"2147483648", b"999999999999999999"])
     def test_a_label_beyond_all_classes_is_named(self, tmp_path, text):
         with pytest.raises(InputError, match=rf"label out of range: {text.decode()} in a\.cls of"):
-            opened(tmp_path / "a.tar", "a.png", "a.cls", labels=text)
+            tar_of(tmp_path / "a.tar", "a.png", "a.cls", labels=text)
 
     @pytest.mark.parametrize("text", [b"-1", b"2"])
     def test_a_label_beyond_these_classes_is_named(self, tmp_path, text):
-        source = opened(tmp_path / "a.tar", "a.png", "a.cls", labels=text)
+        source = tar_of(tmp_path / "a.tar", "a.png", "a.cls", labels=text)
         with pytest.raises(InputError, match=rf"label out of range: .* {text.decode()} of image a;"):
             ImageIndex.build(source, resolution=8, num_classes=2, every_class=False)
 
     @pytest.mark.parametrize("text", [b"1", b"1\n", b" 1\r\n", b"001", b"+1"])
     def test_white_space_and_signs_do_not_matter(self, tmp_path, text):
-        assert opened(tmp_path / "a.tar", "a.png", "a.cls", labels=text).labels.tolist() == [1]
+        assert tar_of(tmp_path / "a.tar", "a.png", "a.cls", labels=text).labels.tolist() == [1]
 
 
 class TestEnds:
@@ -203,22 +203,22 @@ class TestClassNames:
     )
     def test_a_list_beside_the_tar_names_the_classes(self, tmp_path, listed):
         (tmp_path / "classes.json").write_text(json.dumps(listed))
-        assert opened(tmp_path / "a.tar", "a.png", "a.cls").classes == ["cat", "dog"]
+        assert tar_of(tmp_path / "a.tar", "a.png", "a.cls").classes == ["cat", "dog"]
 
     def test_without_it_there_are_numbers_only(self, tmp_path):
-        assert opened(tmp_path / "a.tar", "a.png", "a.cls").classes is None
+        assert tar_of(tmp_path / "a.tar", "a.png", "a.cls").classes is None
 
     @pytest.mark.parametrize("text", ["{", "3", '{"a": 1}', "[1, 2]", "[[]]", "[{}]", "[null]"])
     def test_another_form_is_refused(self, tmp_path, text):
         (tmp_path / "classes.json").write_text(text)
         with pytest.raises(InputError, match=r"classes\.json is no list of class names"):
-            opened(tmp_path / "a.tar", "a.png", "a.cls")
+            tar_of(tmp_path / "a.tar", "a.png", "a.cls")
 
 
 def test_images_are_read_from_their_places(tmp_path):
-    pictures = {f"{i}.v1": picture(i) for i in range(4)}
+    originals = {f"{i}.v1": sample_image(i) for i in range(4)}
     members = {}
-    for name, image in pictures.items():
+    for name, image in originals.items():
         members |= {f"{name}.png": image_bytes(image), f"{name}.cls": b"0", f"{name}.txt": b"about"}
     source = open_images("webdataset", str(tar_of_images(tmp_path / "a.tar", members)))
-    assert all(same(source.read(i), pictures[source.keys[i]]) for i in (3, 0, 2, 1))
+    assert all(same(source.read(i), originals[source.keys[i]]) for i in (3, 0, 2, 1))
