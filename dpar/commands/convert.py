@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _variants() -> list[str]:
-    """What LlamaGen's authors published."""
+    """Names of the published weights of LlamaGen."""
     return [*TOKENIZERS, *(name for name, row in VARIANTS.items() if row["architecture"] == "llamagen")]
 
 

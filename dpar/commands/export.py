@@ -109,7 +109,7 @@ def export(folder: Path, out: Path) -> None:
 
 
 def _facts(folder: Path, described: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Path]]:
-    """What the results that a model lies in say about these weights, by digest and not by name; files to go with it."""
+    """Provenance of these weights in the results around a model, found by digest; and the files to export with it."""
     weights = described["sha256"]
     measured: dict[str, list[dict[str, Any]]] = {}
     facts = {"measured": measured, "likelihood": None, "origin": [f"weights: `{WEIGHTS}`, sha256 `{weights}`"]}

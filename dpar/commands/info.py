@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def table(found: dict[str, Any]) -> str:
-    """What `describe` found, as a table for people."""
+    """The result of `describe` as a table."""
     paper, ratios, sampling = found["paper"], found.get("ratios"), found["sampling"]
     side = math.isqrt(found["tokens"])
     patches = "" if found["patches"] is None else f", {found['patches']:g} patches an image"

@@ -120,7 +120,7 @@ def model_costs(variant: str, tokens: int, grid_width: int) -> Callable[[np.ndar
 
 
 def simulated_cells(entropy: np.ndarray, args: argparse.Namespace, costs: Any) -> list[dict[str, Any]]:
-    """What each pair of threshold and maximum length gives, a dictionary a pair."""
+    """Patch statistics for each pair of threshold and maximum length, one dictionary per pair."""
     rule = {"grid_width": args.grid_width, "row_boundary": not args.no_row_boundary}
     if args.threshold is None:
         pairs = [(_threshold(entropy, max_length, args, costs), max_length) for max_length in args.max_length]

@@ -94,7 +94,7 @@ def default_targets(experiment: Experiment) -> list[str]:
 
 
 def bill(needed: dict[str, dict[Key, Job]], rates: Rates, gpus: int) -> dict[str, Any]:
-    """What each target costs alone, and beyond those before it; the whole; and the trainings with who needs them."""
+    """Cost of each target alone and beyond those before it; the total; and each training with its targets."""
     paid: dict[Key, Job] = {}
     lines = []
     for name, wanted in needed.items():

@@ -87,7 +87,7 @@ def what_runs(arguments: Sequence[str]) -> tuple[Experiment, Path]:
 
 
 def where_to_look(results: Path) -> str:
-    """What to open after a run whose outputs lie in `results`."""
+    """Files and pages to open after a run with outputs in `results`."""
     report, program = results / "report.html", Path(sys.executable).with_name("dpar")
     page = [f"Report     {report}", f"           open it in a browser: {report.resolve().as_uri()}"]
     return "\n".join(

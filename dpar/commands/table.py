@@ -138,7 +138,7 @@ def _found(path: Path, kind: type[BaseModel], key: Any) -> dict[Any, Any]:
 
 
 def _thresholds(experiment: Experiment, results: Path) -> Iterator[tuple[str, dict[str, float]]]:
-    """What calibrate_threshold wrote for each target; not a number where it has not run."""
+    """Calibrated threshold of each target; NaN where calibrate_threshold has not run."""
     for target in p_avg_targets(experiment):
         path = results / "thresholds" / f"pavg{target}.json"
         if not path.is_file():

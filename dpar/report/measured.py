@@ -1,4 +1,4 @@
-"""What the stages measured, read for tables and the report: files of another shape are refused, none is passed over."""
+"""Measurements of the stages, read for tables and the report: unexpected files are refused, none is passed over."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Fields(BaseModel):
-    """What is read of a file; there may be more."""
+    """Fields that are read of a file; there may be more."""
 
     model_config = ConfigDict(strict=True)
 
@@ -41,7 +41,7 @@ class _Conditions(_Fields):
 
 
 class Metrics(_Fields):
-    """What compute_metrics writes."""
+    """The output of compute_metrics."""
 
     metric: str
     values: _Values
@@ -52,7 +52,7 @@ class Metrics(_Fields):
 
 
 class Likelihood(_Fields):
-    """What evaluate_likelihood writes."""
+    """The output of evaluate_likelihood."""
 
     nll: Number
     mean_patch_length: Number | None
@@ -67,7 +67,7 @@ class _Protocol(_Fields):
 
 
 class Probe(_Fields):
-    """What linear_probe writes."""
+    """The output of linear_probe."""
 
     top1: Number
     top5: Number | None = None  # none of few classes
@@ -84,7 +84,7 @@ class _Halves(_Fields):
 
 
 class Floor(_Fields):
-    """What measure_noise_floor writes."""
+    """The output of measure_noise_floor."""
 
     metric: str
     frechet_distance: _Spread
@@ -98,7 +98,7 @@ class _Counted(_Fields):
 
 
 class Counts(_Fields):
-    """What count_patches writes."""
+    """The output of count_patches."""
 
     cells: dict[str, _Counted]
 
@@ -127,7 +127,7 @@ class _Placing(_Fields):
 
 
 class Comparison(_Fields):
-    """What compare_gates writes."""
+    """The output of compare_gates."""
 
     images: int
     rows: list[_Placing]
@@ -150,7 +150,7 @@ def read_measured(path: Path, kind: type[BaseModel], read: Callable[..., Any] = 
 
 
 def read_metrics(path: Path, read: Callable[..., Any] = read_json) -> dict[str, Any]:
-    """What compute_metrics wrote to `path`, `metrics/CELL/seedN.json`, of the samples that its name says.
+    """The output of compute_metrics in `path`, `metrics/CELL/seedN.json`, for the samples that its name gives.
 
     Raises:
         InputError: it is something else, or of other samples.

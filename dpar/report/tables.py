@@ -187,7 +187,7 @@ def _mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 
 def repeated(experiment: Experiment) -> str:
-    """What the standard deviation of a number is over."""
+    """The quantity over which the standard deviation of a number is taken."""
     return "trainings" if len(experiment.training_seeds) > 1 else "sampling seeds"
 
 

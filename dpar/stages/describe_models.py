@@ -127,7 +127,7 @@ def architecture_notes(experiment: Experiment) -> list[str]:
 
 
 def cost_notes(experiment: Experiment) -> list[str]:
-    """What the costs rest on."""
+    """Assumptions behind the costs."""
     patches = assumed_patches(experiment)
     counted = "`patch_counts.json` has the patches of the experiment's own images."
     if patches is None:

@@ -144,7 +144,7 @@ def sections(experiment: Experiment, args: argparse.Namespace, floor: dict[str, 
 
 
 def caption(folder: Path, name: str) -> str:
-    """What stands under the figure `name`, here and in Snakemake's own report.
+    """Caption of the figure `name`, here and in Snakemake's own report.
 
     Raises:
         InputError: the figure has no caption.
@@ -161,7 +161,7 @@ def measurements(frame: pd.DataFrame) -> list[str | None]:
 
 
 def key_of(table: Table, spread: str) -> str:
-    """What the marks in the figure of a table mean; `spread` is what that of a number is over."""
+    """Legend of the marks in the figure of a table; `spread` names what a standard deviation is over."""
     if table.is_grid:
         return "A frame marks the smallest value."
     if table.is_training_curve:

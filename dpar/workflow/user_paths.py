@@ -74,7 +74,7 @@ def from_jobs(path: str, directory: Path) -> str:
 
 
 def found_instead(path: str, kind: str) -> str | None:
-    """What was found instead of a file, a folder or files; None if they are there."""
+    """Description of the thing found instead of a file, a folder or files; None if they are there."""
     if kind == "files" and not os.path.isdir(path):
         files = [file for file in glob.glob(path) if os.path.isfile(file)] or ([path] if os.path.isfile(path) else [])
         empty = [file for file in files if os.path.getsize(file) == 0]
