@@ -16,6 +16,7 @@ from dpar.sampling.drawing import ImageSampler
 from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.networks import Networks, load_networks
 from dpar.sampling.request import Request
+from dpar.tracking.makers import check_recorded
 from dpar.weights import CONFIG, model_config
 
 
@@ -43,6 +44,7 @@ class Generator:
             InputError: a network is missing, damaged or was not made for the others. Nothing is ever downloaded.
         """
         folder = Path(folder)
+        check_recorded(folder / CONFIG)
         with fields_of(folder / CONFIG):
             rule = PatchRule.of_model(model_config(folder))
         networks = load_networks(

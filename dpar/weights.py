@@ -1,18 +1,21 @@
 """A network as a folder: `model.safetensors` next to a `config.json` with its settings and origin."""
 
+import math
 import os
 import re
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
+from pydantic import BaseModel, ConfigDict, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpar.errors import InputError
+from dpar.experiment.settings import Patchify
 from dpar.files import atomic_write, fields_of, read_json, sha256_file, write_json
 
 WEIGHTS = "model.safetensors"
@@ -26,6 +29,49 @@ KINDS = {
     "tokenizer": ("dpar.tokenizer.autoencoder", "VQAutoencoder"),
     "classifier": ("dpar.evaluation.classifier", "Classifier"),
 }
+
+
+class _Sizes(BaseModel):
+    """What is read of a model's sizes before its class takes them."""
+
+    grid: tuple[int, int] | None = None
+
+
+class _Provenance(BaseModel):
+    """What other parts read of what a model was made from; imported networks, and older ones, do not say all of it."""
+
+    model_config = ConfigDict(strict=True)
+    tokenizer: str | None = None
+    entropy_model: str | None = None
+    gate: str | None = None
+    step: int | None = None
+    precision: Literal["float32", "bfloat16"] | None = None
+    patchify: Patchify | None = None
+    threshold: float | None = None
+    seed: int | None = None
+    accuracy: float | None = None
+    train_digest: str | None = None
+
+    @model_validator(mode="after")
+    def _has_threshold(self) -> Self:
+        dynamic = self.patchify is not None and self.patchify.is_dynamic
+        if dynamic and (self.threshold is None or math.isnan(self.threshold)):
+            raise ValueError("dynamic patches need the threshold in nats")
+        return self
+
+
+class _Described(BaseModel):
+    """A config.json, as far as other parts than its model's class read it."""
+
+    kind: str
+    model: _Sizes
+    provenance: _Provenance
+
+    @model_validator(mode="after")
+    def _has_grid(self) -> Self:
+        if self.kind in ("dpar", "llamagen") and self.model.grid is None:
+            raise ValueError("the grid of the model is missing")
+        return self
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
@@ -93,7 +139,7 @@ def model_config(folder: str | Path) -> dict[str, Any]:
     """The contents of config.json as `save_model` wrote it.
 
     Raises:
-        InputError: the folder holds no model of ours.
+        InputError: the folder holds no model of ours, or what others read of it is missing or of another type.
     """
     folder = Path(folder)
     config = read_json(folder / CONFIG)
@@ -105,7 +151,24 @@ def model_config(folder: str | Path) -> dict[str, Any]:
                 f"{folder / CONFIG} describes a model without `{name}`, or with another {name} than expected; make the "
                 "model again"
             )
+    with fields_of(folder / CONFIG):
+        _Described.model_validate(config)
     return config
+
+
+def provenance_of(folder: str | Path, *names: str) -> dict[str, Any]:
+    """What the model in `folder` was made from, which says all of `names`.
+
+    Raises:
+        InputError: it does not, or the folder holds no model of ours.
+    """
+    provenance = model_config(folder)["provenance"]
+    if lacking := [name for name in names if name not in provenance]:
+        raise InputError(
+            f"{Path(folder) / CONFIG} does not say of its model: {', '.join(lacking)} (under `provenance`); put back "
+            "the one that its training wrote, or make the model again"
+        )
+    return provenance
 
 
 def model_settings(folder: str | Path) -> tuple[type, Any]:

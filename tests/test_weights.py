@@ -1,5 +1,6 @@
 """A model folder gives back the network that was put in, or a refusal: never other weights."""
 
+import json
 import os
 import shutil
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 
 from dpar.errors import InputError
-from dpar.weights import load_model, save_model
+from dpar.files import read_json
+from dpar.patches.rule import PatchRule
+from dpar.weights import load_model, model_config, provenance_of, save_model
 from tests.train.tiny import tiny_task
 
 
@@ -78,3 +81,50 @@ def test_missing_files_and_other_kinds_are_named(folder, tmp_path):
     (tmp_path / "two" / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"model\.safetensors is missing"):
         load_model(tmp_path / "two", "llamagen")
+
+
+ORIGIN = {"tokenizer": "a" * 64, "threshold": 2.5, "patchify": {"p_avg": 1.8}, "step": 4, "precision": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"threshold": None}, "dynamic patches need the threshold"),
+        ({"threshold": "x"}, "threshold: Input should be a valid number"),
+        ({"patchify": {"junk": 1}}, "patchify"),
+        ({"patchify": 5}, "patchify"),
+        ({"tokenizer": 5}, "tokenizer: Input should be a valid string"),
+        ({"entropy_model": ["a"]}, "entropy_model"),
+        ({"step": "4"}, "step"),
+        ({"precision": "half"}, "precision"),
+        ({"gate": 3}, "gate"),
+    ],
+)
+def test_a_provenance_of_other_types_is_refused_by_field(tmp_path, changes, said):
+    save_model(tmp_path / "m", tiny_task("dpar").model, ORIGIN)
+    config = tmp_path / "m" / "config.json"
+    whole = read_json(config)
+    assert model_config(tmp_path / "m") == whole
+    config.write_text(json.dumps(whole | {"provenance": ORIGIN | changes}))
+    with pytest.raises(InputError, match=rf"config\.json lacks a field, or has another .*{said}") as refusal:
+        model_config(tmp_path / "m")
+    assert "\n" not in str(refusal.value)
+    for grid in ("text", None, [4], [4, "x"]):
+        config.write_text(json.dumps(whole | {"model": whole["model"] | {"grid": grid}}))
+        with pytest.raises(InputError, match=r"config\.json lacks a field, or has another .*grid"):
+            model_config(tmp_path / "m")
+
+
+def test_a_dpar_that_does_not_say_where_its_patches_begin_does_not_draw(tmp_path):
+    save_model(tmp_path / "m", tiny_task("dpar").model, {})
+    with pytest.raises(InputError, match="does not say where its patches begin"):
+        PatchRule.of_model(model_config(tmp_path / "m"))
+    save_model(tmp_path / "l", tiny_task("llamagen").model, {})
+    assert PatchRule.of_model(model_config(tmp_path / "l")) is None
+
+
+def test_a_provenance_that_lacks_what_is_asked_for_is_refused_by_name(tmp_path):
+    save_model(tmp_path / "m", tiny_task("llamagen").model, {"step": 4})
+    assert provenance_of(tmp_path / "m", "step") == {"step": 4}
+    with pytest.raises(InputError, match=r"config\.json does not say of its model: tokenizer, precision \("):
+        provenance_of(tmp_path / "m", "tokenizer", "step", "precision")

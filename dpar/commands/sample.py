@@ -26,6 +26,7 @@ from dpar.sampling.guidance import CHOICES, DrawSettings
 from dpar.sampling.networks import Networks, gate_threshold, load_networks
 from dpar.sampling.picture import contact_sheet
 from dpar.sampling.request import Request
+from dpar.tracking.makers import check_recorded
 from dpar.weights import CONFIG, model_config
 
 COLUMNS = 8  # of the picture
@@ -141,6 +142,7 @@ def _origin(args: argparse.Namespace) -> Origin:
     Raises:
         InputError: a flag does not fit the model, or a network is missing.
     """
+    check_recorded(args.checkpoint / CONFIG)
     described = model_config(args.checkpoint)
     patchify = described["provenance"].get("patchify")
     patchify = None if patchify is None else Patchify.model_validate(patchify)
@@ -222,6 +224,8 @@ def _check(args: argparse.Namespace) -> None:
     }
     if (args.image is None) != (args.keep_rows is None):
         raise InputError("--image and --keep-rows go together: the image, and how many of its rows of tokens are kept")
+    if args.out.is_dir():
+        raise InputError(f"--out {args.out} is a folder; give the name of the picture to write, such as grid.png")
     for name, (fits, expected) in allowed.items():
         if not fits:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {expected}")

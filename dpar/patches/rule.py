@@ -195,9 +195,18 @@ class PatchRule:
 
     @classmethod
     def of_model(cls, described: Mapping[str, Any]) -> "PatchRule | None":
-        """The rule that a trained model was made with, from its folder's config.json; None for one without patches."""
+        """The rule that a trained model was made with, from its folder's config.json; None for one without patches.
+
+        Raises:
+            InputError: it is a DPAR that does not say where its patches begin.
+        """
         provenance = described["provenance"]
         if provenance.get("patchify") is None:
+            if described.get("kind") == "dpar":
+                raise InputError(
+                    "the config.json of this DPAR does not say where its patches begin (provenance.patchify): put back "
+                    "the one that its training wrote, or export the model again"
+                )
             return None
         patchify = Patchify.model_validate(provenance["patchify"])
         return cls.of(patchify, provenance["threshold"], described["model"]["grid"][1])

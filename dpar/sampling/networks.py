@@ -205,10 +205,11 @@ def _expect_gate(folder: Path, known: dict[str, Any], gate: str, model: Path, pr
             f"{folder} is {found}, expected the gate {gate!r}; give the folder of that gate, or name it under `gates` "
             "of the experiment and make it by the rules"
         )
-    if known["kind"] == "entropy_regressor" and origin["entropy_model"] != provenance.get("entropy_model"):
+    teacher, own = origin.get("entropy_model"), provenance.get("entropy_model")
+    if known["kind"] == "entropy_regressor" and teacher != own:
         raise InputError(
-            f"{folder} was distilled from another entropy model (sha256 {str(origin['entropy_model'])[:12]}...) than "
-            f"{model} was trained with (sha256 {str(provenance.get('entropy_model'))[:12]}...); distil it again"
+            f"{folder} was distilled from another entropy model (sha256 {str(teacher)[:12]}...) than "
+            f"{model} was trained with (sha256 {str(own)[:12]}...); distil it again"
         )
 
 

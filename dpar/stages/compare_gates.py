@@ -33,7 +33,7 @@ from dpar.sampling.networks import gate_threshold, gate_thresholds
 from dpar.train.distributed import Ranks
 from dpar.train.objective import likelihood
 from dpar.train.scoring import scored
-from dpar.weights import load_model, model_config
+from dpar.weights import load_model, model_config, provenance_of
 from dpar.workflow import jobs
 
 
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = []
         for cell in gated_cells(experiment):
             folder = models[cell.model, cell.milestone]
-            origin = model_config(folder)["provenance"]
+            origin = provenance_of(folder, "tokenizer", "entropy_model", "precision")
             codes.metadata.expect(args.manifest, tokenizer=origin["tokenizer"], entropy_model=origin["entropy_model"])
             rules = [network.rule(cell.patchify, thresholds, experiment.grid[1]) for network in networks]
             rows += [

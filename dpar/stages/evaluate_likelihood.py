@@ -15,7 +15,7 @@ from dpar.files import write_json
 from dpar.patches.rule import PatchRule
 from dpar.train.distributed import Ranks
 from dpar.train.objective import likelihood
-from dpar.weights import load_model, model_config
+from dpar.weights import load_model, model_config, provenance_of
 from dpar.workflow import jobs
 
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         params={"model": name},
     ) as job:
         described = model_config(args.model_folder)
-        origin = described["provenance"]
+        origin = provenance_of(args.model_folder, "tokenizer", "entropy_model", "step", "threshold", "precision")
         device = default_device()
         model = load_model(args.model_folder, described["kind"], device)
         codes = open_codes(args.manifest, tokenizer=origin["tokenizer"], entropy_model=origin["entropy_model"])

@@ -17,7 +17,7 @@ from dpar.experiment.loading import load_experiment
 from dpar.files import write_json
 from dpar.patches.rule import PatchRule
 from dpar.train.objective import images_at_once
-from dpar.weights import load_model, model_config
+from dpar.weights import load_model, model_config, provenance_of
 from dpar.workflow import jobs
 
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         params={"model": name, "seed": experiment.seed, **settings.model_dump()},
     ) as job:
         described, device = model_config(args.model_folder), default_device()
-        made = described["provenance"]
+        made = provenance_of(args.model_folder, "tokenizer", "entropy_model", "step", "threshold", "precision")
         model = load_model(args.model_folder, described["kind"], device)
         if model.config.num_classes is None:
             raise InputError(f"{args.model_folder} is a model without classes; Table 7 probes class-conditional ones")

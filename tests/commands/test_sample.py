@@ -226,3 +226,8 @@ def test_labels_that_are_no_numbers(results, tmp_path, capsys):
     with pytest.raises(SystemExit):
         draw(capsys, results, tmp_path / "grid.png", "--labels", "cat")
     assert "invalid list of classes value" in capsys.readouterr().err
+
+
+def test_a_folder_in_place_of_the_picture_is_named_before_anything_is_loaded(results, tmp_path, capsys):
+    with pytest.raises(InputError, match=f"--out {tmp_path} is a folder; give the name of the picture"):
+        draw(capsys, results, tmp_path)
