@@ -146,7 +146,7 @@ def measure(folder: Path, *, images: int, views: int, resolution: int, suffix: s
 
 
 def images_consumed(model: str, resolution: int, peak: float) -> float:
-    """Images a second that 8 GPUs train on at an MFU of 45 %.
+    """Images per second that 8 GPUs train on at an MFU of 45 %.
 
     Args:
         model: a variant of DPAR, at the paper's mean number of patches.

@@ -7,7 +7,7 @@ from importlib import import_module
 BENCHMARKS = {
     "train": "one optimizer step of DPAR compared with one of LlamaGen of the same size",
     "data": "codes from shards to batches, compared with what training consumes",
-    "sample": "images a second, compared with Algorithm 2 as written and with LlamaGen",
+    "sample": "images per second, compared with Algorithm 2 as written and with LlamaGen",
 }
 
 

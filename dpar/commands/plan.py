@@ -26,7 +26,7 @@ from dpar.tracking.makers import check_recorded, recorded_json
 from dpar.workflow.planning import Data, Job, Key, Rates, jobs
 
 IMAGENET = (1_281_167, 50_000)  # images for training, and held out
-PEAK_FLOAT32 = {"A100": 19.5e12, "H100": 67e12, "H200": 67e12}  # operations a second, without tensor cores
+PEAK_FLOAT32 = {"A100": 19.5e12, "H100": 67e12, "H200": 67e12}  # operations per second, without tensor cores
 PLACING = ("images", "tokenizer", "entropy_model", "patchify")  # settings that decide how many patches an image has
 STAGES = {
     "preparation": ("encode_images", "train_tokenizer", "train_entropy_model", "score_entropies"),
@@ -262,7 +262,7 @@ def known_rates(experiment: Experiment, args: argparse.Namespace) -> tuple[Rates
 
 
 def measured_training(experiment: Experiment, results: Path) -> Iterator[float]:
-    """Operations a second of one device, one number a finished piece of training."""
+    """Operations per second of one device, one number per finished piece of training."""
     counted = patches_counted(results)
     for slug, cell in model_cells(experiment).items():
         if cell.transformer.is_dpar and slug not in counted:
@@ -278,7 +278,7 @@ def measured_training(experiment: Experiment, results: Path) -> Iterator[float]:
 
 
 def measured_sampling(experiment: Experiment, results: Path) -> Iterator[float]:
-    """Operations a second of one device, one number a job that drew images."""
+    """Operations per second of one device, one number per job that drew images."""
     counted, cells, models = patches_counted(results), sample_cells(experiment), model_cells(experiment)
     for events in sorted(results.glob("tracking/spool/sample_images/*/events.jsonl")):
         speeds, name = [], None

@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     print(
         f"{args.out}: {args.n} images of classes {', '.join(map(str, args.labels))} in {seconds:.1f} s "
-        f"({found['images_per_s']:.2f} a second), {drawn.patches.mean():.1f} of {networks.model.config.tokens} steps "
+        f"({found['images_per_s']:.2f} per second), {drawn.patches.mean():.1f} of {networks.model.config.tokens} steps "
         "per image"
     )
 

@@ -197,7 +197,7 @@ def draw_missing(sampler: ImageSampler, wanted: Request, parts: Parts, job: trac
     for batch in sampler.batches(wanted, done=before, keep=partial(keep, parts)):
         pace = (batch.stop - before) / (time.monotonic() - start)
         left = (len(wanted) - batch.stop) / pace
-        print(f"drew {batch.stop} of {len(wanted)} images, {pace:.2f} a second, {left:.0f} s left", file=sys.stderr)
+        print(f"drew {batch.stop} of {len(wanted)} images, {pace:.2f} per second, {left:.0f} s left", file=sys.stderr)
         job.metrics({"sample/images_per_s": pace}, step=batch.stop)
         job.commit(batch.stop)
 

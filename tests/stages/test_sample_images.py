@@ -250,7 +250,7 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path, ten_samples, monkeypatch,
     assert sizes == [4, 2, 2, 2, 2, 2]
     said = capsys.readouterr().err
     assert "going on with 2\n" in said
-    assert re.search(r"drew 8 of 10 images, \d+\.\d\d a second, \d+ s left", said)
+    assert re.search(r"drew 8 of 10 images, \d+\.\d\d per second, \d+ s left", said)
     assert np.array_equal(found["patches"], ten_samples["patches"])
     limit = 0
     with pytest.raises(InputError, match="not even one image"):
