@@ -32,13 +32,13 @@ KINDS = {
 
 
 class _Sizes(BaseModel):
-    """What is read of a model's sizes before its class takes them."""
+    """Sizes of a model that are read before its class takes them."""
 
     grid: tuple[int, int] | None = None
 
 
 class _Provenance(BaseModel):
-    """What other parts read of what a model was made from; imported networks, and older ones, do not say all of it."""
+    """Fields of a model's origin that other parts read; imported and older networks lack some of them."""
 
     model_config = ConfigDict(strict=True)
     tokenizer: str | None = None
@@ -157,7 +157,7 @@ def model_config(folder: str | Path) -> dict[str, Any]:
 
 
 def provenance_of(folder: str | Path, *names: str) -> dict[str, Any]:
-    """What the model in `folder` was made from, which says all of `names`.
+    """Origin of the model in `folder`, with all of `names`.
 
     Raises:
         InputError: it does not, or the folder holds no model of ours.
