@@ -27,7 +27,7 @@ KINDS = {
     "llamagen": ("dpar.model.llamagen", "LlamaGen"),
     "entropy_regressor": ("dpar.model.entropy_regressor", "EntropyRegressor"),
     "tokenizer": ("dpar.tokenizer.autoencoder", "VQAutoencoder"),
-    "classifier": ("dpar.evaluation.classifier", "Classifier"),
+    "classifier": ("dpar.evaluation.classifier", "ImageClassifier"),
 }
 
 

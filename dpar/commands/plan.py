@@ -20,10 +20,10 @@ from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment
 from dpar.files import read_json_lines
 from dpar.model import flops
-from dpar.report.targets import COMPUTED, PAPER, refusal, targets
+from dpar.report.targets import COMPUTED, PAPER_TARGETS, refusal, targets
 from dpar.tracking.ledger import read_events
 from dpar.tracking.makers import check_recorded, recorded_json
-from dpar.workflow.planning import Data, Job, Key, Rates, jobs
+from dpar.workflow.planning import Data, JobCost, Key, Rates, jobs
 
 IMAGENET = (1_281_167, 50_000)  # images for training, and held out
 PEAK_FLOAT32 = {"A100": 19.5e12, "H100": 67e12, "H200": 67e12}  # operations per second, without tensor cores
@@ -90,12 +90,14 @@ def default_targets(experiment: Experiment) -> list[str]:
     made = targets(experiment)
     own = [*experiment.tables, *experiment.figures]
     standing = {n for n, table in experiment.tables.items() if table.paper}
-    return [n for n in PAPER if n in made and n not in COMPUTED] + [n for n in own if n not in {*standing, *PAPER}]
+    return [n for n in PAPER_TARGETS if n in made and n not in COMPUTED] + [
+        n for n in own if n not in {*standing, *PAPER_TARGETS}
+    ]
 
 
-def bill(needed: dict[str, dict[Key, Job]], rates: Rates, gpus: int) -> dict[str, Any]:
+def bill(needed: dict[str, dict[Key, JobCost]], rates: Rates, gpus: int) -> dict[str, Any]:
     """Cost of each target alone and beyond those before it; the total; and each training with its targets."""
-    paid: dict[Key, Job] = {}
+    paid: dict[Key, JobCost] = {}
     lines = []
     for name, wanted in needed.items():
         new = {key: job for key, job in wanted.items() if key not in paid}
@@ -115,7 +117,7 @@ def bill(needed: dict[str, dict[Key, Job]], rates: Rates, gpus: int) -> dict[str
                 pieces[-1] |= {"to": key[2], "gpu_hours": pieces[-1]["gpu_hours"] + rates.hours([job])}
             else:
                 pieces.append({"model": key[1], "to": key[2], "gpu_hours": rates.hours([job]), "targets": users})
-    papers = {key: job for name in needed if name in PAPER for key, job in needed[name].items()}
+    papers = {key: job for name in needed if name in PAPER_TARGETS for key, job in needed[name].items()}
     return {
         "targets": lines,
         "paper": amounts(papers, rates, gpus),
@@ -124,7 +126,7 @@ def bill(needed: dict[str, dict[Key, Job]], rates: Rates, gpus: int) -> dict[str
     }
 
 
-def amounts(wanted: dict[Key, Job], rates: Rates, gpus: int) -> dict[str, float]:
+def amounts(wanted: dict[Key, JobCost], rates: Rates, gpus: int) -> dict[str, float]:
     """GPU-hours in all and by kind of stage, days of `gpus` devices, and gigabytes on disk."""
     hours = {
         stage: rates.hours(job for key, job in wanted.items() if key[0] in rules) for stage, rules in STAGES.items()

@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int32, UInt16
 
-from dpar.data.manifest import _THREADS, Manifest, Shard
-from dpar.data.shards import CodeMetadata, _blocks, _opened, _sha256
+from dpar.data.manifest import THREADS, Manifest, Shard
+from dpar.data.shards import CodeMetadata, content_sha256, open_shard, read_blocks
 from dpar.data.workers import mapped, reported
 from dpar.errors import InputError
 from dpar.experiment.settings import Experiment
@@ -167,7 +167,7 @@ def _decode(manifest: Manifest, home: Path) -> None:
                 os.posix_fallocate(file.fileno(), 0, size)  # a full disk shows at once
         ends = itertools.accumulate(shard.images for shard in manifest.shards)
         places = [(shard, end - shard.images) for shard, end in zip(manifest.shards, ends, strict=True)]
-        filled = mapped(lambda at: _fill(manifest, partial, *at), places, threads=_THREADS, ahead=_THREADS)
+        filled = mapped(lambda at: _fill(manifest, partial, *at), places, threads=THREADS, ahead=THREADS)
         for _ in reported(filled, manifest.num_images, "decoded", size=-(-manifest.num_images // len(places))):
             pass
         for name, _ in _sizes(manifest):
@@ -187,8 +187,8 @@ def _fill(manifest: Manifest, folder: Path, shard: Shard, first_image: int) -> N
     """Writes the rows of one shard to their place in the flat files, a block at a time."""
     path = manifest.path_of(shard)
     with contextlib.ExitStack() as stack:
-        source = stack.enter_context(_opened(path))
-        if (found := _sha256(source)) != shard.sha256:
+        source = stack.enter_context(open_shard(path))
+        if (found := content_sha256(source)) != shard.sha256:
             raise InputError(
                 f"{path} is not the shard of {manifest.path}: SHA-256 {found}, expected {shard.sha256}; "
                 "index the shards again"
@@ -197,7 +197,7 @@ def _fill(manifest: Manifest, folder: Path, shard: Shard, first_image: int) -> N
         for name, size in _sizes(manifest):
             files[name] = stack.enter_context(open(folder / name, "r+b"))
             files[name].seek(size // manifest.num_images * first_image)
-        for block in _blocks(path, source)[1]:
+        for block in read_blocks(path, source)[1]:
             block["labels"] = block["labels"][block["views"] == 0]
             for name, file in files.items():
                 file.write(np.ascontiguousarray(block[name]).data)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from dpar.data.shards import _FORMATS, CodeMetadata, _opened, _rows, _sha256
+from dpar.data.shards import FORMATS, CodeMetadata, content_sha256, open_shard, read_rows
 from dpar.data.workers import mapped
 from dpar.errors import InputError
 from dpar.experiment.settings import Settings
 from dpar.files import digest, read_json, write_json
 
-_THREADS = 4  # shards read at a time; hashing and decompression run outside Python's lock
+THREADS = 4  # shards read at a time; hashing and decompression run outside Python's lock
 
 
 class Shard(Settings):
@@ -58,7 +58,7 @@ class Manifest:
                 missing between them or stored twice.
         """
         path = Path(path)
-        described = mapped(_describe, map(Path, shards), threads=_THREADS, ahead=_THREADS)
+        described = mapped(_describe, map(Path, shards), threads=THREADS, ahead=THREADS)
         found = sorted(described, key=lambda shard: shard.first_image)
         if not found:
             raise InputError(f"no shards for {path}; encode some images first")
@@ -124,10 +124,10 @@ class Manifest:
             InputError: naming each shard that is missing, truncated, exchanged, not listed, or differs in so much as
                 one byte.
         """
-        problems = [p for p in mapped(self._problem, self.shards, threads=_THREADS, ahead=_THREADS) if p]
+        problems = [p for p in mapped(self._problem, self.shards, threads=THREADS, ahead=THREADS) if p]
         listed = {self.path_of(shard) for shard in self.shards}
         folders = [folder for folder in {path.parent for path in listed} if folder.is_dir()]
-        present = {path for folder in folders for path in folder.iterdir() if path.suffix in _FORMATS}
+        present = {path for folder in folders for path in folder.iterdir() if path.suffix in FORMATS}
         problems += [f"the shard {path} is not listed; delete it" for path in sorted(present - listed)]
         if problems:
             raise InputError(f"{self.path} and its shards do not agree:\n" + "\n".join(f"  {p}" for p in problems))
@@ -139,10 +139,10 @@ class Manifest:
     def _problem(self, shard: Shard) -> str | None:
         path = self.path_of(shard)
         try:
-            with _opened(path) as file:
-                if (found := _sha256(file)) == shard.sha256:
+            with open_shard(path) as file:
+                if (found := content_sha256(file)) == shard.sha256:
                     return None
-                _rows(path, file).metadata.expect(path, **dict(self.metadata))
+                read_rows(path, file).metadata.expect(path, **dict(self.metadata))
         except InputError as error:
             return str(error)
         return (
@@ -162,7 +162,7 @@ class _Described:
 
 
 def _describe(path: Path) -> _Described:
-    with _opened(path) as file:
-        sha256, size = _sha256(file), file.tell()
-        rows = _rows(path, file)
+    with open_shard(path) as file:
+        sha256, size = content_sha256(file), file.tell()
+        rows = read_rows(path, file)
     return _Described(path, rows.metadata, sha256, size, rows.num_images, int(rows.images[0]))

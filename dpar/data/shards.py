@@ -138,11 +138,11 @@ def write_shard(path: str | Path, rows: CodeRows) -> None:
     Equal rows give equal bytes.
     """
     path = Path(path)
-    if path.suffix not in _FORMATS:
-        raise InputError(f"{path} is no name for a shard; it must end in {' or '.join(_FORMATS)}")
+    if path.suffix not in FORMATS:
+        raise InputError(f"{path} is no name for a shard; it must end in {' or '.join(FORMATS)}")
     header = json.dumps(rows.metadata.model_dump(mode="json") | {"content": _content(rows)}, sort_keys=True)
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        _FORMATS[path.suffix].write(file, rows, header)
+        FORMATS[path.suffix].write(file, rows, header)
 
 
 def read_shard(path: str | Path) -> CodeRows:
@@ -151,8 +151,8 @@ def read_shard(path: str | Path) -> CodeRows:
     Raises:
         InputError: the shard is missing, truncated, damaged, or not one of ours.
     """
-    with _opened(Path(path)) as file:
-        return _rows(Path(path), file)
+    with open_shard(Path(path)) as file:
+        return read_rows(Path(path), file)
 
 
 _Block = dict[str, np.ndarray]  # some consecutive rows: the arrays of `CodeRows` by name, as far as there are any
@@ -166,9 +166,14 @@ _UNUSABLE = (
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedReader]:
-    if path.suffix not in _FORMATS:
-        raise InputError(f"{path} is no shard of codes; shards end in {' or '.join(_FORMATS)}")
+def open_shard(path: Path) -> Iterator[io.BufferedReader]:
+    """A shard's file for reading.
+
+    Raises:
+        InputError: the name is not one of a shard, or there is no such file.
+    """
+    if path.suffix not in FORMATS:
+        raise InputError(f"{path} is no shard of codes; shards end in {' or '.join(FORMATS)}")
     if not path.exists():
         raise InputError(f"the shard {path} is missing; run the stage that makes it again")
     with open(path, "rb") as file:
@@ -187,11 +192,11 @@ def _naming(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _blocks(path: Path, file: io.BufferedReader) -> tuple[str, Iterator[_Block]]:
+def read_blocks(path: Path, file: io.BufferedReader) -> tuple[str, Iterator[_Block]]:
     """The header of an open shard, and its rows a few at a time: memory does not grow with the shard."""
     file.seek(0)
     with _naming(path):
-        header, blocks = _FORMATS[path.suffix].read(file)
+        header, blocks = FORMATS[path.suffix].read(file)
 
     def named() -> Iterator[_Block]:
         with _naming(path):
@@ -200,9 +205,9 @@ def _blocks(path: Path, file: io.BufferedReader) -> tuple[str, Iterator[_Block]]
     return header, named()
 
 
-def _rows(path: Path, file: io.BufferedReader) -> CodeRows:
+def read_rows(path: Path, file: io.BufferedReader) -> CodeRows:
     """All rows of an open shard, checked."""
-    header, blocks = _blocks(path, file)
+    header, blocks = read_blocks(path, file)
     parts = list(blocks)
     with _naming(path):
         arrays = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
@@ -214,7 +219,8 @@ def _rows(path: Path, file: io.BufferedReader) -> CodeRows:
         return rows
 
 
-def _sha256(file: io.BufferedReader) -> str:
+def content_sha256(file: io.BufferedReader) -> str:
+    """The SHA-256 of an open file, from its place to its end."""
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -306,4 +312,4 @@ class _Format(NamedTuple):
     read: Callable[[io.BufferedReader], tuple[str, Iterator[_Block]]]
 
 
-_FORMATS = {".parquet": _Format(_write_parquet, _read_parquet), ".tar": _Format(_write_tar, _read_tar)}
+FORMATS = {".parquet": _Format(_write_parquet, _read_parquet), ".tar": _Format(_write_tar, _read_tar)}

@@ -17,7 +17,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from dpar.experiment.settings import Settings
 
 
-class Classifier(nn.Module):
+class ImageClassifier(nn.Module):
     """Features and class scores of square images."""
 
     class Config(Settings):
@@ -70,7 +70,7 @@ def training_half(labels: Int[Tensor, "N"], seed: int) -> Bool[Tensor, "N"]:
 def fit_classifier(
     images: UInt8[Tensor, "N 3 R R"],
     labels: Int[Tensor, "N"],
-    config: Classifier.Config,
+    config: ImageClassifier.Config,
     *,
     steps: int,
     batch_size: int,
@@ -78,7 +78,7 @@ def fit_classifier(
     seed: int,
     device: torch.device,
     report: Callable[[int, float], None] = lambda step, loss: None,
-) -> Classifier:
+) -> ImageClassifier:
     """A classifier trained on lightly augmented images (mirrored, shifted, brighter or darker), in eval mode.
 
     Args:
@@ -87,7 +87,7 @@ def fit_classifier(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Classifier(config)
+        model = ImageClassifier(config)
     model = convert_conv2d_weight_memory_format(model, torch.channels_last).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
     rise = 0.4 if steps == 5 else 0.2  # of the steps; PyTorch divides by their number less one

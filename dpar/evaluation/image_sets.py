@@ -126,7 +126,7 @@ class Arrays(ImageSet):
             "source_digest": self._digest,
             "shards": len(self.files),
             "crop": "none",
-            "drawn": self._drawn(),
+            "drawn": self._sampling(),
             "steps": float(np.concatenate(steps).mean()) if len(steps) == len(self.files) else None,
         }
 
@@ -135,7 +135,7 @@ class Arrays(ImageSet):
         digests = [sha256_file(file.path) for file in self.files]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
-    def _drawn(self) -> dict[str, Any] | None:
+    def _sampling(self) -> dict[str, Any] | None:
         stated = [file.conditions for file in self.files if file.conditions is not None]
         sizes = sorted({size for conditions in stated for size in conditions.pop("batches", ())})
         for conditions in stated:

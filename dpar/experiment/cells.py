@@ -17,7 +17,7 @@ from dpar.experiment.settings import Experiment, Patchify, Sampling, Settings, T
 SHORT = {"threshold": "eth", "p_avg": "pavg", "max_length": "pmax", "row_boundary": "rows", "cfg_scale": "cfg"}
 
 # Numbers of the paper that rows can show next to ours, as `paper.NAME`.
-PAPER = ("fid", "inception_score", "precision", "recall", "steps", "top1", "top5")
+PAPER_METRICS = ("fid", "inception_score", "precision", "recall", "steps", "top1", "top5")
 
 S = TypeVar("S", bound=Settings)
 
@@ -236,9 +236,9 @@ def resolved_row(experiment: Experiment, where: str, values: dict[str, Any]) -> 
         reason = "; ".join(refusals(error)) if isinstance(error, ValidationError) else error
         raise InputError(f"{where}: row {values}: {reason}") from None
     for key, value in groups["paper"].items():
-        if key not in PAPER or not isinstance(value, int | float):
+        if key not in PAPER_METRICS or not isinstance(value, int | float):
             raise InputError(
-                f"{where}: paper.{key} is {value!r}; expected a number under paper.{', paper.'.join(PAPER)}"
+                f"{where}: paper.{key} is {value!r}; expected a number under paper.{', paper.'.join(PAPER_METRICS)}"
             )
     of_patches = groups["patchify"] or groups["inference"] or {"position", "query_pooling"} & {*groups["transformer"]}
     if not models[0].transformer.is_dpar and of_patches:

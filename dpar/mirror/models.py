@@ -7,7 +7,7 @@ from pathlib import Path
 from dpar.errors import InputError
 from dpar.mirror.runs import json_tag
 from dpar.mirror.store import Store, existing_store
-from dpar.tracking.ledger import Ledger, Manifest, files_of, spool_key
+from dpar.tracking.ledger import JobManifest, Ledger, files_of, spool_key
 from dpar.weights import WEIGHTS
 
 
@@ -48,7 +48,7 @@ def model_of_run(store: Store, run_id: str) -> Path:
     return store.results / next(iter(found))
 
 
-def _trained(ledger: Ledger, job: Manifest, seen: set[Path]) -> Iterator[str]:
+def _trained(ledger: Ledger, job: JobManifest, seen: set[Path]) -> Iterator[str]:
     """The folders of the nearest models of `train_model` that the job made or read, in its turn or through others."""
     if job.spool in seen:
         return

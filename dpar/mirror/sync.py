@@ -23,8 +23,8 @@ from dpar.mirror.runs import SMALL, RunIndex, RunWriter, readable_text
 from dpar.mirror.store import Store, open_store, profile_of, put_database, sqlite_uri, tracking_folder, writer_lock
 from dpar.tracking import lineage
 from dpar.tracking.ledger import (
+    JobManifest,
     Ledger,
-    Manifest,
     faults,
     files_of,
     is_running,
@@ -267,7 +267,7 @@ class Round:
             writer.end(run.status, run.ended)
         return writer
 
-    def _inputs(self, writer: RunWriter, run: Run, manifest: Manifest | None) -> list[str]:
+    def _inputs(self, writer: RunWriter, run: Run, manifest: JobManifest | None) -> list[str]:
         """Names what the job reads; the ids of the models among it."""
         content = {artefact["sha256"] for artefact in run.about["inputs"]}
         if manifest:
@@ -279,7 +279,7 @@ class Round:
             writer.inputs(datasets, models)
         return models
 
-    def _small_outputs(self, writer: RunWriter, manifest: Manifest) -> None:
+    def _small_outputs(self, writer: RunWriter, manifest: JobManifest) -> None:
         """Copies what a person can look at, as long as it still is what the job made."""
         for artefact in manifest.outputs:
             for path, sha256 in files_of(artefact):
@@ -290,13 +290,13 @@ class Round:
                     folder = Path("outputs") / file.relative_to(self.results).parent if inside else Path("outputs")
                     writer.file(file, folder.as_posix())
 
-    def _listed(self, manifest: Manifest) -> Iterator[list[Any]]:
+    def _listed(self, manifest: JobManifest) -> Iterator[list[Any]]:
         """Every file that a job has made: its path in the results, size, digest and address."""
         for artefact in manifest.outputs:
             for record, (path, sha256) in zip(artefact.files, files_of(artefact), strict=True):
                 yield [path, record.bytes, sha256, (self.results / path).as_uri()]
 
-    def _model_outputs(self, writer: RunWriter, manifest: Manifest, run: Run) -> None:
+    def _model_outputs(self, writer: RunWriter, manifest: JobManifest, run: Run) -> None:
         step = max((point.step for point in run.points if not point.key.startswith("system/")), default=0)
         for artefact in manifest.outputs:
             for path, sha256 in files_of(artefact):
@@ -318,7 +318,7 @@ class Round:
                 writer.about_model(run.points, model)
                 self.index.models[sha256] = model
 
-    def _link(self, manifest: Manifest) -> str:
+    def _link(self, manifest: JobManifest) -> str:
         """A link to the run of the job that wrote `manifest`."""
         keys = self.index.keys(f"{spool_key(manifest.spool)}#")
         writer = self.index.get(keys[-1]) if keys else None
@@ -326,7 +326,7 @@ class Round:
 
     def _makers(self, artefacts: list[dict[str, Any]]) -> str:
         """Links to the jobs that made what a job reads."""
-        found: dict[Path, Manifest] = {}
+        found: dict[Path, JobManifest] = {}
         for artefact in artefacts:
             path, sha256 = artefact["path"], artefact["sha256"]
             if maker := self.ledger.producer(path, sha256) or self.ledger.latest(path):
@@ -335,7 +335,7 @@ class Round:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         return ", ".join(links) + more if found else "given from outside"
 
-    def _note(self, run: Run, manifest: Manifest | None) -> str:
+    def _note(self, run: Run, manifest: JobManifest | None) -> str:
         """The run's description: what the job says, what it read and who made that, what it made."""
         lines = [run.note.strip(), ""] if run.note else []
         if run.status == "FAILED" and run.reason:
@@ -421,7 +421,7 @@ class Round:
         writer.end("FINISHED", run.ended)
 
 
-def _seconds(maker: Manifest) -> float:
+def _seconds(maker: JobManifest) -> float:
     """Duration of all attempts of a job."""
     runs = replay(read_events(maker.spool))[-1:]
     values = [point.value for run in runs for point in run.points if point.key == "time/wall_s"]

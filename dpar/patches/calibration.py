@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dpar.errors import InputError
-from dpar.patches.counts import _patch_length, simulate
-from dpar.patches.rule import _check_array, _chunks, _on_host
+from dpar.patches.counts import length_by_patches, simulate
+from dpar.patches.rule import check_array, host_chunks, on_host
 
 SAMPLE = 2**22
 """Tokens of the evenly spaced images on which a search over thresholds begins."""
@@ -35,8 +35,8 @@ def calibrate(
     Raises:
         InputError: no threshold reaches `p_avg` (the reachable range is named), or as `simulate`.
     """
-    _check_array(entropy)
-    value = _patch_length(entropy.shape[1])
+    check_array(entropy)
+    value = length_by_patches(entropy.shape[1])
     return _search(entropy, value, p_avg, "a mean patch length", "tokens", max_length, grid_width, row_boundary)
 
 
@@ -59,7 +59,7 @@ def calibrate_cost(
     Raises:
         InputError: no threshold reaches `gmacs` (the reachable range is named), or as `simulate`.
     """
-    _check_array(entropy)
+    check_array(entropy)
     value = -cost(np.arange(entropy.shape[1] + 1.0))
     return _search(entropy, value, -gmacs, "a cost", "GMACs per image", max_length, grid_width, row_boundary)
 
@@ -81,7 +81,7 @@ def _search(
     floating-point numbers of the stored type themselves, in their order, so it ends at an entropy that occurs, without
     sorting them. A part of the images says where to look first; all images decide.
     """
-    dtype = _on_host(entropy[:1]).dtype.newbyteorder("=")
+    dtype = on_host(entropy[:1]).dtype.newbyteorder("=")
 
     def mean_at(some: Float[np.ndarray, "N T"] | Float[Tensor, "N T"], place: int) -> float:
         threshold = _ordinal_to_float(place, dtype)
@@ -140,7 +140,7 @@ def _bracket(reached: Callable[[int], bool], guess: int, low: int, high: int) ->
 def _finite_range(entropy: Float[np.ndarray, "B T"] | Float[Tensor, "B T"]) -> tuple[float, float]:
     """The least and the greatest finite entropy (0, 0 if there is none)."""
     lowest, highest = math.inf, -math.inf
-    for _, chunk in _chunks(entropy):
+    for _, chunk in host_chunks(entropy):
         finite = np.isfinite(chunk)
         lowest = min(lowest, float(np.min(chunk, where=finite, initial=np.inf)))
         highest = max(highest, float(np.max(chunk, where=finite, initial=-np.inf)))

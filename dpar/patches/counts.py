@@ -13,12 +13,12 @@ from dpar.errors import InputError
 from dpar.patches.rule import (
     CHUNK,
     PatchRule,
-    _check_array,
-    _check_rule,
-    _check_threshold,
-    _chunks,
-    _forced,
-    _on_host,
+    check_array,
+    check_rule,
+    check_threshold,
+    forced_starts,
+    host_chunks,
+    on_host,
     static_starts,
 )
 
@@ -32,7 +32,7 @@ class PatchCounts:
     @classmethod
     def of(cls, starts: Bool[np.ndarray, "B T"] | Bool[Tensor, "B T"]) -> "PatchCounts":
         """The counts of images whose patches begin at `starts`."""
-        patches = _on_host(starts.sum(1))
+        patches = on_host(starts.sum(1))
         return cls(np.bincount(patches, minlength=starts.shape[1] + 1))
 
     @classmethod
@@ -73,7 +73,7 @@ class PatchCounts:
     @cached_property
     def mean_patch_length(self) -> float:
         """P_avg = E[T / M] in tokens (Section 3.2.1)."""
-        return self.expectation(_patch_length(self.tokens))
+        return self.expectation(length_by_patches(self.tokens))
 
     @cached_property
     def mean(self) -> float:
@@ -85,7 +85,7 @@ class PatchCounts:
         return int(np.searchsorted(self.histogram.cumsum(), max(1, math.ceil(self.images * q / 100))))
 
 
-def _patch_length(tokens: int) -> Float[np.ndarray, " counts"]:
+def length_by_patches(tokens: int) -> Float[np.ndarray, " counts"]:
     """T / m for m = 0 .. T patches (0 for the impossible m = 0)."""
     return tokens / np.maximum(np.arange(tokens + 1.0), 1) * (np.arange(tokens + 1) > 0)
 
@@ -110,16 +110,16 @@ def simulate(
     Raises:
         InputError: as `patch_starts`, or there is no image.
     """
-    _check_array(entropy)
+    check_array(entropy)
     images, tokens = entropy.shape
     if images == 0:
         raise InputError("there are no entropies (0 images); score some codes first")
     thresholds, max_lengths = list(dict.fromkeys(thresholds)), list(dict.fromkeys(max_lengths))
     for max_length in max_lengths:
-        _check_rule(tokens, max_length, grid_width)
+        check_rule(tokens, max_length, grid_width)
     for threshold in thresholds:
-        _check_threshold(threshold)
-    forced = np.tile(_forced(np.arange(tokens), grid_width, row_boundary), max(1, CHUNK // tokens))
+        check_threshold(threshold)
+    forced = np.tile(forced_starts(np.arange(tokens), grid_width, row_boundary), max(1, CHUNK // tokens))
     patches_of_run = {  # of n tokens between forced starts
         max_length: -(-np.arange(tokens + 1) // (max_length or tokens)).astype(np.int32) for max_length in max_lengths
     }
@@ -128,7 +128,7 @@ def simulate(
         for threshold in thresholds
         for max_length in max_lengths
     }
-    for _, chunk in _chunks(entropy):
+    for _, chunk in host_chunks(entropy):
         for threshold in thresholds:
             starts = chunk.ravel() > threshold
             starts |= forced[: chunk.size]

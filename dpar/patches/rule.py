@@ -24,12 +24,17 @@ CHUNK = 2**18
 """Tokens that the simulator looks at together; their entropies fill about the cache of one core."""
 
 
-def _forced(position: Any, grid_width: int, row_boundary: bool) -> Any:
+def forced_starts(position: Any, grid_width: int, row_boundary: bool) -> Any:
     """Whether the token at `position` opens a patch whatever its entropy (Algorithm 3, lines 3, 4 and 7)."""
     return (position <= 1) | (row_boundary & (position % grid_width == 0))
 
 
-def _check_rule(tokens: int, max_length: int | None, grid_width: int) -> None:
+def check_rule(tokens: int, max_length: int | None, grid_width: int) -> None:
+    """Refuses a P_max, or a width of the grid, that no image of so many tokens can have.
+
+    Raises:
+        InputError: as said.
+    """
     if max_length is not None and (max_length < 1 or max_length % 1):
         raise InputError(f"max_length is {max_length}; give the most tokens a patch may have (1, 2, ...), or none")
     if grid_width < 1 or tokens < 1 or tokens % grid_width:
@@ -39,12 +44,22 @@ def _check_rule(tokens: int, max_length: int | None, grid_width: int) -> None:
         )
 
 
-def _check_threshold(threshold: float) -> None:
+def check_threshold(threshold: float) -> None:
+    """Refuses a threshold that is NaN.
+
+    Raises:
+        InputError: as said.
+    """
     if math.isnan(threshold):
         raise InputError("the threshold is NaN; give a number of nats (inf: no patch opens because of its entropy)")
 
 
-def _check_array(entropy: np.ndarray | Tensor) -> None:
+def check_array(entropy: np.ndarray | Tensor) -> None:
+    """Refuses entropies that are not floats of shape (images, tokens).
+
+    Raises:
+        InputError: as said.
+    """
     if entropy.ndim != 2:
         raise InputError(
             f"the entropies have the shape {tuple(entropy.shape)}; expected (images, tokens), in nats, raster order"
@@ -64,15 +79,18 @@ def _check_no_nan(entropy: np.ndarray | Tensor, first_image: int = 0) -> None:
         )
 
 
-def _on_host(array: np.ndarray | Tensor) -> np.ndarray:
+def on_host(array: np.ndarray | Tensor) -> np.ndarray:
+    """The array in NumPy, moved from the device if need be."""
     return array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
 
 
-def _chunks(entropy: Float[np.ndarray, "B T"] | Float[Tensor, "B T"]) -> Iterator[tuple[int, Float[np.ndarray, "N T"]]]:
+def host_chunks(
+    entropy: Float[np.ndarray, "B T"] | Float[Tensor, "B T"],
+) -> Iterator[tuple[int, Float[np.ndarray, "N T"]]]:
     """A few images at a time, free of NaN, as float32 or wider, with the number of the first of them."""
     rows = max(1, CHUNK // entropy.shape[1])
     for first in range(0, len(entropy), rows):
-        chunk = _on_host(entropy[first : first + rows])
+        chunk = on_host(entropy[first : first + rows])
         _check_no_nan(chunk, first)
         # half precision is widened: E_Th would be rounded to it, by up to 0.004 nats
         yield first, np.require(chunk, np.promote_types(chunk.dtype, np.float32), ["C", "W"])
@@ -115,15 +133,15 @@ def patch_starts(
         rule = {"threshold": threshold, "max_length": max_length, "grid_width": grid_width}
         images = entropy.reshape(math.prod(entropy.shape[:-1]), *entropy.shape[-1:])
         return patch_starts(images, **rule, row_boundary=row_boundary).reshape(entropy.shape)
-    _check_array(entropy)
-    _check_rule(entropy.shape[1], max_length, grid_width)
-    _check_threshold(threshold)
+    check_array(entropy)
+    check_rule(entropy.shape[1], max_length, grid_width)
+    check_threshold(threshold)
     if isinstance(entropy, Tensor):
         _check_no_nan(entropy)
         entropy = entropy.to(torch.promote_types(entropy.dtype, torch.float32))
         return _starts(entropy, threshold, max_length, grid_width, row_boundary)
     starts = np.empty(entropy.shape, bool)
-    for first, chunk in _chunks(entropy):
+    for first, chunk in host_chunks(entropy):
         part = _starts(torch.from_numpy(chunk), threshold, max_length, grid_width, row_boundary)
         starts[first : first + len(chunk)] = part.numpy()
     return starts
@@ -133,7 +151,7 @@ def _starts(
     entropy: Float[Tensor, "B T"], threshold: float, max_length: int | None, grid_width: int, row_boundary: bool
 ) -> Bool[Tensor, "B T"]:
     positions = torch.arange(entropy.shape[1], device=entropy.device)
-    forced = (entropy > threshold) | _forced(positions, grid_width, row_boundary)
+    forced = (entropy > threshold) | forced_starts(positions, grid_width, row_boundary)
     if max_length is None:
         return forced
     last_forced = torch.where(forced, positions, 0).cummax(dim=1).values
@@ -218,7 +236,7 @@ class PatchRule:
 
     def forced(self, position: Any) -> Any:
         """Whether the tokens at `position` open a patch whatever their entropy (Algorithm 3, lines 3, 4 and 7)."""
-        return _forced(position, self.grid_width, self.row_boundary)
+        return forced_starts(position, self.grid_width, self.row_boundary)
 
     def starts(self, entropy: Float[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
         """Whether each token opens a patch; of static patches only the shape of `entropy` counts.

@@ -72,7 +72,7 @@ def _samples(cell: str, seeds: Sequence[Mapping[str, Any]]) -> str:
     drawn, sampling = stated["drawn"], stated["drawn"]["sampling"]
     row = {"threshold": drawn["threshold"], "max_length": (drawn["patchify"] or {}).get("max_length")}
     for metric in tables.METRICS:
-        row |= tables.spread(metric, [seeds])
+        row |= tables.mean_and_sd(metric, [seeds])
     row |= {"cfg_scale": sampling["cfg_scale"], "images": stated["samples"]}
     frame = pd.DataFrame([row | {"seeds": len(seeds)}]).astype({"max_length": "Int64"}).dropna(axis="columns")
     settings = ", ".join(f"{key} {value}" for key, value in sampling.items() if key not in ("num_images", "shards"))

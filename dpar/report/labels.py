@@ -25,6 +25,7 @@ def symbol(key: str) -> str:
     return {"p_avg": "$E_{Th}$", "threshold": "$E_{Th}$", "max_length": "$P_{max}$"}.get(name, name)
 
 
-def _axis(key: str) -> str:
+def axis_label(key: str) -> str:
+    """The symbol of a setting, with its unit."""
     unit = {"$E_{Th}$": " (nats)", "$P_{max}$": " (tokens)"}
     return symbol(key) + unit.get(symbol(key), "")

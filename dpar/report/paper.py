@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from dpar.experiment.cells import PAPER, Row
+from dpar.experiment.cells import PAPER_METRICS, Row
 from dpar.experiment.settings import Experiment, Transformer
 
 
@@ -27,11 +27,11 @@ def numbers(experiment: Experiment, name: str, row: Row) -> dict[str, float]:
     found = of_table(experiment.tables[name].paper)
     for entry in found.get("rows", ()):
         stated = {**found.get("base", {}), **entry}
-        settings = {key: value for key, value in stated.items() if key not in PAPER}
+        settings = {key: value for key, value in stated.items() if key not in PAPER_METRICS}
         if all(_setting(experiment, row, key) == value for key, value in settings.items()) and _is_variant(
             row, settings
         ):
-            return {**{key: value for key, value in stated.items() if key in PAPER}, **row.paper}
+            return {**{key: value for key, value in stated.items() if key in PAPER_METRICS}, **row.paper}
     return row.paper
 
 

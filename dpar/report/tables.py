@@ -25,8 +25,8 @@ METRICS = ("frechet_distance", "inception_score", "precision", "recall", "class_
 # Metrics of linear_probe, in per cent; the paper does not print its protocol, so no difference is shown.
 PROBED = ("top1", "top5")
 # The paper's name of each of ours.
-PAPER = {"fid": "frechet_distance"}
-PAPER |= {name: name for name in ("inception_score", "precision", "recall", "steps", *PROBED)}
+PRINTED = {"fid": "frechet_distance"}
+PRINTED |= {name: name for name in ("inception_score", "precision", "recall", "steps", *PROBED)}
 # The escapes of pandas itself swallow the blank after `~` and `^`, and leave `±`, `–` and `Δ` to the engine.
 _LATEX = str.maketrans(
     {
@@ -107,7 +107,7 @@ def with_quoted(frame: pd.DataFrame, quoted: Sequence[Mapping[str, Any]]) -> pd.
             "source": f"quoted, {entry['kind']}",
             "model": entry["model"],
             "parameters": entry["parameters"],
-            **{f"paper_{name}": entry[name] for name in entry if name in PAPER},
+            **{f"paper_{name}": entry[name] for name in entry if name in PRINTED},
         }
         for entry in quoted
     ]
@@ -127,7 +127,7 @@ def _row(
     sample, is_dpar = row.sample, row.model.transformer.is_dpar
     sets = [[metrics[s.slug, seed] for seed in s.sampling.seeds if (s.slug, seed) in metrics] for s in row.samples]
     measured = [m for of_training in sets for m in of_training]
-    over_seeds = {name: value for metric in METRICS for name, value in spread(metric, sets).items()}
+    over_seeds = {name: value for metric in METRICS for name, value in mean_and_sd(metric, sets).items()}
     states = [(s.model, s.milestone) for s in row.samples]
     predicted = [[likelihoods[state]] for state in states if state in likelihoods]
     for state in states:
@@ -146,9 +146,9 @@ def _row(
         "threshold": threshold_of(sample.patchify, thresholds) if is_dpar and not sample.gate else None,
         "max_length": sample.patchify.max_length if is_dpar and sample.patchify.is_dynamic else None,
         "patch_length": patch_length,
-        **spread("nll", predicted),
+        **mean_and_sd("nll", predicted),
         **over_seeds,
-        **{name: value for metric in PROBED for name, value in spread(metric, probed).items()},
+        **{name: value for metric in PROBED for name, value in mean_and_sd(metric, probed).items()},
         "parameters": cost.get("parameters"),
         "training_gmacs": cost.get("training_gmacs"),
         "cfg_scale": sample.sampling.cfg_scale,
@@ -159,14 +159,14 @@ def _row(
         "training": sample.model,
     }
     for theirs, number in row.paper.items():
-        ours = PAPER[theirs]
+        ours = PRINTED[theirs]
         found[f"paper_{theirs}"] = number
         comparable = theirs not in PROBED and bool(measured) and all(m["comparable_to_published"] for m in measured)
         found[f"difference_{theirs}"] = found[ours] - number if comparable else None
     return found
 
 
-def spread(name: str, sets: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, float | None]:
+def mean_and_sd(name: str, sets: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, float | None]:
     """Mean of a quantity, and its standard deviation over trainings, or over the sampling seeds of a single one.
 
     Args:

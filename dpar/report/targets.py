@@ -9,7 +9,7 @@ from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment, Table
 
 # Figures 1a and 3 are drawings of the paper.
-PAPER = (*(f"table{n}" for n in range(1, 13)), "figure1b", "figure2", *(f"figure{n}" for n in range(4, 13)))
+PAPER_TARGETS = (*(f"table{n}" for n in range(1, 13)), "figure1b", "figure2", *(f"figure{n}" for n in range(4, 13)))
 # Those that are computed, and those of which every experiment has one.
 COMPUTED = ("table1", "table8")
 # Shared by the cells of all tables.
@@ -120,7 +120,10 @@ def refusal(name: str, experiment: Experiment, configs: Path, asked: str = "--co
     return (
         f"{name} is no part of the experiment {experiment.name}; "
         + (f"it is made with {made}" if having else f"no experiment under {asked.split()[-1]}/ has it")
-        + (f" (a table stands for it with `paper: {name}`, a picture with its name under `figures`)" * (name in PAPER))
+        + (
+            f" (a table stands for it with `paper: {name}`, a picture with its name under `figures`)"
+            * (name in PAPER_TARGETS)
+        )
         + (f"; targets are {', '.join(targets(experiment))}" * (not having))
     )
 

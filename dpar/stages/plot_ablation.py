@@ -13,7 +13,7 @@ from dpar.errors import run_command
 from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment
 from dpar.report.figures import curves, error_bars, heat_maps, save
-from dpar.report.labels import _axis, label, level
+from dpar.report.labels import axis_label, label, level
 from dpar.report.measured import Floor, read_measured
 from dpar.report.tables import MADE, read_table
 
@@ -82,8 +82,8 @@ def draw(experiment: Experiment, table: str, frame: pd.DataFrame, floor: dict) -
             {title: grid.to_numpy(float) for title, grid in grids.items()},
             [names[down][value] for value in first.index],
             [names[across][value] for value in first.columns],
-            _axis(down),
-            _axis(across),
+            axis_label(down),
+            axis_label(across),
             unranked=[PANELS["patch_length"]],
         )
     shown = {name: title for name, title in panels.items() if not frame[name].isna().to_numpy().all()}

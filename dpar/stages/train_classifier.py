@@ -19,7 +19,7 @@ from dpar.data.crops import to_model_input
 from dpar.data.images import ImageIndex
 from dpar.device import default_device
 from dpar.errors import run_command
-from dpar.evaluation.classifier import Classifier, fit_classifier, training_half
+from dpar.evaluation.classifier import ImageClassifier, fit_classifier, training_half
 from dpar.evaluation.features import index_batches
 from dpar.experiment.loading import load_experiment
 from dpar.files import digest
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         params={**settings.model_dump(), "seed": experiment.seed},
     ) as job:
         train, val = ImageIndex.load(args.train_index), ImageIndex.load(args.val_index)
-        config = Classifier.Config(
+        config = ImageClassifier.Config(
             resolution=experiment.evaluation.resolution or experiment.images.resolution,
             num_classes=experiment.images.num_classes,
             channels=settings.channels,
@@ -107,7 +107,9 @@ def _images(index: ImageIndex, chosen: Bool[Tensor, "N"], side: int) -> UInt8[Te
 
 
 @torch.inference_mode()
-def _accuracy(model: Classifier, index: ImageIndex, chosen: Bool[Tensor, "N"], device: torch.device) -> float | None:
+def _accuracy(
+    model: ImageClassifier, index: ImageIndex, chosen: Bool[Tensor, "N"], device: torch.device
+) -> float | None:
     rows = _rows(chosen)
     batches = index_batches(index, rows, model.config.resolution)
     assigned = [model(to_model_input(batch).to(device))[1].argmax(1).cpu().numpy() for batch in batches]

@@ -61,7 +61,7 @@ def is_running(spool: Path, host: str) -> bool | None:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class JobManifest:
     """Inputs and outputs of a job that ended well."""
 
     spool: Path
@@ -78,7 +78,7 @@ class Manifest:
     outputs: tuple[Artefact, ...]
 
     @classmethod
-    def load(cls, path: Path) -> "Manifest":
+    def load(cls, path: Path) -> "JobManifest":
         """The manifest in the file `path`.
 
         Raises:
@@ -98,10 +98,10 @@ class Manifest:
         return float(self.started) + float(self.wall_s)
 
 
-def load_manifest(spool: Path) -> Manifest | None:
+def load_manifest(spool: Path) -> JobManifest | None:
     """The manifest of a spool; None where there is none, or none that can be read."""
     try:
-        return Manifest.load(spool / MANIFEST) if (spool / MANIFEST).exists() else None
+        return JobManifest.load(spool / MANIFEST) if (spool / MANIFEST).exists() else None
     except InputError:
         return None
 
@@ -117,7 +117,7 @@ def faults(spool: Path, run: Run | None, running: bool | None) -> list[str]:
         return [f"{spool / EVENTS} breaks off: its manifest says that the job ended well"] if broken else []
     try:
         if run.status == "FINISHED":
-            Manifest.load(spool / MANIFEST)
+            JobManifest.load(spool / MANIFEST)
     except InputError as error:
         return [str(error)]
     return []
@@ -141,10 +141,10 @@ class Ledger:
         read = {spool: load_manifest(spool) for spool in spools(results)}
         self.damaged = [spool / MANIFEST for spool, found in read.items() if not found and (spool / MANIFEST).exists()]
         self.manifests = sorted(filter(None, read.values()), key=lambda manifest: manifest.ended)
-        self._last: dict[str, tuple[Manifest, FileRecord]] = {}
-        self._by_file: dict[tuple[str, str], Manifest] = {}
-        self._by_path: dict[str, Manifest] = {}
-        self._by_content: dict[str, Manifest] = {}
+        self._last: dict[str, tuple[JobManifest, FileRecord]] = {}
+        self._by_file: dict[tuple[str, str], JobManifest] = {}
+        self._by_path: dict[str, JobManifest] = {}
+        self._by_content: dict[str, JobManifest] = {}
         for manifest in self.manifests:
             handed_out = self._is_handed_out(manifest)
             for artefact in manifest.outputs:
@@ -159,7 +159,7 @@ class Ledger:
                 if not handed_out:
                     self._by_content[artefact.sha256] = manifest
 
-    def _is_handed_out(self, manifest: Manifest) -> bool:
+    def _is_handed_out(self, manifest: JobManifest) -> bool:
         """Whether the job trained no step but wrote again what a training before it had kept of the same state."""
         made = (file for artefact in manifest.outputs for file in files_of(artefact))
         return (
@@ -168,29 +168,29 @@ class Ledger:
             and not any(event["event"] == "commit" for event in read_events(manifest.spool))
         )
 
-    def producer(self, path: str, sha256: str) -> Manifest | None:
+    def producer(self, path: str, sha256: str) -> JobManifest | None:
         """The job that last made the file `path` with this content; else one that made this content elsewhere.
 
         A training that had kept a state writes it again without a step: who trained it has made it.
         """
         return self._by_file.get((path, sha256)) or self._by_content.get(sha256)
 
-    def last(self, path: str) -> tuple[Manifest, FileRecord] | None:
+    def last(self, path: str) -> tuple[JobManifest, FileRecord] | None:
         """The job that last made the file `path`, or the hand that accepted it, and what it was then."""
         return self._last.get(path)
 
-    def made_as(self, sha256: str) -> tuple[Manifest, str] | None:
+    def made_as(self, sha256: str) -> tuple[JobManifest, str] | None:
         """The job that made this content, and where."""
         if (manifest := self._by_content.get(sha256)) is None:
             return None
         made = (file for artefact in manifest.outputs for file in files_of(artefact))
         return next(((manifest, path) for path, found in made if found == sha256), None)
 
-    def latest(self, path: str) -> Manifest | None:
+    def latest(self, path: str) -> JobManifest | None:
         """The job that last made the file `path`, or something in the folder `path`, whatever is in it now."""
         return self._by_path.get(path)
 
-    def producers(self, artefact: Artefact) -> list[Manifest]:
+    def producers(self, artefact: Artefact) -> list[JobManifest]:
         """The jobs that made the files of an artefact, each once."""
         found = [self.producer(path, sha256) for path, sha256 in files_of(artefact)]
         return list({manifest.spool: manifest for manifest in found if manifest}.values())

@@ -11,7 +11,7 @@ from typing import Any
 from dpar import files
 from dpar.errors import InputError
 from dpar.tracking.hashes import Artefact, portable_path, read_artefact
-from dpar.tracking.ledger import Ledger, Manifest, files_of, read_events
+from dpar.tracking.ledger import JobManifest, Ledger, files_of, read_events
 from dpar.tracking.places import CONFIG, results_above
 from dpar.tracking.replay import replay
 
@@ -33,14 +33,14 @@ def results_of(path: Path) -> Path:
 class Sources:
     """The jobs that a walk has met, how many with each commit and each settings, and what it ends at."""
 
-    jobs: list[Manifest] = field(default_factory=list)
+    jobs: list[JobManifest] = field(default_factory=list)
     commits: Counter[str] = field(default_factory=Counter)
     settings: Counter[str] = field(default_factory=Counter)
     whole: dict[str, Path] = field(default_factory=dict)
     images: dict[str, None] = field(default_factory=dict)
     outside: dict[str, None] = field(default_factory=dict)
 
-    def add(self, maker: Manifest) -> None:
+    def add(self, maker: JobManifest) -> None:
         """Counts a job."""
         self.jobs.append(maker)
         self.commits[_commit(maker)] += 1
@@ -90,7 +90,7 @@ def of_row(table: str, row: str, results: Path) -> str:
         InputError: no finished job has recorded such a row.
     """
     ledger = Ledger(results)
-    found: tuple[dict[str, Any], Manifest] | None = None
+    found: tuple[dict[str, Any], JobManifest] | None = None
     names: dict[str, None] = {}
     for manifest in ledger.manifests:
         for event in (event for run in replay(read_events(manifest.spool))[-1:] for event in run.results):
@@ -105,7 +105,7 @@ def of_row(table: str, row: str, results: Path) -> str:
     lines += [f"  {key} = {value}" for key, value in event["params"].items()]
     lines += [f"  {key} = {float(value):.6g}" for key, value in event["metrics"].items()]
     lines.append(f"written by {manifest.name}, {_when(manifest)}; its numbers come from")
-    makers: dict[Path, Manifest] = {}
+    makers: dict[Path, JobManifest] = {}
     for source in event["sources"]:
         maker = ledger.latest(source)
         lines.append(f"  {source}" + ("" if maker else "  (given from outside)"))
@@ -114,29 +114,29 @@ def of_row(table: str, row: str, results: Path) -> str:
     return _text(results, ledger, lines, list(makers.values()))
 
 
-def sources(results: Path, ledger: Ledger, makers: list[Manifest]) -> Sources:
+def sources(results: Path, ledger: Ledger, makers: list[JobManifest]) -> Sources:
     """The sources of the jobs `makers` and of all jobs before them."""
     found = Sources()
     _walk(results, ledger, makers, "", {}, found)
     return found
 
 
-def _text(results: Path, ledger: Ledger, head: list[str], makers: list[Manifest]) -> str:
+def _text(results: Path, ledger: Ledger, head: list[str], makers: list[JobManifest]) -> str:
     found = Sources()
     tree = _walk(results, ledger, makers, "", {}, found)
     return "\n".join([*head, *tree, *found.text()])
 
 
-def _commit(manifest: Manifest) -> str:
+def _commit(manifest: JobManifest) -> str:
     return (manifest.commit or "unknown")[:10] + (" with uncommitted changes" if manifest.dirty else "")
 
 
-def _when(manifest: Manifest) -> str:
+def _when(manifest: JobManifest) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(manifest.started))
 
 
 def _walk(
-    results: Path, ledger: Ledger, makers: list[Manifest], indent: str, seen: dict[Path, bool], sources: Sources
+    results: Path, ledger: Ledger, makers: list[JobManifest], indent: str, seen: dict[Path, bool], sources: Sources
 ) -> list[str]:
     """The lines of the jobs `makers` and all before them; of several jobs of one rule, the first stands for all."""
     lines: list[str] = []
@@ -154,7 +154,7 @@ def _walk(
             continue
         sources.add(maker)
         sources.images |= dict.fromkeys(_images(results, maker))
-        before: dict[Path, Manifest] = {}
+        before: dict[Path, JobManifest] = {}
         for artefact in maker.inputs:
             found = ledger.producers(artefact)
             before |= {manifest.spool: manifest for manifest in found}
@@ -168,7 +168,7 @@ def _walk(
     return lines
 
 
-def _images(results: Path, maker: Manifest) -> Iterator[str]:
+def _images(results: Path, maker: JobManifest) -> Iterator[str]:
     """Origin of the images, from the index that `maker` wrote."""
     if maker.rule != "index_images":
         return

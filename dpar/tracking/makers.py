@@ -18,7 +18,7 @@ from typing import Any
 from dpar import files
 from dpar.errors import InputError
 from dpar.tracking.hashes import Artefact, HashCache, content_files, portable_path
-from dpar.tracking.ledger import Ledger, Manifest, files_of, read_events
+from dpar.tracking.ledger import JobManifest, Ledger, files_of, read_events
 from dpar.tracking.places import CONFIG, EVENTS, MANIFEST, names_of, slug_of, spool_root
 from dpar.tracking.replay import replay
 
@@ -111,7 +111,7 @@ class Makers:
                 self._keep(record)
         return record
 
-    def _name(self, manifest: Manifest, path: str) -> str | None:
+    def _name(self, manifest: JobManifest, path: str) -> str | None:
         """The name of the job, or of that whose file was changed, where a hand has accepted the change."""
         if manifest.rule != ACCEPT:
             return manifest.name

@@ -38,7 +38,7 @@ STATE_BYTES = 12 * 2  # a parameter: weights and two moments, of the last two ch
 
 
 @dataclass(frozen=True)
-class Job:
+class JobCost:
     """A piece of work: its operations (multiply-accumulates), at which rate they run, and the bytes that it leaves."""
 
     macs: float
@@ -54,7 +54,7 @@ class Rates:
     float32: float
     sampling: float
 
-    def hours(self, jobs: Iterable[Job]) -> float:
+    def hours(self, jobs: Iterable[JobCost]) -> float:
         """Hours of one device."""
         return sum(2 * job.macs / getattr(self, job.kind) for job in jobs) / 3600
 
@@ -68,7 +68,7 @@ class Data:
     patches: Mapping[str, float]
 
 
-def jobs(experiment: Experiment, target: str, data: Data) -> dict[Key, Job]:
+def jobs(experiment: Experiment, target: str, data: Data) -> dict[Key, JobCost]:
     """Every job that `target` needs, by name: what two targets share has one name.
 
     Raises:
@@ -110,25 +110,25 @@ def cells_of(rows: Iterable[Row]) -> dict[str, SampleCell]:
     return {cell.slug: cell for row in rows for cell in row.samples}
 
 
-def preparation(experiment: Experiment, data: Data) -> dict[Key, Job]:
+def preparation(experiment: Experiment, data: Data) -> dict[Key, JobCost]:
     """Tokenizer, codes, entropy model and entropies: what every table needs."""
     views = data.train * experiment.codes.views + data.val
     tokens = math.prod(experiment.grid)
     encoder, decoder = tokenizer_macs(experiment)
-    found = {("encode_images",): Job(views * encoder, "float32", views * tokens * CODE_BYTES)}
+    found = {("encode_images",): JobCost(views * encoder, "float32", views * tokens * CODE_BYTES)}
     tokenizer = experiment.tokenizer.training
     if tokenizer is not None:
         images = (tokenizer.steps or 0) * tokenizer.batch_size or (tokenizer.epochs or 0) * data.train
-        found[("train_tokenizer",)] = Job((1 + flops.BACKWARD) * images * (encoder + decoder), "float32", 0)
+        found[("train_tokenizer",)] = JobCost((1 + flops.BACKWARD) * images * (encoder + decoder), "float32", 0)
     found |= gate_training(experiment, None, data)
     config = cost.entropy_network(experiment)
     # training reads codes and entropies from flat files of their own
     size = 2 * views * tokens * (CODE_BYTES + ENTROPY_BYTES)
-    found[("score_entropies",)] = Job(views * float(flops.full_gmacs(config)) * 1e9, "float32", size)
+    found[("score_entropies",)] = JobCost(views * float(flops.full_gmacs(config)) * 1e9, "float32", size)
     return found
 
 
-def gate_training(experiment: Experiment, gate: str | None, data: Data) -> dict[Key, Job]:
+def gate_training(experiment: Experiment, gate: str | None, data: Data) -> dict[Key, JobCost]:
     """The training of the gate of that name, or of the entropy model for None, if it is trained here."""
     training = experiment.network(gate_folder(gate)).training
     if training is None:
@@ -137,10 +137,10 @@ def gate_training(experiment: Experiment, gate: str | None, data: Data) -> dict[
     macs = images_seen(training, training.length, data) * float(flops.training_gmacs(config)) * 1e9
     weights = cost.parameters_of(config)  # type: ignore[arg-type]  # frozen: it has a hash
     key = ("train_entropy_model",) if gate is None else ("train_entropy_model", gate)
-    return {key: Job(macs, "training", weights * (FLOAT_BYTES + STATE_BYTES))}
+    return {key: JobCost(macs, "training", weights * (FLOAT_BYTES + STATE_BYTES))}
 
 
-def trainings(experiment: Experiment, model: ModelCell, milestone: str, data: Data) -> dict[Key, Job]:
+def trainings(experiment: Experiment, model: ModelCell, milestone: str, data: Data) -> dict[Key, JobCost]:
     """The pieces of a training up to a milestone; they are those of every longer one too."""
     patches = patches_of(experiment, model, model.patchify, data)
     an_image = float(flops.training_gmacs(cost.network(experiment, model.transformer), patches)) * 1e9
@@ -150,33 +150,35 @@ def trainings(experiment: Experiment, model: ModelCell, milestone: str, data: Da
         length = int(name.removeprefix(model.training.unit))
         images = images_seen(model.training, length, data) - images_seen(model.training, before, data)
         state = 0 if before else STATE_BYTES  # one for the whole training
-        found["train_model", model.slug, name] = Job(images * an_image, "training", weights * (FLOAT_BYTES + state))
+        found["train_model", model.slug, name] = JobCost(images * an_image, "training", weights * (FLOAT_BYTES + state))
         before = length
     return found
 
 
-def samples(experiment: Experiment, model: ModelCell, cell: SampleCell, data: Data, measured: bool) -> dict[Key, Job]:
+def samples(
+    experiment: Experiment, model: ModelCell, cell: SampleCell, data: Data, measured: bool
+) -> dict[Key, JobCost]:
     """The drawing of a set of samples, with its pixels, and the features that measure it."""
     patches = patches_of(experiment, model, cell.patchify, data)
     side = experiment.evaluation.resolution or experiment.images.resolution
     drawn = cost.sampling_gmacs(experiment, model, cell, patches)
     assert drawn is not None
-    found: dict[Key, Job] = {}
+    found: dict[Key, JobCost] = {}
     images = cell.sampling.num_images
     for seed in map(str, cell.sampling.seeds):
-        found["sample_images", cell.slug, seed] = Job(images * float(drawn) * 1e9, "sampling", images * side**2 * 3)
-        found["pixels", cell.slug, seed] = Job(images * tokenizer_macs(experiment)[1], "float32", 0)
+        found["sample_images", cell.slug, seed] = JobCost(images * float(drawn) * 1e9, "sampling", images * side**2 * 3)
+        found["pixels", cell.slug, seed] = JobCost(images * tokenizer_macs(experiment)[1], "float32", 0)
         if measured and experiment.evaluation.extractor == "inception":
             size = images * (2048 + 1008) * FLOAT_BYTES
-            found["extract_features", cell.slug, seed] = Job(images * inception_macs(), "float32", size)
+            found["extract_features", cell.slug, seed] = JobCost(images * inception_macs(), "float32", size)
     return found
 
 
-def probe(experiment: Experiment, model: ModelCell, milestone: str, data: Data) -> dict[Key, Job]:
+def probe(experiment: Experiment, model: ModelCell, milestone: str, data: Data) -> dict[Key, JobCost]:
     """The linear probe of a state: one forward pass of each image; the classifier is fitted in minutes."""
     patches = patches_of(experiment, model, model.patchify, data)
     an_image = float(flops.full_gmacs(cost.network(experiment, model.transformer), patches)) * 1e9
-    return {("linear_probe", model.slug, milestone): Job((data.train + data.val) * an_image, "training", 0)}
+    return {("linear_probe", model.slug, milestone): JobCost((data.train + data.val) * an_image, "training", 0)}
 
 
 def images_seen(training: Training, length: int, data: Data) -> float:

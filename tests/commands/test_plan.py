@@ -9,14 +9,14 @@ from dpar import cli
 from dpar.commands import plan
 from dpar.errors import InputError
 from dpar.files import write_json
-from dpar.workflow.planning import Job, Rates
+from dpar.workflow.planning import JobCost, Rates
 from tests.experiment.test_settings import CONFIG, demo, parse_experiment
 
 TRAINING, SAMPLING = 100.0, 10.0
 
 
 def job(hours, size=0.0):
-    return Job(hours * 3600 * TRAINING / 2, "training", size)
+    return JobCost(hours * 3600 * TRAINING / 2, "training", size)
 
 
 def test_what_two_targets_share_is_paid_once():

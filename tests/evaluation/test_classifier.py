@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dpar.evaluation.classifier import Classifier, augment, fit_classifier, training_half
+from dpar.evaluation.classifier import ImageClassifier, augment, fit_classifier, training_half
 
 CPU = torch.device("cpu")
 
@@ -19,7 +19,7 @@ def pictures(count, classes=3, side=16, seed=0):
 
 
 def fit(images, labels, steps=30, seed=0, **more):
-    config = Classifier.Config(resolution=16, num_classes=3, channels=8, dims=6)
+    config = ImageClassifier.Config(resolution=16, num_classes=3, channels=8, dims=6)
     return fit_classifier(
         images, labels, config, steps=steps, batch_size=16, learning_rate=1e-2, seed=seed, device=CPU, **more
     )
@@ -27,7 +27,7 @@ def fit(images, labels, steps=30, seed=0, **more):
 
 @pytest.mark.parametrize("resolution", [8, 12, 16, 28, 64, 256])
 def test_features_and_logits_have_their_dimensions_at_any_resolution(resolution):
-    model = Classifier(Classifier.Config(resolution=resolution, num_classes=5, channels=4, dims=7)).eval()
+    model = ImageClassifier(ImageClassifier.Config(resolution=resolution, num_classes=5, channels=4, dims=7)).eval()
     seen = []
     model.body.register_forward_hook(lambda module, inputs, output: seen.append(output))
     features, logits = model(torch.rand(2, 3, resolution, resolution))

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from dpar.data.images import ImageIndex, open_images
-from dpar.evaluation.classifier import Classifier
+from dpar.evaluation.classifier import ImageClassifier
 from dpar.evaluation.features import Features
 from dpar.experiment.loading import parse_experiment
 from dpar.files import read_json
@@ -68,8 +68,8 @@ def write_samples(path, count, side=SIDE, first=0, **arrays):
 def write_classifier(folder, provenance=None):
     """A folder with an untrained classifier."""
     torch.manual_seed(0)
-    config = Classifier.Config(resolution=SIDE, num_classes=CLASSES, channels=4, dims=DIMS)
-    save_model(folder, Classifier(config).eval(), provenance or {})
+    config = ImageClassifier.Config(resolution=SIDE, num_classes=CLASSES, channels=4, dims=DIMS)
+    save_model(folder, ImageClassifier(config).eval(), provenance or {})
     return folder
 
 

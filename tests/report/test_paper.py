@@ -22,7 +22,7 @@ def test_every_number_of_the_paper_finds_its_row(name):
         side = experiment.images.resolution
         found = paper.of_table(experiment.tables[table].paper)
         here = [e for e in found["rows"] if {**found.get("base", {}), **e}["resolution"] == side]
-        numbers = [{k: v for k, v in entry.items() if k in paper.PAPER} for entry in here]
+        numbers = [{k: v for k, v in entry.items() if k in paper.PAPER_METRICS} for entry in here]
         assert sorted(map(str, rows)) == sorted(map(str, numbers)), table
 
 

@@ -8,7 +8,7 @@ from dpar.report import targets
 from tests.experiment.test_settings import CONFIG, SHIPPED, demo, load_experiment, parse_experiment
 
 
-@pytest.mark.parametrize("name", targets.PAPER)
+@pytest.mark.parametrize("name", targets.PAPER_TARGETS)
 def test_every_table_and_figure_of_the_paper_is_made_at_its_scale(name):
     having = [
         n for n in ("imagenet256", "imagenet384") if name in targets.targets(load_experiment(CONFIG / f"{n}.yaml"))

@@ -10,7 +10,7 @@ from PIL import Image
 from dpar.data.crops import center_crop, to_model_input, to_uint8
 from dpar.data.images import ImageIndex
 from dpar.errors import InputError
-from dpar.evaluation.classifier import Classifier
+from dpar.evaluation.classifier import ImageClassifier
 from dpar.files import read_json, write_json
 from dpar.stages import evaluate_tokenizer
 from dpar.stages.evaluate_tokenizer import main
@@ -35,8 +35,8 @@ def flags(tmp_path):
 
 
 def write_classifier(folder, resolution, dims=4):
-    config = Classifier.Config(resolution=resolution, num_classes=2, channels=4, dims=dims)
-    save_model(folder, Classifier(config).eval(), {})
+    config = ImageClassifier.Config(resolution=resolution, num_classes=2, channels=4, dims=dims)
+    save_model(folder, ImageClassifier(config).eval(), {})
 
 
 def described(classifier, images):

@@ -9,7 +9,7 @@ import torch
 from dpar.data.images import ImageIndex
 from dpar.errors import InputError
 from dpar.evaluation import inception, parts
-from dpar.evaluation.classifier import Classifier, training_half
+from dpar.evaluation.classifier import ImageClassifier, training_half
 from dpar.evaluation.features import BATCH, load_features
 from dpar.files import sha256_file
 from dpar.stages import extract_features
@@ -110,7 +110,7 @@ def test_a_killed_job_goes_on_with_the_parts_that_are_missing(tmp_path, monkeypa
     whole = run(tmp_path, samples)
     monkeypatch.setattr(parts, "PART", BATCH)
     passes = []
-    monkeypatch.setattr(Classifier, "forward", counted(Classifier.forward, passes))
+    monkeypatch.setattr(ImageClassifier, "forward", counted(ImageClassifier.forward, passes))
     monkeypatch.setattr(parts.Parts, "add", killed(parts.Parts.add, at=3))
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, samples)

@@ -5,7 +5,7 @@ from dpar.report import targets
 TARGETS = {name: [f"<results>/{path}" for path in paths] for name, paths in targets.targets(EXPERIMENT).items()}
 
 
-for target in dict.fromkeys([*targets.PAPER, *TARGETS]):
+for target in dict.fromkeys([*targets.PAPER_TARGETS, *TARGETS]):
 
     rule:
         name:
