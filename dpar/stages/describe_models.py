@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def architectures(experiment: Experiment) -> pd.DataFrame:
-    """Table 1: a row a model, ours beside the paper's where it is one of the paper's."""
+    """Table 1: one row per model, ours next to the paper's where it is one of the paper's."""
     return pd.DataFrame(
         {
             "Model": name,
@@ -75,7 +75,7 @@ def architectures(experiment: Experiment) -> pd.DataFrame:
 
 
 def costs(experiment: Experiment) -> pd.DataFrame:
-    """Table 8: a row a model, 1e9 multiply-accumulates an image, ours beside the paper's."""
+    """Table 8: one row per model, 1e9 multiply-accumulates per image, ours next to the paper's."""
     patches, rows = assumed_patches(experiment), []
     for name, model in experiment.models.items():
         if model.is_dpar and patches is None:

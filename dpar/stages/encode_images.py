@@ -103,7 +103,7 @@ def images_of_shard(count: int, shard: int, shards: int, key: str) -> range:
 
 
 def cutter(experiment: Experiment, split: str) -> tuple[Callable[[Image.Image], UInt8[Tensor, "V 3 R R"]], int]:
-    """How the split's images are cut into views, and how many."""
+    """The cut of the split's images into views, and the number of views."""
     side, codes = experiment.images.resolution, experiment.codes
     if split == "val":
         return lambda image: to_uint8(center_crop(image, side))[None], 1

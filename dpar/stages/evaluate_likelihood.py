@@ -1,4 +1,4 @@
-"""Measures how well a trained model predicts held-out images, in nats a token."""
+"""Measures how well a trained model predicts held-out images, in nats per token."""
 
 import argparse
 import sys

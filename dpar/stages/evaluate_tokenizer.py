@@ -1,4 +1,4 @@
-"""Measures a tokenizer on held-out images and shows some beside their reconstructions."""
+"""Measures a tokenizer on held-out images and shows some next to their reconstructions."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""Draws the package's own pictures of a split into a Parquet file."""
+"""Draws the package's own images of a split into a Parquet file."""
 
 import argparse
 import io

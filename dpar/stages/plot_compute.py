@@ -1,4 +1,4 @@
-"""Draws the metric of every model against its cost of training, DPAR beside LlamaGen (Figure 1b)."""
+"""Draws the metric of every model against its cost of training, DPAR and LlamaGen (Figure 1b)."""
 
 import argparse
 import sys

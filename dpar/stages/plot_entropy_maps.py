@@ -72,7 +72,7 @@ def spread(patches: np.ndarray, labels: np.ndarray, count: int) -> list[int]:
     """Images from the fewest patches to the most in even steps, of different classes where that can be.
 
     Args:
-        patches: (N,) patches an image.
+        patches: (N,) patches per image.
         labels: (N,).
     """
     order = np.argsort(patches, kind="stable")

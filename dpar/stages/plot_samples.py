@@ -1,4 +1,4 @@
-"""Shows samples, a row a class: every model's beside real images, or the cells and classes of one of the figures."""
+"""Shows samples, one row per class: every model's next to real images, or the cells and classes of a figure."""
 
 import argparse
 import sys
