@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in args.target or ():
         if name not in targets(experiment):
             raise InputError(refusal(name, experiment, args.config.parent, f"--config {args.config.parent}"))
-    (data, taken), (rates, source) = known_data(experiment, args), known_rates(experiment, args)
+    (data, taken), (rates, source) = known_data(experiment, args), known_rates(args)
     names = args.target or default_targets(experiment)
     needed = {name: jobs(experiment, name, data) for name in names}
     found = bill(needed, rates, args.gpus)
@@ -238,7 +238,7 @@ def patches_counted(results: Path) -> dict[str, float]:
         raise InputError(f"{path} holds no counts of patches; make it again with the stage count_patches") from None
 
 
-def known_rates(experiment: Experiment, args: argparse.Namespace) -> tuple[Rates, str]:
+def known_rates(args: argparse.Namespace) -> tuple[Rates, str]:
     """The rates, measured as far as there are measurements, and what they rest on.
 
     Raises:

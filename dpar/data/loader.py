@@ -59,7 +59,6 @@ def batches(
     rank: int = 0,
     world_size: int = 1,
     accumulate: int = 1,
-    workers: int = 0,
 ) -> Iterator[Batch]:
     """Endless micro-batches of one rank from `start_step` on, `accumulate` of them per step.
 
@@ -74,7 +73,6 @@ def batches(
         rank: this process among `world_size`.
         world_size: processes that share a step.
         accumulate: micro-batches per step on each rank.
-        workers: threads that read ahead; 0 reads when asked. They change nothing else.
 
     Raises:
         InputError: the images do not fill a batch, or the batch cannot be divided.
@@ -91,8 +89,7 @@ def batches(
         step, micro = divmod(number, accumulate)
         return batch_at(store, step, micro * world_size + rank, world_size * accumulate, batch_size, seed)
 
-    numbers = itertools.count(start_step * accumulate)
-    return mapped(batch, numbers, threads=workers, ahead=2 * workers) if workers else map(batch, numbers)
+    return map(batch, itertools.count(start_step * accumulate))
 
 
 def batch_at(store: CodeStore, step: int, part: int, parts: int, batch_size: int, seed: int) -> Batch:

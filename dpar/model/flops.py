@@ -136,15 +136,13 @@ def kv_cache_bytes(
     *,
     entropy_model: LlamaGenConfig | None = None,
     guided: bool = True,
-    value_bytes: int = 2,
 ) -> Number:
-    """Bytes of keys and values of one finished image in all caches.
+    """Bytes of keys and values of one finished image in all caches, in bfloat16.
 
     Args:
         patches: M, for DPAR.
         entropy_model: sizes of the network that decides where patches open; None for LlamaGen and static patches.
         guided: whether a second branch without the class is computed; the encoder and the entropy model see no class.
-        value_bytes: bytes per number; 2 for bfloat16.
     """
     branches = 2 if guided else 1
     if isinstance(config, LlamaGenConfig):
@@ -155,7 +153,7 @@ def kv_cache_bytes(
         vectors = config.width * (shared + branches * (config.layers * patches + config.decoder_layers * config.tokens))
     if entropy_model is not None:
         vectors = vectors + entropy_model.width * entropy_model.layers * _positions(entropy_model)
-    return 2 * value_bytes * vectors
+    return 2 * 2 * vectors  # keys and values of two bytes each
 
 
 def count_linear_macs(model: nn.Module, *inputs: Any) -> int:

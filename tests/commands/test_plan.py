@@ -93,7 +93,7 @@ def test_measured_speeds_take_the_place_of_assumed_ones(tmp_path):
     cells = {name: {"steps": 40.0} for name in plan.model_cells(experiment)}
     write_json(tmp_path / "patch_counts.json", {"cells": cells})
     with pytest.raises(InputError, match="no finished training"):
-        plan.known_rates(experiment, plan.parser().parse_args(["--measured", str(tmp_path)]))
+        plan.known_rates(plan.parser().parse_args(["--measured", str(tmp_path)]))
     history = tmp_path / "models" / "llamagen" / "step400" / "history.jsonl"
     history.parent.mkdir(parents=True)
     history.write_text("".join(json.dumps({"step": s, "perf/images_per_s": v}) + "\n" for s, v in ((1, 9), (2, 10))))
@@ -106,7 +106,7 @@ def test_measured_speeds_take_the_place_of_assumed_ones(tmp_path):
     ]
     torn = '{"event": "metrics", "step": 192, "val'  # by a kill
     events.write_text("".join(json.dumps(line) + "\n" for line in lines) + torn)
-    rates, source = plan.known_rates(experiment, plan.parser().parse_args(["--measured", str(tmp_path)]))
+    rates, source = plan.known_rates(plan.parser().parse_args(["--measured", str(tmp_path)]))
     config = plan.cost.network(experiment, experiment.models["llamagen"])
     assert rates.training == pytest.approx(2e9 * plan.flops.training_gmacs(config) * 9.5)
     assert rates.sampling == rates.float32 == pytest.approx(2e9 * plan.flops.sampling_gmacs(config) * 4.0)
@@ -130,14 +130,14 @@ def test_a_model_whose_patches_were_never_counted_measures_nothing(tmp_path):
         events.write_text("".join(json.dumps(line) + "\n" for line in lines))
     args = plan.parser().parse_args(["--measured", str(tmp_path)])
     assert len(list(plan.measured_training(experiment, tmp_path))) == 1  # LlamaGen, which has no patches
-    rates, _ = plan.known_rates(experiment, args)
+    rates, _ = plan.known_rates(args)
     assert rates.training > 0
     write_json(tmp_path / "patch_counts.json", {"cells": {"dpar": {"steps": 9.0}}})
     assert len(list(plan.measured_training(experiment, tmp_path))) == 2
     for broken in ([], {}, {"cells": {"dpar": 3}}, {"cells": {"dpar": {"steps": "x"}}}):
         write_json(tmp_path / "patch_counts.json", broken)
         with pytest.raises(InputError, match=r"holds (no counts of patches|a JSON list)"):
-            plan.known_rates(experiment, args)
+            plan.known_rates(args)
 
 
 @pytest.mark.parametrize(

@@ -109,17 +109,6 @@ def test_ranks_and_micro_batches_only_divide_the_global_batch(world_size, accumu
         assert places(parts) == places([next(whole)])
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_workers_only_read_ahead(workers):
-    options = {"batch_size": 6, "seed": 2, "start_step": 3, "rank": 1, "world_size": 2, "accumulate": 3}
-    expected = islice(batches(store_of(31, scored=True), **options), 60)  # over several epochs
-    found = batches(store_of(31, scored=True), **options, workers=workers)
-    for a, b in zip(expected, islice(found, 60), strict=True):
-        assert (a.step, a.epoch) == (b.step, b.epoch)
-        for name in ("tokens", "labels", "entropy", "images", "views"):
-            assert torch.equal(getattr(a, name), getattr(b, name))
-
-
 def test_a_batch_holds_the_rows_it_names():
     for batch in islice(batches(store_of(20, scored=True), batch_size=8, seed=0), 5):
         assert batch.tokens.dtype == batch.labels.dtype == batch.images.dtype == torch.long

@@ -249,7 +249,6 @@ def test_cache_bytes_are_those_of_the_keys_and_values():
     keys = torch.zeros(3, 6, 2, 16, dtype=torch.bfloat16)  # layers, positions, heads, head width
     assert kv_cache_bytes(config, guided=False) == 2 * keys.nbytes
     assert kv_cache_bytes(config) == 4 * keys.nbytes
-    assert kv_cache_bytes(config, value_bytes=4) == 8 * keys.nbytes
     dpar = DPARConfig(
         vocab_size=8, grid=(2, 3), num_classes=2, width=32, heads=2, encoder_layers=1, layers=3, decoder_layers=2
     )
