@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from dpar import files
 from dpar.errors import InputError
+from dpar.experiment.loading import load_experiment
 from dpar.generator import Generator, find_network
 from dpar.mirror.models import model_of_run
 from dpar.mirror.store import URI_VARIABLE, find_store
@@ -24,7 +26,7 @@ from dpar.tracking.lineage import results_of, sources
 from dpar.tracking.makers import check_recorded, recorded_json
 from dpar.tracking.places import results_folder
 from dpar.tracking.spool import CONFIG as SETTINGS
-from dpar.weights import CONFIG, WEIGHTS, model_config, verify_model
+from dpar.weights import CONFIG, WEIGHTS, check_finite, model_config, verify_model, write_tensors
 
 CARD, PICTURE = "README.md", "samples.png"
 
@@ -34,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="dpar export", description=__doc__)
     options.add_argument("what", metavar="RUN|FOLDER", help="a run's id in the dashboard, or a model folder")
     options.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
+    options.add_argument("--half", action="store_true", help="store the weights in half precision (float16)")
     options.add_argument("--results", type=Path, help="for a run: the results folder (default: the latest)")
     options.add_argument("--uri", help=f"for a run: MLflow store (default: ${URI_VARIABLE}, or the results folder's)")
     return options
@@ -61,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"{args.out} is there already; give a new folder, or delete that one")
     aside = args.out.absolute().with_name(f".{args.out.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        export(folder, aside)
+        export(folder, aside, half=args.half)
         os.rename(aside, args.out)
     except OSError as error:
         raise InputError(f"cannot write {args.out}: {error.strerror}; free some space, or give another place") from None
@@ -74,13 +77,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def export(folder: Path, out: Path) -> None:
+def export(folder: Path, out: Path, *, half: bool = False) -> None:
     """Copies the model in `folder` and the networks it draws with to `out`, and writes the card.
 
     Nothing is made before all that is copied has been found and loaded.
 
+    Args:
+        folder: of a DPAR or a baseline.
+        out: the folder to make.
+        half: round the weights to float16, half the size; whatever loads them computes in its own precision.
+
     Raises:
-        InputError: what `folder` holds cannot draw, or a network is missing, damaged or another.
+        InputError: what `folder` holds cannot draw, a network is missing, damaged or another, or its weights are too
+            large for float16.
     """
     described = model_config(folder)
     if described["kind"] not in ("dpar", "llamagen") or described["model"]["num_classes"] is None:
@@ -90,16 +99,22 @@ def export(folder: Path, out: Path) -> None:
         parameters = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
     facts, copies = _facts(folder, described)
     needed = ["tokenizer"] + ([] if generator.networks.entropy_model is None else ["entropy_model"])
-    for source, target in [(folder, out), *((find_network(folder, name), out / name) for name in needed)]:
-        target.mkdir(parents=True)
-        for name in (WEIGHTS, CONFIG):
-            shutil.copyfile(source / name, target / name)
+    rounded: dict[str, str] = {}
+    for source, target in [*((find_network(folder, name), out / name) for name in needed), (folder, out)]:
+        target.mkdir(parents=True, exist_ok=True)
+        if half:
+            _round(source, target, rounded)
+        else:
+            for name in (WEIGHTS, CONFIG):
+                shutil.copyfile(source / name, target / name)
         verify_model(target)
     for name, path in copies.items():
         shutil.copyfile(path, out / name)
+    stored = model_config(out)
+    facts["origin"].insert(0, _weights(stored["sha256"], described["sha256"]))
     card = model_card(
         f"{folder.parent.name}/{folder.name}",
-        described,
+        stored,
         parameters=parameters,
         side=generator.side,
         picture=PICTURE if PICTURE in copies else None,
@@ -108,17 +123,49 @@ def export(folder: Path, out: Path) -> None:
     files.write_text(out / CARD, card)
 
 
+def _round(source: Path, target: Path, rounded: dict[str, str]) -> None:
+    """Writes the network in `source` to `target` in half precision, as made from the rounded copies of the others.
+
+    Args:
+        source: a model folder.
+        target: a folder.
+        rounded: digest of each network before it -> digest of its rounded copy; this one's is added.
+
+    Raises:
+        InputError: a weight is too large.
+    """
+    described = model_config(source)
+    tensors = {name: t.half() if t.is_floating_point() else t for name, t in load_file(source / WEIGHTS).items()}
+    check_finite(tensors, f"{source}, in half precision,", "they are too large for it; export without --half")
+    write_tensors(target / WEIGHTS, tensors)
+    before, now = described["sha256"], files.sha256_file(target / WEIGHTS)
+    rounded[before] = now
+    origin = {
+        key: rounded.get(value, value) if isinstance(value, str) else value
+        for key, value in described["provenance"].items()
+    }
+    files.write_json(target / CONFIG, described | {"sha256": now, "provenance": origin | {"rounded_from": before}})
+
+
+def _weights(stored: str, measured: str) -> str:
+    """What the card says of the file of weights, and of those that were measured if they are others."""
+    line = f"weights: `{WEIGHTS}`, sha256 `{stored}`"
+    return line if stored == measured else f"{line}, rounded to half precision from `{measured}`, which were measured"
+
+
 def _facts(folder: Path, described: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Path]]:
     """Provenance of these weights in the results around a model, found by digest; and the files to export with it."""
     weights = described["sha256"]
     measured: dict[str, list[dict[str, Any]]] = {}
-    facts = {"measured": measured, "likelihood": None, "origin": [f"weights: `{WEIGHTS}`, sha256 `{weights}`"]}
+    facts: dict[str, Any] = {"measured": measured, "likelihood": None, "origin": [], "credits": None}
     copies: dict[str, Path] = {}
     try:
         results = results_of(folder / WEIGHTS)
     except InputError:  # published weights, or an export that is exported again
         facts["origin"].append("no records of a run lie beside the folder that was exported")
         return facts, copies
+    if (results / SETTINGS).is_file():
+        facts["credits"] = load_experiment(results / SETTINGS).images.credits
     for path in sorted(results.glob("metrics/*/seed*.json")):
         found = recorded_json(path)
         with files.fields_of(path):

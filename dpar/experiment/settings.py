@@ -63,6 +63,11 @@ class Images(Settings):
         exclude_if=lambda images: images is None,
         description="held-out images to use, evenly spaced in their order; null = all",
     )
+    credits: str | None = Field(
+        default=None,
+        exclude_if=lambda credits: credits is None,
+        description="whose images they are and under which licence, for the cards of exported models",
+    )
     max_unreadable: float = Field(default=0.0, ge=0, le=1, description="share of images that may be skipped")
     allow_shared: bool = Field(
         default=False,

@@ -19,6 +19,7 @@ def model_card(
     measured: Mapping[str, Sequence[Mapping[str, Any]]],
     likelihood: Mapping[str, Any] | None,
     origin: Sequence[str],
+    credits: str | None,
     picture: str | None,
 ) -> str:
     """The card as Markdown, with the header that model hubs read.
@@ -30,6 +31,7 @@ def model_card(
         measured: set of samples -> what compute_metrics wrote for each of its seeds; all drawn from this model.
         likelihood: what evaluate_likelihood wrote.
         origin: lines that say what it was made from.
+        credits: whose images it was trained on, and their licence, as the experiment says.
         picture: the name of a file with samples.
     """
     model, made = described["model"], described["provenance"]
@@ -59,6 +61,7 @@ def model_card(
     if not (likelihood or measured):
         lines += ["Nothing: the results that this model lies in hold no measurement of these weights.", ""]
     lines += ["## Made from", "", *(f"- {tables.plain(line)}" for line in origin), ""]
+    lines += ["## Images and licence", "", tables.plain(credits), ""] if credits else []
     # on one line each, none can end the block
     settings = (tables.plain(f"{key}: {value}") for key, value in {**model, **made}.items())
     lines += ["## Settings", "", "```", *settings, "```", ""]

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import dpar
 from dpar import tracking
 from dpar.commands import export, sample
 from dpar.errors import InputError
-from dpar.files import read_json, write_json
-from dpar.weights import model_config
+from dpar.files import read_json, sha256_file, write_json
+from dpar.tracking.makers import accept
+from dpar.weights import model_config, write_tensors
 from tests.stages.sampled import write_results
 
 
@@ -217,3 +220,52 @@ def test_a_picture_that_was_exchanged_is_not_put_on_the_card(results, tmp_path):
         assert not (tmp_path / "out").exists()
     finally:
         picture.write_bytes(whole)
+
+
+def test_half_precision_halves_the_folder_and_draws_the_same_kind_of_pictures(results, tmp_path):
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    export.main([str(results / "models/dpar/step1"), str(whole)])
+    export.main([str(results / "models/dpar/step1"), str(half), "--half"])
+    measured = model_config(whole)["sha256"]
+    for network in ("", "tokenizer", "entropy_model"):
+        exact, rounded = (load_file(folder / network / "model.safetensors") for folder in (whole, half))
+        assert {tensor.dtype for tensor in rounded.values()} == {torch.float16}
+        for name, tensor in exact.items():
+            torch.testing.assert_close(rounded[name].float(), tensor, rtol=2**-11, atol=2**-25)
+        origin = model_config(half / network)["provenance"]
+        assert origin["rounded_from"] == model_config(whole / network)["sha256"]
+    # the networks belong together, by their new digests
+    drawn = dpar.Generator.from_pretrained(half)([1, 2]).astype(int)
+    assert np.abs(drawn - dpar.Generator.from_pretrained(whole)([1, 2])).mean() < 64
+    card = (half / "README.md").read_text()
+    line = f"weights: `model.safetensors`, sha256 `{model_config(half)['sha256']}`, rounded to half precision from"
+    assert f"- {line} `{measured}`, which were measured" in card
+    assert "3.2500 nats per token" in card
+
+
+def test_weights_too_large_for_half_precision_are_refused_and_leave_nothing(results, tmp_path):
+    copy = tmp_path / "results/demo"
+    shutil.copytree(results, copy)
+    folder = copy / "models/dpar/step1"
+    tensors = load_file(folder / "model.safetensors")
+    tensors["start"][0] = 1e6
+    write_tensors(folder / "model.safetensors", tensors)
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", config | {"sha256": sha256_file(folder / "model.safetensors")})
+    accept(copy, [folder])
+    export.main([str(folder), str(tmp_path / "whole")])
+    with pytest.raises(InputError, match=r"in half precision, has weights .* too large .*without --half \(1 of the 32"):
+        export.main([str(folder), str(tmp_path / "half"), "--half"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results", "whole"]
+
+
+def test_the_card_credits_the_images_of_the_experiment(results, tmp_path):
+    copy = tmp_path / "results/demo"
+    shutil.copytree(results, copy)
+    settings = read_json(copy / "experiment.json")
+    for text in (None, "Photos of A. Nyone, CC BY 4.0."):
+        settings["images"] |= {"credits": text}
+        write_json(copy / "experiment.json", settings)
+        export.main([str(copy / "models/dpar/step1"), str(tmp_path / f"{text}")])
+        card = (tmp_path / f"{text}/README.md").read_text()
+        assert ("## Images and licence\n\nPhotos of A. Nyone, CC BY 4.0.\n" in card) == (text is not None)
