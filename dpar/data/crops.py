@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
@@ -58,3 +59,11 @@ def views(
 def to_model_input(pixels: UInt8[Tensor, "*B 3 H W"]) -> Float[Tensor, "*B 3 H W"]:
     """Pixels of 0 to 255 as float32 from -1 to 1."""
     return (pixels.float() / 255 - 0.5) / 0.5
+
+
+def resized(images: UInt8[Tensor, "B 3 H W"], side: int) -> UInt8[Tensor, "B 3 side side"]:
+    """Images as a network of another size sees them."""
+    if images.shape[-1] == side:
+        return images
+    floats = F.interpolate(images.float(), size=(side, side), mode="bicubic", align_corners=False, antialias=True)
+    return floats.round().clamp(0, 255).to(torch.uint8)

@@ -14,12 +14,18 @@ PAPER_TARGETS = (*(f"table{n}" for n in range(1, 13)), "figure1b", "figure2", *(
 COMPUTED = ("table1", "table8")
 # Shared by the cells of all tables.
 SHARED = {"the noise floor": "metrics/noise_floor.json", "the patch counts": "patch_counts.json"}
-ALWAYS = {"figure1b": ["figures/compute.png"], "figure2": ["figures/entropy_maps.png"], "report": ["report.html"]}
+ALWAYS = {
+    "figure1b": ["figures/compute.png"],
+    "figure2": ["figures/entropy_maps.png"],
+    "degradations": ["metrics/degradations.json", "metrics/degradations.md"],
+    "report": ["report.html"],
+}
 SUMMARIES = {
     "table1": "What the models are made of.",
     "table8": "What a forward pass of each model costs.",
     "figure1b": "Quality against the cost of training.",
     "figure2": "Entropy maps with the outlines of patches.",
+    "degradations": "How the Frechet distance orders real images that were made worse by known amounts.",
     "all_tables": "Every table of this experiment.",
     "report": "The report, one page.",
 }

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
 
 from dpar import tracking
-from dpar.data.crops import center_crop, to_model_input, to_uint8
+from dpar.data.crops import center_crop, resized, to_model_input, to_uint8
 from dpar.data.images import ImageIndex
 from dpar.data.workers import mapped, reported
 from dpar.device import default_device, full_float32
@@ -125,14 +124,6 @@ def reconstruction_distance(
         print(f"warning: {originals.count} images are too few for a {name}; not measured", file=sys.stderr)
         return name, None
     return name, frechet_distance(originals.gaussian(), reconstructions.gaussian())
-
-
-def resized(images: UInt8[Tensor, "B 3 H W"], side: int) -> UInt8[Tensor, "B 3 side side"]:
-    """Images as a network of another size sees them."""
-    if images.shape[-1] == side:
-        return images
-    floats = F.interpolate(images.float(), size=(side, side), mode="bicubic", align_corners=False, antialias=True)
-    return floats.round().clamp(0, 255).to(torch.uint8)
 
 
 def _batches(index: ImageIndex, side: int, size: int) -> Iterator[tuple[range, UInt8[Tensor, "B 3 R R"]]]:

@@ -29,6 +29,7 @@ RECIPES = {
     "extract_features": 2,
     "compute_metrics": 3,
     "measure_noise_floor": 2,
+    "measure_degradations": 1,
     "linear_probe": 2,
     "make_table": 3,
     "plot_entropy_maps": 1,

@@ -111,3 +111,36 @@ rule measure_noise_floor:
         ),
     shell:
         stage("measure_noise_floor", "--reference {input.reference} --output {output}")
+
+
+rule measure_degradations:
+    """Measure how the Frechet distance orders real images that were made worse by known amounts."""
+    input:
+        index="<results>/index/val.json",
+        tokenizer=folder("tokenizer"),
+        extractor=EXTRACTOR_FILES,
+        reference="<results>/features/reference.npz",
+    output:
+        json="<results>/metrics/degradations.json",
+        markdown="<results>/metrics/degradations.md",
+    log:
+        "<results>/logs/measure_degradations.log",
+    conda:
+        "../../envs/dpar.yaml"
+    resources:
+        gpu=0,
+    params:
+        recipe=recipe(
+            "measure_degradations",
+            EXPERIMENT.seed,
+            EXPERIMENT.evaluation.resolution,
+            EXPERIMENT.sampling.num_images,
+        ),
+        folder=in_results("tokenizer"),
+        extractor=lambda wildcards: user_path(EXTRACTOR),
+    shell:
+        stage(
+            "measure_degradations",
+            "--index {input.index} --tokenizer {params.folder} --extractor {params.extractor:q}"
+            " --reference {input.reference} --output {output.json} --markdown {output.markdown}",
+        )
