@@ -10,7 +10,7 @@ from dpar.experiment.loading import load_experiment, parse_experiment, read_yaml
 from dpar.experiment.settings import Tokenizer
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
-SHIPPED = ("demo", "fashion28", "fashion28_converged", "photos64", "imagenet256", "imagenet384")
+SHIPPED = ("demo", "fashion28", "fashion28_converged", "photos64", "photos64_converged", "imagenet256", "imagenet384")
 
 
 def demo(**changes):
