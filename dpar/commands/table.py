@@ -90,7 +90,7 @@ def table(experiment: Experiment, name: str, args: argparse.Namespace) -> str:
     if args.format == "latex":
         return tables.to_latex(shown, title)
     floor = _found(results / "metrics" / "noise_floor.json", Floor, "").get("")
-    below = notes(experiment, name, metrics=metrics, floor=floor, probes=probes)
+    below = notes(experiment, name, metrics=metrics, likelihoods=likelihoods, floor=floor, probes=probes)
     return tables.to_markdown(shown, title, [*below, *missing(experiment, name, args, results, cells)])
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from dpar.experiment.cells import table_rows
 from dpar.experiment.settings import Experiment
 from dpar.report import paper, tables
+from dpar.report.significance import paired_lines
 
 
 def notes(
@@ -13,6 +14,7 @@ def notes(
     name: str,
     *,
     metrics: Mapping[tuple[str, int], Mapping[str, Any]],
+    likelihoods: Mapping[tuple[str, str], Mapping[str, Any]],
     floor: Mapping[str, Any] | None,
     probes: Mapping[tuple[str, str], Mapping[str, Any]],
 ) -> list[str]:
@@ -20,6 +22,7 @@ def notes(
 
     Args:
         metrics: (sample cell, seed) -> what compute_metrics wrote.
+        likelihoods: (model cell, milestone) -> what evaluate_likelihood wrote.
         floor: what measure_noise_floor wrote.
         probes: (model cell, milestone) -> what linear_probe wrote.
     """
@@ -36,6 +39,8 @@ def notes(
         )
     if paper.quoted(experiment, name):
         lines.append("Quoted rows are other people's methods as the paper prints them; nothing of them was run here.")
+    if metrics:
+        lines += paired_lines(experiment, name, metrics, likelihoods, next(iter(metrics.values()))["metric"])
     return lines
 
 

@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = table_rows(experiment, args.table)
         whole = tables.with_quoted(frame, paper.quoted(experiment, args.table))
         shown = tables.readable(whole, next(iter(metrics.values()))["metric"])
-        below = notes(experiment, args.table, metrics=metrics, floor=floor, probes=probes)
+        below = notes(experiment, args.table, metrics=metrics, likelihoods=likelihoods, floor=floor, probes=probes)
         below.append(
             f"A row's runs: `dpar lineage {args.metrics[0]}`, and so on; the dashboard has the table under its name."
         )
