@@ -18,6 +18,7 @@ def test_names_and_settings_are_no_html():
         measured={},
         likelihood=None,
         origin=[f"images: {EVIL}"],
+        credits=EVIL,
         picture=None,
     )
     assert "<" not in card
