@@ -148,7 +148,7 @@ def _round(source: Path, target: Path, rounded: dict[str, str]) -> None:
 
 
 def _weights(stored: str, measured: str) -> str:
-    """What the card says of the file of weights, and of those that were measured if they are others."""
+    """The card's line on the file of weights, and on those that were measured if they are others."""
     line = f"weights: `{WEIGHTS}`, sha256 `{stored}`"
     return line if stored == measured else f"{line}, rounded to half precision from `{measured}`, which were measured"
 

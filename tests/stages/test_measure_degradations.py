@@ -70,16 +70,16 @@ def test_a_set_depends_on_kind_strength_and_draw_alone(tmp_path):
     torch.manual_seed(0)
     worse = Degrader(index, SIDE, VQAutoencoder(VQAutoencoder.Config.model_validate(SIZES)).eval(), 24, seed=0)
 
-    def drawn(kind, strength, draw=0):
+    def draw_set(kind, strength, draw=0):
         return torch.cat(list(worse(kind, strength, draw)))
 
     for kind, strengths in STRENGTHS.items():
-        strong = drawn(kind, strengths[-1])
+        strong = draw_set(kind, strengths[-1])
         assert strong.dtype == torch.uint8
-        assert torch.equal(strong, drawn(kind, strengths[-1]))
-        assert not torch.equal(strong, drawn(kind, 0.0))
-        assert not torch.equal(strong, drawn(kind, strengths[-1], 1))
-    assert torch.equal(drawn("blur", 0.0), drawn("noise", 0.0))
+        assert torch.equal(strong, draw_set(kind, strengths[-1]))
+        assert not torch.equal(strong, draw_set(kind, 0.0))
+        assert not torch.equal(strong, draw_set(kind, strengths[-1], 1))
+    assert torch.equal(draw_set("blur", 0.0), draw_set("noise", 0.0))
 
 
 def test_kinds_are_ordered_where_every_mean_is_above_the_one_before():
