@@ -52,7 +52,8 @@ def read_npy(path: str | Path, *, mapped: bool = False) -> np.ndarray:
     with open(path, "rb") as file:
         start = file.read(6)
         if start != b"\x93NUMPY":
-            raise ValueError(f"it is {_MAGIC.get(start[:4]) or _MAGIC.get(start[:5]) or f'begins with {start!r}'}")
+            kind = _MAGIC.get(start[:4]) or _MAGIC.get(start[:5])
+            raise ValueError(f"it is {kind}" if kind else f"it begins with {start!r}")
         file.seek(0)
         shape, _, dtype = read_header(file)
         needed, there = math.prod(shape) * dtype.itemsize, os.path.getsize(path) - file.tell()

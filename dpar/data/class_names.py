@@ -1,5 +1,7 @@
 """Class numbers by name, so that held-out images have the labels of the training images."""
 
+import sys
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +21,13 @@ def numbered_as(images: ImageSource, known: ClassNames | None) -> ImageSource:
         InputError: a class that the training images lack, or an ambiguous name.
     """
     if known is None or images.classes is None:
+        if known is not images.classes:
+            named, nameless = ("held-out", "training") if known is None else ("training", "held-out")
+            print(
+                f"warning: the {named} images have names of classes and the {nameless} images have none, so that "
+                f"labels are compared as numbers: make sure that both count the classes of {images.path} alike",
+                file=sys.stderr,
+            )
         return images
     used = np.unique(images.labels).tolist()
     nameless = [label for label in used if not 0 <= label < len(images.classes) or images.classes[label] is None]
@@ -54,10 +63,26 @@ def _places(names: Sequence[str], images: ImageSource, known: ClassNames) -> lis
 
 
 def _case(unknown: Sequence[str], known: ClassNames) -> str:
-    """Which of the unknown names differ from a known one by case alone."""
-    folded = {name.casefold(): name for name in known if name is not None}
-    pairs = [f"{shown(n)} is not {shown(folded[n.casefold()])}" for n in unknown if n.casefold() in folded]
-    return f" (names that differ by case are different: {enumerated(pairs, 3)})" if pairs else ""
+    """Which of the unknown names differ from a known one by case, or by the bytes of the same letters, alone."""
+    folded = {_letters(name): name for name in known if name is not None}
+    pairs = [(name, folded[_letters(name)]) for name in unknown if _letters(name) in folded]
+    by_case = [f"{shown(name)} is not {shown(other)}" for name, other in pairs if _written(name) != _written(other)]
+    alike = [f"{name!a} is not {other!a}" for name, other in pairs if _written(name) == _written(other)]
+    said = f" (names that differ by case are different: {enumerated(by_case, 3)})" if by_case else ""
+    return said + (
+        f" (names that look the same are different where Unicode composes their letters otherwise: "
+        f"{enumerated(alike, 3)})"
+        if alike
+        else ""
+    )
+
+
+def _written(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _letters(name: str) -> str:
+    return _written(_written(name).casefold())
 
 
 def _listed(names: ClassNames) -> str:

@@ -30,7 +30,7 @@ from dpar.data.workers import mapped
 from dpar.errors import InputError, shown
 from dpar.evaluation.features import BATCH, ImageArray
 from dpar.evaluation.folders import Contents
-from dpar.files import sha256_file
+from dpar.files import fields_of, sha256_file
 from dpar.tracking.makers import check_recorded
 
 Profile = Literal["adm", "clean"]
@@ -137,7 +137,8 @@ class Arrays(ImageSet):
 
     def _sampling(self) -> dict[str, Any] | None:
         stated = [file.conditions for file in self.files if file.conditions is not None]
-        sizes = sorted({size for conditions in stated for size in conditions.pop("batches", ())})
+        with fields_of(self.source):
+            sizes = sorted({int(size) for conditions in stated for size in conditions.pop("batches", ())})
         for conditions in stated:
             conditions.pop("shard", None)
         if stated and (len(stated) < len(self.files) or any(conditions != stated[0] for conditions in stated)):

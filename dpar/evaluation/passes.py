@@ -1,6 +1,7 @@
 """Passes over a set of images: resizing, batches, features."""
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -155,6 +156,12 @@ def describe(
 
 def _statistics(images: ImageSet, extractor: Extractor) -> dict[str, Gaussian]:
     if extractor.name != "inception":  # such statistics are Inception's by definition
+        if images.moments:
+            print(
+                f"warning: {images.source} holds statistics ({', '.join(sorted(images.moments))}) of Inception; "
+                f"the feature network is {extractor.name}: they are left aside",
+                file=sys.stderr,
+            )
         return {}
     statistics = {}
     for name, mean, covariance in (("features", "mu", "sigma"), ("spatial", "mu_s", "sigma_s")):

@@ -6,10 +6,12 @@ files and in the index of an earlier run. What costs more is said by the job tha
 
 import glob
 import json
+import os
 import re
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -78,6 +80,7 @@ def look(experiment: Experiment, directory: Path = Path(), to_make: Collection[s
     counts = {split: _count(experiment, split, results, wanted) for split in SPLITS}
     problems += [*_few_images(experiment, counts), *_few_references(experiment, counts, results, wanted)]
     cells = [cell for _, row in rows for cell in row.samples]
+    problems += [*_splits(experiment, directory)] if any(wanted(f"index/{split}.json") for split in SPLITS) else []
     needed = [path for path in user_paths(experiment, cells) if any(map(wanted, path.outputs))]
     problems += [problem for path in needed if (problem := _path(path, directory))]
     unknown = [
@@ -275,6 +278,23 @@ def _figures(experiment: Experiment, rows: list[tuple[str, Row]]) -> Iterator[Pr
             if missing:
                 allowed = f"classes below {drawn}: the first of {sampling.shards} shards has {drawn} images"
                 yield Problem(f"{where}.classes", f"{missing}", allowed, "show others, or draw more in fewer shards")
+
+
+def _splits(experiment: Experiment, directory: Path) -> Iterator[Problem]:
+    """Splits that are the same images, and folders of more classes than the experiment has."""
+    images = experiment.images
+    if images.generated is not None:
+        return
+    places = {split: from_jobs(getattr(images, split), directory) for split in SPLITS}
+    if os.path.realpath(places["train"]) == os.path.realpath(places["val"]):
+        yield Problem("images.val", f"{images.val}, as images.train", "images that are not trained on", "name others")
+    for split, place in places.items() if images.source == "folder" else ():
+        if os.path.isdir(place):
+            with suppress(OSError), os.scandir(place) as entries:
+                classes = sum(e.name[:1] != "." and e.is_dir() and bool(os.listdir(e)) for e in entries)
+                if classes > images.num_classes:
+                    found = f"{images.num_classes}, but images.{split} has {classes} folders, one per class"
+                    yield Problem("images.num_classes", found, f"at least {classes}", "raise it, or remove folders")
 
 
 def _count(experiment: Experiment, split: str, results: Path, wanted: Callable[[str], bool]) -> list[int] | None:

@@ -62,11 +62,11 @@ def test_more_than_a_file_can_hold_is_refused_before_it_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"", "begins with b''"),
+        (b"", r"\(it begins with b''\)"),
         (b"PAR1....", "it is a Parquet file"),
         (b"PK\3\4....", "it is an archive"),
         (b"<html><body>", "it is a web page"),
-        (b"\x80\x04\x95pickle", "begins with b'"),
+        (b"\x80\x04\x95pickle", r"\(it begins with b'"),
         (b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f8'", "no whole file of numbers"),
         (header((4,), "|O"), "Python objects, which are never loaded"),
         (header((4,)), "takes 32 bytes, of which 0 are there"),

@@ -69,3 +69,17 @@ def test_labels_keep_to_their_images(tmp_path):
     assert loaded.class_counts.tolist() == [0, 2, 2, 2]
     for key, label in zip(loaded.keys, loaded.labels, strict=True):
         assert loaded.images.classes[label] == key[0]
+
+
+def test_names_that_look_the_same_are_told_apart_in_the_refusal():
+    with pytest.raises(InputError, match="Unicode") as refusal:
+        numbered_as(held_out([0], ["caf\u00e9"]), ["cafe\u0301"])
+    assert r"'caf\xe9' is not 'cafe\u0301'" in str(refusal.value)
+    with pytest.raises(InputError, match="names that differ by case are different: a is not A"):
+        numbered_as(held_out([0], ["a"]), ["A"])
+
+
+@pytest.mark.parametrize(("classes", "known", "said"), [(["a"], None, True), (None, ["a"], True), (None, None, False)])
+def test_labels_that_are_compared_as_numbers_though_one_split_has_names_are_said(classes, known, said, capsys):
+    numbered_as(held_out([0], classes), known)
+    assert ("labels are compared as numbers" in capsys.readouterr().err) == said

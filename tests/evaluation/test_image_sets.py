@@ -407,3 +407,20 @@ def test_what_a_job_made_is_opened_as_it_left_it_alone(tmp_path, pictures, given
     shutil.copytree(made, tmp_path / "copy")  # which is nobody's, but for what seals itself
     if not given.endswith("json"):
         open_set([tmp_path / "copy" / given])
+
+
+@pytest.mark.parametrize("batches", [5, ["a", {}], [[1]], None])
+def test_sizes_of_batches_that_are_none_are_one_line(tmp_path, batches):
+    path = tmp_path / "a.npz"
+    stated = json.dumps({"seed": 0, "batches": batches})
+    np.savez(path, arr_0=np.zeros((2, 8, 8, 3), np.uint8), conditions=stated)
+    with pytest.raises(InputError, match=r"a\.npz lacks a field, or has another than expected"):
+        open_set([path]).conditions()
+
+
+def test_statistics_that_another_network_cannot_use_are_said(tmp_path, capsys):
+    path = tmp_path / "a.npz"
+    np.savez(path, arr_0=np.zeros((2, 8, 8, 3), np.uint8), mu=np.zeros(3), sigma=np.eye(3))
+    own = Extractor("classifier", "", None, lambda images: (images.float().flatten(1)[:, :4],))
+    assert not describe(open_set([path]), own).statistics
+    assert "holds statistics (mu, sigma) of Inception" in capsys.readouterr().err

@@ -311,3 +311,27 @@ def test_a_path_that_no_file_can_have_is_named(data, path):
     tokenizer = experiment.tokenizer.model_copy(update={"weights": path})
     (problem,) = look(experiment.model_copy(update={"tokenizer": tokenizer}), data).problems
     assert problem.key == "tokenizer.weights"
+
+
+def test_splits_that_are_the_same_images_are_refused_before_anything_starts(data):
+    (data / "again.parquet").symlink_to(data / "train0.parquet")
+    for path in ("train0.parquet", "./train0.parquet", "again.parquet"):
+        problems = look(user(images__train="train0.parquet", images__val=path), data).problems
+        assert [problem.found for problem in problems if problem.key == "images.val"] == [f"{path}, as images.train"]
+
+
+def test_more_class_folders_than_classes_are_refused_before_anything_starts(data):
+    for name in ("a", "b", "c"):
+        for split in ("train", "val"):
+            (data / split / name).mkdir(parents=True)
+            (data / split / name / "x.png").touch()
+    (data / "train" / "empty").mkdir()
+    (data / "train" / ".hidden").mkdir()
+
+    def found(classes):
+        folders = {"images__source": "folder", "images__train": "train", "images__val": "val"}
+        problems = look(user(images__num_classes=classes, **folders), data).problems
+        return [problem.found for problem in problems if problem.key == "images.num_classes"]
+
+    assert found(3) == []
+    assert found(2) == [f"2, but images.{split} has 3 folders, one per class" for split in ("train", "val")]

@@ -136,7 +136,7 @@ def _check_columns(file: str, schema: pa.Schema) -> None:
     kind = schema.field("image").type
     if pa.types.is_struct(kind) and "bytes" in [kind.field(i).name for i in range(kind.num_fields)]:
         kind = kind.field("bytes").type
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)):
         raise InputError(f"column image of {file} is {kind}, expected binary: the bytes of an image file")
     if not pa.types.is_integer(schema.field("label").type):
         raise InputError(f"column label of {file} is {schema.field('label').type}, expected whole numbers")

@@ -159,6 +159,11 @@ class _Members:
             )
         return label
 
+    def _near(self, stem: str) -> str:
+        """The member that may be meant as the label of an image."""
+        meant = next((name for name in self.others if name.lower().startswith(f"{stem}.cls".lower())), None)
+        return f"; there is {shown(meant)}, which is none" if meant else ""
+
     def samples(self, left_alone: LeftAlone) -> Iterator[tuple[str, _Image, int]]:
         """Key, image and label of each sample in the order of the images; counts the other members.
 
@@ -174,7 +179,9 @@ class _Members:
             elif key in whole:  # `a.mask.png` next to `a.jpg` and `a.cls`
                 left_alone.add(_rest(image.name))
             elif key not in self.labels:
-                raise InputError(f"sample {shown(stem)} of {self.file} has no label (.cls); add or remove it")
+                raise InputError(
+                    f"sample {shown(stem)} of {self.file} has no label (.cls{self._near(stem)}); add or remove it"
+                )
             elif key in shorter:
                 raise InputError(
                     f"sample {shown(key)} of {self.file} has two images, {shown(shorter[key].name)} and "

@@ -184,3 +184,11 @@ def test_labels_of_every_width_are_read(tmp_path):
         labels = open_images("parquet", path).labels
         assert labels.tolist() == [0, 2, 1]
         assert labels.dtype == np.int32
+
+
+def test_images_that_are_views_of_bytes_are_read(tmp_path):
+    files = [image_bytes(sample_image(i)) for i in range(3)]
+    table = pa.table({"image": pa.array(files, pa.binary_view()), "label": pa.array([0, 1, 2])})
+    pq.write_table(table, tmp_path / "a.parquet")
+    found = open_images("parquet", str(tmp_path / "a.parquet"))
+    assert [found.data(i) for i in range(3)] == files

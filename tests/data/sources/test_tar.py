@@ -82,6 +82,7 @@ class TestNames:
             (("a.jpg", "a.png", "a.cls"), r"sample a .* two images, the second of them a\.png"),
             (("a.jpg", "a.cls", "a.CLS"), r"the second of them a\.CLS"),
             (("a.jpg", "a.coarse.cls"), r"sample a of .* has no label"),
+            (("a.jpg", "a.cls.txt"), r"sample a of .* has no label \(\.cls; there is a\.cls\.txt, which is none\)"),
             (("a.v1.jpg", "b.cls"), r"sample a\.v1 of .* has no label"),
             (("a.jpg", "a.cls", "b.v1.cls"), r"sample b\.v1 of .* has no image"),
             (("x/a.jpg", "y/a.cls"), r"sample x/a of .* has no label"),
