@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from dpar.mirror.store import find_store, open_store, writer_lock
 from tests.connections import connections
 
 __all__ = ["connections"]
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which `nohup` has all its children ignore, and tests send
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from dpar.errors import InputError
 from dpar.model.entropy import next_token_entropy
 from dpar.model.variants import build_model
 from dpar.stages import score_entropies
+from dpar.train import scoring
 from dpar.train.scoring import score
 from dpar.weights import model_config, save_model
 from tests.train.tiny import CLASSES, GRID, VOCAB, Results, code_rows, experiment_values, transformer
@@ -84,7 +85,7 @@ def test_a_row_has_the_same_entropies_to_the_bit_in_a_shard_of_any_size(results)
 def test_batches_of_any_size_give_the_same_entropies_but_for_rounding(results, monkeypatch):
     model, tokens = entropy_model(results), code_rows(scored=False).tokens
     whole = score(model, tokens, "unconditional")
-    monkeypatch.setattr(score_entropies, "images_at_once", lambda *_: 3)
+    monkeypatch.setattr(scoring, "images_at_once", lambda *_: 3)
     parts = score(model, tokens, "unconditional")
     np.testing.assert_allclose(parts[:, 1:], whole[:, 1:], rtol=1e-6)
 
