@@ -52,8 +52,10 @@ class Tree:
     def __init__(self, job, **how):
         command = [sys.executable, "-c", ABOVE, COMMAND, job]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, **how)
-        self.all = [self.process.pid, *map(int, self.line().split()), *map(int, self.line().split())][1:]
-        assert self.line() == "training"
+        supervisor = self.line()
+        said = sorted([self.line(), self.line()])  # by two processes, in either order
+        assert said[1] == "training"
+        self.all = [int(pid) for pid in (supervisor, *said[0].split())]
 
     def line(self):
         assert self.process.stdout is not None
