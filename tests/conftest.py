@@ -11,7 +11,9 @@ from tests.connections import connections
 
 __all__ = ["connections"]
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which `nohup` has all its children ignore, and tests send
+# Tests send these; `nohup` and a shell's background jobs have all their children ignore them.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
