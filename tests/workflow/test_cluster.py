@@ -251,6 +251,9 @@ def test_a_failing_job_shows_its_log_and_one_over_its_memory_says_so(folder):
     values = yaml.safe_load(experiment.read_text())
     values["images"] |= {"source": "folder", "train": "photos/train", "val": "photos/val", "generated": None}
     experiment.write_text(yaml.safe_dump(values))
+    for split in ("train", "val"):  # folders that are not there would be refused before any job
+        (folder / "photos" / split / "a").mkdir(parents=True)
+        (folder / "photos" / split / "a" / "0.png").write_bytes(b"no image")
     run = Run(folder, "results/tiny/index/train.json", "--retries", "0")
     assert run.end() != 0
     assert re.search(r"error: .*photos/train", run.text())
