@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpar.data.decoding import SUFFIXES
+from dpar.data.sources.folder import folder_identity, is_folder
 from dpar.data.sources.source import LeftAlone, described, enumerated
 from dpar.errors import InputError, shown
 
@@ -37,7 +38,7 @@ class Contents:
         Raises:
             InputError: a folder cannot be read.
         """
-        found, reached = cls(), {_identity(path)}
+        found, reached = cls(), {folder_identity(path)}
         names, folders = _listed(path)
         shards = {Path(name).stem for name in names if name.endswith(".npz")}
         for name in names:
@@ -87,7 +88,7 @@ def _listed(folder: Path) -> tuple[list[str], list[str]]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name[0] != ".":
-                    (folders if _is_folder(entry) else names).append(entry.name)
+                    (folders if is_folder(entry) else names).append(entry.name)
     except OSError as error:
         raise InputError(f"the folder {shown(str(folder))} cannot be read ({error.strerror})") from None
     return sorted(names), sorted(folders)
@@ -99,25 +100,13 @@ def _counted(folder: Path, reached: set[tuple[int, int]]) -> Counter[str]:
     waiting = [folder]
     while waiting:
         here = waiting.pop()
-        if (identity := _identity(here)) in reached:
+        if (identity := folder_identity(here)) in reached:
             continue
         reached.add(identity)
         names, folders = _listed(here)
         found.update(kind for name in names if (kind := kind_of(name)))
         waiting += [here / name for name in folders]
     return found
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    found = os.stat(folder)
-    return found.st_dev, found.st_ino
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 def _count(number: int, what: str) -> str:

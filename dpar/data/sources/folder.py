@@ -82,10 +82,10 @@ class _Tree:
         if not os.path.isdir(self.root):
             raise InputError(f"the image folder {path} does not exist; it must hold one sub-folder per class")
         self.left_alone = LeftAlone()
-        self._reached = {_identity(self.root): ""}  # folder -> by which way
+        self._reached = {folder_identity(self.root): ""}  # folder -> by which way
         entries = _entries(self.root)
-        self.classes = [entry.name for entry in entries if _is_folder(entry)]
-        loose = [entry for entry in entries if not _is_folder(entry)]
+        self.classes = [entry.name for entry in entries if is_folder(entry)]
+        loose = [entry for entry in entries if not is_folder(entry)]
         if not self.classes:
             raise InputError(
                 f"the image folder {path} holds no sub-folders; it must hold one per class, with images in it"
@@ -107,7 +107,7 @@ class _Tree:
                 continue
             for entry in _entries(self.root / relative):
                 key = f"{relative}/{entry.name}"
-                if _is_folder(entry):
+                if is_folder(entry):
                     waiting.append(key)
                 elif entry.name.lower().endswith(SUFFIXES):
                     yield key, self._stamp(entry)
@@ -122,7 +122,7 @@ class _Tree:
 
     def _enter(self, relative: str) -> bool:
         """Whether this folder was not reached before, by another way."""
-        before = self._reached.setdefault(_identity(self.root / relative), relative)
+        before = self._reached.setdefault(folder_identity(self.root / relative), relative)
         if before == relative:
             return True
         if before == "" or relative.startswith(f"{before}/"):
@@ -149,15 +149,17 @@ def _entries(folder: Path) -> list[os.DirEntry]:
         ) from None
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def folder_identity(folder: Path) -> tuple[int, int]:
+    """Device and inode of a folder, by which links back to it are known."""
     found = os.stat(folder)
     return found.st_dev, found.st_ino
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder or a link to one; a link to itself is none."""
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:
         return False
 
 
