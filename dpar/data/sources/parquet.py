@@ -4,7 +4,6 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +12,8 @@ from jaxtyping import Int
 
 from dpar.data.sources.source import (
     ImageSource,
-    Stamp,
     by_label,
     distinct_keys,
-    file_stamp,
     matching_files,
     merge_names,
 )
@@ -40,6 +37,7 @@ class ParquetImages(ImageSource):
     """
 
     kind = "parquet"
+    holder = "Parquet file"
     location_names = ("file", "group", "row")
 
     def __init__(self, *args, **kwargs):
@@ -54,7 +52,7 @@ class ParquetImages(ImageSource):
         Raises:
             InputError: a file is damaged or has other columns, or labels or keys that cannot be.
         """
-        files = matching_files(path, "Parquet file")
+        files = matching_files(path, cls.holder)
         keys: list[str] = []
         labels, locations = [np.empty(0, np.int64)], {name: [np.empty(0, np.int64)] for name in cls.location_names}
         names: dict[int, str] = {}
@@ -82,15 +80,6 @@ class ParquetImages(ImageSource):
         columns = {name: np.concatenate(parts) for name, parts in locations.items()}
         keys = distinct_keys(keys, columns["file"].tolist(), files)
         return cls(path, files, keys, np.concatenate(labels), columns, classes=by_label(names))
-
-    @classmethod
-    def stamps(cls, path: str) -> dict[str, Stamp]:
-        """The Parquet files as they are now."""
-        return {file: file_stamp(file) for file in matching_files(path, "Parquet file")}
-
-    def stamped(self) -> Sequence[str]:
-        """The Parquet files."""
-        return self.files
 
     def data(self, i: int) -> bytes:
         """The file of image `i`."""

@@ -66,6 +66,7 @@ class ImageSource(ABC):
     """
 
     kind: str
+    holder: str  # of the images, in words
     location_names: tuple[str, ...]
 
     def __init__(
@@ -104,13 +105,13 @@ class ImageSource(ABC):
         """All images of the source, in a fixed order."""
 
     @classmethod
-    @abstractmethod
     def stamps(cls, path: str) -> dict[str, Stamp]:
         """The files that hold the images, as they are now, by name."""
+        return {file: file_stamp(file) for file in matching_files(path, cls.holder)}
 
-    @abstractmethod
     def stamped(self) -> Sequence[str]:
         """The names by which `stamps` knows the files of these images."""
+        return self.files
 
     def place(self, name: str) -> str:
         """The path of a file that `stamps` knows by this name."""

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +14,8 @@ from dpar.data.decoding import SUFFIXES
 from dpar.data.sources.source import (
     ImageSource,
     LeftAlone,
-    Stamp,
     by_label,
     distinct_keys,
-    file_stamp,
     matching_files,
     merge_names,
 )
@@ -36,6 +34,7 @@ class TarImages(ImageSource):
     """
 
     kind = "webdataset"
+    holder = "tar"
     location_names = ("file", "offset", "size")
 
     @classmethod
@@ -45,7 +44,7 @@ class TarImages(ImageSource):
         Raises:
             InputError: a tar is damaged or cut off, or a sample lacks an image or a label, or has two of them.
         """
-        files = matching_files(path, "tar")
+        files = matching_files(path, cls.holder)
         keys: list[str] = []
         labels: list[int] = []
         locations = {name: [] for name in cls.location_names}
@@ -70,15 +69,6 @@ class TarImages(ImageSource):
             classes=by_label(names),
             left_alone=left_alone.summary(),
         )
-
-    @classmethod
-    def stamps(cls, path: str) -> dict[str, Stamp]:
-        """The tars as they are now."""
-        return {file: file_stamp(file) for file in matching_files(path, "tar")}
-
-    def stamped(self) -> Sequence[str]:
-        """The tars."""
-        return self.files
 
     def data(self, i: int) -> bytes:
         """The file of image `i`."""
