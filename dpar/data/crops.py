@@ -17,12 +17,17 @@ def center_crop(image: Image.Image, side: int) -> Image.Image:
         image: RGB of any size; a smaller one is enlarged.
         side: pixels.
     """
+    image = with_shorter_side(image, side)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def with_shorter_side(image: Image.Image, side: int) -> Image.Image:
+    """An image whose shorter side has `side` pixels, resized as ADM does: halved while it can be, then bicubic."""
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = side / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
 
 
 def to_uint8(image: Image.Image) -> UInt8[Tensor, "3 H W"]:

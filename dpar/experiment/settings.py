@@ -96,6 +96,7 @@ class TokenizerTraining(Settings):
         default=0.0, ge=0, le=1, description="share of the steps, at the end, in which the rate falls to 0"
     )
     betas: tuple[Decay, Decay] = (0.9, 0.95)
+    grad_clip: float = Field(default=1.0, gt=0, description="norm of the autoencoder's, and of the critic's gradients")
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
     perceptual_weight: float = Field(default=1.0, ge=0)
@@ -108,7 +109,7 @@ class TokenizerTraining(Settings):
         default=False, description="replace codes that fell out of use by latents of the batch"
     )
     crop_range: float = Field(
-        default=1.25, ge=1, description="training crops are cut from the image at 1 to this x the side"
+        default=1.25, ge=1, description="training crops are cut from the image at 1 to this x the shorter side"
     )
     checkpoint_every: int = Field(default=1000, gt=0, description="steps")
 

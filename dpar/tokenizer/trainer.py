@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from dpar.data.crops import center_crop, to_model_input, to_uint8
+from dpar.data.crops import center_crop, to_model_input, to_uint8, with_shorter_side
 from dpar.data.images import ImageIndex
 from dpar.data.loader import epoch_order, random_bits, random_uniform
 from dpar.data.workers import mapped
@@ -280,12 +280,13 @@ class TokenizerTrainer:
             self._restart_codes(output.latents)
 
     def _step(self, name: str, loss: Float[Tensor, ""]) -> None:
-        """One step of the optimizer of the network of that name."""
-        optimizer = self.trained[name][1]
+        """One step of the optimizer of the network of that name, its gradients clipped by themselves."""
+        network, optimizer = self.trained[name]
         for group in optimizer.param_groups:
             group["lr"] = self.task.learning_rate(self.step)
         optimizer.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), self.task.training.grad_clip)
         optimizer.step()
 
     @torch.no_grad()
@@ -377,11 +378,13 @@ def random_crop(
 ) -> UInt8[Tensor, "3 {resolution} {resolution}"]:
     """The square that an image shows in an epoch: random in size, place and mirroring, by (seed, epoch, image).
 
+    From anywhere in the image, which is resized as a whole (LlamaGen's and ADM's random crop).
+
     Args:
         index: the images.
         image: its number.
         resolution: pixels, the side of the square.
-        crop_range: the centre square it is cut from has 1 to this x the side.
+        crop_range: the shorter side of the image it is cut from has 1 to this x the side.
         seed: of the draws.
         epoch: of the draws.
     """
@@ -390,6 +393,7 @@ def random_crop(
         return int(random_uniform(seed, stream, epoch, np.array([image]))[0] * below)
 
     side = resolution + draw("crop side", int(resolution * crop_range) - resolution + 1)
-    top, left = draw("crop top", side - resolution + 1), draw("crop left", side - resolution + 1)
-    pixels = to_uint8(center_crop(index.read(image), side))[:, top : top + resolution, left : left + resolution]
+    whole = with_shorter_side(index.read(image), side)
+    top, left = draw("crop top", whole.height - resolution + 1), draw("crop left", whole.width - resolution + 1)
+    pixels = to_uint8(whole.crop((left, top, left + resolution, top + resolution)))
     return pixels.flip(-1) if draw("crop mirror", 2) else pixels

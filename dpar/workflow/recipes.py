@@ -7,7 +7,7 @@ exactly its outputs, and all that is made from them, as out of date.
 RECIPES = {
     "generate_images": 1,
     "index_images": 2,
-    "train_tokenizer": 1,
+    "train_tokenizer": 2,
     "import_tokenizer": 1,
     "evaluate_tokenizer": 2,
     "encode_images": 2,

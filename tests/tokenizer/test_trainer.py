@@ -1,3 +1,5 @@
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -82,7 +84,8 @@ def test_a_state_of_other_settings_is_refused_or_set_aside(tmp_path):
 
 def test_training_makes_reconstructions_better_and_reports_it(tmp_path):
     job = Recorder()
-    train_tokenizer(tiny_task(tmp_path, steps=60, checkpoint_every=30, learning_rate=3e-3), tmp_path / "s", ALONE, job)
+    task = tiny_task(tmp_path, seed=1, steps=60, checkpoint_every=30, learning_rate=3e-3)
+    train_tokenizer(task, tmp_path / "s", ALONE, job)
     assert {"train/loss", "train/psnr", "train/codebook_use"} <= job.rows[60].keys()
     assert job.rows[60]["train/psnr"] > job.rows[10]["train/psnr"] + 1
     assert job.rows[60]["val/psnr"] > 8
@@ -162,3 +165,54 @@ def test_a_crop_depends_on_seed_epoch_and_image_alone(tmp_path):
     assert torch.equal(one, random_crop(index, 1, SIDE, 1.25, 0, 0))
     for image, seed, epoch in ((2, 0, 0), (1, 1, 0), (1, 0, 1)):
         assert not torch.equal(one, random_crop(index, image, SIDE, 1.25, seed, epoch))
+
+
+def coordinates(folder, width, height):
+    """An index of one image whose red and green channels are the pixel's column and row."""
+    columns, rows = np.meshgrid(np.arange(width), np.arange(height))
+    (folder / "class0").mkdir(parents=True)
+    Image.fromarray(np.stack([columns, rows, 0 * rows], -1).astype(np.uint8)).save(folder / "class0/a.png")
+    return ImageIndex.build(open_images("folder", str(folder)), resolution=SIDE, num_classes=1)
+
+
+@pytest.mark.parametrize(("width", "height"), [(SIDE + 6, SIDE), (SIDE, SIDE + 6)])
+def test_crops_come_from_anywhere_in_the_image(tmp_path, width, height):
+    index = coordinates(tmp_path / "images", width, height)
+    found = [random_crop(index, 0, SIDE, 1.0, 0, epoch) for epoch in range(100)]
+    places = {(int(crop[0].min()), int(crop[1].min())) for crop in found}
+    assert places == {(left, top) for left in range(width - SIDE + 1) for top in range(height - SIDE + 1)}
+    for crop in found:  # whole squares, as they are or mirrored
+        columns = crop[0, 0] if crop[0, 0, 0] < crop[0, 0, -1] else crop[0, 0].flip(0)
+        assert torch.equal(columns - columns[0], torch.arange(SIDE, dtype=torch.uint8))
+        assert torch.equal(crop[1, :, 0] - crop[1, 0, 0], torch.arange(SIDE, dtype=torch.uint8))
+
+
+def test_crops_reach_the_corners_of_an_image_at_every_scale(tmp_path):
+    index = coordinates(tmp_path / "images", 3 * SIDE, 2 * SIDE)
+    found = torch.stack([random_crop(index, 0, SIDE, 1.25, 0, epoch) for epoch in range(400)]).flatten(2)
+    spans = (found.amax(-1) - found.amin(-1))[:, 1].unique()
+    assert len(spans) > 3  # sizes vary
+    for channel, last in ((0, 3 * SIDE - 1), (1, 2 * SIDE - 1)):
+        assert found[:, channel].min() <= 2
+        assert found[:, channel].max() >= last - 2
+
+
+def test_gradients_of_autoencoder_and_critic_are_clipped_each_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(PatchGAN, "WIDTHS", (8, 8, 8, 8))
+
+    def norms(grad_clip):
+        task = tiny_task(tmp_path, adversarial_weight=0.5, adversarial_start=0, grad_clip=grad_clip)
+        trainer = TokenizerTrainer(task, tmp_path / "state", ALONE, Recorder())
+        with contextlib.closing(trainer._crops()) as crops:
+            trainer._advance(next(crops))
+        return {
+            name: torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None]).item()
+            for name, (network, _) in trainer.trained.items()
+        }
+
+    free = norms(1e9)
+    assert set(free) == {"autoencoder", "critic"}
+    bound = min(free.values()) / 2
+    assert norms(bound) == pytest.approx(dict.fromkeys(free, bound), rel=1e-4)
+    loose = 2 * max(free.values())
+    assert norms(loose) == pytest.approx(free, rel=1e-5)
