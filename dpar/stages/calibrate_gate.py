@@ -5,21 +5,17 @@ is the mean patch length: it is measured on a part of the training images, and t
 as any threshold is that is calibrated.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
 
-from dpar import tracking
 from dpar.data.codes import open_codes
 from dpar.device import default_device
 from dpar.errors import InputError, run_command
 from dpar.experiment.cells import gated_cells, merged_thresholds, threshold_of
-from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import gate_folder
 from dpar.files import write_json
 from dpar.patches.calibration import calibrate
@@ -28,21 +24,20 @@ from dpar.patches.rule import PatchRule
 from dpar.train.scoring import scored
 from dpar.weights import model_config
 from dpar.workflow import jobs
+from dpar.workflow.stage import THRESHOLDS, Stage, flag
 
 ROWS = 4096
 """Views that are scored, at most: a million tokens at 256 an image."""
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="calibrate_gate", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--gate", required=True, help="a name under `gates` of the experiment")
-    flags.add_argument("--gate-folder", type=Path, required=True)
-    flags.add_argument("--manifest", type=Path, required=True, help="training codes, scored by the entropy model")
-    flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
-    flags.add_argument("--output", type=Path, required=True, help="gates/GATE.thresholds.json")
-    return flags
+STAGE = Stage(
+    "calibrate_gate",
+    __doc__,
+    flag("--gate", "a name under `gates` of the experiment", type=str),
+    flag("--gate-folder"),
+    flag("--manifest", "training codes, scored by the entropy model"),
+    THRESHOLDS,
+    flag("--output", "gates/GATE.thresholds.json"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,13 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: an unknown gate, or codes or a network that were made for something else.
     """
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     settings = experiment.network(gate_folder(args.gate))
-    with tracking.job(
-        rule="calibrate_gate",
-        experiment=args.experiment,
-        name=f"calibrate_gate[{args.gate}]",
+    with run.job(
+        args.gate,
         inputs=[
             *jobs.network(gate_folder(args.gate), args.gate_folder),
             *jobs.codes("scored", "train", args.manifest),

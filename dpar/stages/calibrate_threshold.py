@@ -1,29 +1,24 @@
 """Finds the threshold in nats that gives a mean patch length the experiment asks for."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from dpar import tracking
 from dpar.data.codes import stored_entropies
 from dpar.errors import run_command
-from dpar.experiment.loading import load_experiment
 from dpar.files import write_json
 from dpar.patches.calibration import calibrate
 from dpar.patches.counts import PatchCounts
 from dpar.patches.rule import PatchRule
 from dpar.workflow import jobs
+from dpar.workflow.stage import Stage, flag
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="calibrate_threshold", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--p-avg", type=float, required=True, help="the mean patch length wanted, in tokens")
-    flags.add_argument("--manifest", type=Path, required=True, help="scored training codes")
-    flags.add_argument("--output", type=Path, required=True, help="thresholds/pavgX.json")
-    return flags
+STAGE = Stage(
+    "calibrate_threshold",
+    __doc__,
+    flag("--p-avg", "the mean patch length wanted, in tokens", type=float),
+    flag("--manifest", "scored training codes"),
+    flag("--output", "thresholds/pavgX.json"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,18 +27,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: the codes have no entropies or do not fit the experiment, or no threshold reaches the target.
     """
-    args = parser().parse_args(argv)
-    experiment, target = load_experiment(args.experiment), args.p_avg
+    run = STAGE.start(argv)
+    args, experiment, target = run.args, run.experiment, run.args.p_avg
     patchify = experiment.patchify
     limits = {
         "max_length": patchify.max_length,
         "grid_width": experiment.grid[1],
         "row_boundary": patchify.row_boundary,
     }
-    with tracking.job(
-        rule="calibrate_threshold",
-        experiment=args.experiment,
-        name=f"calibrate_threshold[{target}]",
+    with run.job(
+        target,
         inputs=jobs.codes("scored", "train", args.manifest),
         outputs=[args.output],
         params={"p_avg": target, **limits},

@@ -1,6 +1,5 @@
 """Compares gates with the entropy model: where patches begin in held-out images, how a model takes it, the cost."""
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,14 +11,12 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from dpar import tracking
 from dpar.data.codes import CodeStore, open_codes
 from dpar.device import default_device
 from dpar.errors import run_command
 from dpar.evaluation.agreement import Agreement
 from dpar.evaluation.cost import guided_share
 from dpar.experiment.cells import gated_cells, merged_thresholds, threshold_of
-from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import EntropyKind, EntropyModel, Patchify, Sampling, gate_folder
 from dpar.files import write_json, write_text
 from dpar.model import flops
@@ -35,20 +32,19 @@ from dpar.train.objective import likelihood
 from dpar.train.scoring import scored
 from dpar.weights import load_model, model_config, provenance_of
 from dpar.workflow import jobs
+from dpar.workflow.stage import THRESHOLDS, Stage, flag
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="compare_gates", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--manifest", type=Path, required=True, help="held-out codes, scored by the entropy model")
-    flags.add_argument("--entropy-model", type=Path, required=True, help="folder")
-    flags.add_argument("--gates", type=Path, nargs="+", required=True, help="folder gates/GATE of each gate")
-    flags.add_argument("--models", type=Path, nargs="+", required=True, help="folder models/MODEL/STATE of each model")
-    flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
-    flags.add_argument("--output", type=Path, required=True, help="the numbers as JSON")
-    flags.add_argument("--markdown", type=Path, required=True, help="the same as a table")
-    return flags
+STAGE = Stage(
+    "compare_gates",
+    __doc__,
+    flag("--manifest", "held-out codes, scored by the entropy model"),
+    flag("--entropy-model", "folder"),
+    flag("--gates", "folder gates/GATE of each gate", nargs="+"),
+    flag("--models", "folder models/MODEL/STATE of each model", nargs="+"),
+    THRESHOLDS,
+    flag("--output", "the numbers as JSON"),
+    flag("--markdown", "the same as a table"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,13 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: networks or codes that were not made for one another.
     """
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     gates = {folder.name: folder for folder in args.gates}
     models = {(folder.parent.name, folder.name): folder for folder in args.models}
-    with tracking.job(
-        rule="compare_gates",
-        experiment=args.experiment,
+    with run.job(
         inputs=[
             *jobs.codes("scored", "val", args.manifest),
             *jobs.network("entropy_model", args.entropy_model),

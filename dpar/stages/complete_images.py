@@ -4,20 +4,16 @@ Exact for a raster prefix, since the model draws in raster order: the rest is a 
 images of that class that begin so. A hole, or a lower half, cannot be filled in this way.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from dpar import tracking
 from dpar.data.crops import center_crop
 from dpar.data.images import ImageIndex
 from dpar.device import default_device
 from dpar.errors import InputError, run_command
 from dpar.experiment.cells import sample_cells
-from dpar.experiment.loading import load_experiment
 from dpar.patches.rule import PatchRule
 from dpar.report.figures import sample_columns, save
 from dpar.sampling.drawing import ImageSampler
@@ -27,21 +23,20 @@ from dpar.sampling.picture import class_rows
 from dpar.sampling.request import Request
 from dpar.weights import model_config
 from dpar.workflow import jobs
+from dpar.workflow.stage import Stage, flag
 
 IMAGES, DRAWS, OTHERS = 8, 4, 3  # held-out images; continuations of each for its own class; other classes
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="complete_images", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--cell", required=True, help="of the set of samples whose model and guidance are shown")
-    flags.add_argument("--index", type=Path, required=True, help="index/val.json")
-    flags.add_argument("--model-folder", type=Path, required=True)
-    flags.add_argument("--entropy-model", type=Path, required=True, help="folder; read where patches are dynamic")
-    flags.add_argument("--tokenizer", type=Path, required=True, help="folder")
-    flags.add_argument("--output", type=Path, required=True, help="PNG, a row per image")
-    return flags
+STAGE = Stage(
+    "complete_images",
+    __doc__,
+    flag("--cell", "of the set of samples whose model and guidance are shown", type=str),
+    flag("--index", "index/val.json"),
+    flag("--model-folder"),
+    flag("--entropy-model", "folder; read where patches are dynamic"),
+    flag("--tokenizer", "folder"),
+    flag("--output", "PNG, a row per image"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,21 +45,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: an unknown cell, networks of something else, or not even one image fits the memory.
     """
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     cells = sample_cells(experiment)
     if args.cell not in cells:
         raise InputError(f"--cell {args.cell}: there is no such set of samples; there are {', '.join(cells) or 'none'}")
     sampling, side = cells[args.cell].sampling, experiment.images.resolution
     state = f"{cells[args.cell].model}/{cells[args.cell].milestone}"
     inputs = jobs.index("val", args.index) + jobs.model(state, args.model_folder) + jobs.tokenizer(args.tokenizer)
-    tracking.check(args.experiment, inputs)
+    run.check(inputs)
     rule = PatchRule.of_model(model_config(args.model_folder))
     asked = [args.entropy_model] if rule is not None and rule.is_dynamic else []
-    with tracking.job(
-        rule="complete_images",
-        experiment=args.experiment,
-        name="complete_images",
+    with run.job(
         inputs=inputs + [wanted for folder in asked for wanted in jobs.network("entropy_model", folder)],
         outputs=[args.output],
         params={"cell": args.cell, **{f"sample.{name}": value for name, value in sampling.draw.items()}},

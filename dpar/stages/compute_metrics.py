@@ -1,39 +1,33 @@
 """Computes the Frechet distance, KID, Inception Score, precision and recall of one set of samples from its features."""
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from dpar import tracking
 from dpar.errors import run_command
 from dpar.evaluation.comparison import comparable, compare, metric_name, shared_conditions
 from dpar.evaluation.features import load_features
-from dpar.experiment.loading import load_experiment
 from dpar.files import sha256_file, write_json
 from dpar.workflow import jobs
+from dpar.workflow.stage import Stage, flag
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="compute_metrics", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--samples", type=Path, required=True, help="npz of features of the samples")
-    flags.add_argument("--reference", type=Path, required=True, help="npz of features of the reference")
-    flags.add_argument("--output", type=Path, required=True, help="metrics/CELL/seedN.json")
-    return flags
+STAGE = Stage(
+    "compute_metrics",
+    __doc__,
+    flag("--samples", "npz of features of the samples"),
+    flag("--reference", "npz of features of the reference"),
+    flag("--output", "metrics/CELL/seedN.json"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage."""
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     evaluation = experiment.evaluation
-    with tracking.job(
-        rule="compute_metrics",
-        experiment=args.experiment,
-        name=f"compute_metrics[{args.output.parent.name},{args.output.stem}]",
+    with run.job(
+        f"{args.output.parent.name},{args.output.stem}",
         inputs=[
             *tracking.made_by(f"extract_features[{args.output.parent.name}/{args.output.stem}]", args.samples),
             *tracking.made_by(jobs.REFERENCE, args.reference),

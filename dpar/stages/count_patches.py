@@ -1,39 +1,34 @@
 """Counts the patches that each model's settings give the training images, and what they cost."""
 
-import argparse
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from dpar import tracking
 from dpar.data.codes import stored_entropies
 from dpar.errors import run_command
 from dpar.evaluation import cost
 from dpar.experiment.cells import ModelCell, merged_thresholds, model_cells, threshold_of
-from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment
 from dpar.files import write_json
 from dpar.model import flops
 from dpar.patches.counts import PatchCounts, simulate
 from dpar.patches.rule import PatchRule
 from dpar.workflow import jobs
+from dpar.workflow.stage import THRESHOLDS, Stage, flag
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="count_patches", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--manifest", type=Path, required=True, help="scored training codes")
-    flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
-    flags.add_argument("--output", type=Path, required=True, help="patch_counts.json")
-    return flags
+STAGE = Stage(
+    "count_patches",
+    __doc__,
+    flag("--manifest", "scored training codes"),
+    THRESHOLDS,
+    flag("--output", "patch_counts.json"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,13 +37,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: the codes have no entropies or do not fit the experiment, or a threshold is not calibrated.
     """
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     cells = model_cells(experiment)
-    with tracking.job(
-        rule="count_patches",
-        experiment=args.experiment,
-        name="count_patches",
+    with run.job(
         inputs=jobs.codes("scored", "train", args.manifest) + jobs.thresholds(experiment, args.thresholds),
         outputs=[args.output],
         params={"models": ", ".join(cells), "cfg_scale": experiment.sampling.cfg_scale},

@@ -1,17 +1,13 @@
 """Prints what the experiment's models are made of and what they cost (Tables 1 and 8); nothing has to be trained."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from dpar import tracking
 from dpar.errors import InputError, run_command
 from dpar.evaluation import cost
-from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment, Patchify
 from dpar.files import write_text
 from dpar.model import flops
@@ -26,26 +22,21 @@ from dpar.paper import (
 )
 from dpar.report import tables
 from dpar.workflow import planning
+from dpar.workflow.stage import Stage, flag
 
 TITLES = {"table1": "Architectures", "table8": "Cost of one image"}
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="describe_models", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--output", type=Path, required=True, help="folder of table1 and table8, as csv, md and tex")
-    return flags
+STAGE = Stage("describe_models", __doc__, flag("--output", "folder of table1 and table8, as csv, md and tex"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage."""
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     found = {"table1": architectures(experiment), "table8": costs(experiment)}
     notes = {"table1": architecture_notes(experiment), "table8": cost_notes(experiment)}
     outputs = [args.output / f"{name}.{form}" for name in found for form in ("csv", "md", "tex")]
-    with tracking.job(rule="describe_models", experiment=args.experiment, inputs=[], outputs=outputs, params={}) as job:
+    with run.job(outputs=outputs) as job:
         for name, frame in found.items():
             shown = frame.map(shown_number)
             write_text(args.output / f"{name}.csv", frame.to_csv(index=False))

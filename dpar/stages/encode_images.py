@@ -1,11 +1,9 @@
 """Turns the views of one shard of images into codes (Section 3.1, Section 4.1's crops)."""
 
-import argparse
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,32 +11,29 @@ from jaxtyping import UInt8, UInt16
 from PIL import Image
 from torch import Tensor
 
-from dpar import tracking
 from dpar.data.crops import center_crop, to_model_input, to_uint8, views
 from dpar.data.images import ImageIndex
 from dpar.data.shards import CodeMetadata, rows_of_images, write_shard
 from dpar.data.workers import mapped, reported
 from dpar.device import default_device, pad_batch
 from dpar.errors import InputError, run_command
-from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment
 from dpar.tokenizer.fit import check_fit
 from dpar.weights import load_model, model_config
 from dpar.workflow import jobs
+from dpar.workflow.stage import SPLIT, Stage, flag
 
 _PIXELS = {"cpu": 2**18, "cuda": 2**22}  # encoded at a time: what caches and memory like
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="encode_images", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--split", choices=("train", "val"), required=True)
-    flags.add_argument("--shard", type=int, required=True, help="which of the split's shards")
-    flags.add_argument("--index", type=Path, required=True)
-    flags.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
-    flags.add_argument("--output", type=Path, required=True, help="the shard, .parquet or .tar")
-    return flags
+STAGE = Stage(
+    "encode_images",
+    __doc__,
+    SPLIT,
+    flag("--shard", "which of the split's shards", type=int),
+    flag("--index"),
+    flag("--tokenizer", "folder of the tokenizer"),
+    flag("--output", "the shard, .parquet or .tar"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -47,13 +42,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: the index or the tokenizer does not fit the experiment, or there are fewer images than shards.
     """
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     shards = getattr(experiment.codes, f"{args.split}_shards")
-    with tracking.job(
-        rule="encode_images",
-        experiment=args.experiment,
-        name=f"encode_images[{args.split}-{args.shard:05d}]",
+    with run.job(
+        f"{args.split}-{args.shard:05d}",
         inputs=jobs.index(args.split, args.index) + jobs.tokenizer(args.tokenizer),
         outputs=[args.output],
         params={"split": args.split, "shard": args.shard, "shards": shards, **experiment.codes.model_dump(mode="json")},

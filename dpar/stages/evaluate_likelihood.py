@@ -1,32 +1,27 @@
 """Measures how well a trained model predicts held-out images, in nats per token."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
-from dpar import tracking
 from dpar.data.codes import open_codes
 from dpar.device import default_device
 from dpar.errors import run_command
-from dpar.experiment.loading import load_experiment
 from dpar.files import write_json
 from dpar.patches.rule import PatchRule
 from dpar.train.distributed import Ranks
 from dpar.train.objective import likelihood
 from dpar.weights import load_model, model_config, provenance_of
 from dpar.workflow import jobs
+from dpar.workflow.stage import Stage, flag
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="evaluate_likelihood", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--model-folder", type=Path, required=True)
-    flags.add_argument("--manifest", type=Path, required=True, help="manifest of held-out codes, scored for DPAR")
-    flags.add_argument("--output", type=Path, required=True, help="the numbers as JSON")
-    return flags
+STAGE = Stage(
+    "evaluate_likelihood",
+    __doc__,
+    flag("--model-folder"),
+    flag("--manifest", "manifest of held-out codes, scored for DPAR"),
+    flag("--output", "the numbers as JSON"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,13 +30,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: the model or the codes are damaged, or they were not made for one another.
     """
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     name = jobs.measured_state(args.experiment, args.output, args.model_folder)
-    with tracking.job(
-        rule="evaluate_likelihood",
-        experiment=args.experiment,
-        name=f"evaluate_likelihood[{name}]",
+    with run.job(
+        name,
         inputs=[
             *jobs.model(name, args.model_folder),
             *jobs.codes_of_model(experiment, name.partition("/")[0], "val", args.manifest),

@@ -1,17 +1,14 @@
 """Measures a tokenizer on held-out images and shows some next to their reconstructions."""
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from dpar import tracking
 from dpar.data.crops import center_crop, resized, to_model_input, to_uint8
 from dpar.data.images import ImageIndex
 from dpar.data.workers import mapped, reported
@@ -19,7 +16,6 @@ from dpar.device import default_device, full_float32
 from dpar.errors import run_command
 from dpar.evaluation.features import Extractor, open_extractor
 from dpar.evaluation.frechet import Moments, frechet_distance
-from dpar.experiment.loading import load_experiment
 from dpar.files import write_bytes, write_json
 from dpar.sampling.picture import class_rows
 from dpar.tokenizer.autoencoder import to_bytes
@@ -28,21 +24,20 @@ from dpar.tokenizer.fit import check_fit
 from dpar.tokenizer.picture import side_by_side
 from dpar.weights import load_model, model_config
 from dpar.workflow import jobs
+from dpar.workflow.stage import Stage, flag
 
 PIXELS = {"cpu": 2**18, "cuda": 2**22}  # encoded at a time
 SHOWN_CLASSES, SHOWN_EACH, COLUMNS = 8, 2, 8
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="evaluate_tokenizer", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
-    flags.add_argument("--index", type=Path, required=True, help="of the held-out images")
-    flags.add_argument("--extractor", type=Path, required=True, help="classifier's folder, or a file")
-    flags.add_argument("--report", type=Path, required=True, help="the numbers, JSON")
-    flags.add_argument("--picture", type=Path, required=True, help="originals over reconstructions, PNG")
-    return flags
+STAGE = Stage(
+    "evaluate_tokenizer",
+    __doc__,
+    flag("--tokenizer", "folder of the tokenizer"),
+    flag("--index", "of the held-out images"),
+    flag("--extractor", "classifier's folder, or a file"),
+    flag("--report", "the numbers, JSON"),
+    flag("--picture", "originals over reconstructions, PNG"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,12 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: the tokenizer or the index does not fit the experiment.
     """
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     side = experiment.images.resolution
-    with tracking.job(
-        rule="evaluate_tokenizer",
-        experiment=args.experiment,
+    with run.job(
         inputs=jobs.tokenizer(args.tokenizer) + jobs.index("val", args.index) + jobs.extractor(args.extractor),
         outputs=[args.report, args.picture],
     ) as job:

@@ -4,7 +4,6 @@ Processes (`dpar.workflow.launch --gpus N`) share the images. Parts are kept as 
 goes on with those that are missing, and neither changes a bit of the features.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,38 +21,32 @@ from dpar.evaluation.image_sets import Files, ImageSet, Indexed, open_set
 from dpar.evaluation.parts import add_missing, gather_parts
 from dpar.evaluation.passes import Pass, unseen
 from dpar.experiment.cells import sample_cells
-from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment
 from dpar.files import digest
 from dpar.tracking.makers import Wanted
 from dpar.train.distributed import ranks
 from dpar.workflow import jobs
 from dpar.workflow.recipes import RECIPES
+from dpar.workflow.stage import Stage, flag
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="extract_features", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--extractor", type=Path, required=True, help="classifier's folder, or a file")
-    flags.add_argument(
-        "--images", type=Path, nargs="+", required=True, help="an index (.json), or shards of samples (.npz)"
-    )
-    flags.add_argument("--output", type=Path, required=True, help="npz of features")
-    return flags
+STAGE = Stage(
+    "extract_features",
+    __doc__,
+    flag("--extractor", "classifier's folder, or a file"),
+    flag("--images", "an index (.json), or shards of samples (.npz)", nargs="+"),
+    flag("--output", "npz of features"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage."""
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     name = "/".join(args.output.absolute().with_suffix("").parts[-2:])
     with (
         ranks() as here,
-        tracking.job(
-            rule="extract_features",
-            experiment=args.experiment,
-            name=f"extract_features[{name}]",
+        run.job(
+            name,
             inputs=jobs.extractor(args.extractor) + described_images(experiment, name, args.images),
             outputs=[args.output],
             params={

@@ -1,33 +1,23 @@
 """Draws the package's own images of a split into a Parquet file."""
 
-import argparse
 import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dpar import tracking
 from dpar.data.generated import CLASSES, draw
 from dpar.data.workers import reported
 from dpar.errors import InputError, run_command
-from dpar.experiment.loading import load_experiment
 from dpar.files import atomic_write, digest
+from dpar.workflow.stage import SPLIT, Stage, flag
 
 _ROW_GROUP = 1024  # images
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="generate_images", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--split", choices=("train", "val"), required=True)
-    flags.add_argument("--output", type=Path, required=True, help="Parquet file with the columns key, image, label")
-    return flags
+STAGE = Stage("generate_images", __doc__, SPLIT, flag("--output", "Parquet file with the columns key, image, label"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: the experiment names images of its own, or more classes than the package can draw.
     """
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     images = experiment.images
     if images.generated is None:
         raise InputError(f"{args.experiment}: images.source is `{images.source}`, nothing is to be generated")
@@ -47,10 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{args.experiment}: images.num_classes is {images.num_classes}, at most {len(CLASSES)} are drawn"
         )
     params = {"split": args.split, "images": count, "classes": images.num_classes, "resolution": images.resolution}
-    with tracking.job(
-        rule="generate_images",
-        experiment=args.experiment,
-        name=f"generate_images[{args.split}]",
+    with run.job(
+        args.split,
         outputs=[args.output],
         params=params,
     ):

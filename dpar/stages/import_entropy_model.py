@@ -1,28 +1,19 @@
 """Imports a published class-conditional LlamaGen, whose null class then stands for "no class" (Eq. 3)."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpar import tracking
 from dpar.errors import InputError, run_command
-from dpar.experiment.loading import load_experiment
 from dpar.files import digest, sha256_file
 from dpar.model.llamagen import LlamaGenConfig
 from dpar.model.official import import_llamagen
 from dpar.model.variants import model_config
 from dpar.train.loop import flat_params
 from dpar.weights import save_model
+from dpar.workflow.stage import NETWORK, Stage, flag
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="import_entropy_model", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--network", default="entropy_model", help="or gates/NAME, one of the experiment's gates")
-    flags.add_argument("--output", type=Path, required=True, help="the model folder")
-    return flags
+STAGE = Stage("import_entropy_model", __doc__, NETWORK, flag("--output", "the model folder"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: an unknown network, one that the experiment trains, or the file is not what the experiment says it
             is.
     """
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     settings = experiment.network(args.network)
     if settings.weights is None:
         raise InputError(f"{args.experiment} trains its {args.network}: run train_entropy_model, or set `weights`")
@@ -42,10 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = model_config(settings.model, vocab_size=vocab_size, grid=experiment.grid, num_classes=None)
     assert isinstance(config, LlamaGenConfig), "an experiment's entropy model is a LlamaGen"
     model = import_llamagen(weights, config, settings.weights_sha256)
-    with tracking.job(
-        rule="import_entropy_model",
-        experiment=args.experiment,
-        name=None if settings is experiment.entropy_model else f"import_entropy_model[{args.network}]",
+    with run.job(
+        None if settings is experiment.entropy_model else args.network,
         inputs=[weights],
         outputs=[args.output],
         params={"kind": settings.kind} | flat_params(model=settings.model),

@@ -1,24 +1,16 @@
 """Turns an official file of LlamaGen's VQ tokenizer into a tokenizer of ours (Section 3.1)."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpar import tracking
 from dpar.errors import InputError, run_command
-from dpar.experiment.loading import load_experiment
 from dpar.files import digest, sha256_file
 from dpar.tokenizer.official import import_tokenizer
 from dpar.weights import save_model
+from dpar.workflow.stage import Stage, flag
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="import_tokenizer", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--output", type=Path, required=True, help="folder of the tokenizer")
-    return flags
+STAGE = Stage("import_tokenizer", __doc__, flag("--output", "folder of the tokenizer"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,8 +19,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: the experiment trains its tokenizer, or the file of `tokenizer.weights` cannot be used.
     """
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     if experiment.tokenizer.weights is None:
         raise InputError(
             f"{args.experiment} trains its tokenizer; run train_tokenizer, "
@@ -36,9 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     weights, sizes = Path(experiment.tokenizer.weights).expanduser(), experiment.tokenizer.autoencoder
     model = import_tokenizer(weights, sizes, experiment.tokenizer.weights_sha256)
-    with tracking.job(
-        rule="import_tokenizer",
-        experiment=args.experiment,
+    with run.job(
         inputs=[weights],
         outputs=[args.output],
         params={f"model.{name}": value for name, value in sizes.model_dump(mode="json").items()},

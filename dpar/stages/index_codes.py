@@ -1,24 +1,14 @@
 """Lists the shards of a store of codes with their counts and digests, each read and checked."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from dpar import tracking
 from dpar.data.manifest import Manifest
 from dpar.errors import run_command
-from dpar.experiment.loading import load_experiment
 from dpar.workflow import jobs
+from dpar.workflow.stage import Stage, flag
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="index_codes", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--shards", type=Path, nargs="+", required=True)
-    flags.add_argument("--output", type=Path, required=True, help="the manifest, JSON")
-    return flags
+STAGE = Stage("index_codes", __doc__, flag("--shards", nargs="+"), flag("--output", "the manifest, JSON"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,13 +17,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: a shard is damaged or missing, or the shards do not fit one another or the experiment.
     """
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     store, split = args.output.absolute().parts[-3:-1]
-    with tracking.job(
-        rule="index_codes",
-        experiment=args.experiment,
-        name=f"index_codes[{store}-{split}]",
+    with run.job(
+        f"{store}-{split}",
         inputs=jobs.shards(store, split, args.shards),
         outputs=[args.output],
         params={"store": store, "split": split, "shards": len(args.shards)},

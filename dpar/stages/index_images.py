@@ -1,9 +1,7 @@
 """Lists the images of a split, reads each once, and counts classes and what could not be read."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -12,22 +10,20 @@ from dpar.data.class_names import numbered_as
 from dpar.data.images import ImageIndex, open_images, shared_images
 from dpar.data.sources.source import described
 from dpar.errors import InputError, run_command, shown
-from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Images
 from dpar.workflow import jobs
+from dpar.workflow.stage import SPLIT, Stage, flag
 
 _MOST_SHARED = 0.01  # share of held-out images; published sets have a few copies across splits
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="index_images", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--split", choices=("train", "val"), required=True)
-    flags.add_argument("--images", type=Path, help="generated images; by default the experiment's path for the split")
-    flags.add_argument("--classes-of", type=Path, help="index of the training images, for the user's held-out images")
-    flags.add_argument("--output", type=Path, required=True, help="the index, JSON")
-    return flags
+STAGE = Stage(
+    "index_images",
+    __doc__,
+    SPLIT,
+    flag("--images", "generated images; by default the experiment's path for the split", required=False),
+    flag("--classes-of", "index of the training images, for the user's held-out images", required=False),
+    flag("--output", "the index, JSON"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: no images, unreadable ones beyond what the experiment allows, labels that do not fit it, or
             held-out images that the training split has too.
     """
-    args = parser().parse_args(argv)
-    images = load_experiment(args.experiment).images
+    run = STAGE.start(argv)
+    args, images = run.args, run.experiment.images
     source = "parquet" if images.source == "generated" else images.source
     path = str(args.images) if args.images else getattr(images, args.split)
     if args.split == "val" and images.source != "generated" and args.classes_of is None:
@@ -51,10 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if path is None:
         raise InputError(f"{args.experiment}: images.source is `generated`; name the generated file with --images")
-    with tracking.job(
-        rule="index_images",
-        experiment=args.experiment,
-        name=f"index_images[{args.split}]",
+    with run.job(
+        args.split,
         inputs=[
             *(tracking.made_by(f"generate_images[{args.split}]", args.images) if args.images else []),
             *(jobs.index("train", args.classes_of) if args.classes_of else []),

@@ -1,35 +1,30 @@
 """Fits a linear classifier on a trained model's pooled states and measures it on held-out images (Table 7)."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from dpar import tracking
 from dpar.data.codes import open_codes
 from dpar.data.loader import epoch_views, sequential
 from dpar.device import default_device, full_float32
 from dpar.errors import InputError, run_command
 from dpar.evaluation.linear_probe import describe_codes, fit_probe, top_k_accuracy
-from dpar.experiment.loading import load_experiment
 from dpar.files import write_json
 from dpar.patches.rule import PatchRule
 from dpar.train.objective import images_at_once
 from dpar.weights import load_model, model_config, provenance_of
 from dpar.workflow import jobs
+from dpar.workflow.stage import Stage, flag
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="linear_probe", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--model-folder", type=Path, required=True)
-    flags.add_argument("--train", type=Path, required=True, help="manifest of training codes, scored for DPAR")
-    flags.add_argument("--val", type=Path, required=True, help="manifest of held-out codes, scored for DPAR")
-    flags.add_argument("--output", type=Path, required=True, help="the accuracies as JSON")
-    return flags
+STAGE = Stage(
+    "linear_probe",
+    __doc__,
+    flag("--model-folder"),
+    flag("--train", "manifest of training codes, scored for DPAR"),
+    flag("--val", "manifest of held-out codes, scored for DPAR"),
+    flag("--output", "the accuracies as JSON"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,14 +33,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: the model or the codes are damaged, were not made for one another, or have no classes.
     """
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     settings = experiment.evaluation.linear_probe
     name = jobs.measured_state(args.experiment, args.output, args.model_folder)
-    with tracking.job(
-        rule="linear_probe",
-        experiment=args.experiment,
-        name=f"linear_probe[{name}]",
+    with run.job(
+        name,
         inputs=[
             *jobs.model(name, args.model_folder),
             *jobs.codes_of_model(experiment, name.partition("/")[0], "train", args.train),

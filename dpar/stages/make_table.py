@@ -1,9 +1,7 @@
 """Prints one table: ours, the paper's where it has one, and the conditions."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,41 +9,39 @@ import pandas as pd
 from dpar import tracking
 from dpar.errors import run_command
 from dpar.experiment.cells import merged_thresholds, table_rows
-from dpar.experiment.loading import load_experiment
 from dpar.files import write_text
 from dpar.report import paper, tables
 from dpar.report.measured import Counts, Floor, Likelihood, Probe, read_measured, read_metrics
 from dpar.report.notes import notes
 from dpar.workflow import jobs
+from dpar.workflow.stage import THRESHOLDS, Stage, flag
 
 # where the dashboard shows a measured quantity, if not among the evaluations; and those that stand beside the paper's
 GROUPS = {"nll": "val", "patch_length": "patch", **dict.fromkeys(tables.PROBED, "probe")}
 GROUPS |= dict.fromkeys(("training_gmacs", "sampling_gmacs", "parameters"), "cost")
 BESIDE = ("paper_", "difference_")
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="make_table", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--table", required=True, help="a name under `tables` of the experiment")
-    flags.add_argument("--metrics", type=Path, nargs="+", required=True, help="metrics/CELL/seedN.json ...")
-    flags.add_argument("--likelihoods", type=Path, nargs="+", required=True, help="likelihood/MODEL/STATE.json ...")
-    flags.add_argument("--noise-floor", type=Path, required=True)
-    flags.add_argument("--patch-counts", type=Path, required=True)
-    flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
-    flags.add_argument("--linear-probes", type=Path, nargs="*", default=[], help="linear_probe/MODEL/STATE.json ...")
-    flags.add_argument("--pictures", type=Path, nargs="+", required=True, help="samples/CELL/seedN/00000.png ...")
-    flags.add_argument("--csv", type=Path, required=True)
-    flags.add_argument("--markdown", type=Path, required=True)
-    flags.add_argument("--latex", type=Path, required=True)
-    return flags
+STAGE = Stage(
+    "make_table",
+    __doc__,
+    flag("--table", "a name under `tables` of the experiment", type=str),
+    flag("--metrics", "metrics/CELL/seedN.json ...", nargs="+"),
+    flag("--likelihoods", "likelihood/MODEL/STATE.json ...", nargs="+"),
+    flag("--noise-floor"),
+    flag("--patch-counts"),
+    THRESHOLDS,
+    flag("--linear-probes", "linear_probe/MODEL/STATE.json ...", nargs="*", default=[]),
+    flag("--pictures", "samples/CELL/seedN/00000.png ...", nargs="+"),
+    flag("--csv"),
+    flag("--markdown"),
+    flag("--latex"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage."""
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     inputs = [
         *jobs.metrics(args.metrics),
         *jobs.by_state("evaluate_likelihood", args.likelihoods),
@@ -55,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         *jobs.by_state("linear_probe", args.linear_probes),
         *jobs.samples(args.pictures),
     ]
-    tracking.check(args.experiment, inputs)
+    run.check(inputs)
     metrics = {(p.parent.name, int(p.stem.removeprefix("seed"))): read_metrics(p) for p in args.metrics}
     likelihoods, probes = (
         {(p.parent.name, p.stem): read_measured(p, kind) for p in paths}
@@ -64,10 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     thresholds = merged_thresholds(args.thresholds)
     counts, floor = read_measured(args.patch_counts, Counts), read_measured(args.noise_floor, Floor)
     title = experiment.tables[args.table].title
-    with tracking.job(
-        rule="make_table",
-        experiment=args.experiment,
-        name=f"make_table[{args.table}]",
+    with run.job(
+        args.table,
         inputs=inputs,
         outputs=[args.csv, args.markdown, args.latex],
         params={"table": args.table, "title": title},

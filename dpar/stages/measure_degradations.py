@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from dpar.evaluation.comparison import gaussian_of, metric_name, shared_conditio
 from dpar.evaluation.degradations import STRENGTHS, blurred, fewest_rows, noisy, replaced, rows_without_classes
 from dpar.evaluation.features import Extractor, Features, extract, index_batches, load_features, open_extractor
 from dpar.evaluation.frechet import fit_gaussian, frechet_distance
-from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment
 from dpar.files import write_json, write_text
 from dpar.report.tables import to_markdown
@@ -29,21 +27,20 @@ from dpar.tokenizer.autoencoder import VQAutoencoder, to_bytes
 from dpar.tokenizer.fit import check_fit
 from dpar.weights import load_model
 from dpar.workflow import jobs
+from dpar.workflow.stage import Stage, flag
 
 DRAWS = 3  # sets of images for each strength
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="measure_degradations", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--index", type=Path, required=True, help="of the held-out images")
-    flags.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
-    flags.add_argument("--extractor", type=Path, required=True, help="classifier's folder, or a file")
-    flags.add_argument("--reference", type=Path, required=True, help="npz of features of the reference")
-    flags.add_argument("--output", type=Path, required=True, help="the numbers, JSON")
-    flags.add_argument("--markdown", type=Path, required=True, help="the same for people")
-    return flags
+STAGE = Stage(
+    "measure_degradations",
+    __doc__,
+    flag("--index", "of the held-out images"),
+    flag("--tokenizer", "folder of the tokenizer"),
+    flag("--extractor", "classifier's folder, or a file"),
+    flag("--reference", "npz of features of the reference"),
+    flag("--output", "the numbers, JSON"),
+    flag("--markdown", "the same for people"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,11 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: tokenizer, index or extractor do not fit the experiment or the reference, or images are too few.
     """
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
-    with tracking.job(
-        rule="measure_degradations",
-        experiment=args.experiment,
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
+    with run.job(
         inputs=[
             *jobs.index("val", args.index),
             *jobs.tokenizer(args.tokenizer),

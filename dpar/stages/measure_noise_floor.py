@@ -1,38 +1,32 @@
 """Measures what real images score against other real images at the samples' number: what differences mean nothing."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from dpar import tracking
 from dpar.errors import run_command
 from dpar.evaluation.comparison import metric_name, noise_floor, shared_conditions
 from dpar.evaluation.features import load_features
-from dpar.experiment.loading import load_experiment
 from dpar.files import sha256_file, write_json
 from dpar.workflow import jobs
+from dpar.workflow.stage import Stage, flag
 
 HALVINGS = 5
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="measure_noise_floor", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--reference", type=Path, required=True, help="npz of features of the reference")
-    flags.add_argument("--output", type=Path, required=True, help="metrics/noise_floor.json")
-    return flags
+STAGE = Stage(
+    "measure_noise_floor",
+    __doc__,
+    flag("--reference", "npz of features of the reference"),
+    flag("--output", "metrics/noise_floor.json"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage."""
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     evaluation, wanted = experiment.evaluation, experiment.sampling.num_images
-    with tracking.job(
-        rule="measure_noise_floor",
-        experiment=args.experiment,
+    with run.job(
         inputs=tracking.made_by(jobs.REFERENCE, args.reference),
         outputs=[args.output],
         params={

@@ -1,21 +1,19 @@
 """Draws one table: heat maps of a grid, curves over the length of training, or points with their spread."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from dpar import tracking
 from dpar.errors import run_command
-from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment
 from dpar.report.figures import curves, error_bars, heat_maps, save
 from dpar.report.labels import axis_label, label, level
 from dpar.report.measured import Floor, read_measured
 from dpar.report.tables import MADE, read_table
+from dpar.workflow.stage import Stage, flag
 
 PANELS = {
     "nll": "validation NLL (nats/token)",
@@ -24,26 +22,22 @@ PANELS = {
     "patch_length": "P_avg",
 }
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="plot_ablation", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--table", required=True)
-    flags.add_argument("--csv", type=Path, required=True, help="tables/TABLE.csv")
-    flags.add_argument("--noise-floor", type=Path, required=True)
-    flags.add_argument("--output", type=Path, required=True)
-    return flags
+STAGE = Stage(
+    "plot_ablation",
+    __doc__,
+    flag("--table", type=str),
+    flag("--csv", "tables/TABLE.csv"),
+    flag("--noise-floor"),
+    flag("--output"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage."""
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
-    with tracking.job(
-        rule="plot_ablation",
-        experiment=args.experiment,
-        name=f"plot_ablation[{args.table}]",
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
+    with run.job(
+        args.table,
         inputs=[
             *tracking.made_by(f"make_table[{args.table}]", args.csv),
             *tracking.made_by("measure_noise_floor", args.noise_floor),

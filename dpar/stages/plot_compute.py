@@ -1,9 +1,7 @@
 """Draws the metric of every model against its cost of training, DPAR and LlamaGen (Figure 1b)."""
 
-import argparse
 import sys
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,31 +9,26 @@ import pandas as pd
 from dpar import tracking
 from dpar.errors import run_command
 from dpar.experiment.cells import described_models
-from dpar.experiment.loading import load_experiment
 from dpar.report.figures import metric_against_cost, save
 from dpar.report.measured import Floor, read_measured
 from dpar.report.tables import read_table
 from dpar.workflow import jobs
+from dpar.workflow.stage import Stage, flag
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="plot_compute", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--tables", type=Path, nargs="*", required=True, help="tables/TABLE.csv ...")
-    flags.add_argument("--noise-floor", type=Path, required=True)
-    flags.add_argument("--output", type=Path, required=True)
-    return flags
+STAGE = Stage(
+    "plot_compute",
+    __doc__,
+    flag("--tables", "tables/TABLE.csv ...", nargs="*"),
+    flag("--noise-floor"),
+    flag("--output"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage."""
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
-    with tracking.job(
-        rule="plot_compute",
-        experiment=args.experiment,
-        name="plot_compute",
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
+    with run.job(
         inputs=[
             *jobs.by_stem("make_table", args.tables),
             *tracking.made_by("measure_noise_floor", args.noise_floor),

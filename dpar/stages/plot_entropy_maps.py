@@ -1,46 +1,38 @@
 """Draws entropy maps of held-out images with the outlines of their patches (Figure 2)."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from dpar import tracking
 from dpar.data.codes import open_codes
 from dpar.data.crops import center_crop
 from dpar.data.images import ImageIndex
 from dpar.errors import run_command
 from dpar.experiment.cells import merged_thresholds, threshold_of
-from dpar.experiment.loading import load_experiment
 from dpar.patches.rule import PatchRule, patch_ids
 from dpar.report.figures import entropy_maps, save
 from dpar.workflow import jobs
+from dpar.workflow.stage import THRESHOLDS, Stage, flag
 
 SHOWN = 8
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="plot_entropy_maps", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--index", type=Path, required=True, help="index/val.json")
-    flags.add_argument("--manifest", type=Path, required=True, help="scored/val/manifest.json")
-    flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
-    flags.add_argument("--output", type=Path, required=True)
-    return flags
+STAGE = Stage(
+    "plot_entropy_maps",
+    __doc__,
+    flag("--index", "index/val.json"),
+    flag("--manifest", "scored/val/manifest.json"),
+    THRESHOLDS,
+    flag("--output"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage."""
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
-    with tracking.job(
-        rule="plot_entropy_maps",
-        experiment=args.experiment,
-        name="plot_entropy_maps",
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
+    with run.job(
         inputs=[
             *jobs.index("val", args.index),
             *jobs.codes("scored", "val", args.manifest),

@@ -1,33 +1,29 @@
 """Draws the metric of a table's cells against what training and sampling cost, with the cells that no other beats."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
 from dpar import tracking
 from dpar.errors import InputError, run_command
-from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment
 from dpar.report.figures import pareto, save
 from dpar.report.labels import label
 from dpar.report.measured import Floor, read_measured
 from dpar.report.tables import read_table
+from dpar.workflow.stage import Stage, flag
 
 COSTS = {"training_gmacs": "training GMACs/image", "sampling_gmacs": "sampling GMACs/image"}
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="plot_pareto", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--table", required=True)
-    flags.add_argument("--csv", type=Path, required=True, help="tables/TABLE.csv")
-    flags.add_argument("--noise-floor", type=Path, required=True, help="for the name of the metric")
-    flags.add_argument("--output", type=Path, required=True)
-    return flags
+STAGE = Stage(
+    "plot_pareto",
+    __doc__,
+    flag("--table", type=str),
+    flag("--csv", "tables/TABLE.csv"),
+    flag("--noise-floor", "for the name of the metric"),
+    flag("--output"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,12 +32,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: no cell of the table has a metric and a cost.
     """
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
-    with tracking.job(
-        rule="plot_pareto",
-        experiment=args.experiment,
-        name=f"plot_pareto[{args.table}]",
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
+    with run.job(
+        args.table,
         inputs=[
             *tracking.made_by(f"make_table[{args.table}]", args.csv),
             *tracking.made_by("measure_noise_floor", args.noise_floor),

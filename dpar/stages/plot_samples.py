@@ -1,35 +1,30 @@
 """Shows samples, one row per class: every model's next to real images, or the cells and classes of a figure."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from dpar import tracking
 from dpar.data.crops import center_crop
 from dpar.data.images import ImageIndex
 from dpar.errors import InputError, run_command
-from dpar.experiment.loading import load_experiment
 from dpar.files import fields_of
 from dpar.report.figures import THUMBNAIL, sample_columns, save
 from dpar.workflow import jobs
+from dpar.workflow.stage import Stage, flag
 
 MOST_CLASSES, PICTURES = 10, 4
 DOTS = 150  # an inch: a figure of its own shows pixels as they are
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="plot_samples", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--figure", required=True, help="`samples`, or a name under `figures` of the experiment")
-    flags.add_argument("--index", type=Path, help="index/val.json: the real images of `samples`")
-    flags.add_argument("--samples", type=Path, nargs="+", required=True, help="samples/CELL/seedN/00000.npz ...")
-    flags.add_argument("--output", type=Path, required=True)
-    return flags
+STAGE = Stage(
+    "plot_samples",
+    __doc__,
+    flag("--figure", "`samples`, or a name under `figures` of the experiment", type=str),
+    flag("--index", "index/val.json: the real images of `samples`", required=False),
+    flag("--samples", "samples/CELL/seedN/00000.npz ...", nargs="+"),
+    flag("--output"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,13 +33,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: the samples have none of the wanted classes.
     """
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     figure = experiment.figures.get(args.figure)
-    with tracking.job(
-        rule="plot_samples",
-        experiment=args.experiment,
-        name=f"plot_samples[{args.figure}]",
+    with run.job(
+        args.figure,
         inputs=(jobs.index("val", args.index) if args.index else []) + jobs.samples(args.samples),
         outputs=[args.output],
         params={"figure": args.figure},

@@ -22,7 +22,6 @@ from dpar.data.parts import Parts
 from dpar.device import default_device
 from dpar.errors import InputError, run_command
 from dpar.experiment.cells import SampleCell, merged_thresholds, sample_cells, threshold_of
-from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment, Sampling, gate_folder
 from dpar.files import digest, write_bytes
 from dpar.patches.rule import PatchRule
@@ -36,25 +35,24 @@ from dpar.tracking.makers import Wanted
 from dpar.weights import model_config
 from dpar.workflow import jobs
 from dpar.workflow.recipes import RECIPES
+from dpar.workflow.stage import THRESHOLDS, Run, Stage, flag
 
 COLUMNS, ROWS = 8, 10  # of the picture
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="sample_images", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--cell", required=True, help="name of the set of samples")
-    flags.add_argument("--seed", type=int, required=True, help="of the set of samples")
-    flags.add_argument("--shard", type=int, required=True, help="which part of the set, from 0")
-    flags.add_argument("--model-folder", type=Path, required=True)
-    flags.add_argument("--entropy-model", type=Path, required=True, help="folder; read where patches are dynamic")
-    flags.add_argument("--gates", type=Path, default=Path(), help="folder of gates; read instead if the cell has one")
-    flags.add_argument("--tokenizer", type=Path, required=True, help="folder")
-    flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
-    flags.add_argument("--output", type=Path, required=True, help="npz of images, labels and patches per image")
-    flags.add_argument("--picture", type=Path, required=True, help="PNG of some of the images, a row per class")
-    return flags
+STAGE = Stage(
+    "sample_images",
+    __doc__,
+    flag("--cell", "name of the set of samples", type=str),
+    flag("--seed", "of the set of samples", type=int),
+    flag("--shard", "which part of the set, from 0", type=int),
+    flag("--model-folder"),
+    flag("--entropy-model", "folder; read where patches are dynamic"),
+    flag("--gates", "folder of gates; read instead if the cell has one", default=Path()),
+    flag("--tokenizer", "folder"),
+    THRESHOLDS,
+    flag("--output", "npz of images, labels and patches per image"),
+    flag("--picture", "PNG of some of the images, a row per class"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,17 +61,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: an unknown cell or shard, networks of something else, or not even one image fits the memory.
     """
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     cell = cell_of(experiment, args.cell)
     wanted = request_of(experiment, cell.sampling, args)
     inputs = jobs.model(f"{cell.model}/{cell.milestone}", args.model_folder) + jobs.tokenizer(args.tokenizer)
-    tracking.check(args.experiment, inputs)
-    boundaries = boundaries_of(experiment, cell, args)
-    with tracking.job(
-        rule="sample_images",
-        experiment=args.experiment,
-        name=f"sample_images[{args.cell}/seed{args.seed}/{args.shard}]",
+    run.check(inputs)
+    boundaries = boundaries_of(run, cell)
+    with run.job(
+        f"{args.cell}/seed{args.seed}/{args.shard}",
         inputs=inputs + boundaries.read,
         outputs=[args.output, args.picture],
         params=params(cell, boundaries.rule, args),
@@ -133,12 +129,13 @@ class Boundaries:
     read: list[Wanted]
 
 
-def boundaries_of(experiment: Experiment, cell: SampleCell, args: argparse.Namespace) -> Boundaries:
+def boundaries_of(run: Run, cell: SampleCell) -> Boundaries:
     """The boundaries of a set of samples: the entropy model's, or those of the cell's gate, with its own threshold.
 
     Raises:
         InputError: a threshold is not calibrated, or `--model-folder` holds no model.
     """
+    args, experiment = run.args, run.experiment
     if model_config(args.model_folder)["kind"] != "dpar":
         return Boundaries(None, None, [])
     if not cell.patchify.is_dynamic:
@@ -149,7 +146,7 @@ def boundaries_of(experiment: Experiment, cell: SampleCell, args: argparse.Names
         read += jobs.gate_thresholds(cell.gate, gate_thresholds(network))
     else:
         read += jobs.thresholds(experiment, args.thresholds)
-    tracking.check(args.experiment, read)
+    run.check(read)
     if cell.gate:
         threshold = gate_threshold(network, cell.patchify)
     else:

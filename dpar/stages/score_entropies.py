@@ -1,10 +1,8 @@
 """Adds to each token of a shard how uncertain the entropy model was about it, in nats (Eq. 3)."""
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -12,20 +10,18 @@ from dpar import tracking
 from dpar.data.shards import CodeRows, read_shard, write_shard
 from dpar.device import default_device
 from dpar.errors import run_command
-from dpar.experiment.loading import load_experiment
 from dpar.train.scoring import scored
 from dpar.weights import model_config
 from dpar.workflow import jobs
+from dpar.workflow.stage import Stage, flag
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="score_entropies", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--shard", type=Path, required=True, help="a shard of codes")
-    flags.add_argument("--entropy-model", type=Path, required=True, help="folder of the entropy model")
-    flags.add_argument("--output", type=Path, required=True, help="the same shard with entropies, .parquet or .tar")
-    return flags
+STAGE = Stage(
+    "score_entropies",
+    __doc__,
+    flag("--shard", "a shard of codes"),
+    flag("--entropy-model", "folder of the entropy model"),
+    flag("--output", "the same shard with entropies, .parquet or .tar"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,13 +30,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: the shard or the model is damaged, or they were not made for one another.
     """
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     settings = experiment.entropy_model
-    with tracking.job(
-        rule="score_entropies",
-        experiment=args.experiment,
-        name=f"score_entropies[{args.output.parent.name}-{args.output.stem}]",
+    with run.job(
+        f"{args.output.parent.name}-{args.output.stem}",
         inputs=[
             *tracking.made_by(f"encode_images[{args.output.parent.name}-{args.output.stem}]", args.shard),
             *jobs.network("entropy_model", args.entropy_model),

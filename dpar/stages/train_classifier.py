@@ -4,49 +4,42 @@ It learns from one half of the training images, a random half of each class; the
 with. It is quick enough to start again from nothing when it is interrupted.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
-from dpar import tracking
 from dpar.data.crops import to_model_input
 from dpar.data.images import ImageIndex
 from dpar.device import default_device
 from dpar.errors import run_command
 from dpar.evaluation.classifier import ImageClassifier, fit_classifier, training_half
 from dpar.evaluation.features import index_batches
-from dpar.experiment.loading import load_experiment
 from dpar.files import digest
 from dpar.weights import save_model
 from dpar.workflow import jobs
+from dpar.workflow.stage import Stage, flag
 
 REPORT_EVERY = 50  # steps
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="train_classifier", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--train-index", type=Path, required=True, help="index/train.json")
-    flags.add_argument("--val-index", type=Path, required=True, help="index/val.json")
-    flags.add_argument("--output", type=Path, required=True, help="folder of the classifier")
-    return flags
+STAGE = Stage(
+    "train_classifier",
+    __doc__,
+    flag("--train-index", "index/train.json"),
+    flag("--val-index", "index/val.json"),
+    flag("--output", "folder of the classifier"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage."""
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     settings = experiment.evaluation.classifier
-    with tracking.job(
-        rule="train_classifier",
-        experiment=args.experiment,
+    with run.job(
         inputs=jobs.index("train", args.train_index) + jobs.index("val", args.val_index),
         outputs=[args.output],
         params={**settings.model_dump(), "seed": experiment.seed},

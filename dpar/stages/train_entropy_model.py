@@ -4,18 +4,14 @@ The same command goes on from the last checkpoint in the state folder; SIGTERM, 
 end the process with status 75, "start me again", which is also the launcher's.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
-from dpar import tracking
 from dpar.data.codes import open_codes
 from dpar.data.loader import steps_per_epoch
 from dpar.errors import InputError, run_command
-from dpar.experiment.loading import load_experiment
 from dpar.files import digest
 from dpar.model.variants import build_entropy_model, entropy_model_config
 from dpar.train.distributed import ranks
@@ -23,19 +19,18 @@ from dpar.train.history import HISTORY
 from dpar.train.loop import Task, flat_params, train_to
 from dpar.workflow import jobs
 from dpar.workflow.recipes import recipe_number
+from dpar.workflow.stage import NETWORK, RESTART, Stage, flag
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="train_entropy_model", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--network", default="entropy_model", help="or gates/NAME, one of the experiment's gates")
-    flags.add_argument("--train", type=Path, required=True, help="manifest of training codes, scored for distilling")
-    flags.add_argument("--val", type=Path, required=True, help="manifest of held-out codes, scored for distilling")
-    flags.add_argument("--state", type=Path, required=True, help="folder of checkpoints, kept between calls")
-    flags.add_argument("--output", type=Path, required=True, help="the model folder; the curves lie in it too")
-    flags.add_argument("--restart", action="store_true", help="set a state of other settings aside and begin anew")
-    return flags
+STAGE = Stage(
+    "train_entropy_model",
+    __doc__,
+    NETWORK,
+    flag("--train", "manifest of training codes, scored for distilling"),
+    flag("--val", "manifest of held-out codes, scored for distilling"),
+    flag("--state", "folder of checkpoints, kept between calls"),
+    flag("--output", "the model folder; the curves lie in it too"),
+    RESTART,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             that is not finite, or no space.
         SystemExit: with status 75 after a signal, when the state has been saved.
     """
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     settings = experiment.network(args.network)
     if settings.training is None:
         raise InputError(
@@ -56,10 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     store = "scored" if settings.kind == "distilled" else "codes"
     with (
         ranks() as here,
-        tracking.job(
-            rule="train_entropy_model",
-            experiment=args.experiment,
-            name=None if settings is experiment.entropy_model else f"train_entropy_model[{args.network}]",
+        run.job(
+            None if settings is experiment.entropy_model else args.network,
             inputs=jobs.codes(store, "train", args.train) + jobs.codes(store, "val", args.val),
             outputs=[args.output],
             params={"kind": settings.kind, "seed": experiment.seed}

@@ -5,10 +5,8 @@ command goes on from the last checkpoint. SIGTERM, SIGINT and SIGUSR1 save the s
 "start me again", which is also the launcher's.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -17,7 +15,6 @@ from dpar.data.codes import open_codes
 from dpar.data.loader import steps_per_epoch
 from dpar.errors import InputError, run_command
 from dpar.experiment.cells import merged_thresholds, model_cells, threshold_of
-from dpar.experiment.loading import load_experiment
 from dpar.model.dpar import DPARConfig
 from dpar.model.variants import build_model
 from dpar.model.variants import model_config as sizes_of
@@ -28,27 +25,24 @@ from dpar.train.loop import Task, flat_params, train_to
 from dpar.weights import model_config
 from dpar.workflow import jobs
 from dpar.workflow.recipes import recipe_number
+from dpar.workflow.stage import RESTART, THRESHOLDS, Stage, flag
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="train_model", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--model", required=True, help="name of the model cell")
-    flags.add_argument("--milestone", required=True, help="where to stop, such as step400 or epoch50")
-    flags.add_argument("--train", type=Path, required=True, help="manifest of training codes, scored for DPAR")
-    flags.add_argument("--val", type=Path, required=True, help="manifest of held-out codes, scored for DPAR")
-    flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
-    flags.add_argument("--tokenizer", type=Path, help="folder; with it, each checkpoint's samples are drawn")
-    flags.add_argument("--entropy-model", type=Path, help="folder; read where patches are dynamic")
-    flags.add_argument(
-        "--previous", type=Path, nargs="*", default=[], help="files of the milestone that the state has come from"
-    )
-    flags.add_argument("--state", type=Path, required=True, help="folder of checkpoints, kept between calls")
-    flags.add_argument("--output", type=Path, required=True, help="the model folder")
-    flags.add_argument("--history", type=Path, required=True, help="curves as JSON lines")
-    flags.add_argument("--restart", action="store_true", help="set a state of other settings aside and begin anew")
-    return flags
+STAGE = Stage(
+    "train_model",
+    __doc__,
+    flag("--model", "name of the model cell", type=str),
+    flag("--milestone", "where to stop, such as step400 or epoch50", type=str),
+    flag("--train", "manifest of training codes, scored for DPAR"),
+    flag("--val", "manifest of held-out codes, scored for DPAR"),
+    THRESHOLDS,
+    flag("--tokenizer", "folder; with it, each checkpoint's samples are drawn", required=False),
+    flag("--entropy-model", "folder; read where patches are dynamic", required=False),
+    flag("--previous", "files of the milestone that the state has come from", nargs="*", default=[]),
+    flag("--state", "folder of checkpoints, kept between calls"),
+    flag("--output", "the model folder"),
+    flag("--history", "curves as JSON lines"),
+    RESTART,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             finite, or no space.
         SystemExit: with status 75 after a signal, when the state has been saved.
     """
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     cells = model_cells(experiment)
     if args.model not in cells:
         raise InputError(f"--model {args.model}: there is no such model; this experiment has {', '.join(cells)}")
@@ -78,10 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     looked_with = [folder for folder in (args.tokenizer, entropy_model_folder) if args.tokenizer and folder]
     with (
         ranks() as here,
-        tracking.job(
-            rule="train_model",
-            experiment=args.experiment,
-            name=f"train_model[{args.model}/{args.milestone}]",
+        run.job(
+            f"{args.model}/{args.milestone}",
             inputs=[
                 *jobs.codes_of_model(experiment, args.model, "train", args.train),
                 *jobs.codes_of_model(experiment, args.model, "val", args.val),

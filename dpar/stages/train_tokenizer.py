@@ -1,16 +1,13 @@
 """Trains the VQ tokenizer, from wherever its state stands (Section 3.1)."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from dpar import tracking
 from dpar.data.images import ImageIndex
 from dpar.errors import InputError, run_command
-from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import LEAST_CRITIC_SIDE
 from dpar.files import digest, sha256_file
 from dpar.tokenizer.autoencoder import VQAutoencoder
@@ -20,18 +17,17 @@ from dpar.train.distributed import ranks
 from dpar.weights import save_model
 from dpar.workflow import jobs
 from dpar.workflow.recipes import RECIPES
+from dpar.workflow.stage import RESTART, Stage, flag
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="train_tokenizer", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--train-index", type=Path, required=True)
-    flags.add_argument("--val-index", type=Path, required=True)
-    flags.add_argument("--state", type=Path, required=True, help="folder of checkpoints; kept between runs")
-    flags.add_argument("--output", type=Path, required=True, help="folder of the tokenizer")
-    flags.add_argument("--restart", action="store_true", help="set a state of other settings aside and begin anew")
-    return flags
+STAGE = Stage(
+    "train_tokenizer",
+    __doc__,
+    flag("--train-index"),
+    flag("--val-index"),
+    flag("--state", "folder of checkpoints; kept between runs"),
+    flag("--output", "folder of the tokenizer"),
+    RESTART,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: the experiment imports its tokenizer, an index does not fit it, or the training cannot go on.
     """
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     sizes, training = experiment.tokenizer.autoencoder, experiment.tokenizer.training
     resolution = experiment.images.resolution
     if training is None:
@@ -56,9 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     with (
         ranks() as group,
-        tracking.job(
-            rule="train_tokenizer",
-            experiment=args.experiment,
+        run.job(
             inputs=jobs.index("train", args.train_index) + jobs.index("val", args.val_index),
             outputs=[args.output],
             params={

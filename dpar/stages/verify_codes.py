@@ -1,24 +1,15 @@
 """Reads every shard of a store of codes again and compares it with the manifest."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from dpar import tracking
 from dpar.data.manifest import Manifest
 from dpar.errors import run_command
 from dpar.files import write_json
 from dpar.workflow import jobs
+from dpar.workflow.stage import Stage, flag
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="verify_codes", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--manifest", type=Path, required=True)
-    flags.add_argument("--output", type=Path, required=True, help="verified.json")
-    return flags
+STAGE = Stage("verify_codes", __doc__, flag("--manifest"), flag("--output", "verified.json"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,12 +18,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: a shard is missing, truncated or differs from the manifest by as little as a byte.
     """
-    args = parser().parse_args(argv)
+    run = STAGE.start(argv)
+    args = run.args
     store, split = args.output.absolute().parts[-3:-1]
-    with tracking.job(
-        rule="verify_codes",
-        experiment=args.experiment,
-        name=f"verify_codes[{store}-{split}]",
+    with run.job(
+        f"{store}-{split}",
         inputs=jobs.codes(store, split, args.manifest),
         outputs=[args.output],
         params={"store": store, "split": split},

@@ -13,7 +13,6 @@ import pandas as pd
 from dpar import tracking
 from dpar.errors import InputError, run_command
 from dpar.experiment.cells import merged_thresholds
-from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment, Table
 from dpar.files import read_json, read_json_lines, write_text
 from dpar.report import gates
@@ -23,34 +22,31 @@ from dpar.report.page import Section, page
 from dpar.report.tables import read_table, readable, repeated
 from dpar.tracking.environment import git_commit, versions
 from dpar.workflow import jobs
+from dpar.workflow.stage import THRESHOLDS, Stage, flag
 
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of this stage."""
-    flags = argparse.ArgumentParser(prog="write_report", description=__doc__)
-    flags.add_argument("--experiment", type=Path, required=True)
-    flags.add_argument("--tables", type=Path, nargs="+", required=True, help="tables/TABLE.csv ...")
-    flags.add_argument("--models", type=Path, nargs="+", required=True, help="tables/table1.csv and table8.csv")
-    flags.add_argument("--ablations", type=Path, nargs="+", required=True, help="figures/TABLE.png ...")
-    flags.add_argument("--paretos", type=Path, nargs="*", default=[], help="figures/pareto/TABLE.png ...")
-    flags.add_argument(
-        "--figures", type=Path, nargs="+", required=True, help="samples, completions, entropy maps, compute, and others"
-    )
-    flags.add_argument("--captions", type=Path, required=True, help="folder of FIGURE.rst: workflow/report")
-    flags.add_argument("--gates", type=Path, nargs="*", default=[], help="gates/comparison.json, if there are gates")
-    flags.add_argument("--tokenizer", type=Path, required=True, help="tokenizer/report.json")
-    flags.add_argument("--reconstructions", type=Path, required=True)
-    flags.add_argument("--noise-floor", type=Path, required=True)
-    flags.add_argument("--thresholds", type=Path, nargs="*", default=[], help="what calibrate_threshold wrote")
-    flags.add_argument("--histories", type=Path, nargs="+", required=True, help="models/MODEL/STATE/history.jsonl ...")
-    flags.add_argument("--output", type=Path, required=True)
-    return flags
+STAGE = Stage(
+    "write_report",
+    __doc__,
+    flag("--tables", "tables/TABLE.csv ...", nargs="+"),
+    flag("--models", "tables/table1.csv and table8.csv", nargs="+"),
+    flag("--ablations", "figures/TABLE.png ...", nargs="+"),
+    flag("--paretos", "figures/pareto/TABLE.png ...", nargs="*", default=[]),
+    flag("--figures", "samples, completions, entropy maps, compute, and others", nargs="+"),
+    flag("--captions", "folder of FIGURE.rst: workflow/report"),
+    flag("--gates", "gates/comparison.json, if there are gates", nargs="*", default=[]),
+    flag("--tokenizer", "tokenizer/report.json"),
+    flag("--reconstructions"),
+    flag("--noise-floor"),
+    THRESHOLDS,
+    flag("--histories", "models/MODEL/STATE/history.jsonl ...", nargs="+"),
+    flag("--output"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage."""
-    args = parser().parse_args(argv)
-    experiment = load_experiment(args.experiment)
+    run = STAGE.start(argv)
+    args, experiment = run.args, run.experiment
     inputs = [
         *jobs.by_stem("make_table", _with_notes(args.tables)),
         *tracking.made_by("describe_models", *_with_notes(args.models)),
@@ -63,10 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         *jobs.thresholds(experiment, args.thresholds),
         *jobs.histories(args.histories),
     ]
-    with tracking.job(
-        rule="write_report",
-        experiment=args.experiment,
-        name="write_report",
+    with run.job(
         inputs=inputs,
         outputs=[args.output],
         params={"tables": ",".join(experiment.tables)},
