@@ -20,10 +20,10 @@ from torch import Tensor
 from dpar.device import to_device
 from dpar.model.layers import Attend, at_least_float32
 
-ROOM = 16
+GROWTH = 16
 """Entries by which the caches of a CPU grow: few empty ones to read, few reallocations."""
 
-PIECE = 2**21
+GATHER_BYTES = 2**21
 """Bytes of keys and values that a CPU gathers at once: small enough for its cache, and below the size at which the
 allocator maps new memory for each request."""
 
@@ -32,25 +32,25 @@ class LockstepSlot(NamedTuple):
     """One step of all rows, at the same position."""
 
     position: int  # of the new entry
-    reach: int  # entries of each row to read
-    bias: Tensor | None  # of scores (1, 1, reach); None where all of them have been read
+    length: int  # entries of each row to read
+    bias: Tensor | None  # of scores (1, 1, length); None where all of them are filled
 
 
 class RaggedSlots(NamedTuple):
     """One step of some rows, each at its own position."""
 
-    rows: Tensor  # those that enter (n,)
-    slots: Tensor  # the place of each one's new entry (n,)
-    reach: int  # entries of each row to read
+    row_indices: Tensor  # rows that enter (n,)
+    positions: Tensor  # of each one's new entry (n,)
+    length: int  # entries of each row to read
     pieces: Sequence[Tensor | int]  # rows to gather at once, a row that is not moved as its number; () to read them all
-    biases: Sequence[Tensor | None]  # of scores (rows, heads or 1, reach) of each piece, or of all; None as above
-    spread: bool  # where all rows are read, whether only some of them ask
+    biases: Sequence[Tensor | None]  # of scores (rows, heads or 1, length) of each piece, or of all; None as above
+    scatter_queries: bool  # whether all rows are read though only some of them have a query
 
 
 class Entries(NamedTuple):
     """Keys and values of a stack of layers."""
 
-    keys: list[Tensor]  # of each layer (R, H, room, head_dim)
+    keys: list[Tensor]  # of each layer (R, H, capacity, head_dim)
     values: list[Tensor]
 
 
@@ -65,12 +65,12 @@ def by_products(like: Float[Tensor, "..."]) -> bool:
 
 
 def attention(
-    keys: Float[Tensor, "R H N head_dim"], values: Float[Tensor, "R H N head_dim"], at: LockstepSlot | RaggedSlots
+    keys: Float[Tensor, "R H N head_dim"], values: Float[Tensor, "R H N head_dim"], slots: LockstepSlot | RaggedSlots
 ) -> Attend:
     """Attention of new entries (R or n, H, head_dim) of a layer, which are stored, to those of their own rows."""
-    if isinstance(at, LockstepSlot):
-        return lambda q, k, v: _attend_lockstep(q, k, v, keys, values, at)
-    return lambda q, k, v: _attend_ragged(q, k, v, keys, values, at)
+    if isinstance(slots, LockstepSlot):
+        return lambda q, k, v: _attend_lockstep(q, k, v, keys, values, slots)
+    return lambda q, k, v: _attend_ragged(q, k, v, keys, values, slots)
 
 
 def _attend_lockstep(
@@ -79,11 +79,11 @@ def _attend_lockstep(
     v: Float[Tensor, "R H head_dim"],
     keys: Float[Tensor, "R H N head_dim"],
     values: Float[Tensor, "R H N head_dim"],
-    at: LockstepSlot,
+    slots: LockstepSlot,
 ) -> Float[Tensor, "R H head_dim"]:
-    keys.narrow(2, at.position, 1).copy_(k[:, :, None])
-    values.narrow(2, at.position, 1).copy_(v[:, :, None])
-    return attend(q, keys[:, :, : at.reach], values[:, :, : at.reach], at.bias)
+    keys.narrow(2, slots.position, 1).copy_(k[:, :, None])
+    values.narrow(2, slots.position, 1).copy_(v[:, :, None])
+    return attend(q, keys[:, :, : slots.length], values[:, :, : slots.length], slots.bias)
 
 
 def _attend_ragged(
@@ -92,20 +92,20 @@ def _attend_ragged(
     v: Float[Tensor, "n H head_dim"],
     keys: Float[Tensor, "R H N head_dim"],
     values: Float[Tensor, "R H N head_dim"],
-    at: RaggedSlots,
+    slots: RaggedSlots,
 ) -> Float[Tensor, "n H head_dim"]:
-    keys[at.rows, :, at.slots] = k
-    values[at.rows, :, at.slots] = v
-    keys, values = keys[:, :, : at.reach], values[:, :, : at.reach]
-    if not at.pieces:
-        if not at.spread:
-            return attend(q, keys, values, at.biases[0])
-        asked = q.new_zeros(keys.shape[0], *q.shape[1:]).index_copy_(0, at.rows, q)
-        return attend(asked, keys, values, at.biases[0]).index_select(0, at.rows)
-    sizes = [1 if isinstance(rows, int) else len(rows) for rows in at.pieces]
+    keys[slots.row_indices, :, slots.positions] = k
+    values[slots.row_indices, :, slots.positions] = v
+    keys, values = keys[:, :, : slots.length], values[:, :, : slots.length]
+    if not slots.pieces:
+        if not slots.scatter_queries:
+            return attend(q, keys, values, slots.biases[0])
+        asked = q.new_zeros(keys.shape[0], *q.shape[1:]).index_copy_(0, slots.row_indices, q)
+        return attend(asked, keys, values, slots.biases[0]).index_select(0, slots.row_indices)
+    sizes = [1 if isinstance(rows, int) else len(rows) for rows in slots.pieces]
     out = [
         attend(some, _of(keys, rows), _of(values, rows), bias)
-        for some, rows, bias in zip(q.split(sizes), at.pieces, at.biases, strict=True)
+        for some, rows, bias in zip(q.split(sizes), slots.pieces, slots.biases, strict=True)
     ]
     return out[0] if len(out) == 1 else torch.cat(out)
 
@@ -125,35 +125,36 @@ def attend(
         mask = None if bias is None else bias[:, :, None]
         return F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=mask)[:, :, 0]
     assert bias is not None
-    reach, width = keys.shape[2:]
-    keys, values = keys.view(-1, reach, width), values.view(-1, reach, width)
-    scores = torch.baddbmm(bias.view(-1, 1, reach), q.reshape(-1, 1, width), keys.mT, alpha=width**-0.5)
+    length, width = keys.shape[2:]
+    keys, values = keys.view(-1, length, width), values.view(-1, length, width)
+    scores = torch.baddbmm(bias.view(-1, 1, length), q.reshape(-1, 1, width), keys.mT, alpha=width**-0.5)
     return torch.bmm(scores.softmax(-1), values).view(q.shape)
 
 
 class _Cache:
     def __init__(self, layers: int, rows: int, length: int, heads: int, like: Float[Tensor, "... D"], *, ragged: bool):
-        self.grows, self.most, width = on_cpu(like), length, like.shape[-1] // heads
-        room = min(ROOM, length) if self.grows else length
+        self.grows, self.max_length, width = on_cpu(like), length, like.shape[-1] // heads
+        # not grown, they have one entry too many: code that reads a part is compiled again where it reads all of them
+        capacity = min(GROWTH, length) if self.grows else length + 1
         # filled, since empty entries get the weight 0, and 0 x NaN is not 0
-        keys, values = ([like.new_zeros(rows, heads, room, width) for _ in range(layers)] for _ in range(2))
+        keys, values = ([like.new_zeros(rows, heads, capacity, width) for _ in range(layers)] for _ in range(2))
         self.entries = Entries(keys, values)
         of_each = (rows, heads if by_products(like) else 1) if ragged else (1, 1)
-        self.bias = like.new_full((*of_each, room), -torch.inf)
+        self.bias = like.new_full((*of_each, capacity), -torch.inf)
 
     def truncate_batch(self, rows: int) -> None:
         """Keeps only the first `rows` rows."""
         self.entries = Entries(*([some[:rows] for some in kept] for kept in self.entries))
         self.bias = self.bias[:rows]
 
-    def _reach(self, longest: int) -> int:
+    def _readable(self, longest: int) -> int:
         """Entries per row that attention reads to cover `longest`; the buffers grow to hold them."""
         if not self.grows:
             return longest
-        rows, heads, room, width = self.entries.keys[0].shape
-        if longest <= room:
-            return room
-        empty = self.entries.keys[0].new_zeros(rows, heads, min(ROOM, self.most - room), width)
+        rows, heads, capacity, width = self.entries.keys[0].shape
+        if longest <= capacity:
+            return capacity
+        empty = self.entries.keys[0].new_zeros(rows, heads, min(GROWTH, self.max_length - capacity), width)
         for kept in self.entries:
             for layer, some in enumerate(kept):  # one by one: never twice the memory
                 kept[layer] = torch.cat((some, empty), 2)
@@ -178,11 +179,11 @@ class TokenCache(_Cache):
 
     def append(self, position: int) -> LockstepSlot:
         """A new entry for every row, at `position`, which follows the last one."""
-        reach = self._reach(position + 1)
+        length = self._readable(position + 1)
         if not self.grows:
-            return LockstepSlot(position, reach, None)
+            return LockstepSlot(position, length, None)
         self.bias.select(2, position).fill_(0)
-        return LockstepSlot(position, reach, self.bias)
+        return LockstepSlot(position, length, self.bias)
 
 
 class RaggedCache(_Cache):
@@ -204,18 +205,21 @@ class RaggedCache(_Cache):
 
     def append(self, rows: Int[np.ndarray, " n"]) -> RaggedSlots:
         """A new entry for each of `rows`."""
-        slots = self.lengths[rows]
+        positions = self.lengths[rows]
         self.lengths[rows] += 1
-        reach = self._reach(min(max(int(slots.max()) + 1, 2), self.most))  # sizes of 1 would be compiled by themselves
-        index, slot = to_device(torch.from_numpy(np.stack([rows, slots])), self.bias.device)
-        self.bias[index, :, slot] = 0
-        bias = self.bias[:, :, :reach]
+        longest = max(int(positions.max()) + 1, 2)  # a length of 1 would be compiled by itself
+        length = self._readable(min(longest, self.max_length))
+        index, position = to_device(torch.from_numpy(np.stack([rows, positions])), self.bias.device)
+        self.bias[index, :, position] = 0
+        bias = self.bias[:, :, :length]
         if self.grows and 2 * len(rows) > len(self.lengths):
-            return RaggedSlots(index, slot, reach, (), (bias,), spread=True)
+            return RaggedSlots(index, position, length, (), (bias,), scatter_queries=True)
         if not self.grows and np.array_equal(rows, np.arange(len(self.lengths))):
-            filled = self.lengths.min() >= reach  # without a bias PyTorch has faster kernels
-            return RaggedSlots(index, slot, reach, (), (None if filled else bias,), spread=False)
-        at_once = max(1, PIECE // (2 * self.entries.keys[0][0].nbytes)) if self.grows else len(rows)
+            filled = self.lengths.min() >= length  # without a bias PyTorch has faster kernels
+            return RaggedSlots(index, position, length, (), (None if filled else bias,), scatter_queries=False)
+        at_once = max(1, GATHER_BYTES // (2 * self.entries.keys[0][0].nbytes)) if self.grows else len(rows)
         alone = at_once == 1 < len(rows)
         pieces: Sequence[Tensor | int] = rows.tolist() if alone else index.split(at_once)
-        return RaggedSlots(index, slot, reach, tuple(pieces), tuple(_of(bias, some) for some in pieces), spread=False)
+        return RaggedSlots(
+            index, position, length, tuple(pieces), tuple(_of(bias, some) for some in pieces), scatter_queries=False
+        )

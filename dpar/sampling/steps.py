@@ -46,28 +46,28 @@ def compiled(step: Function) -> Function:
 
 
 def token_logits(
-    model: LlamaGen, x: Float[Tensor, "R D"], rope: Float[Tensor, "1 half 2"], entries: Entries, at: LockstepSlot
+    model: LlamaGen, x: Float[Tensor, "R D"], rope: Float[Tensor, "1 half 2"], entries: Entries, slots: LockstepSlot
 ) -> Float[Tensor, "R V"]:
     """Logits of the token after the one of embedding `x`."""
     for layer, keys, values in zip(model.layers, *entries, strict=True):
-        x = layer(x, rope, attention(keys, values, at))
+        x = layer(x, rope, attention(keys, values, slots))
     return model.output(model.norm(x))
 
 
 def token_entropy(
-    model: LlamaGen, x: Float[Tensor, "R D"], rope: Float[Tensor, "1 half 2"], entries: Entries, at: LockstepSlot
+    model: LlamaGen, x: Float[Tensor, "R D"], rope: Float[Tensor, "1 half 2"], entries: Entries, slots: LockstepSlot
 ) -> Float[Tensor, " R"]:
     """Entropy in nats of that token (Eq. 3)."""
-    return entropy_from_outputs(model, token_logits(model, x, rope, entries, at))
+    return entropy_from_outputs(model, token_logits(model, x, rope, entries, slots))
 
 
 def encoder_step(
-    model: DPAR, x: Float[Tensor, "B D"], rope: Float[Tensor, "1 half 2"], entries: Entries, at: LockstepSlot
+    model: DPAR, x: Float[Tensor, "B D"], rope: Float[Tensor, "1 half 2"], entries: Entries, slots: LockstepSlot
 ) -> list[Float[Tensor, "B D"]]:
     """States of the token of embedding `x` after each layer of the encoder (Eq. 4)."""
     states = []
     for layer, keys, values in zip(_encoder(model), *entries, strict=True):
-        x = layer.block(x, rope, attention(keys, values, at))
+        x = layer.block(x, rope, attention(keys, values, slots))
         states.append(x)
     return states
 
@@ -84,11 +84,11 @@ def pool_patches(
 
 
 def patch_transformer_step(
-    model: DPAR, x: Float[Tensor, "n D"], rope: Float[Tensor, "n half 2"], entries: Entries, at: RaggedSlots
+    model: DPAR, x: Float[Tensor, "n D"], rope: Float[Tensor, "n half 2"], entries: Entries, slots: RaggedSlots
 ) -> list[Float[Tensor, "n D"]]:
     """States that each layer of the decoder adds to the tokens of the patches that follow the patches `x` (Eq. 6)."""
     for layer, keys, values in zip(model.patch_transformer.layers, *entries, strict=True):
-        x = layer(x, rope, attention(keys, values, at))
+        x = layer(x, rope, attention(keys, values, slots))
     return [layer.projection(layer.norm(x)) for layer in _decoder(model)]
 
 
@@ -98,11 +98,11 @@ def decoder_step(
     added: Sequence[Float[Tensor, "R D"]],
     rope: Float[Tensor, "1 half 2"],
     entries: Entries,
-    at: LockstepSlot,
+    slots: LockstepSlot,
 ) -> Float[Tensor, "R V"]:
     """Logits of the token after the one of state `x`, to which each layer adds its own first (Eqs. 6-7)."""
     for layer, more, keys, values in zip(_decoder(model), added, *entries, strict=True):
-        x = layer.block(x + more, rope, attention(keys, values, at))
+        x = layer.block(x + more, rope, attention(keys, values, slots))
     return model.decoder.output(model.decoder.norm(x))
 
 

@@ -19,7 +19,7 @@ def causal(q, k, v):
 @pytest.fixture(autouse=True)
 def small(monkeypatch, float64):
     """Room that is made anew every few entries; in float64."""
-    monkeypatch.setattr(caches, "ROOM", 4)
+    monkeypatch.setattr(caches, "GROWTH", 4)
 
 
 @pytest.fixture(params=["cpu", "half_precision_on_a_cpu", "as_on_a_gpu"])
@@ -51,7 +51,7 @@ def test_room_is_made_as_it_is_needed_and_no_more(kind):
     for t in range(6):
         cache.append(t)
         rooms.append(cache.entries.keys[0].shape[2])
-    assert rooms == ([6] * 6 if kind == "as_on_a_gpu" else [4, 4, 4, 4, 6, 6])
+    assert rooms == ([7] * 6 if kind == "as_on_a_gpu" else [4, 4, 4, 4, 6, 6])
 
 
 @pytest.mark.parametrize("share", [0.3, 0.8])
@@ -59,7 +59,7 @@ def test_room_is_made_as_it_is_needed_and_no_more(kind):
 def test_rows_with_lengths_of_their_own(kind, monkeypatch, at_once, share):
     """Rows enter at random; the last entry of each call sees its row's own past and nothing else."""
     rows, length, layers = 5, 9, 2
-    monkeypatch.setattr(caches, "PIECE", at_once * 4 * 2 * HEADS * HEAD_DIM * 8)  # keys and values of 8 bytes
+    monkeypatch.setattr(caches, "GATHER_BYTES", at_once * 4 * 2 * HEADS * HEAD_DIM * 8)  # keys and values of 8 bytes
     q, k, v = torch.randn(3, rows, length, HEADS, HEAD_DIM)
     cache = RaggedCache(layers, rows, length, HEADS, torch.empty(HEADS * HEAD_DIM))
     random = np.random.default_rng(0)
@@ -85,11 +85,11 @@ def test_rows_with_lengths_of_their_own(kind, monkeypatch, at_once, share):
 
 @pytest.mark.parametrize(("entering", "pieces"), [(1, [1]), (2, [1, 1]), (4, [])])
 def test_a_cpu_moves_rows_in_pieces_unless_most_enter(monkeypatch, entering, pieces):
-    monkeypatch.setattr(caches, "PIECE", 1)
+    monkeypatch.setattr(caches, "GATHER_BYTES", 1)
     cache = RaggedCache(1, 6, 9, HEADS, torch.empty(HEADS * HEAD_DIM))
     at = cache.append(np.arange(entering))
     assert [1 if isinstance(rows, int) else len(rows) for rows in at.pieces] == pieces
-    assert at.spread == (entering == 4)
+    assert at.scatter_queries == (entering == 4)
 
 
 def test_a_gpu_moves_nothing_where_all_enter_and_needs_no_mask_where_all_are_as_long(monkeypatch):

@@ -114,21 +114,21 @@ GUIDED_FIRST = {"rule": RULE, "settings": DrawSettings(2.5, (0.0, 0.75))}
 @pytest.mark.parametrize("rows", [1, 3, 100])
 def test_caches_that_grow_and_are_read_in_pieces(dpar, entropy_model, monkeypatch, rows):
     """Row by row, some rows at a time, and all; over room that is made anew in the middle of rows and images."""
-    monkeypatch.setattr(cache, "ROOM", 5)
-    monkeypatch.setattr(cache, "PIECE", rows * 10 * 2 * SIZES["width"] * 8)  # keys and values of 8 bytes
+    monkeypatch.setattr(cache, "GROWTH", 5)
+    monkeypatch.setattr(cache, "GATHER_BYTES", rows * 10 * 2 * SIZES["width"] * 8)  # keys and values of 8 bytes
     assert_literal(dpar, entropy_model, request(5), **GUIDED_FIRST)
 
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    """Room for all from the start, and PyTorch's attention over the part that is filled."""
+    """Full capacity from the start, and PyTorch's attention over the part that is filled."""
     monkeypatch.setattr(cache, "on_cpu", lambda like: False)
 
 
 def test_growing_caches_under_attention_of_pytorch(dpar, entropy_model, monkeypatch):
     """As in bfloat16 on a CPU."""
-    monkeypatch.setattr(cache, "ROOM", 5)
-    monkeypatch.setattr(cache, "PIECE", 2 * 10 * 2 * SIZES["width"] * 8)
+    monkeypatch.setattr(cache, "GROWTH", 5)
+    monkeypatch.setattr(cache, "GATHER_BYTES", 2 * 10 * 2 * SIZES["width"] * 8)
     monkeypatch.setattr(cache, "by_products", lambda like: False)
     assert_literal(dpar, entropy_model, request(5), **GUIDED_FIRST)
 
@@ -156,7 +156,7 @@ def graphs(monkeypatch):
     torch_compile = torch.compile
     monkeypatch.setattr(torch, "compile", compiled)
     monkeypatch.setattr(steps, "try_compiler", lambda device: None)
-    monkeypatch.setattr(cache, "ROOM", 5)
+    monkeypatch.setattr(cache, "GROWTH", 5)
     torch._dynamo.reset()
     steps.compiled.cache_clear()
     yield taken
@@ -193,7 +193,7 @@ def test_compiles_once_as_on_a_gpu(dpar, entropy_model, graphs):
 
 
 def test_compiled_code_draws_the_same_images(monkeypatch):
-    monkeypatch.setattr(cache, "ROOM", 5)
+    monkeypatch.setattr(cache, "GROWTH", 5)
     layers = {"layers": 1, "encoder_layers": 1, "decoder_layers": 1}
     model = with_random_weights(DPAR(DPAR.Config(num_classes=CLASSES, **layers, **SIZES)))
     gate = with_random_weights(LlamaGen(LlamaGen.Config(layers=1, **SIZES)))
