@@ -61,7 +61,7 @@ class Images(Settings):
         default=None,
         gt=0,
         exclude_if=lambda images: images is None,
-        description="held-out images to use, evenly spaced in their order; null = all",
+        description="held-out images to use, evenly spaced in each class; null = all",
     )
     credits: str | None = Field(
         default=None,

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from dpar import tracking
 from dpar.data.class_names import numbered_as
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if training is not None:
             found = numbered_as(found, training.images.classes)
         if args.split == "val" and images.max_val is not None and images.max_val < len(found):
-            found = found.keep(np.linspace(0, len(found) - 1, images.max_val).round().astype(int))
+            found = found.keep(spread_over_classes(found.labels, images.max_val))
         index = ImageIndex.build(
             found,
             resolution=images.resolution,
@@ -88,6 +89,15 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "classes/most": int(counts.max()),
             }
         )
+
+
+def spread_over_classes(labels: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " {count}"]:
+    """`count` of the N images, evenly spaced in each class, by rising number.
+
+    Evenly spaced in the order of the files alone, they would miss classes that take turns in it.
+    """
+    by_class = np.argsort(labels, kind="stable")
+    return np.sort(by_class[np.linspace(0, len(labels) - 1, count).round().astype(int)])
 
 
 def _check_shared(index: ImageIndex, training: ImageIndex, images: Images) -> None:

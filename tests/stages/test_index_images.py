@@ -2,12 +2,13 @@
 
 import os
 
+import numpy as np
 import pytest
 
 from dpar.data.images import ImageIndex
 from dpar.errors import InputError, run_command
 from dpar.stages import generate_images
-from dpar.stages.index_images import main
+from dpar.stages.index_images import main, spread_over_classes
 from tests.data.samples import image_bytes, parquet_of_images, sample_image, tar_of_images
 from tests.stages.experiments import write_experiment
 
@@ -61,6 +62,18 @@ def test_held_out_images_can_be_fewer_evenly_spaced_and_training_images_are_all_
     assert len(every) == 12
     assert some.keys == [every.keys[i] for i in (0, 3, 6, 8, 11)]
     assert some.class_counts.tolist() == [2, 1, 2]
+
+
+@pytest.mark.parametrize("count", [4, 10, 20, 25, 49])
+def test_fewer_held_out_images_are_of_all_classes_alike_though_classes_take_turns(count):
+    labels = np.arange(50, dtype=np.int32) % 10  # every 2.5th image is of eight classes only
+    chosen = spread_over_classes(labels, count)
+    assert len(set(chosen.tolist())) == count
+    assert (np.diff(chosen) > 0).all()
+    counts = np.bincount(labels[chosen], minlength=10)
+    assert counts.max() - counts.min() <= 1
+    first = chosen[labels[chosen] == 0] // 10  # places within a class: not its first images only
+    assert count < 20 or first.max() - first.min() >= 2
 
 
 class TestClasses:

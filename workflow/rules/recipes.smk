@@ -33,7 +33,7 @@ def indexing_recipe(wildcards):
     where = of_split(images, wildcards)
     settings = [images.source, where, images.resolution, images.num_classes, images.max_unreadable]
     if wildcards.split == "val" and images.max_val is not None:
-        settings.append(images.max_val)
+        settings.append(["of each class", images.max_val])
     if wildcards.split == "val" and images.allow_shared:
         settings.append("allow_shared")
     return recipe("index_images", *settings)
