@@ -170,6 +170,18 @@ def merged_thresholds(paths: Iterable[Path]) -> dict[str, Any]:
     return {"p_avg": found}
 
 
+def sample_cell(experiment: Experiment, name: str) -> SampleCell:
+    """The set of samples of that name.
+
+    Raises:
+        InputError: the experiment has none.
+    """
+    cells = sample_cells(experiment)
+    if name not in cells:
+        raise InputError(f"--cell {name}: there is no such set of samples; there are {', '.join(cells) or 'none'}")
+    return cells[name]
+
+
 def threshold_of(patchify: Patchify, thresholds: Mapping[str, Any]) -> float | None:
     """E_Th of `patchify` in nats, from the results of calibrate_threshold; None for static patches.
 

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dpar.errors import InputError
+from dpar.experiment.cells import threshold_of
 from dpar.experiment.settings import Patchify
 
 CHUNK = 2**18
@@ -210,6 +211,15 @@ class PatchRule:
         if patchify.is_dynamic:
             return cls(grid_width, threshold, patchify.max_length, patchify.row_boundary)
         return cls(grid_width, static_length=patchify.p_avg)
+
+    @classmethod
+    def calibrated(cls, patchify: Patchify, thresholds: Mapping[str, Any], grid_width: int) -> "PatchRule":
+        """The rule of these settings, with the results of calibrate_threshold where they ask for a mean patch length.
+
+        Raises:
+            InputError: no threshold was calibrated to it.
+        """
+        return cls.of(patchify, threshold_of(patchify, thresholds), grid_width)
 
     @classmethod
     def of_model(cls, described: Mapping[str, Any]) -> "PatchRule | None":

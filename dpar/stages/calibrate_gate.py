@@ -8,14 +8,15 @@ as any threshold is that is calibrated.
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt16
 
-from dpar.data.codes import open_codes
+from dpar.data.codes import CodeStore, open_codes
 from dpar.device import default_device
 from dpar.errors import InputError, run_command
-from dpar.experiment.cells import gated_cells, merged_thresholds, threshold_of
+from dpar.experiment.cells import gated_cells, merged_thresholds
 from dpar.experiment.settings import gate_folder
 from dpar.files import write_json
 from dpar.patches.calibration import calibrate
@@ -62,19 +63,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         store = open_codes(
             args.manifest, resolution=experiment.images.resolution, vocab_size=experiment.tokenizer.vocab_size
         )
-        if store.entropy is None:
-            raise InputError(f"the codes of {args.manifest} have no entropies; give the manifest of scored codes")
-        tokens, entropy = (stored.reshape(-1, store.metadata.length) for stored in (store.tokens, store.entropy))
-        rows = np.random.default_rng(experiment.seed).choice(len(tokens), min(ROWS, len(tokens)), replace=False)
-        rows.sort()
-        found = scored(args.gate_folder, settings, tokens[rows], store.metadata, args.manifest, default_device())
+        rows, expected = some_entropies(store, args.manifest, experiment.seed)
+        found = scored(args.gate_folder, settings, rows, store.metadata, args.manifest, default_device())
         thresholds = merged_thresholds(args.thresholds)
         patchifies = {cell.patchify.model_dump_json(): cell.patchify for cell in gated_cells(experiment)}
         rules = [
             {"patchify": patchify.model_dump(mode="json")}
-            | matched(
-                PatchRule.of(patchify, threshold_of(patchify, thresholds), experiment.grid[1]), entropy[rows], found
-            )
+            | matched(PatchRule.calibrated(patchify, thresholds, experiment.grid[1]), expected, found)
             for patchify in patchifies.values()
         ]
         for rule in rules:
@@ -84,15 +79,26 @@ def main(argv: Sequence[str] | None = None) -> None:
                 flush=True,
             )
             job.summary({"threshold": rule["threshold"], "wanted": rule["wanted"], "achieved": rule["achieved"]})
-        write_json(
-            args.output,
-            {
-                "gate": model_config(args.gate_folder)["sha256"],
-                "entropy_model": store.metadata.entropy_model,
-                "images": len(rows),
-                "rules": rules,
-            },
-        )
+        gate, entropy_model = model_config(args.gate_folder)["sha256"], store.metadata.entropy_model
+        write_json(args.output, {"gate": gate, "entropy_model": entropy_model, "images": len(found), "rules": rules})
+
+
+def some_entropies(
+    store: CodeStore, manifest: Path, seed: int
+) -> tuple[UInt16[np.ndarray, "N T"], Float32[np.ndarray, "N T"]]:
+    """Tokens and entropies in nats of at most ROWS views, chosen at random and in the order stored.
+
+    Args:
+        manifest: of the codes, for the error.
+
+    Raises:
+        InputError: the codes have no entropies.
+    """
+    if store.entropy is None:
+        raise InputError(f"the codes of {manifest} have no entropies; give the manifest of scored codes")
+    tokens, entropy = (stored.reshape(-1, store.metadata.length) for stored in (store.tokens, store.entropy))
+    rows = np.sort(np.random.default_rng(seed).choice(len(tokens), min(ROWS, len(tokens)), replace=False))
+    return tokens[rows], entropy[rows]
 
 
 def matched(

@@ -16,11 +16,11 @@ from dpar.device import default_device
 from dpar.errors import run_command
 from dpar.evaluation.agreement import Agreement
 from dpar.evaluation.cost import guided_share
-from dpar.experiment.cells import gated_cells, merged_thresholds, threshold_of
-from dpar.experiment.settings import EntropyKind, EntropyModel, Patchify, Sampling, gate_folder
+from dpar.experiment.cells import SampleCell, gated_cells, merged_thresholds
+from dpar.experiment.settings import EntropyKind, EntropyModel, Patchify, gate_folder
 from dpar.files import write_json, write_text
 from dpar.model import flops
-from dpar.model.dpar import DPAR, DPARConfig
+from dpar.model.dpar import DPARConfig
 from dpar.model.llamagen import LlamaGenConfig
 from dpar.patches.counts import PatchCounts
 from dpar.patches.rule import PatchRule
@@ -73,24 +73,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         device = default_device()
         codes = open_codes(args.manifest, entropy_model=model_config(args.entropy_model)["sha256"])
         networks = [
-            BoundaryNetwork.of(args.entropy_model, None, experiment.entropy_model, codes, args.manifest, device)
+            BoundaryNetwork.of(folder, gate, experiment.network(gate_folder(gate)), codes, args.manifest, device)
+            for gate, folder in {None: args.entropy_model, **gates}.items()
         ]
-        for gate, folder in gates.items():
-            settings = experiment.network(gate_folder(gate))
-            networks.append(BoundaryNetwork.of(folder, gate, settings, codes, args.manifest, device))
         networks.append(networks[0].blind())
         rows = []
         for cell in gated_cells(experiment):
-            folder = models[cell.model, cell.milestone]
-            origin = provenance_of(folder, "tokenizer", "entropy_model", "precision")
-            codes.metadata.expect(args.manifest, tokenizer=origin["tokenizer"], entropy_model=origin["entropy_model"])
             rules = [network.rule(cell.patchify, thresholds, experiment.grid[1]) for network in networks]
-            rows += [
-                {"model": cell.model, "milestone": cell.milestone}
-                | {"patchify": cell.patchify.model_dump(mode="json")}
-                | row
-                for row in compared(load_model(folder, "dpar", device), cell.sampling, networks, rules, origin, device)
-            ]
+            rows += compared(cell, models[cell.model, cell.milestone], networks, rules, args.manifest, device)
         found = {"images": codes.num_images, "codes": codes.digest, "rows": rows}
         write_json(args.output, found)
         markdown = to_markdown(readable(found), TITLE, notes(found))
@@ -133,30 +123,40 @@ class BoundaryNetwork:
     def rule(self, patchify: Patchify, thresholds: Mapping[str, Any], grid_width: int) -> PatchRule:
         """The rule with this network's threshold; `thresholds` are the entropy model's."""
         if self.gate in (None, BLIND):
-            return PatchRule.of(patchify, threshold_of(patchify, thresholds), grid_width)
+            return PatchRule.calibrated(patchify, thresholds, grid_width)
         return PatchRule.of(patchify, gate_threshold(self.folder, patchify), grid_width)
 
 
 def compared(
-    model: DPAR,
-    sampling: Sampling,
+    cell: SampleCell,
+    folder: Path,
     networks: Sequence[BoundaryNetwork],
     rules: Sequence[PatchRule],
-    origin: Mapping[str, Any],
+    manifest: Path,
     device: torch.device,
 ) -> Iterator[dict[str, Any]]:
     """A row for each network under its rule, for JSON; the first of them is the one that the others should agree with.
 
     Args:
-        origin: of the model, as its folder says.
+        cell: samples of the model.
+        folder: the model's.
+        manifest: of the codes.
+
+    Raises:
+        InputError: the codes were made for another model.
     """
+    origin, sampling = provenance_of(folder, "tokenizer", "entropy_model", "precision"), cell.sampling
+    metadata = networks[0].codes.metadata
+    metadata.expect(manifest, tokenizer=origin["tokenizer"], entropy_model=origin["entropy_model"])
+    model = load_model(folder, "dpar", device)
     guided = guided_share(model.config.tokens, sampling.cfg_scale, sampling.cfg_interval)
     usual = rules[0].starts(first_view(networks[0].codes))
     for network, rule in zip(networks, rules, strict=True):
         starts = rule.starts(first_view(network.codes))
         found = likelihood(model, network.codes, rule=rule, precision=origin["precision"], ranks=Ranks(device))
         yield (
-            {"gate": network.gate, "kind": network.kind, "parameters": network.parameters, "sha256": network.sha256}
+            {"model": cell.model, "milestone": cell.milestone, "patchify": cell.patchify.model_dump(mode="json")}
+            | {"gate": network.gate, "kind": network.kind, "parameters": network.parameters, "sha256": network.sha256}
             | {"threshold": rule.threshold, "mean_patch_length": found.mean_patch_length, "nll": found.nll}
             | {"correlation": correlation(networks[0].codes, network.codes)}
             | {"agreement": agreement(usual, starts, rule)}

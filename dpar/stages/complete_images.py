@@ -8,12 +8,13 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import UInt8
 
 from dpar.data.crops import center_crop
 from dpar.data.images import ImageIndex
 from dpar.device import default_device
-from dpar.errors import InputError, run_command
-from dpar.experiment.cells import sample_cells
+from dpar.errors import run_command
+from dpar.experiment.cells import sample_cell
 from dpar.patches.rule import PatchRule
 from dpar.report.figures import sample_columns, save
 from dpar.sampling.drawing import ImageSampler
@@ -47,12 +48,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     run = STAGE.start(argv)
     args, experiment = run.args, run.experiment
-    cells = sample_cells(experiment)
-    if args.cell not in cells:
-        raise InputError(f"--cell {args.cell}: there is no such set of samples; there are {', '.join(cells) or 'none'}")
-    sampling, side = cells[args.cell].sampling, experiment.images.resolution
-    state = f"{cells[args.cell].model}/{cells[args.cell].milestone}"
-    inputs = jobs.index("val", args.index) + jobs.model(state, args.model_folder) + jobs.tokenizer(args.tokenizer)
+    cell = sample_cell(experiment, args.cell)
+    sampling, side = cell.sampling, experiment.images.resolution
+    model = jobs.model(f"{cell.model}/{cell.milestone}", args.model_folder)
+    inputs = jobs.index("val", args.index) + model + jobs.tokenizer(args.tokenizer)
     run.check(inputs)
     rule = PatchRule.of_model(model_config(args.model_folder))
     asked = [args.entropy_model] if rule is not None and rule.is_dynamic else []
@@ -61,13 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         outputs=[args.output],
         params={"cell": args.cell, **{f"sample.{name}": value for name, value in sampling.draw.items()}},
     ) as job:
-        networks = load_networks(
-            args.model_folder,
-            asked[0] if asked else None,
-            args.tokenizer,
-            precision=sampling.precision,
-            device=default_device(),
-        )
+        folders = args.model_folder, asked[0] if asked else None, args.tokenizer
+        networks = load_networks(*folders, precision=sampling.precision, device=default_device())
         index = ImageIndex.load(args.index)
         chosen = np.concatenate(class_rows(index.labels, 1, IMAGES))
         originals = np.stack([np.asarray(center_crop(index.read(int(i)), side)) for i in chosen])
@@ -76,18 +70,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         prefix = networks.tokens(originals)[:, : rows // 2 * columns].repeat_interleave(classes.shape[1], 0)
         sampler = ImageSampler(networks, rule, DrawSettings(**sampling.draw), sampling.batch_size, side)
         completed = sampler.images(Request.of(classes.ravel(), experiment.seed, prefix)).images
-        completed = completed.reshape(*classes.shape, side, side, 3)
-        kept = originals.copy()
-        kept[:, rows // 2 * side // rows :] = 255
-        shown = {
-            "held out": originals[:, None],
-            "kept": kept[:, None],
-            "continued": completed[:, :DRAWS],
-        }
-        if completed.shape[1] > DRAWS:
-            shown["as another class"] = completed[:, DRAWS:]
+        shown = shown_columns(originals, completed.reshape(*classes.shape, side, side, 3), rows // 2 * side // rows)
         save(sample_columns(shown, [f"class {c}" for c in index.labels[chosen]]), args.output)
         job.image(args.output, key="completions", step=0)
+
+
+def shown_columns(
+    originals: UInt8[np.ndarray, "N side side 3"], completed: UInt8[np.ndarray, "N C side side 3"], kept_rows: int
+) -> dict[str, UInt8[np.ndarray, "N _ side side 3"]]:
+    """The figure's columns: images as they are, the upper `kept_rows` pixels of each, and their continuations."""
+    kept = originals.copy()
+    kept[:, kept_rows:] = 255
+    shown = {"held out": originals[:, None], "kept": kept[:, None], "continued": completed[:, :DRAWS]}
+    return shown | ({"as another class": completed[:, DRAWS:]} if completed.shape[1] > DRAWS else {})
 
 
 def continuations(num_classes: int) -> list[int]:

@@ -3,11 +3,12 @@
 import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from dpar import tracking
 from dpar.errors import run_command
-from dpar.evaluation.comparison import comparable, compare, metric_name, shared_conditions
-from dpar.evaluation.features import load_features
+from dpar.evaluation.comparison import Comparison, comparable, compare, metric_name, shared_conditions
+from dpar.evaluation.features import Features, load_features
 from dpar.files import sha256_file, write_json
 from dpar.workflow import jobs
 from dpar.workflow.stage import Stage, flag
@@ -45,32 +46,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         for warning in found.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        published, reason = comparable(samples, reference, found.conditions)
-        name = metric_name(samples)
-        values = found.values | {"steps": samples.conditions.get("steps")}
-        write_json(
-            args.output,
-            {
-                "metric": name,
-                "values": values,
-                "conditions": found.conditions
-                | shared_conditions(experiment, reference)
-                | {
-                    "drawn": samples.conditions.get("drawn"),
-                    "samples_source": samples.conditions.get("source"),
-                    "samples_digest": samples.conditions.get("source_digest"),
-                    "samples_sha256": sha256_file(args.samples),
-                    "reference_sha256": sha256_file(args.reference),
-                },
-                "warnings": found.warnings,
-                "comparable_to_published": published,
-                "comparable_reason": reason,
-            },
-        )
-        measured = {key: value for key, value in values.items() if value is not None}
+        conditions = shared_conditions(experiment, reference) | {
+            "drawn": samples.conditions.get("drawn"),
+            "samples_source": samples.conditions.get("source"),
+            "samples_digest": samples.conditions.get("source_digest"),
+            "samples_sha256": sha256_file(args.samples),
+            "reference_sha256": sha256_file(args.reference),
+        }
+        report = described(samples, reference, found, conditions)
+        write_json(args.output, report)
+        name, measured = report["metric"], {k: value for k, value in report["values"].items() if value is not None}
         job.summary({f"eval/{key}": value for key, value in measured.items()})
-        job.tags({"metric": name, "comparable_to_published": published})
+        job.tags({"metric": name, "comparable_to_published": report["comparable_to_published"]})
         print(", ".join(f"{name if k == 'frechet_distance' else k} {v:.4g}" for k, v in measured.items()))
+
+
+def described(samples: Features, reference: Features, found: Comparison, conditions: dict[str, Any]) -> dict[str, Any]:
+    """The metrics, for JSON, with their conditions and whether they compare with published ones."""
+    published, reason = comparable(samples, reference, found.conditions)
+    return {
+        "metric": metric_name(samples),
+        "values": found.values | {"steps": samples.conditions.get("steps")},
+        "conditions": found.conditions | conditions,
+        "warnings": found.warnings,
+        "comparable_to_published": published,
+        "comparable_reason": reason,
+    }
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from jaxtyping import Float32
 from dpar.data.codes import stored_entropies
 from dpar.errors import run_command
 from dpar.evaluation import cost
-from dpar.experiment.cells import ModelCell, merged_thresholds, model_cells, threshold_of
+from dpar.experiment.cells import ModelCell, merged_thresholds, model_cells
 from dpar.experiment.settings import Experiment
 from dpar.files import write_json
 from dpar.model import flops
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         entropy = stored_entropies(experiment, args.manifest)
         thresholds = merged_thresholds(args.thresholds)
         rules = {
-            slug: PatchRule.of(cell.patchify, threshold_of(cell.patchify, thresholds), experiment.grid[1])
+            slug: PatchRule.calibrated(cell.patchify, thresholds, experiment.grid[1])
             for slug, cell in cells.items()
             if cell.transformer.is_dpar
         }

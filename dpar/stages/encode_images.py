@@ -55,7 +55,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         numbers = images_of_shard(len(index), args.shard, shards, f"codes.{args.split}_shards")
         device = default_device(args.shard)
         tokenizer = load_model(args.tokenizer, "tokenizer", device)
-        digest = model_config(args.tokenizer)["sha256"]
         check_fit(experiment, args.index, index, args.tokenizer, tokenizer)
         cut, count = cutter(experiment, args.split)
         metadata = CodeMetadata(
@@ -63,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             vocab_size=experiment.tokenizer.vocab_size,
             resolution=experiment.images.resolution,
             views=count,
-            tokenizer=digest,
+            tokenizer=model_config(args.tokenizer)["sha256"],
             images=index.digest,
         )
         start = time.monotonic()
@@ -72,14 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         tokens = np.concatenate(list(reported(blocks, len(numbers), "encoded", size=size)))
         tokens = tokens.reshape(len(numbers), count, metadata.length)
         write_shard(args.output, rows_of_images(tokens, index.labels[numbers], numbers[0], metadata))
-        job.summary(
-            {
-                "images": len(numbers),
-                "rows": len(numbers) * count,
-                "images_per_s": len(numbers) / (time.monotonic() - start),
-                "codes/used": len(np.unique(tokens)),
-            }
-        )
+        pace = len(numbers) / (time.monotonic() - start)
+        used = len(np.unique(tokens))
+        job.summary({"images": len(numbers), "rows": len(numbers) * count, "images_per_s": pace, "codes/used": used})
 
 
 def images_of_shard(count: int, shard: int, shards: int, key: str) -> range:

@@ -47,24 +47,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         device = default_device()
         model = load_model(args.model_folder, described["kind"], device)
         codes = open_codes(args.manifest, tokenizer=origin["tokenizer"], entropy_model=origin["entropy_model"])
-        found = likelihood(
-            model,
-            codes,
-            rule=PatchRule.of_model(described),
-            precision=origin["precision"],
-            ranks=Ranks(device),
-        )
-        write_json(
-            args.output,
-            asdict(found)
-            | {
-                "model": described["sha256"],
-                "codes": codes.digest,
-                "step": origin["step"],
-                "threshold": origin["threshold"],
-                "precision": origin["precision"],
-            },
-        )
+        rule, precision = PatchRule.of_model(described), origin["precision"]
+        found = likelihood(model, codes, rule=rule, precision=precision, ranks=Ranks(device))
+        conditions = {name: origin[name] for name in ("step", "threshold", "precision")}
+        write_json(args.output, asdict(found) | {"model": described["sha256"], "codes": codes.digest} | conditions)
         job.summary(
             {"val/nll": found.nll}
             | ({} if found.mean_patch_length is None else {"patch/mean_length": found.mean_patch_length})

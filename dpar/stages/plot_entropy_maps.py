@@ -10,7 +10,7 @@ from dpar.data.codes import open_codes
 from dpar.data.crops import center_crop
 from dpar.data.images import ImageIndex
 from dpar.errors import run_command
-from dpar.experiment.cells import merged_thresholds, threshold_of
+from dpar.experiment.cells import merged_thresholds
 from dpar.patches.rule import PatchRule, patch_ids
 from dpar.report.figures import entropy_maps, save
 from dpar.workflow import jobs
@@ -44,8 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         index, codes = ImageIndex.load(args.index), open_codes(args.manifest)
         entropy = codes.entropy
         assert entropy is not None, "the scored store has entropies"
-        thresholds = merged_thresholds(args.thresholds)
-        rule = PatchRule.of(experiment.patchify, threshold_of(experiment.patchify, thresholds), experiment.grid[1])
+        rule = PatchRule.calibrated(experiment.patchify, merged_thresholds(args.thresholds), experiment.grid[1])
         starts = rule.starts(torch.from_numpy(np.array(entropy[:, 0])))
         chosen = spread(starts.sum(1).numpy(), codes.labels, SHOWN)
         side = experiment.images.resolution

@@ -21,7 +21,7 @@ from dpar import tracking
 from dpar.data.parts import Parts
 from dpar.device import default_device
 from dpar.errors import InputError, run_command
-from dpar.experiment.cells import SampleCell, merged_thresholds, sample_cells, threshold_of
+from dpar.experiment.cells import SampleCell, merged_thresholds, sample_cell
 from dpar.experiment.settings import Experiment, Sampling, gate_folder
 from dpar.files import digest, write_bytes
 from dpar.patches.rule import PatchRule
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     run = STAGE.start(argv)
     args, experiment = run.args, run.experiment
-    cell = cell_of(experiment, args.cell)
+    cell = sample_cell(experiment, args.cell)
     wanted = request_of(experiment, cell.sampling, args)
     inputs = jobs.model(f"{cell.model}/{cell.milestone}", args.model_folder) + jobs.tokenizer(args.tokenizer)
     run.check(inputs)
@@ -93,18 +93,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         job.image(args.picture, key="samples", step=0)
         lengths = networks.model.config.tokens / patches
         job.summary({"sample/mean_steps": patches.mean(), "sample/mean_patch_length": lengths.mean()})
-
-
-def cell_of(experiment: Experiment, name: str) -> SampleCell:
-    """The set of samples of that name.
-
-    Raises:
-        InputError: the experiment has none.
-    """
-    cells = sample_cells(experiment)
-    if name not in cells:
-        raise InputError(f"--cell {name}: there is no such set of samples; there are {', '.join(cells) or 'none'}")
-    return cells[name]
 
 
 def request_of(experiment: Experiment, sampling: Sampling, args: argparse.Namespace) -> Request:
@@ -148,10 +136,10 @@ def boundaries_of(run: Run, cell: SampleCell) -> Boundaries:
         read += jobs.thresholds(experiment, args.thresholds)
     run.check(read)
     if cell.gate:
-        threshold = gate_threshold(network, cell.patchify)
+        rule = PatchRule.of(cell.patchify, gate_threshold(network, cell.patchify), experiment.grid[1])
     else:
-        threshold = threshold_of(cell.patchify, merged_thresholds(args.thresholds))
-    return Boundaries(PatchRule.of(cell.patchify, threshold, experiment.grid[1]), network, read)
+        rule = PatchRule.calibrated(cell.patchify, merged_thresholds(args.thresholds), experiment.grid[1])
+    return Boundaries(rule, network, read)
 
 
 def params(cell: SampleCell, rule: PatchRule | None, args: argparse.Namespace) -> dict[str, Any]:
