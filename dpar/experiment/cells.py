@@ -141,6 +141,28 @@ def gated_cells(experiment: Experiment) -> list[SampleCell]:
     return list({(cell.model, cell.milestone, cell.patchify.model_dump_json()): cell for cell in cells}.values())
 
 
+def analysed_cells(experiment: Experiment) -> list[SampleCell]:
+    """Samples of the first fully trained DPAR with its training's dynamic patches, and of a LlamaGen as wide, if any.
+
+    Empty without such a DPAR.
+    """
+    models = model_cells(experiment)
+    own = [
+        cell
+        for cell in sample_cells(experiment).values()
+        if cell.gate is None
+        and (cell.milestone, cell.patchify) == (models[cell.model].milestones[-1], models[cell.model].patchify)
+    ]
+    for cell in own:
+        transformer = models[cell.model].transformer
+        if transformer.is_dpar and cell.patchify.is_dynamic:
+            wide = transformer.sizes["width"]
+            others = (models[other.model].transformer for other in own)
+            alike = [not other.is_dpar and other.sizes["width"] == wide for other in others]
+            return [cell, *(other for other, chosen in zip(own, alike, strict=True) if chosen)][:2]
+    return []
+
+
 def shard_of(num_images: int, batch_size: int, shard: int, shards: int) -> range:
     """The images of one shard of a set of samples: whole batches, as long as each gets one."""
     unit = batch_size if num_images > (shards - 1) * batch_size else 1

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dpar.errors import InputError
-from dpar.experiment.cells import SampleCell, described_models, table_rows
+from dpar.experiment.cells import SampleCell, analysed_cells, described_models, table_rows
 from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment, Table
 
@@ -20,11 +20,13 @@ ALWAYS = {
     "degradations": ["metrics/degradations.json", "metrics/degradations.md"],
     "report": ["report.html"],
 }
+ANALYSIS = [f"patches/analysis.{form}" for form in ("json", "md", "png")]  # where a DPAR's patches follow entropies
 SUMMARIES = {
     "table1": "What the models are made of.",
     "table8": "What a forward pass of each model costs.",
     "figure1b": "Quality against the cost of training.",
     "figure2": "Entropy maps with the outlines of patches.",
+    "figure_patches": "How entropy, patch length and loss per token hang together; patches of drawn images.",
     "degradations": "How the Frechet distance orders real images that were made worse by known amounts.",
     "all_tables": "Every table of this experiment.",
     "report": "The report, one page.",
@@ -37,6 +39,8 @@ def targets(experiment: Experiment) -> dict[str, list[str]]:
     A table's are also its measurements, so that one that was deleted is made again.
     """
     found: dict[str, list[str]] = {name: table_files(name) for name in COMPUTED} | ALWAYS
+    if analysed_cells(experiment):
+        found["figure_patches"] = ANALYSIS
     for name, table in experiment.tables.items():
         files = [*table_files(name), f"figures/{name}.png", *([pareto_file(name)] if table.is_grid else [])]
         cells = [cell for row in table_rows(experiment, name) for cell in row.samples]

@@ -178,3 +178,28 @@ def likelihood(
     model.train(was_training)
     total, tokens, images, lengths = ranks.total(sums).tolist()
     return Likelihood(total / tokens, lengths / images if rule else None, int(tokens), int(images))
+
+
+@torch.no_grad()
+def token_losses(
+    model: LlamaGen | DPAR,
+    codes: CodeStore,
+    *,
+    rule: PatchRule | None,
+    precision: Literal["float32", "bfloat16"],
+    device: torch.device,
+) -> Float[Tensor, "I T"]:
+    """The cross-entropy in nats of each token of the first view of every image: the parts of its `likelihood`.
+
+    Args:
+        model: a network of classes, in eval mode; the true classes are given to it.
+        codes: the images.
+        rule: where the patches of a DPAR begin; None for a LlamaGen.
+        precision: of matrix products.
+    """
+    found = []
+    for batch in sequential(codes, images_at_once(model.config, device)):
+        with autocast(device, precision):
+            logits, targets = logits_and_targets(model, inputs(batch, labelled=True, rule=rule).to(device))
+        found.append(F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").float().cpu())
+    return torch.cat(found)

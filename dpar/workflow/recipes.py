@@ -30,6 +30,7 @@ RECIPES = {
     "compute_metrics": 3,
     "measure_noise_floor": 2,
     "measure_degradations": 1,
+    "analyse_patches": 1,
     "linear_probe": 2,
     "make_table": 3,
     "plot_entropy_maps": 1,

@@ -5,7 +5,15 @@ from itertools import pairwise
 import pytest
 
 from dpar.errors import InputError
-from dpar.experiment.cells import gated_cells, model_cells, p_avg_targets, sample_cells, table_rows, threshold_of
+from dpar.experiment.cells import (
+    analysed_cells,
+    gated_cells,
+    model_cells,
+    p_avg_targets,
+    sample_cells,
+    table_rows,
+    threshold_of,
+)
 from dpar.experiment.loading import parse_experiment
 from dpar.experiment.settings import VARIANTS
 from tests.experiment.test_settings import CONFIG, demo, load_experiment
@@ -144,6 +152,18 @@ def test_an_experiment_without_gates_is_written_as_before_there_were_any():
 def test_a_gate_that_cannot_be_used_is_named(row, named):
     with pytest.raises(InputError, match=named):
         sample_cells(with_gates({"model": "dpar"} | row))
+
+
+def test_patches_are_analysed_of_a_dpar_as_it_was_trained_and_a_llamagen_as_wide():
+    def slugs(*rows, **vary):
+        return [cell.slug for cell in analysed_cells(with_rows(*rows, **vary))]
+
+    assert slugs({"model": "llamagen"}, {"model": "dpar"}) == ["dpar", "llamagen"]
+    assert slugs({"model": "llamagen", "transformer.width": 192, "transformer.heads": 6}, {"model": "dpar"}) == ["dpar"]
+    changed = [{"model": "dpar", "inference.max_length": 2}, {"model": "dpar", "patchify.strategy": "static"}]
+    assert slugs(*changed, {"model": "llamagen"}) == []
+    assert slugs(*changed, {"model": "dpar", "patchify.max_length": 8}) == ["dpar_pmax8"]
+    assert [cell.milestone for cell in analysed_cells(load_experiment(CONFIG / "imagenet256.yaml"))] == ["epoch300"] * 2
 
 
 def test_the_papers_numbers_are_kept_apart_from_what_varies():

@@ -35,6 +35,13 @@ def test_all_tables_are_all_of_them_in_three_forms(name):
     assert set(found) >= {*tables, *targets.metric_files(cells.values())}
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_patches_are_analysed_where_a_dpar_asks_entropies(name):
+    assert targets.targets(load_experiment(CONFIG / f"{name}.yaml"))["figure_patches"] == targets.ANALYSIS
+    baseline = parse_experiment(demo(tables={"t": {"title": "T", "rows": [{"model": "llamagen"}]}}), "test")
+    assert "figure_patches" not in targets.targets(baseline)
+
+
 def test_a_table_is_made_with_all_its_measurements():
     probed = {"title": "T", "linear_probe": True, "rows": [{"model": "dpar"}, {"model": "llamagen"}]}
     plain = {"title": "P", "rows": [{"model": "dpar"}]}

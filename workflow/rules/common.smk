@@ -14,6 +14,7 @@ from dpar.experiment.loading import parse_experiment, read_yaml
 from dpar.errors import InputError, refusal_of_disk
 from dpar.files import digest, unmarked, write_json
 from dpar.experiment.cells import (
+    analysed_cells,
     described_models,
     figure_rows,
     gated_cells,
@@ -59,6 +60,7 @@ pathvars:
 
 MODELS = model_cells(EXPERIMENT)
 SAMPLES = sample_cells(EXPERIMENT)
+ANALYSED = analysed_cells(EXPERIMENT)
 SPLITS = ("train", "val")
 LOCKS = []
 # All DPARs wait for the same entropies: together they fill the cores, where one machine runs all jobs.

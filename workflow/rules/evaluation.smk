@@ -144,3 +144,38 @@ rule measure_degradations:
             "--index {input.index} --tokenizer {params.folder} --extractor {params.extractor:q}"
             " --reference {input.reference} --output {output.json} --markdown {output.markdown}",
         )
+
+
+rule analyse_patches:
+    """Analyse how entropy, patch length and loss per token hang together, and how long drawn patches are."""
+    input:
+        manifest="<results>/scored/val/manifest.json",
+        models=[path for cell in ANALYSED for path in folder(f"models/{cell.model}/{cell.milestone}")],
+        samples=[
+            f"<results>/samples/{cell.slug}/seed{cell.sampling.seeds[0]}/{i:05d}.npz"
+            for cell in ANALYSED[:1]
+            for i in range(cell.sampling.shards)
+        ],
+    output:
+        json="<results>/patches/analysis.json",
+        markdown="<results>/patches/analysis.md",
+        figure=report(
+            "<results>/patches/analysis.png",
+            caption="../report/patches.rst",
+            category="Figures",
+        ),
+    log:
+        "<results>/logs/analyse_patches.log",
+    conda:
+        "../../envs/dpar.yaml"
+    resources:
+        gpu=0,
+    params:
+        recipe=recipe("analyse_patches"),
+        models=[f"{RESULTS}/models/{cell.model}/{cell.milestone}" for cell in ANALYSED],
+    shell:
+        stage(
+            "analyse_patches",
+            "--manifest {input.manifest} --models {params.models} --samples {input.samples}"
+            " --output {output.json} --markdown {output.markdown} --figure {output.figure}",
+        )
