@@ -12,6 +12,7 @@ from dpar.device import default_device
 from dpar.errors import InputError
 from dpar.files import fields_of
 from dpar.patches.rule import PatchRule
+from dpar.sampling.captured import GraphStore
 from dpar.sampling.drawing import ImageSampler
 from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.networks import Networks, load_networks
@@ -29,6 +30,7 @@ class Generator:
 
     def __init__(self, networks: Networks, rule: PatchRule | None):
         self.networks, self.rule = networks, rule
+        self._store = GraphStore()
 
     @classmethod
     def from_pretrained(
@@ -90,7 +92,8 @@ class Generator:
         except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"labels are whole numbers, one per image, not {labels!r} ({error})") from None
         settings = DrawSettings(cfg_scale, cfg_interval, temperature, top_k, top_p, compile)
-        return ImageSampler(self.networks, self.rule, settings).images(Request.of(classes, seed, prefix)).images
+        sampler = ImageSampler(self.networks, self.rule, settings, store=self._store)
+        return sampler.images(Request.of(classes, seed, prefix)).images
 
 
 def find_network(model: Path, name: str) -> Path:

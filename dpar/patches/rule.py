@@ -272,11 +272,22 @@ class PatchRule:
             entropy_t: e_t in nats; the rule is a dynamic one.
             length: tokens that the current patch of each image already has.
         """
-        assert self.threshold is not None
         if self.forced(position):
             return torch.ones_like(length, dtype=torch.bool)
+        return self.opens_unforced(entropy_t, length)
+
+    def opens_unforced(self, entropy_t: Float[Tensor, " B"], length: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
+        """`opens` at a token that need not open a patch."""
+        assert self.threshold is not None
         opens = entropy_t > self.threshold
         return opens if self.max_length is None else opens | (length >= self.max_length)
+
+    def longest(self, tokens: int) -> int:
+        """The most tokens that a patch of an image of `tokens` can have."""
+        if self.static_length is not None:
+            return min(tokens, math.ceil(self.static_length))
+        row = self.grid_width if self.row_boundary else tokens
+        return min(tokens, row, self.max_length or tokens)
 
 
 def patch_ids(starts: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:

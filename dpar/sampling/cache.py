@@ -64,7 +64,7 @@ def by_products(like: Float[Tensor, "..."]) -> bool:
     return on_cpu(like) and like.dtype == at_least_float32(like.dtype)
 
 
-def attention(
+def cached_attention(
     keys: Float[Tensor, "R H N head_dim"], values: Float[Tensor, "R H N head_dim"], slots: LockstepSlot | RaggedSlots
 ) -> Attend:
     """Attention of new entries (R or n, H, head_dim) of a layer, which are stored, to those of their own rows."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from jaxtyping import Int, UInt8
 from dpar.device import full_float32
 from dpar.memory import in_pieces
 from dpar.patches.rule import PatchRule
+from dpar.sampling.captured import GraphStore
 from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.networks import Networks
 from dpar.sampling.request import Request
@@ -42,6 +43,7 @@ class ImageSampler:
         settings: guidance, and how codes are drawn.
         batch_size: images that are drawn together, where the memory has room for so many.
         resolution: pixels of a side, to which images are resized; None for those that the model draws.
+        store: where a GPU keeps static tensors and graphs of a batch for the next.
     """
 
     networks: Networks
@@ -49,6 +51,7 @@ class ImageSampler:
     settings: DrawSettings
     batch_size: int = BATCH
     resolution: int | None = None
+    store: GraphStore = field(default_factory=GraphStore, compare=False, repr=False)
 
     @property
     def side(self) -> int:
@@ -68,6 +71,7 @@ class ImageSampler:
                 rule=self.rule,
                 settings=self.settings,
                 prefix=request.prefix,
+                store=self.store,
             )
 
     def batches(

@@ -43,6 +43,15 @@ def gumbel(seeds: Int[Tensor, " B"], start: int, stop: int, vocab_size: int) -> 
     (another batch size, another device) seldom changes an image even in bfloat16.
     """
     counters = torch.arange(start * vocab_size, stop * vocab_size, device=seeds.device)
-    words = hashed(hashed(seeds)[:, None] + (counters + 1) * STEP)
+    return gumbel_at(hashed(seeds), counters).view(len(seeds), stop - start, vocab_size)
+
+
+def gumbel_at(keys: Int[Tensor, " B"], counters: Int[Tensor, " N"]) -> Float[Tensor, "B N"]:
+    """That noise at places of each image's stream: position times codes, plus code.
+
+    Args:
+        keys: hashed seeds.
+    """
+    words = hashed(keys[:, None] + (counters + 1) * STEP)
     uniform = _shifted(words, 12).double().add_(0.5).mul_(2.0**-52)  # in (0, 1), both ends out of reach
-    return uniform.log_().neg_().log_().neg_().view(len(seeds), stop - start, vocab_size)
+    return uniform.log_().neg_().log_().neg_()

@@ -13,11 +13,13 @@ faster than lock-step, and most were slower (docs/decisions.md).
 Why image i is the same in every batch: its noise belongs to its seed, the position and the code, and nothing mixes
 rows. Products of matrices may round differently in another batch, so logits agree to rounding, not to the bit; the
 largest of logits plus noise then changes with about the probability of the rounding. In float64 no image changes.
+
+On CUDA `dpar.sampling.captured` draws instead, whatever the settings: the same steps on tensors at fixed addresses.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +35,10 @@ from dpar.model.rope import zero_rope
 from dpar.patches.rule import PatchRule, static_starts
 from dpar.sampling import steps
 from dpar.sampling.cache import RaggedCache, TokenCache
+from dpar.sampling.captured import GraphStore, sample_static
 from dpar.sampling.guidance import DrawSettings, branch_labels, guidance_scales, guided, guided_tokens, gumbel_argmax
 from dpar.sampling.noise import gumbel
+from dpar.sampling.result import SampleResult, Step
 
 # Numbers of noise that are made together: enough to make the calls cheap, 8 MiB an array.
 NOISE_AT_ONCE = 2**20
@@ -42,23 +46,6 @@ NOISE_AT_ONCE = 2**20
 Run = Callable[
     [Callable[..., Any], int], Callable[..., Any]
 ]  # a function of `steps`, a position -> the function to call
-
-
-class Step(NamedTuple):
-    """One token of every image of a batch."""
-
-    entropy: Float[Tensor, " B"] | None  # e_t in nats; None where nothing asks for it
-    opens: Bool[Tensor, " B"]  # whether x_t begins a patch
-    logits: Float[Tensor, "B V"]  # after guidance, before temperature and truncation
-    tokens: Int[Tensor, " B"]  # x_t
-
-
-class SampleResult(NamedTuple):
-    """A batch of drawn images, and where their patches began (every token, for a model without patches)."""
-
-    tokens: Int[Tensor, "B T"]
-    starts: Bool[Tensor, "B T"]
-    entropy: Float[Tensor, "B T"] | None
 
 
 class TokenStream:
@@ -235,6 +222,11 @@ class GuidedStream:
         return guided(self.stream.logits(position, previous, opens), self.batch, self.scales[position])
 
 
+def by_static_parts(device: torch.device) -> bool:
+    """Whether `dpar.sampling.captured` draws there: everything on CUDA, nothing elsewhere."""
+    return device.type == "cuda"
+
+
 def sample(
     model: DPAR | LlamaGen,
     entropy_model: LlamaGen | None,
@@ -245,6 +237,7 @@ def sample(
     settings: DrawSettings,
     prefix: Int[Tensor, "B N"] | None = None,
     observe: Callable[[Step], object] | None = None,
+    store: GraphStore | None = None,
 ) -> SampleResult:
     """A drawn image for each label (Algorithm 2). Image i depends on `labels[i]` and `seeds[i]`, not on the others.
 
@@ -258,6 +251,7 @@ def sample(
         prefix: the first N tokens of each image, which are kept; the rest continues them, exactly as the model would
             have after drawing them.
         observe: called with each step; for values that the result does not hold.
+        store: for a GPU: where CUDA graphs are kept for the next batches of this size. None: nothing is captured.
 
     Raises:
         InputError: a label or the prefix is out of range, the two models do not fit each other, or nothing can be
@@ -265,6 +259,19 @@ def sample(
     """
     _check(model, entropy_model, labels, rule, prefix)
     compilers = steps.compiling(labels.device) if settings.compile else nullcontext()
+    if by_static_parts(labels.device):
+        with compilers:
+            return sample_static(
+                model,
+                entropy_model,
+                labels=labels,
+                seeds=seeds,
+                rule=rule,
+                settings=settings,
+                prefix=prefix,
+                observe=observe,
+                store=store,
+            )
 
     def run(step: Callable[..., Any], position: int) -> Callable[..., Any]:
         """`step` or compiled code; not at positions 0 and 1, which would be compiled by themselves."""

@@ -18,12 +18,17 @@ from torch.fx.experimental import _config as fx_config
 from dpar.device import try_compiler
 from dpar.model.dpar import DPAR
 from dpar.model.entropy import entropy_from_outputs
+from dpar.model.layers import Attend
 from dpar.model.llamagen import LlamaGen
 from dpar.model.patch_decoder import PatchDecoderLayer
 from dpar.model.patch_encoder import PatchEncoderLayer
-from dpar.sampling.cache import Entries, LockstepSlot, RaggedSlots, attention
+from dpar.sampling.cache import LockstepSlot, RaggedSlots, cached_attention
+from dpar.sampling.static_cache import StaticSlots, static_attention
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+Entries = tuple[Sequence[Tensor], Sequence[Tensor]]
+"""Keys and values of each layer of a stack, as their cache lays them out."""
 
 
 @contextmanager
@@ -45,8 +50,19 @@ def compiled(step: Function) -> Function:
     return cast(Function, torch.compile(step, dynamic=True, fullgraph=True))
 
 
+def attention(keys: Tensor, values: Tensor, slots: LockstepSlot | RaggedSlots | StaticSlots) -> Attend:
+    """Attention of new entries of a layer, which are stored, to those of their own rows; by the kind of the cache."""
+    if isinstance(slots, LockstepSlot | RaggedSlots):
+        return cached_attention(keys, values, slots)
+    return static_attention(keys, values, slots)
+
+
 def token_logits(
-    model: LlamaGen, x: Float[Tensor, "R D"], rope: Float[Tensor, "1 half 2"], entries: Entries, slots: LockstepSlot
+    model: LlamaGen,
+    x: Float[Tensor, "R D"],
+    rope: Float[Tensor, "1 half 2"],
+    entries: Entries,
+    slots: LockstepSlot | StaticSlots,
 ) -> Float[Tensor, "R V"]:
     """Logits of the token after the one of embedding `x`."""
     for layer, keys, values in zip(model.layers, *entries, strict=True):
@@ -55,14 +71,22 @@ def token_logits(
 
 
 def token_entropy(
-    model: LlamaGen, x: Float[Tensor, "R D"], rope: Float[Tensor, "1 half 2"], entries: Entries, slots: LockstepSlot
+    model: LlamaGen,
+    x: Float[Tensor, "R D"],
+    rope: Float[Tensor, "1 half 2"],
+    entries: Entries,
+    slots: LockstepSlot | StaticSlots,
 ) -> Float[Tensor, " R"]:
     """Entropy in nats of that token (Eq. 3)."""
     return entropy_from_outputs(model, token_logits(model, x, rope, entries, slots))
 
 
 def encoder_step(
-    model: DPAR, x: Float[Tensor, "B D"], rope: Float[Tensor, "1 half 2"], entries: Entries, slots: LockstepSlot
+    model: DPAR,
+    x: Float[Tensor, "B D"],
+    rope: Float[Tensor, "1 half 2"],
+    entries: Entries,
+    slots: LockstepSlot | StaticSlots,
 ) -> list[Float[Tensor, "B D"]]:
     """States of the token of embedding `x` after each layer of the encoder (Eq. 4)."""
     states = []
@@ -84,7 +108,11 @@ def pool_patches(
 
 
 def patch_transformer_step(
-    model: DPAR, x: Float[Tensor, "n D"], rope: Float[Tensor, "n half 2"], entries: Entries, slots: RaggedSlots
+    model: DPAR,
+    x: Float[Tensor, "n D"],
+    rope: Float[Tensor, "n half 2"],
+    entries: Entries,
+    slots: RaggedSlots | StaticSlots,
 ) -> list[Float[Tensor, "n D"]]:
     """States that each layer of the decoder adds to the tokens of the patches that follow the patches `x` (Eq. 6)."""
     for layer, keys, values in zip(model.patch_transformer.layers, *entries, strict=True):
@@ -98,7 +126,7 @@ def decoder_step(
     added: Sequence[Float[Tensor, "R D"]],
     rope: Float[Tensor, "1 half 2"],
     entries: Entries,
-    slots: LockstepSlot,
+    slots: LockstepSlot | StaticSlots,
 ) -> Float[Tensor, "R V"]:
     """Logits of the token after the one of state `x`, to which each layer adds its own first (Eqs. 6-7)."""
     for layer, more, keys, values in zip(_decoder(model), added, *entries, strict=True):

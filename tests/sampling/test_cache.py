@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from dpar.sampling import cache as caches
-from dpar.sampling.cache import RaggedCache, TokenCache, attention
+from dpar.sampling.cache import RaggedCache, TokenCache, cached_attention
 
 HEADS, HEAD_DIM = 2, 8
 
@@ -39,7 +39,7 @@ def test_synchronous_rows(kind):
     for t in range(6):
         at = cache.append(t)
         now = [x[:, t] for x in (q, k, v)]
-        outs.append([attention(*entries, at)(*now) for entries in zip(*cache.entries, strict=True)])
+        outs.append([cached_attention(*entries, at)(*now) for entries in zip(*cache.entries, strict=True)])
     for out in (torch.stack(layer, 1) for layer in zip(*outs, strict=True)):
         for row in range(4):
             assert torch.allclose(out[row], causal(q[row], k[row], v[row]))
@@ -74,7 +74,7 @@ def test_rows_with_lengths_of_their_own(kind, monkeypatch, at_once, share):
         at = cache.append(entering)
         for layer in zip(*cache.entries, strict=True):
             now = [torch.stack([x[row, seen[row]] for row in entering]) for x in (q, k, v)]
-            out = attention(*layer, at)(*now)
+            out = cached_attention(*layer, at)(*now)
             for i, row in enumerate(entering):
                 until = seen[row] + 1
                 assert torch.allclose(out[i], causal(q[row, :until], k[row, :until], v[row, :until])[-1])
@@ -118,6 +118,6 @@ def test_rows_that_go_on_alone(kind, when):
         now = [x[:rows, t] for x in (q, k, v)]
         for cache, at in ((together, together.append(t)), (apart, apart.append(np.arange(rows)))):
             (layer,) = zip(*cache.entries, strict=True)
-            out = attention(*layer, at)(*now)
+            out = cached_attention(*layer, at)(*now)
             for row in range(rows):
                 assert torch.allclose(out[row], causal(*(x[row, : t + 1] for x in (q, k, v)))[-1])
