@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from dpar.data.classes import Classes
 from dpar.device import default_device
 from dpar.errors import InputError
 from dpar.files import fields_of
@@ -26,10 +27,11 @@ class Generator:
 
     Args:
         rule: where patches begin; None for a model without patches.
+        classes: that the model draws.
     """
 
-    def __init__(self, networks: Networks, rule: PatchRule | None):
-        self.networks, self.rule = networks, rule
+    def __init__(self, networks: Networks, rule: PatchRule | None, classes: Classes):
+        self.networks, self.rule, self.classes = networks, rule, classes
         self._store = GraphStore()
 
     @classmethod
@@ -48,7 +50,8 @@ class Generator:
         folder = Path(folder)
         check_recorded(folder / CONFIG)
         with fields_of(folder / CONFIG):
-            rule = PatchRule.of_model(model_config(folder))
+            config = model_config(folder)
+            rule, classes = PatchRule.of_model(config), Classes.of_model(folder, config)
         networks = load_networks(
             folder,
             find_network(folder, "entropy_model") if rule is not None and rule.is_dynamic else None,
@@ -56,7 +59,7 @@ class Generator:
             precision=precision,
             device=default_device() if device is None else torch.device(device),
         )
-        return cls(networks, rule)
+        return cls(networks, rule, classes)
 
     @property
     def side(self) -> int:
@@ -65,7 +68,7 @@ class Generator:
 
     def __call__(
         self,
-        labels: Sequence[int],
+        labels: Sequence[int | str],
         *,
         seed: int = 0,
         cfg_scale: float = 2.0,
@@ -79,6 +82,7 @@ class Generator:
         """An image of each class in `labels`, as bytes; image i of a seed is always the same.
 
         Args:
+            labels: numbers or names of classes.
             cfg_scale: of guidance; 1 is none. This and the following are those of `DrawSettings`.
             prefix: tokens that each image begins with.
 
@@ -88,9 +92,12 @@ class Generator:
         if not len(labels):
             return np.empty((0, self.side, self.side, 3), dtype=np.uint8)
         try:
-            classes = np.array(labels, dtype=np.int64)
+            known = [self.classes.label(label) if isinstance(label, str) else label for label in labels]
+            classes = np.array(known, dtype=np.int64)
+        except InputError:
+            raise
         except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"labels are whole numbers, one per image, not {labels!r} ({error})") from None
+            raise InputError(f"labels are names or whole numbers, one per image, not {labels!r} ({error})") from None
         settings = DrawSettings(cfg_scale, cfg_interval, temperature, top_k, top_p, compile)
         sampler = ImageSampler(self.networks, self.rule, settings, store=self._store)
         return sampler.images(Request.of(classes, seed, prefix)).images

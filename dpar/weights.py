@@ -51,6 +51,7 @@ class _Provenance(BaseModel):
     seed: int | None = None
     accuracy: float | None = None
     train_digest: str | None = None
+    classes: list[str | None] | None = None
 
     @model_validator(mode="after")
     def _has_threshold(self) -> Self:

@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import re
+import shlex
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dpar import files
+from dpar.data.classes import Classes
 from dpar.errors import InputError
 from dpar.experiment.loading import load_experiment
 from dpar.generator import Generator, find_network
@@ -70,10 +72,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"cannot write {args.out}: {error.strerror}; free some space, or give another place") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+    example = shlex.quote(Classes.of_model(args.out, model_config(args.out)).example(1))
     total = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
     print(
         f"{args.out}: {folder}, {total:,} bytes\n"
-        f"next: dpar sample --checkpoint {args.out} --labels 0 --n 8 --out grid.png, or read {args.out / CARD}"
+        f"next: dpar sample --checkpoint {shlex.quote(str(args.out))} --labels {example} --n 8 --out grid.png, "
+        f"or read {args.out / CARD}"
     )
 
 
@@ -110,7 +114,7 @@ def export(folder: Path, out: Path, *, half: bool = False) -> None:
         verify_model(target)
     for name, path in copies.items():
         shutil.copyfile(path, out / name)
-    stored = model_config(out)
+    stored = _with_names(out, generator.classes)
     facts["origin"].insert(0, _weights(stored["sha256"], described["sha256"]))
     card = model_card(
         f"{folder.parent.name}/{folder.name}",
@@ -118,9 +122,19 @@ def export(folder: Path, out: Path, *, half: bool = False) -> None:
         parameters=parameters,
         side=generator.side,
         picture=PICTURE if PICTURE in copies else None,
+        classes=generator.classes,
         **facts,
     )
     files.write_text(out / CARD, card)
+
+
+def _with_names(out: Path, classes: Classes) -> dict[str, Any]:
+    """The config.json of an exported model, with the names of its classes also where only its results had them."""
+    stored = model_config(out)
+    if classes.names is not None and "classes" not in stored["provenance"]:
+        stored["provenance"]["classes"] = list(classes.names)
+        files.write_json(out / CONFIG, stored)
+    return stored
 
 
 def _round(source: Path, target: Path, rounded: dict[str, str]) -> None:

@@ -13,8 +13,10 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from dpar.data.classes import Classes
 from dpar.data.crops import center_crop
 from dpar.data.decoding import decode
+from dpar.data.sources.source import enumerated
 from dpar.device import default_device
 from dpar.errors import InputError
 from dpar.experiment.settings import Patchify
@@ -30,10 +32,7 @@ from dpar.tracking.makers import check_recorded
 from dpar.weights import CONFIG, model_config
 
 COLUMNS = 8  # of the picture
-
-
-def _labels(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+IMAGES = 16  # drawn by default
 
 
 def _shares(text: str) -> tuple[float, float]:
@@ -41,7 +40,6 @@ def _shares(text: str) -> tuple[float, float]:
     return first, last
 
 
-_labels.__name__ = "list of classes"  # as argparse calls it
 _shares.__name__ = "pair of shares"
 
 
@@ -49,8 +47,15 @@ def parser() -> argparse.ArgumentParser:
     """The flags of this command."""
     flags = argparse.ArgumentParser(prog="dpar sample", description=__doc__)
     flags.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="model folder, DPAR or LlamaGen")
-    flags.add_argument("--labels", type=_labels, required=True, metavar="C[,C...]", help="classes to draw")
-    flags.add_argument("--n", type=int, default=16, help="images in all, shared evenly by the labels (default: 16)")
+    flags.add_argument(
+        "--labels",
+        required=True,
+        metavar="C[,C...]",
+        help='classes to draw, by name or number: "tulips,roses", 0,3, 0-9 or all',
+    )
+    flags.add_argument(
+        "--n", type=int, help="images in all, shared evenly by the labels (default: 16, or one each if there are more)"
+    )
     flags.add_argument("--out", type=Path, required=True, metavar="PNG", help="the picture, a line per label")
     flags.add_argument("--image", type=Path, metavar="FILE", help="an image to begin with; the model draws the rest")
     flags.add_argument(
@@ -99,7 +104,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: a flag or a label is out of range, or a network is missing or of another experiment.
     """
     args = parser().parse_args(argv)
-    _check(args)
+    config = model_config(args.checkpoint)
+    classes = Classes.of_model(args.checkpoint, config)
+    chosen = classes.labels(args.labels)
+    args.n = max(IMAGES, len(chosen)) if args.n is None else args.n
+    _check(args, chosen)
     settings = DrawSettings(args.cfg, args.cfg_interval, args.temperature, args.top_k, args.top_p, args.compile)
     origin = _origin(args)
     networks = load_networks(
@@ -111,17 +120,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         device=default_device(),
     )
     start = time.monotonic()
-    labels = np.array(args.labels)[np.sort(np.arange(args.n) % len(args.labels))]
+    labels = np.array(chosen)[np.sort(np.arange(args.n) % len(chosen))]
     request = Request.of(labels, args.seed, _prefix(args, networks))
     drawn = ImageSampler(networks, origin.rule, settings).images(request)
     seconds = time.monotonic() - start
     write_bytes(args.out, contact_sheet(_lines(drawn.images, labels)))
-    found = _found(args, networks, origin, labels, drawn.patches, seconds)
+    found = _found(args, networks, origin, labels, drawn.patches, seconds) | {
+        "classes": [classes.title(label) for label in labels.tolist()]
+    }
     if args.json:
         print(json.dumps(found))
         return
     print(
-        f"{args.out}: {args.n} images of classes {', '.join(map(str, args.labels))} in {seconds:.1f} s "
+        f"{args.out}: {args.n} images of {_said(classes, chosen)} in {seconds:.1f} s "
         f"({found['images_per_s']:.2f} per second), {drawn.patches.mean():.1f} of {networks.model.config.tokens} steps "
         "per image"
     )
@@ -215,9 +226,16 @@ def _found(
     }
 
 
-def _check(args: argparse.Namespace) -> None:
+def _said(classes: Classes, chosen: Sequence[int]) -> str:
+    """The classes that were drawn, in words: by name and number, where they have names."""
+    if classes.names is None:
+        return f"classes {enumerated(list(map(str, chosen)))}"
+    return enumerated([f"{classes.title(label)} ({label})" for label in chosen])
+
+
+def _check(args: argparse.Namespace, labels: Sequence[int]) -> None:
     allowed = {
-        "n": (args.n >= len(args.labels), f"at least one image for each of the {len(args.labels)} labels"),
+        "n": (args.n >= len(labels), f"at least one image for each of the {len(labels)} labels"),
         **{name: (least < getattr(args, name) <= most, word) for name, (least, most, word) in CHOICES.items()},
         "threshold": (args.threshold is None or not math.isnan(args.threshold), "a number of nats"),
         "max_length": (args.max_length is None or args.max_length > 0, "at least one token"),

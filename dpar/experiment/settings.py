@@ -19,6 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 LEAST_CRITIC_SIDE = 24  # pixels of the images that the tokenizer's adversarial loss needs
+IMAGENET = "imagenet"  # as `images.classes`: the names of its 1,000 classes, which come with the package
 LONGEST_NAME = 100  # bytes: names are parts of files' names, of which a file system takes 255
 
 
@@ -57,6 +58,12 @@ class Images(Settings):
     generated: GeneratedImages | None = None
     resolution: int = Field(gt=0, description="pixels, the side of the square that is tokenized")
     num_classes: int = Field(gt=0)
+    classes: str | None = Field(
+        default=None,
+        exclude_if=lambda classes: classes is None,
+        description="names of the classes in the order of their numbers: a file (JSON list, or a line per class), or "
+        "`imagenet`; null = those of the images",
+    )
     max_val: int | None = Field(
         default=None,
         gt=0,

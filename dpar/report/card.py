@@ -1,12 +1,15 @@
 """The card of an exported model: what it is, how it is used, what was measured about it and under which conditions."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from dpar.data.classes import Classes
 from dpar.report import tables
 
+_NAMED = 100  # classes whose names stand on a card
 _PATCHES = {None: "no patches", "dynamic": "patches that begin where the entropy model is uncertain"}
 
 
@@ -19,6 +22,7 @@ def model_card(
     measured: Mapping[str, Sequence[Mapping[str, Any]]],
     likelihood: Mapping[str, Any] | None,
     origin: Sequence[str],
+    classes: Classes,
     credits: str | None,
     picture: str | None,
 ) -> str:
@@ -31,6 +35,7 @@ def model_card(
         measured: set of samples -> what compute_metrics wrote for each of its seeds; all drawn from this model.
         likelihood: what evaluate_likelihood wrote.
         origin: lines that say what it was made from.
+        classes: that it draws.
         credits: whose images it was trained on, and their licence, as the experiment says.
         picture: the name of a file with samples.
     """
@@ -46,9 +51,14 @@ def model_card(
     ]
     lines += [f"![samples]({picture})", ""] if picture else []
     lines += ["## Use", "", "Nothing is downloaded; this folder holds all networks, as safetensors.", "", "```"]
-    lines += ["dpar sample --checkpoint FOLDER --labels 0,1 --n 16 --out grid.png", "```", "", "```python"]
+    example = shlex.quote(classes.example(2))
+    lines += [f"dpar sample --checkpoint FOLDER --labels {example} --n 16 --out grid.png", "```", "", "```python"]
     lines += ["import dpar", "", "generator = dpar.Generator.from_pretrained(FOLDER)"]
     lines += ["images = generator([0, 1], seed=0, cfg_scale=2.0)  # uint8, N x side x side x 3", "```", ""]
+    if classes.names is not None:
+        numbered = [tables.plain(f"{label} {classes.title(label)}") for label in range(min(classes.count, _NAMED))]
+        more = [f"... ({classes.count:,} in all, in config.json)"] if classes.count > _NAMED else []
+        lines += ["## Classes", "", "```", *numbered, *more, "```", ""]
     lines += ["## Measured", ""]
     if likelihood:
         lines += [
@@ -63,7 +73,7 @@ def model_card(
     lines += ["## Made from", "", *(f"- {tables.plain(line)}" for line in origin), ""]
     lines += ["## Images and licence", "", tables.plain(credits), ""] if credits else []
     # on one line each, none can end the block
-    settings = (tables.plain(f"{key}: {value}") for key, value in {**model, **made}.items())
+    settings = (tables.plain(f"{key}: {value}") for key, value in {**model, **made}.items() if key != "classes")
     lines += ["## Settings", "", "```", *settings, "```", ""]
     return "\n".join(lines)
 

@@ -1,5 +1,6 @@
 """Figures: entropy maps with patches, samples, curves and heat maps, cost. Arrays in, figures out."""
 
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ matplotlib.rcParams.update(
     }
 )
 
+_WRAPPED = 16  # letters in a line of a row's name
 THUMBNAIL = 0.62  # inches, the side of an image among many
 DPAR, LLAMAGEN, NEUTRAL = "#c0392b", "#2c6fbb", "#888888"
 
@@ -123,7 +125,9 @@ def sample_columns(
     rows, blocks = len(row_names), list(columns.items())
     bands = [blocks[start : start + band] for start in range(0, len(blocks), band)]
     widths = [block.shape[1] for _, block in bands[0]]
-    figure = new_figure(side * sum(widths) + 0.25 * len(widths) + 0.8, (side * rows + 0.4) * len(bands))
+    names = [textwrap.fill(_literal(name), _WRAPPED, max_lines=3, placeholder=" ...") for name in row_names]
+    margin = max(0.8, 0.25 + 0.06 * max(len(line) for name in names for line in name.splitlines() or [""]))
+    figure = new_figure(side * sum(widths) + 0.25 * len(widths) + margin, (side * rows + 0.4) * len(bands))
     grid = figure.subplots(len(bands), len(widths), squeeze=False, gridspec_kw={"width_ratios": widths})
     for axis in grid.flat:
         axis.set_axis_off()
@@ -138,7 +142,7 @@ def sample_columns(
             for spine in axis.spines.values():
                 spine.set_visible(False)
         height = shown[0][1].shape[2]
-        axes[0].set_yticks([height * (i + 0.5) for i in range(rows)], row_names, fontsize=7)
+        axes[0].set_yticks([height * (i + 0.5) for i in range(rows)], names, fontsize=7)
         axes[0].tick_params(length=0)
     return figure
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt8
 
+from dpar.data.classes import Classes
 from dpar.data.crops import center_crop
 from dpar.data.images import ImageIndex
 from dpar.device import default_device
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folders = args.model_folder, asked[0] if asked else None, args.tokenizer
         networks = load_networks(*folders, precision=sampling.precision, device=default_device())
         index = ImageIndex.load(args.index)
+        named = Classes.of_images(experiment.images, index)
         chosen = np.concatenate(class_rows(index.labels, 1, IMAGES))
         originals = np.stack([np.asarray(center_crop(index.read(int(i)), side)) for i in chosen])
         classes = (index.labels[chosen][:, None] + continuations(index.num_classes)) % index.num_classes
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sampler = ImageSampler(networks, rule, DrawSettings(**sampling.draw), sampling.batch_size, side)
         completed = sampler.images(Request.of(classes.ravel(), experiment.seed, prefix)).images
         shown = shown_columns(originals, completed.reshape(*classes.shape, side, side, 3), rows // 2 * side // rows)
-        save(sample_columns(shown, [f"class {c}" for c in index.labels[chosen]]), args.output)
+        save(sample_columns(shown, [named.title(int(c)) for c in index.labels[chosen]]), args.output)
         job.image(args.output, key="completions", step=0)
 
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from dpar.data.classes import Classes
 from dpar.data.crops import center_crop, resized, to_model_input, to_uint8
 from dpar.data.images import ImageIndex
 from dpar.data.workers import mapped, reported
@@ -97,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "extractor_sha256": extractor.sha256,
         }
         write_json(args.report, {**results, "metric": metric, "conditions": conditions})
-        captions = [f"class {index.labels[i]}" for i in chosen]
+        named = Classes.of_images(experiment.images, index)
+        captions = [named.title(int(index.labels[i])) for i in chosen]
         write_bytes(args.picture, side_by_side([pairs[i] for i in chosen], captions, COLUMNS))
         job.summary({f"eval/{name}": value for name, value in results.items() if value is not None})
         job.image(args.picture, key="reconstructions", step=0)

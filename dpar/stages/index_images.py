@@ -8,6 +8,7 @@ from jaxtyping import Int
 
 from dpar import tracking
 from dpar.data.class_names import numbered_as
+from dpar.data.classes import Classes
 from dpar.data.images import ImageIndex, open_images, shared_images
 from dpar.data.sources.source import described
 from dpar.errors import InputError, run_command, shown
@@ -72,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         if training is not None:
             _check_shared(index, training, images)
+        classes = Classes.of_images(images, index)
         index.save(args.output)
         counts = index.class_counts
         print(
@@ -79,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{counts.max()} images each, {len(index.skipped)} left out as unreadable"
             f"{described(found.left_alone, '; left alone: ')}"
         )
+        if classes.names:
+            print(f"classes: {classes.listed()}")
+            job.tags({"dpar.classes": classes.listed()})
         job.summary(
             {
                 "images": len(index),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from dpar.data.classes import Classes
 from dpar.data.crops import center_crop
 from dpar.data.images import ImageIndex
 from dpar.errors import InputError, run_command
@@ -22,6 +23,7 @@ STAGE = Stage(
     __doc__,
     flag("--figure", "`samples`, or a name under `figures` of the experiment", type=str),
     flag("--index", "index/val.json: the real images of `samples`", required=False),
+    flag("--classes", "index/train.json: the names of the classes", required=False),
     flag("--samples", "samples/CELL/seedN/00000.npz ...", nargs="+"),
     flag("--output"),
 )
@@ -38,7 +40,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     figure = experiment.figures.get(args.figure)
     with run.job(
         args.figure,
-        inputs=(jobs.index("val", args.index) if args.index else []) + jobs.samples(args.samples),
+        inputs=[
+            *(jobs.index("val", args.index) if args.index else []),
+            *jobs.class_names(args.classes),
+            *jobs.samples(args.samples),
+        ],
         outputs=[args.output],
         params={"figure": args.figure},
     ) as job:
@@ -66,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 columns[name] = of_classes(stored["arr_0"], stored["labels"], classes, pictures)
         side = next(iter(columns.values())).shape[2]
         inches = THUMBNAIL if figure is None else max(THUMBNAIL, side / DOTS)
-        save(sample_columns(columns, [f"class {c}" for c in classes], inches), args.output)
+        named = Classes.of_images(experiment.images, args.classes)
+        save(sample_columns(columns, [named.title(c) for c in classes], inches), args.output)
         job.image(args.output, key=args.figure, step=0)
 
 

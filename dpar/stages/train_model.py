@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from dpar import tracking
+from dpar.data.classes import Classes
 from dpar.data.codes import open_codes
 from dpar.data.loader import steps_per_epoch
 from dpar.errors import InputError, run_command
@@ -34,6 +35,7 @@ STAGE = Stage(
     flag("--milestone", "where to stop, such as step400 or epoch50", type=str),
     flag("--train", "manifest of training codes, scored for DPAR"),
     flag("--val", "manifest of held-out codes, scored for DPAR"),
+    flag("--classes", "index/train.json: the names of the classes, for the model folder", required=False),
     THRESHOLDS,
     flag("--tokenizer", "folder; with it, each checkpoint's samples are drawn", required=False),
     flag("--entropy-model", "folder; read where patches are dynamic", required=False),
@@ -77,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             inputs=[
                 *jobs.codes_of_model(experiment, args.model, "train", args.train),
                 *jobs.codes_of_model(experiment, args.model, "val", args.val),
+                *jobs.class_names(args.classes),
                 *jobs.thresholds(experiment, args.thresholds),
                 *(jobs.tokenizer(args.tokenizer) if args.tokenizer else []),
                 *(wanted for folder in looked_with[1:] for wanted in jobs.network("entropy_model", folder)),
@@ -128,6 +131,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "grid": experiment.grid,
             "precision": cell.training.precision,
         }
+        if (names := Classes.of_images(experiment.images, args.classes).names) is not None:
+            provenance["classes"] = list(names)
         train_to(
             task,
             until,

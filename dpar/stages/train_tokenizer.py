@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from dpar.data.classes import Classes
 from dpar.data.images import ImageIndex
 from dpar.errors import InputError, run_command
 from dpar.experiment.settings import LEAST_CRITIC_SIDE
@@ -67,12 +68,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if training.perceptual_weight > 0 and training.perceptual_network is not None:
             weights = Path(training.perceptual_network).expanduser()
             perceptual, perceptual_sha256 = load_lpips(weights).to(group.device), sha256_file(weights)
+        learned, held_out = (_index(path, resolution) for path in (args.train_index, args.val_index))
         torch.manual_seed(experiment.seed)
         task = TokenizerTask(
             model=VQAutoencoder(sizes).to(group.device),
             training=training,
-            train=_index(args.train_index, resolution),
-            val=_index(args.val_index, resolution),
+            train=learned,
+            val=held_out,
+            classes=Classes.of_images(experiment.images, held_out),
             resolution=resolution,
             perceptual=perceptual,
             perceptual_sha256=perceptual_sha256,

@@ -29,7 +29,7 @@ def side_by_side(
     for i, (pair, caption) in enumerate(zip(pairs, captions, strict=True)):
         line, column = divmod(i, columns)
         left, top = margin + column * (size[0] + GAP), line * (pair_height + GAP)
-        draw.text((left, top + GAP), caption, fill="black", font=font)
+        draw.text((left, top + GAP), _fitting(caption, font, size[0]), fill="black", font=font)
         for name, pixels in zip(("original", "reconstructed"), pair, strict=True):
             below = top + FONT + 2 * GAP if name == "original" else top + FONT + 3 * GAP + size[1]
             sheet.paste(Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST), (left, below))
@@ -38,3 +38,12 @@ def side_by_side(
     data = BytesIO()
     sheet.save(data, format="PNG")
     return data.getvalue()
+
+
+def _fitting(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, or as much of its beginning as is at most `width` pixels wide."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}..") > width:
+        text = text[:-1]
+    return f"{text}.."

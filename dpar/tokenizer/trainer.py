@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from dpar.data.classes import Classes
 from dpar.data.crops import center_crop, to_model_input, to_uint8, with_shorter_side
 from dpar.data.images import ImageIndex
 from dpar.data.loader import epoch_order, random_bits, random_uniform
@@ -64,6 +65,7 @@ class TokenizerTask:
         training: the settings.
         train: images to learn from.
         val: images to validate on.
+        classes: their names, for pictures.
         resolution: pixels, the side of a crop.
         perceptual: LPIPS on this rank's device, where its weight is not 0.
         perceptual_sha256: of its file.
@@ -75,6 +77,7 @@ class TokenizerTask:
     training: TokenizerTraining
     train: ImageIndex
     val: ImageIndex
+    classes: Classes
     resolution: int
     perceptual: LPIPS | None
     perceptual_sha256: str | None
@@ -341,7 +344,7 @@ class TokenizerTrainer:
         originals, others = torch.cat(pixels), torch.cat(rebuilt)
         shown = np.unique(np.linspace(0, len(chosen) - 1, min(SHOWN, len(chosen))).round().astype(np.int64))
         pairs = [(originals[i].permute(1, 2, 0).numpy(), others[i].permute(1, 2, 0).numpy()) for i in shown]
-        captions = [f"class {task.val.labels[chosen[i]]}" for i in shown]
+        captions = [task.classes.title(int(task.val.labels[chosen[i]])) for i in shown]
         self.job.image(side_by_side(pairs, captions, columns=SHOWN), key="reconstructions", step=self.step)
         return {"val/psnr": psnr(originals, others).mean().item()}
 

@@ -18,6 +18,11 @@ def index(split: str, *paths: Path) -> list[Wanted]:
     return made_by(f"index_images[{split}]", *paths)
 
 
+def class_names(path: Path | None) -> list[Wanted]:
+    """The index of the training images, if it is there still: all that is read of it are the names of the classes."""
+    return index("train", path) if path is not None and path.exists() else []
+
+
 def tokenizer(folder: Path) -> list[Wanted]:
     """The tokenizer."""
     return made_by(TOKENIZER, *model_files(folder))

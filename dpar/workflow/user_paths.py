@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpar.experiment.cells import SampleCell
-from dpar.experiment.settings import Experiment
+from dpar.experiment.settings import IMAGENET, Experiment
 
 SPLITS = ("train", "val")
 
@@ -33,6 +33,8 @@ def user_paths(experiment: Experiment, cells: Iterable[SampleCell]) -> Iterator[
     for split in SPLITS if images.generated is None else ():
         kind = "folder" if images.source == "folder" else "files"
         yield UserPath(f"images.{split}", getattr(images, split), kind, tuple(_made_from_images(experiment, split)))
+    if images.classes not in (None, IMAGENET):
+        yield UserPath("images.classes", images.classes, "file", ("index/train.json",))
     if tokenizer.weights is not None:
         made = ("tokenizer/model.safetensors",)
         yield UserPath("tokenizer.weights", tokenizer.weights, "file", made, tokenizer.weights_sha256)

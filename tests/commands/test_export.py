@@ -137,6 +137,24 @@ def test_the_card_has_the_metrics_of_these_weights_with_their_conditions(results
     assert not (tmp_path / "other/entropy_model").exists()
 
 
+def test_names_of_classes_go_along(results, tmp_path, capsys):
+    shutil.copytree(results, tmp_path / "results" / "demo")
+    named = tmp_path / "results" / "demo"
+    (named / "index").mkdir(exist_ok=True)
+    (named / "index" / "train.json").write_text('{\n"classes": ["tulips","red roses","daisy"],\n"labels": []\n}\n')
+    export.main([str(named / "models" / "dpar" / "step1"), str(tmp_path / "out")])
+    assert "--labels tulips --n 8" in capsys.readouterr().out
+    assert model_config(tmp_path / "out")["provenance"]["classes"] == ["tulips", "red roses", "daisy"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "--labels 'tulips,red roses' --n 16" in card
+    assert "\n```\n0 tulips\n1 red roses\n2 daisy\n```\n" in card
+    shutil.rmtree(named)
+    generator = dpar.Generator.from_pretrained(tmp_path / "out")
+    assert np.array_equal(generator(["daisy", "tulips"]), generator([2, 0]))
+    with pytest.raises(InputError, match=r"no class 'rose'; did you mean red roses\?"):
+        generator(["rose"])
+
+
 def test_an_export_can_be_exported(results, tmp_path):
     export.main([str(results / "models/dpar/step1"), str(tmp_path / "out")])
     export.main([str(tmp_path / "out"), str(tmp_path / "again")])

@@ -222,10 +222,34 @@ def test_bad_flags(results, tmp_path, capsys, flags, message):
     assert not (tmp_path / "grid.png").exists()
 
 
-def test_labels_that_are_no_numbers(results, tmp_path, capsys):
-    with pytest.raises(SystemExit):
+def test_a_model_without_names_knows_numbers_alone(results, tmp_path, capsys):
+    with pytest.raises(
+        InputError, match="no class 'cat': this model knows its 3 classes by their numbers alone, 0 to 2"
+    ):
         draw(capsys, results, tmp_path / "grid.png", "--labels", "cat")
-    assert "invalid list of classes value" in capsys.readouterr().err
+
+
+def test_classes_are_drawn_by_name(results, tmp_path, capsys):
+    shutil.copytree(results, tmp_path / "named")
+    config = tmp_path / "named" / "models" / "dpar" / "step1" / "config.json"
+    described = read_json(config)
+    described["provenance"]["classes"] = ["tulips", "red roses", None]
+    write_json(config, described)
+    expected = draw(capsys, results, tmp_path / "numbers.png", "--labels", "1,0")
+    found = draw(capsys, tmp_path / "named", tmp_path / "names.png", "--labels", "red roses,tulips")
+    assert found["labels"] == expected["labels"]
+    assert (tmp_path / "names.png").read_bytes() == (tmp_path / "numbers.png").read_bytes()
+    assert found["classes"] == ["red roses"] * 3 + ["tulips"] * 3
+    main(["--checkpoint", str(config.parent), "--labels", "all", "--out", str(tmp_path / "all.png"), "--cfg", "1"])
+    assert "16 images of tulips (0), red roses (1), class 2 (2) in" in capsys.readouterr().out
+    with pytest.raises(
+        InputError, match=r"no class 'rose'; did you mean red roses\? The classes are tulips, red roses"
+    ):
+        draw(capsys, tmp_path / "named", tmp_path / "x.png", "--labels", "rose")
+    described["provenance"]["classes"] = ["tulips"]
+    write_json(config, described)
+    with pytest.raises(InputError, match="draws 3 classes, but 1 names are kept for them"):
+        draw(capsys, tmp_path / "named", tmp_path / "x.png")
 
 
 def test_a_folder_in_place_of_the_picture_is_named_before_anything_is_loaded(results, tmp_path, capsys):

@@ -56,6 +56,17 @@ def test_lists_the_users_images_of_each_split(tmp_path):
         assert len(indexed(tmp_path, experiment, split)) == 6
 
 
+def test_classes_are_named_by_a_list_and_told(tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("tulips\n<b>\x1b[31m</b>\nc\n")
+    experiment = two_folders(tmp_path, ["a", "b", "c"], ["a", "b", "c"], classes=str(tmp_path / "names.txt"))
+    index = indexed(tmp_path, experiment, "train")
+    assert index.images.classes == ["a", "b", "c"], "held-out classes are found by the names of the images"
+    assert "classes: tulips, <b>\\x1b[31m</b>, c\n" in capsys.readouterr().out
+    (tmp_path / "names.txt").write_text("tulips\n")
+    with pytest.raises(InputError, match=r"images\.classes: .* holds 1 names, expected a name for each of the 3"):
+        main(flags(experiment, "val", tmp_path))
+
+
 def test_held_out_images_can_be_fewer_evenly_spaced_and_training_images_are_all_used(tmp_path):
     experiment = two_folders(tmp_path, ["a", "b", "c"], ["a", "b", "c"], each=4, max_val=5)
     every, some = (indexed(tmp_path, experiment, split) for split in ("train", "val"))

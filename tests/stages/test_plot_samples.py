@@ -39,24 +39,17 @@ def test_samples_stand_beside_real_images_a_row_a_class(tmp_path, experiment, mo
     monkeypatch.setattr(plot_samples, "sample_columns", remember)
     samples = sorted(tmp_path.glob("samples/*/seed0/00000.npz"))
     assert len(samples) == 5
-    plot_samples.main(
-        [
-            *("--experiment", str(tmp_path / "experiment.json"), "--index", str(tmp_path / "val.json")),
-            *(
-                "--figure",
-                "samples",
-                "--samples",
-                *map(str, samples),
-                "--output",
-                str(tmp_path / "figures" / "samples.png"),
-            ),
-        ]
-    )
+    flags = ["--experiment", str(tmp_path / "experiment.json"), "--index", str(tmp_path / "val.json")]
+    flags += ["--output", str(tmp_path / "figures" / "samples.png"), "--figure", "samples"]
+    flags += ["--samples", *map(str, samples)]
+    plot_samples.main(flags)
     assert list(shown["columns"]) == ["real", *(path.parents[1].name for path in samples)]
     assert shown["names"] == [f"class {c}" for c in range(4)]
     real = shown["columns"]["real"]
     assert real.shape == (4, plot_samples.PICTURES, 32, 32, 3)
     assert [int(row.max()) for row in real] == [0, 60, 120, 180]
+    plot_samples.main([*flags, "--classes", str(tmp_path / "val.json")])
+    assert shown["names"] == ["class0", "class1", "class2", "class3"]
     assert (tmp_path / "figures" / "samples.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -16,9 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
+from dpar.data.classes import Classes
 from dpar.data.shards import CodeRows
 from dpar.errors import InputError
 from dpar.experiment.loading import load_experiment
+from dpar.files import read_json
 from dpar.model.variants import build_model
 from dpar.stages import train_model
 from dpar.tokenizer.autoencoder import VQAutoencoder
@@ -63,6 +65,19 @@ def test_the_folder_holds_the_network_its_curves_and_what_it_was_made_from(resul
     points = history(folder)
     assert sorted(points) == [2, 4, 6, 8]
     assert "val/nll" in points[8]
+
+
+def test_the_folder_keeps_the_names_of_the_classes(results, tmp_path):
+    index = tmp_path / "train.json"
+    settings = read_json(results.folder / "experiment.json")
+    count = settings["images"]["num_classes"]
+    names = ["<b>"] + [None] * (count - 1)
+    index.write_text("\n".join(["{", f'"classes": {json.dumps(names)}', "}"]))
+    train_model.main([*results.train_model("llamagen"), "--classes", str(index)])
+    folder = results.folder / "models" / "llamagen" / "step8"
+    described = model_config(folder)
+    assert described["provenance"]["classes"] == names
+    assert Classes.of_model(folder, described).labels("<b>") == [0]
 
 
 def test_the_job_is_told_curves_and_commits_and_ends_well(results):

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dpar.data.classes import Classes
 from dpar.data.images import ImageIndex, open_images
 from dpar.experiment.settings import Autoencoder, TokenizerTraining
 from dpar.tokenizer.autoencoder import VQAutoencoder
@@ -53,7 +54,8 @@ def tiny_task(folder: Path, *, seed: int = 0, **changes: Any) -> TokenizerTask:
         model=VQAutoencoder(SIZES),
         training=training(**changes),
         train=image_index(folder / "train", 10),
-        val=image_index(folder / "val", 4, seed=1),
+        val=(val := image_index(folder / "val", 4, seed=1)),
+        classes=Classes(val.num_classes, val.images.classes),
         resolution=SIDE,
         perceptual=None,
         perceptual_sha256=None,

@@ -30,7 +30,8 @@ rule train_model:
         training(
             "train_model",
             "--model {wildcards.model} --milestone {wildcards.milestone}"
-            " --train {input.train} --val {input.val} --thresholds {input.thresholds}"
+            " --train {input.train} --val {input.val} --classes {params.results}/index/train.json"
+            " --thresholds {input.thresholds}"
             " --tokenizer {params.results}/tokenizer --entropy-model {params.results}/entropy_model"
             " --previous {input.previous}"
             " --state {params.state} --restart --output {params.folder} --history {output.history}",

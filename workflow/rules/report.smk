@@ -113,7 +113,11 @@ rule plot_samples:
         recipe=lambda wildcards: recipe("plot_samples", EXPERIMENT.figures.get(wildcards.figure)),
         index=lambda wildcards, input: f"--index {input.index}" if input.index else "",
     shell:
-        stage("plot_samples", "--figure {wildcards.figure} {params.index} --samples {input.samples} --output {output}")
+        stage(
+            "plot_samples",
+            f"--classes {RESULTS}/index/train.json"
+            " --figure {wildcards.figure} {params.index} --samples {input.samples} --output {output}",
+        )
 
 
 rule plot_ablation:

@@ -30,7 +30,8 @@ class ParquetImages(ImageSource):
     """Parquet files with columns `image` (the bytes of an image file) and `label` (a whole number).
 
     `image` may also be Hugging Face's struct of `bytes` and `path`. Without a column `key` images are called by file
-    and row. Class names come from a column `class_name`, or from the features that Hugging Face keeps in the schema.
+    and row. Class names come from a column `class_name`, or from the schema: a list `classes` in its metadata, or the
+    features that Hugging Face keeps there.
 
     An image is read with its row group; recently used row groups are kept, up to 1 GiB. Sets larger than that are read
     quickly in order, and in random order only if their row groups are small.
@@ -74,7 +75,7 @@ class ParquetImages(ImageSource):
                     ):
                         locations[name].append(values)
                     row += count
-                merge_names(names, _feature_names(parquet.schema_arrow), file)
+                merge_names(names, _schema_names(parquet.schema_arrow), file)
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise InputError(f"{file} is not a whole Parquet file ({error}); fetch or make it again") from error
         columns = {name: np.concatenate(parts) for name, parts in locations.items()}
@@ -172,11 +173,14 @@ def _column_names(file: str, table: pa.Table) -> dict[int, str]:
     return names
 
 
-def _feature_names(schema: pa.Schema) -> dict[int, str]:
-    """Label -> name by the `ClassLabel` that Hugging Face's `datasets` keeps in the schema."""
+def _schema_names(schema: pa.Schema) -> dict[int, str]:
+    """Label -> name by the list `classes` in the schema, or by the `ClassLabel` of Hugging Face's `datasets`."""
+    metadata = schema.metadata or {}
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        names = features["label"]["names"]
+        if b"classes" in metadata:
+            names = json.loads(metadata[b"classes"])
+        else:
+            names = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
         return dict(enumerate(map(str, names))) if isinstance(names, list) else {}
     except (KeyError, TypeError, ValueError):
         return {}

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,14 +24,16 @@ from dpar.errors import InputError, shown
 
 _LABEL = re.compile(rb"\s*[+-]?[0-9]{1,18}\s*")
 _BLOCK = tarfile.BLOCKSIZE
+_JSON = 2**16  # bytes of the largest `.json` member that is looked into
 
 
 class TarImages(ImageSource):
     """WebDataset tars: for each key one image (`.jpg`, `.png`, ...) and one `.cls` with its label as text.
 
     A key is a member's name up to its last dot, if an image and a `.cls` share that, else up to the first dot after the
-    last slash, as WebDataset has it. `classes.json` next to a tar names the classes: a list by label. The place of each
-    image in its tar is listed once; after that, images are read in any order.
+    last slash, as WebDataset has it. `classes.json` next to a tar names the classes: a list by label; so do `.json`
+    members of samples with a text `class_name`. The place of each image in its tar is listed once; after that, images
+    are read in any order.
     """
 
     kind = "webdataset"
@@ -50,7 +53,9 @@ class TarImages(ImageSource):
         locations = {name: [] for name in cls.location_names}
         left_alone, names = LeftAlone(), {}
         for number, file in enumerate(files):
-            for key, image, label in _Members.of(file).samples(left_alone):
+            members = _Members.of(file)
+            merge_names(names, members.class_names(), file)
+            for key, image, label in members.samples(left_alone):
                 keys.append(key)
                 labels.append(label)
                 for name, value in zip(cls.location_names, (number, image.offset, image.size), strict=True):
@@ -88,11 +93,12 @@ class _Image:
 
 @dataclass
 class _Members:
-    """The images, labels and other members of a tar, the first two by their names without the last suffix."""
+    """The images, labels and other members of a tar, all but the last by their names without the last suffix."""
 
     file: str
     images: dict[str, _Image] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
+    called: dict[str, str] = field(default_factory=dict)  # the names of classes in `.json`
     others: list[str] = field(default_factory=list)
 
     @classmethod
@@ -119,7 +125,10 @@ class _Members:
         image, label = suffix.lower() in SUFFIXES, suffix.lower() == ".cls"
         hidden = os.path.basename(member.name)[:1] in (".", "")
         if hidden or member.isdir() or not (image or label):
-            if not member.isdir():
+            named = None if hidden or suffix.lower() != ".json" else _class_name(tar, member)
+            if named is not None:
+                self.called[stem] = named
+            elif not member.isdir():
                 self.others.append(member.name)
             return
         if not member.isfile() or member.issparse():
@@ -148,6 +157,19 @@ class _Members:
                 f"label out of range: {label} in {shown(member.name)} of {self.file}; labels count the classes from 0"
             )
         return label
+
+    def class_names(self) -> dict[int, str]:
+        """Label -> name by the `.json` members.
+
+        Raises:
+            InputError: samples of one label have different names.
+        """
+        names: dict[int, str] = {}
+        for stem, name in self.called.items():
+            label = self.labels.get(stem, self.labels.get(_first_dot(stem)))
+            if label is not None:
+                merge_names(names, {label: name}, self.file)
+        return names
 
     def _near(self, stem: str) -> str:
         """The member that may be meant as the label of an image."""
@@ -186,6 +208,16 @@ class _Members:
             left_alone.add(_rest(f"{stem}.cls"))
         for name in map(os.path.basename, self.others):
             left_alone.add("hidden" if name[:1] == "." else os.path.splitext(name)[1].lower() or "without a suffix")
+
+
+def _class_name(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str | None:
+    """The `class_name` in a `.json` member, if it has one."""
+    reader = tar.extractfile(member) if member.isfile() and member.size <= _JSON else None
+    try:
+        name = json.loads(reader.read())["class_name"] if reader else None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return sys.intern(name) if isinstance(name, str) else None
 
 
 def _first_dot(stem: str) -> str:

@@ -41,6 +41,13 @@ def test_few_row_groups_are_kept(tmp_path, monkeypatch):
         assert len(source._groups) <= 2
 
 
+@pytest.mark.parametrize(("classes", "expected"), [('["a", "b"]', ["a", "b"]), ("{", None), ('{"0": "a"}', None)])
+def test_a_list_in_the_schema_names_the_classes(tmp_path, classes, expected):
+    table = pa.table({"image": [image_bytes(sample_image(0))], "label": [1]})
+    pq.write_table(table.replace_schema_metadata({"classes": classes}), tmp_path / "a.parquet")
+    assert open_images("parquet", str(tmp_path / "a.parquet")).classes == expected
+
+
 def test_files_that_do_not_fit_are_named(tmp_path):
     path = tmp_path / "a.parquet"
     with pytest.raises(InputError, match=r"no Parquet file matches .*a\.parquet"):

@@ -206,6 +206,24 @@ class TestClassNames:
         (tmp_path / "classes.json").write_text(json.dumps(listed))
         assert tar_of(tmp_path / "a.tar", "a.png", "a.cls").classes == ["cat", "dog"]
 
+    def test_members_of_samples_name_them(self, tmp_path):
+        members = {f"{i}.{suffix}": data for i in range(3) for suffix, data in (
+            ("png", image_bytes(sample_image(i))),
+            ("cls", str(i % 2).encode()),
+            ("json", json.dumps({"class_name": ["cat", "dog"][i % 2], "label": i % 2}).encode()),
+        )}  # fmt: skip
+        source = open_images("webdataset", str(tar_of_images(tmp_path / "a.tar", members)))
+        assert source.classes == ["cat", "dog"]
+        assert source.left_alone == {}
+        others = {"0.json": b'{"class_name": 3}', "1.json": b"[[", "2.json": b'{"caption": "x"}'}
+        source = open_images("webdataset", str(tar_of_images(tmp_path / "b.tar", members | others)))
+        assert source.classes is None
+        assert source.left_alone == {".json": 3}
+        with pytest.raises(InputError, match="calls label 0 cow, which is cat elsewhere"):
+            open_images(
+                "webdataset", str(tar_of_images(tmp_path / "c.tar", members | {"2.json": b'{"class_name": "cow"}'}))
+            )
+
     def test_without_it_there_are_numbers_only(self, tmp_path):
         assert tar_of(tmp_path / "a.tar", "a.png", "a.cls").classes is None
 

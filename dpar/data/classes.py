@@ -1,0 +1,242 @@
+"""The classes of a model or of images: their numbers, and the names that people choose and read."""
+
+import csv
+import difflib
+import json
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from dpar.data.images import ImageIndex
+from dpar.data.sources.source import ClassNames, enumerated
+from dpar.errors import InputError, shown
+from dpar.experiment.settings import IMAGENET, Images
+from dpar.files import fields_of, read_json
+
+_LISTED = 50  # names in a refusal
+_NAME = "name:"  # before a name that also is a number, a range or `all`
+
+
+@dataclass(frozen=True)
+class Classes:
+    """So many classes, counted from 0, and the name of each that has one.
+
+    Attributes:
+        count: of the classes.
+        names: by number; None where there are none at all.
+    """
+
+    count: int
+    names: ClassNames | None = None
+
+    @classmethod
+    def of_images(cls, images: Images, index: ImageIndex | Path | None) -> "Classes":
+        """The classes of an experiment's images: by its own list of names, else as the images are called.
+
+        Args:
+            images: settings.
+            index: of the images, or its file; without it, or where that is missing, only a list gives names.
+
+        Raises:
+            InputError: the list of names cannot be read, or names another number of classes.
+        """
+        if images.classes is not None:
+            return cls(images.num_classes, listed_names(images.classes, images.num_classes))
+        if isinstance(index, Path):
+            names = indexed_names(index) if index.exists() else None
+        else:
+            names = index.images.classes if index is not None else None
+        return cls(images.num_classes, names and plain_names(names))
+
+    @classmethod
+    def of_model(cls, folder: Path, config: dict[str, Any]) -> "Classes":
+        """The classes that a model draws: as its config.json says, else as the index of its results does.
+
+        Args:
+            folder: of the model.
+            config: its config.json.
+
+        Raises:
+            InputError: it draws no classes, or names another number of them.
+        """
+        count, names = config["model"].get("num_classes"), config["provenance"].get("classes")
+        if config["kind"] not in ("dpar", "llamagen") or not isinstance(count, int):
+            raise InputError(f"{folder} holds a {config['kind']} that draws no classes; give a DPAR or a baseline")
+        if names is None:
+            found = (parent / "index" / "train.json" for parent in folder.resolve().parents)
+            index = next((path for path in found if path.is_file()), None)
+            with suppress(InputError):  # a model of before names were kept draws without them too
+                names = index and indexed_names(index)
+        if names is not None and len(names) != count:
+            raise InputError(
+                f"{folder} draws {count} classes, but {len(names)} names are kept for them; export it anew"
+            )
+        return cls(count, names and plain_names(names))
+
+    def title(self, label: int) -> str:
+        """The class in a figure or a sentence: its name, or `class 3` where it has none."""
+        name = self.names[label] if self.names and 0 <= label < len(self.names) else None
+        return f"class {label}" if name is None else shown(name)
+
+    def listed(self, most: int = _LISTED) -> str:
+        """The classes in words, the first of them with their names."""
+        if not self.names:
+            return f"{self.count} classes, 0 to {self.count - 1}"
+        return enumerated([self.title(label) for label in range(self.count)], most)
+
+    def example(self, count: int) -> str:
+        """The first classes as `labels` takes them, by name if that needs no explanation."""
+        first = range(min(count, self.count))
+        names = [self.title(label) for label in first]
+        plain = all(re.fullmatch(r"[^\W\d][\w ]*", name) and self._named(name) == [i] for i, name in enumerate(names))
+        return ",".join(names if plain and "all" not in names else map(str, first))
+
+    def label(self, name: str) -> int:
+        """The number of the class with that name, or with that WordNet id.
+
+        Raises:
+            InputError: there is none, or there are several.
+        """
+        found = self._named(name)
+        if len(found) > 1:
+            raise InputError(f"{shown(name)} is the name of the classes {', '.join(map(str, found))}; give a number")
+        if not found:
+            raise self._unknown(name)
+        return found[0]
+
+    def labels(self, text: str) -> list[int]:
+        """The classes that `text` lists, in its order.
+
+        It lists names, numbers, ranges (`0-9`) and `all` between commas; a name with commas stands in double quotes,
+        and `name:` before one that could be a number.
+
+        Raises:
+            InputError: an unknown or ambiguous name, or a number that no class has.
+        """
+        if self._named(text):
+            return self._chosen(text)
+        try:
+            parts = next(csv.reader([text], skipinitialspace=True, strict=True))
+        except (csv.Error, StopIteration):
+            raise InputError(
+                f"labels {shown(text)!r}: expected names or numbers of classes with commas between"
+            ) from None
+        return [label for part in parts or [""] for label in self._chosen(part.strip())]
+
+    def _chosen(self, part: str) -> list[int]:
+        named, numbers = self._named(part), self._numbered(part)
+        if part.startswith(_NAME) and not named:
+            return [self.label(part.removeprefix(_NAME))]
+        if named and numbers is not None and numbers != named:
+            raise InputError(
+                f"{shown(part)} is the name of class {named[0]} and also means the classes numbered so: "
+                f"write {_NAME}{shown(part)}, or {numbers[0]}-{numbers[-1]} for the numbers"
+            )
+        if numbers is None:
+            return [self.label(part)]
+        if outside := [label for label in numbers if not 0 <= label < self.count]:
+            raise InputError(
+                f"label {outside[0]} is out of range; the model knows the classes 0 to {self.count - 1}"
+                + (f": {self.listed()}" if self.names else "")
+            )
+        return numbers
+
+    def _named(self, name: str) -> list[int]:
+        known = imagenet_names().get(name, name)
+        return [label for label, other in enumerate(self.names or ()) if other is not None and other in (name, known)]
+
+    def _numbered(self, part: str) -> list[int] | None:
+        """The numbers that a part of a list means, if it is no name."""
+        if part == "all":
+            return list(range(self.count))
+        found = re.fullmatch(r"(-?[0-9]{1,9})(?:-([0-9]{1,9}))?", part)
+        if found is None:
+            return None
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            raise InputError(f"labels {part}: the range runs backwards; write {last}-{first}")
+        return list(range(first, min(last, max(first, self.count)) + 1))  # one too many is enough to be refused
+
+    def _unknown(self, name: str) -> InputError:
+        if not self.names:
+            return InputError(
+                f"there is no class {shown(name)!r}: this model knows its {self.count} classes by their numbers alone, "
+                f"0 to {self.count - 1}"
+            )
+        known = [other for other in self.names if other is not None]
+        wanted = name.casefold()
+        close = difflib.get_close_matches(wanted, [other.casefold() for other in known], n=2)
+        close = [
+            other for other in known if other.casefold() in close or wanted in re.findall(r"\w+", other.casefold())
+        ]
+        near = list(dict.fromkeys(close))[:4]
+        meant = f"; did you mean {' or '.join(map(shown, near))}?" if near else ""
+        return InputError(f"there is no class {shown(name)!r}{meant} The classes are {self.listed()}")
+
+
+def indexed_names(path: Path) -> ClassNames | None:
+    """The names of the classes in an index of images, without reading the lists of images.
+
+    Raises:
+        InputError: it is no index.
+    """
+    with fields_of(path), open(path, encoding="utf-8") as index:
+        for line in index:
+            key, _, value = line.partition(": ")
+            if key == '"classes"':
+                return json.loads(value.rstrip().rstrip(","))
+            if key == '"labels"':
+                break
+    return ImageIndex.load(path).images.classes  # older ones have none, or know them by their folders
+
+
+def listed_names(path: str, count: int) -> ClassNames:
+    """The names in a file: a JSON list, or a line per class; `imagenet` stands for ImageNet's 1,000.
+
+    Args:
+        path: of the file, or `imagenet`.
+        count: of the classes.
+
+    Raises:
+        InputError: it cannot be read, or has another number of names.
+    """
+    if path == IMAGENET:
+        names = list(imagenet_names().values())
+    else:
+        file = Path(path).expanduser()
+        try:
+            text = file.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(
+                f"images.classes: {path} cannot be read ({reason}); give a file of names in UTF-8"
+            ) from None
+        names = read_json(file) if text.lstrip().startswith("[") else [line.strip() for line in text.splitlines()]
+    wrong = [i for i, name in enumerate(names) if not (isinstance(name, str) and name.strip())]
+    if len(names) != count or wrong:
+        found = f"entry {wrong[0]} is no name" if wrong else f"{len(names)} names"
+        raise InputError(
+            f"images.classes: {path} holds {found}, expected a name for each of the {count} classes, in the order of "
+            "their numbers; correct the file, or images.num_classes"
+        )
+    return names
+
+
+def plain_names(names: ClassNames) -> ClassNames:
+    """The names, or, where all of them are WordNet ids of ImageNet's classes, what these ids mean."""
+    known = imagenet_names()
+    given = [name for name in names if name is not None]
+    if not given or not all(name in known for name in given):
+        return names
+    return [name and known[name] for name in names]
+
+
+@cache
+def imagenet_names() -> dict[str, str]:
+    """WordNet id -> name of ImageNet's 1,000 classes, in the order of their numbers."""
+    lines = (files("dpar.data") / "imagenet.txt").read_text("utf-8").splitlines()
+    return {identifier: name for identifier, _, name in (line.partition(" ") for line in lines)}

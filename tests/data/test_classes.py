@@ -1,0 +1,158 @@
+"""Classes are chosen and shown by name; numbers stay."""
+
+import json
+from importlib.resources import files
+
+import pytest
+
+from dpar.data.classes import Classes, imagenet_names, indexed_names, listed_names, plain_names
+from dpar.data.images import ImageIndex, open_images
+from dpar.errors import InputError
+from dpar.experiment.settings import Images
+from dpar.files import write_json
+from tests.data.samples import folder_of_images
+
+NAMES = ["daisy", "tulips", "kite, bird", "Daisy", "10", None, "\x1b[31mred", "all", "tulips", "$x$ <b>", "0-1"]
+CLASSES = Classes(11, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("daisy", [0]),
+        ("Daisy,daisy", [3, 0]),
+        ("3, 0", [3, 0]),
+        ("kite, bird", [2]),
+        ('"kite, bird",5', [2, 5]),
+        ("2-4,daisy", [2, 3, 4, 0]),
+        ("name:10", [4]),
+        ("10-10", [10]),
+        ("0-10", list(range(11))),
+        ("name:all", [7]),
+        ("name:0-1", [10]),
+        ("\x1b[31mred", [6]),
+    ],
+)
+def test_labels(text, expected):
+    assert CLASSES.labels(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("daisies", r"no class 'daisies'; did you mean daisy or Daisy\? The classes are daisy, tulips"),
+        ("bird", r"did you mean kite, bird\?"),
+        ("10", r"10 is the name of class 4 and also means .*: write name:10, or 10-10 for the numbers"),
+        ("all", r"all is the name of class 7 .*: write name:all, or 0-10 for the numbers"),
+        ("0-1", r"0-1 is the name of class 10"),
+        ("tulips", "tulips is the name of the classes 1, 8; give a number"),
+        ("11", r"label 11 is out of range; the model knows the classes 0 to 10: daisy"),
+        ("0-99", "label 11 is out of range"),
+        ("-1", "label -1 is out of range"),
+        ("3-1", "the range runs backwards; write 1-3"),
+        ("", "no class ''"),
+        ("daisy,", "no class ''"),
+        ("name:rose", "no class 'rose'"),
+        ('"daisy', "expected names or numbers of classes with commas between"),
+        ("a\nb", "expected names or numbers of classes"),
+        ("\x1b[31m", r"no class '\\\\x1b\[31m'"),
+    ],
+)
+def test_labels_that_say_nothing_are_refused_in_a_line(text, message):
+    with pytest.raises(InputError, match=message) as raised:
+        CLASSES.labels(text)
+    assert str(raised.value).isprintable()
+
+
+def test_titles_are_fit_to_be_shown():
+    assert [CLASSES.title(label) for label in (0, 5, 6)] == ["daisy", "class 5", r"\x1b[31mred"]
+    assert Classes(3).title(1) == "class 1"
+    assert Classes(3).listed() == "3 classes, 0 to 2"
+    assert Classes(2, ["a", None]).listed() == "a, class 1"
+
+
+def test_examples_are_names_that_a_shell_takes_as_they_are():
+    assert CLASSES.example(1) == "daisy"
+    assert CLASSES.example(2) == "0,1"  # tulips stands twice
+    assert Classes(2, ["a b", "c"]).example(2) == "a b,c"
+    for names in (["$(rm)", "c"], ["1", "0"], ["all", "b"], [None, "b"], None):
+        assert Classes(2, names).example(2) == "0,1"
+    assert Classes(1, ["one"]).example(2) == "one"
+
+
+def test_imagenets_names_are_those_of_its_thousand_classes():
+    names = imagenet_names()
+    assert len(names) == len(set(names.values())) == 1000
+    assert list(names) == sorted(names)
+    by_number = list(names.values())
+    expected = {0: "tench", 1: "goldfish", 207: "golden retriever", 388: "giant panda", 999: "toilet tissue"}
+    assert {number: by_number[number] for number in expected} == expected
+    assert (files("dpar.data") / "imagenet.txt").is_file(), "it is part of the package"
+
+
+def test_wordnet_ids_are_read_as_names():
+    assert plain_names(["n01443537", None]) == ["goldfish", None]
+    assert plain_names(["n01443537", "mine"]) == ["n01443537", "mine"]
+    assert plain_names([None]) == [None]
+    classes = Classes(1000, list(imagenet_names().values()))
+    assert classes.labels("goldfish,n02099601,388") == [1, 207, 388]
+    with pytest.raises(InputError, match=r"no class 'crane'; did you mean crane \(bird\) or .*crane \(machine\)"):
+        classes.labels("crane")
+
+
+def images(folder, **settings):
+    return Images(source="folder", train=str(folder), val=str(folder), resolution=8, num_classes=2, **settings)
+
+
+@pytest.fixture
+def index(tmp_path):
+    folder_of_images(tmp_path / "photos", {"n01440764": 1, "n01443537": 1})
+    found = ImageIndex.build(open_images("folder", str(tmp_path / "photos")), resolution=8, num_classes=2)
+    found.save(tmp_path / "index.json")
+    return tmp_path / "index.json"
+
+
+def test_an_experiment_names_its_classes_by_its_index_or_a_list(index, tmp_path):
+    assert indexed_names(index) == ["n01440764", "n01443537"]
+    assert Classes.of_images(images("photos"), index).names == ["tench", "goldfish"]
+    assert Classes.of_images(images("photos"), ImageIndex.load(index)).names == ["tench", "goldfish"]
+    assert Classes.of_images(images("photos"), tmp_path / "missing.json").names is None
+    assert Classes.of_images(images("photos"), None).names is None
+    (tmp_path / "names.txt").write_text("one\ntwo \n")
+    listed = images("photos", classes=str(tmp_path / "names.txt"))
+    assert Classes.of_images(listed, index).names == ["one", "two"]
+    (tmp_path / "names.json").write_text(json.dumps(["uno", "dos"]))
+    assert listed_names(str(tmp_path / "names.json"), 2) == ["uno", "dos"]
+    assert listed_names("imagenet", 1000)[999] == "toilet tissue"
+
+
+def test_an_index_of_before_names_were_written_down_has_those_of_its_folders(index):
+    values = json.loads(index.read_text())
+    for key in ("classes", "sealed", "seal"):
+        del values[key]
+    write_json(index, values)
+    assert indexed_names(index) == ["n01440764", "n01443537"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("one\n", r"holds 1 names, expected a name for each of the 2 classes"),
+        ("one\n\n", "holds entry 1 is no name"),
+        ('["one", 2]', "entry 1 is no name"),
+        ("[", "is not JSON"),
+    ],
+)
+def test_a_list_that_is_none_is_refused(tmp_path, text, message):
+    (tmp_path / "names").write_text(text)
+    with pytest.raises(InputError, match=message):
+        listed_names(str(tmp_path / "names"), 2)
+
+
+def test_a_list_that_cannot_be_read_is_refused(tmp_path):
+    (tmp_path / "latin").write_bytes(b"caf\xe9\nb\n")
+    for name in ("latin", "missing"):
+        with pytest.raises(InputError, match=r"images\.classes: .* cannot be read"):
+            listed_names(str(tmp_path / name), 2)
+    with pytest.raises(InputError, match="imagenet holds 1000 names, expected a name for each of the 2 classes"):
+        listed_names("imagenet", 2)
