@@ -1,5 +1,6 @@
 """Errors for the user, and how a command shows them."""
 
+import difflib
 import errno
 import io
 import logging
@@ -31,6 +32,12 @@ class InputError(ValueError):
 def shown(name: str) -> str:
     """A name as a terminal may show it: one line, without bytes that are no text and control characters."""
     return name if name.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for a name that is almost a known one, else nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def redacted(text: str, given: Iterable[str] = ()) -> str:

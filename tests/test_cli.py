@@ -1,5 +1,6 @@
 """The program `dpar`: its subcommands exist, and errors are one line."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -19,6 +20,33 @@ def test_every_subcommand_is_there_and_explains_itself(name, capsys):
         main([name, "--help"])
     assert stop.value.code == 0
     assert "usage" in capsys.readouterr().out
+
+
+def parsers(parser):
+    """A parser, and those of what it has below it."""
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return [parser, *(each for action in below for sub in action.choices.values() for each in parsers(sub))]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_every_default(name):
+    for parser in parsers(import_module(f"dpar.commands.{name.replace('-', '_')}").parser()):
+        shown = " ".join(parser.format_help().split())
+        for action in parser._actions:
+            if action.option_strings and action.default not in (None, False, [], argparse.SUPPRESS):
+                said = f"(default: {action.default})" in shown.replace("- ", "-")
+                assert said or "default" in (action.help or ""), f"{parser.prog} {action.option_strings[0]}"
+
+
+def test_one_flag_has_one_meaning_in_all_commands():
+    meanings = {}
+    for name in COMMANDS:
+        for parser in parsers(import_module(f"dpar.commands.{name.replace('-', '_')}").parser()):
+            for action in parser._actions:
+                if shared := {"--config", "--set", "--target", "--cores", "--directory"} & {*action.option_strings}:
+                    meanings.setdefault(shared.pop(), set()).add((str(action.default), action.help))
+    assert meanings.keys() == {"--config", "--set", "--target", "--cores", "--directory"}
+    assert all(len(said) == 1 for said in meanings.values()), meanings
 
 
 def test_without_a_command_the_commands_are_listed(capsys):
@@ -98,7 +126,7 @@ def test_progress_is_in_a_log_as_soon_as_it_is_said(tmp_path, unbuffered):
 def test_a_letter_that_the_terminal_lacks_is_no_traceback(tmp_path, environment):
     (tmp_path / "title.yaml").write_bytes("title: Größe 日本".encode())
     program = (
-        "import sys; from dpar.experiment.loading import read_yaml; from dpar.errors import InputError, run_command\n"
+        "import sys; from dpar.experiment.reading import read_yaml; from dpar.errors import InputError, run_command\n"
         "def main(argv):\n"
         "    print(read_yaml(sys.argv[1])['title'])\n"
         "    raise InputError('gr\\xf6\\xdfer')\n"

@@ -35,6 +35,7 @@ from dpar.paper import NUM_CLASSES, PAPER_PATCHES, VOCAB_SIZE
 from dpar.patches.calibration import calibrate
 from dpar.patches.rule import PatchRule
 from dpar.train.objective import patch_layout
+from dpar.workflow.options import Parser
 
 SUFFIX = {"parquet": ".parquet", "webdataset": ".tar"}
 SHARD_IMAGES = 1000
@@ -55,7 +56,7 @@ MODELS = ("DPAR-B", "DPAR-L", "DPAR-XL")
 
 def parser() -> argparse.ArgumentParser:
     """The flags of this benchmark."""
-    flags = argparse.ArgumentParser(prog="dpar bench data", description=__doc__)
+    flags = Parser(prog="dpar bench data", description=__doc__)
     flags.add_argument("--images", type=int, default=20_000, help="images in the store")
     flags.add_argument("--views", type=int, default=20, help="rows per image")
     flags.add_argument("--resolution", type=int, choices=PAPER_PATCHES, default=256, help="pixels: 256 or 576 tokens")

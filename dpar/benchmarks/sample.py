@@ -35,6 +35,7 @@ from dpar.patches.rule import PatchRule
 from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.networks import PRECISIONS, Networks
 from dpar.sampling.sampler import SampleResult, Step, sample
+from dpar.workflow.options import Parser
 
 EAGER = ("DPAR", "LlamaGen")
 COMPILED = tuple(f"{name}, compiled" for name in EAGER)
@@ -53,7 +54,7 @@ class Settings:
 def parser() -> argparse.ArgumentParser:
     """The flags of this benchmark."""
     pairs = [name.removeprefix("DPAR-") for name in VARIANTS if name.startswith("DPAR-")]
-    flags = argparse.ArgumentParser(prog="dpar bench sample", description=__doc__)
+    flags = Parser(prog="dpar bench sample", description=__doc__)
     flags.add_argument(
         "--size",
         choices=["demo", *pairs],

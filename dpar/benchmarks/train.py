@@ -39,6 +39,7 @@ from dpar.tracking.spool import EventFile, Job
 from dpar.train.distributed import Ranks
 from dpar.train.loop import Task, Trainer
 from dpar.train.objective import Inputs
+from dpar.workflow.options import Parser
 
 PAPER_P_AVG = {256: 1.81, 384: 2.06}
 """Mean patch length in tokens by resolution in pixels (Section 4.1)."""
@@ -392,7 +393,7 @@ def table(found: dict[str, Any]) -> str:
 def parser() -> argparse.ArgumentParser:
     """The flags of this benchmark."""
     sizes = [name.removeprefix("DPAR-") for name in VARIANTS if name.startswith("DPAR-")]
-    flags = argparse.ArgumentParser(prog="dpar bench train", description=__doc__)
+    flags = Parser(prog="dpar bench train", description=__doc__)
     flags.add_argument("--size", choices=sizes, default="B", help="of the pair (default: B)")
     flags.add_argument("--resolution", type=int, default=256, help="pixels, the side of the image (default: 256)")
     flags.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from importlib import import_module
 
+from dpar.workflow.options import Parser, RawHelp
+
 BENCHMARKS = {
     "train": "one optimizer step of DPAR compared with one of LlamaGen of the same size",
     "data": "codes from shards to batches, compared with what training consumes",
@@ -13,10 +15,10 @@ BENCHMARKS = {
 
 def parser() -> argparse.ArgumentParser:
     """The flags of this command; those of a benchmark are its own module's."""
-    flags = argparse.ArgumentParser(
+    flags = Parser(
         prog="dpar bench",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=RawHelp,
         epilog="benchmarks:\n"
         + "\n".join(f"  {name:8}{text}" for name, text in BENCHMARKS.items())
         + "\n\n`dpar bench BENCHMARK --help` says more.",

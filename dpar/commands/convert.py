@@ -12,6 +12,7 @@ from dpar.model.official import import_llamagen
 from dpar.model.variants import model_config
 from dpar.tokenizer.official import import_tokenizer
 from dpar.weights import CONFIG, save_model
+from dpar.workflow.options import Parser
 
 DOWNSAMPLE, VOCAB_SIZE = 16, 16384
 """Pixels a token and codes of the published transformers, which were all trained on VQ-16."""
@@ -19,7 +20,7 @@ DOWNSAMPLE, VOCAB_SIZE = 16, 16384
 
 def parser() -> argparse.ArgumentParser:
     """The flags of this command."""
-    flags = argparse.ArgumentParser(prog="dpar convert", description=__doc__)
+    flags = Parser(prog="dpar convert", description=__doc__)
     flags.add_argument("file", type=Path, metavar="FILE", help="vq_ds16_c2i.pt, vq_ds8_c2i.pt, c2i_B_256.pt, ...")
     flags.add_argument("--variant", required=True, metavar="NAME", help=", ".join(_variants()))
     flags.add_argument("--resolution", type=int, metavar="R", help="of a transformer: pixels, the side of its images")

@@ -21,6 +21,7 @@ from dpar.evaluation.features import Extractor, Features, load_features, open_ex
 from dpar.evaluation.image_sets import Profile, open_set
 from dpar.evaluation.passes import describe, unseen
 from dpar.tracking.makers import check_recorded
+from dpar.workflow.options import Parser, RawHelp
 
 SHOWN = {  # value -> what it is called in the table
     "spatial_frechet_distance": "sFID",
@@ -47,9 +48,7 @@ SIDES = (
 
 def parser() -> argparse.ArgumentParser:
     """The flags of this command."""
-    flags = argparse.ArgumentParser(
-        prog="dpar evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    flags = Parser(prog="dpar evaluate", description=__doc__, formatter_class=RawHelp)
     flags.add_argument("samples", type=Path, metavar="SAMPLES")
     flags.add_argument("reference", type=Path, metavar="REFERENCE")
     flags.add_argument(

@@ -29,13 +29,14 @@ from dpar.tracking.makers import check_recorded, recorded_json
 from dpar.tracking.places import results_folder
 from dpar.tracking.spool import CONFIG as SETTINGS
 from dpar.weights import CONFIG, WEIGHTS, check_finite, model_config, verify_model, write_tensors
+from dpar.workflow.options import Parser
 
 CARD, PICTURE = "README.md", "samples.png"
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of `dpar export`."""
-    options = argparse.ArgumentParser(prog="dpar export", description=__doc__)
+    options = Parser(prog="dpar export", description=__doc__)
     options.add_argument("what", metavar="RUN|FOLDER", help="a run's id in the dashboard, or a model folder")
     options.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
     options.add_argument("--half", action="store_true", help="store the weights in half precision (float16)")

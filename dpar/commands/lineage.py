@@ -6,11 +6,12 @@ from pathlib import Path
 
 from dpar.tracking import lineage
 from dpar.tracking.places import results_folder
+from dpar.workflow.options import Parser
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of `dpar lineage`."""
-    options = argparse.ArgumentParser(prog="dpar lineage", description=__doc__)
+    options = Parser(prog="dpar lineage", description=__doc__)
     options.add_argument(
         "what", metavar="FILE|TABLE:ROW", help="a file or folder of a results folder, or a table's row"
     )

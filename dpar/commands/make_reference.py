@@ -22,15 +22,14 @@ from dpar.evaluation.frechet import Moments
 from dpar.evaluation.image_sets import Files, ImageSet, open_set
 from dpar.evaluation.passes import batches
 from dpar.sampling.archive import write_samples
+from dpar.workflow.options import Parser, RawHelp
 
 PICTURES = 10_000  # of a reference, for precision and recall
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of this command."""
-    flags = argparse.ArgumentParser(
-        prog="dpar make-reference", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    flags = Parser(prog="dpar make-reference", description=__doc__, formatter_class=RawHelp)
     flags.add_argument(
         "data", type=Path, metavar="DATA", help="npz, folder, Parquet, tars or index, as `dpar evaluate`"
     )

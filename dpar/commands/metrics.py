@@ -11,6 +11,7 @@ from dpar.errors import InputError
 from dpar.evaluation.comparison import compare
 from dpar.evaluation.features import load_features, load_logits
 from dpar.tracking.makers import check_recorded
+from dpar.workflow.options import Parser
 
 # what is printed -> what it is called in the files of the pipeline
 NAMES = {
@@ -24,7 +25,7 @@ NAMES = {
 
 def parser() -> argparse.ArgumentParser:
     """The flags of this command."""
-    flags = argparse.ArgumentParser(prog="dpar metrics", description=__doc__)
+    flags = Parser(prog="dpar metrics", description=__doc__)
     kinds = "features: .npy of shape (N, D), or .npz of the stage extract_features"
     flags.add_argument("--samples", type=Path, required=True, help=kinds)
     flags.add_argument("--reference", type=Path, required=True, help=kinds)

@@ -17,6 +17,7 @@ from dpar.model.variants import model_config
 from dpar.patches.calibration import calibrate, calibrate_cost
 from dpar.patches.counts import PatchCounts, simulate
 from dpar.patches.rule import patch_starts, static_starts
+from dpar.workflow.options import Parser
 
 SHOWN = 4
 """Images whose patches the table for people draws."""
@@ -32,7 +33,7 @@ def _list_of(number: Callable[[str], Any]) -> Callable[[str], list[Any]]:
 
 def parser() -> argparse.ArgumentParser:
     """The flags of this command."""
-    flags = argparse.ArgumentParser(prog="dpar patchify", description=__doc__)
+    flags = Parser(prog="dpar patchify", description=__doc__)
     flags.add_argument("entropies", metavar="ENTROPIES.npy", help="array (images, tokens) in nats, raster order")
     which = flags.add_argument_group("which patches (give one of --threshold, --p-avg, --gmacs and --static)")
     which.add_argument("--threshold", type=_list_of(float), metavar="X[,X...]", help="E_Th in nats")

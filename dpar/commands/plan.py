@@ -23,6 +23,7 @@ from dpar.model import flops
 from dpar.report.targets import COMPUTED, PAPER_TARGETS, refusal, targets
 from dpar.tracking.ledger import read_events
 from dpar.tracking.makers import check_recorded, recorded_json
+from dpar.workflow.options import Parser, add_experiment, add_target, read_experiment
 from dpar.workflow.planning import Data, JobCost, Key, Rates, jobs
 
 IMAGENET = (1_281_167, 50_000)  # images for training, and held out
@@ -38,9 +39,9 @@ STAGES = {
 
 def parser() -> argparse.ArgumentParser:
     """The flags of this command."""
-    flags = argparse.ArgumentParser(prog="dpar plan", description=__doc__)
-    flags.add_argument("--config", type=Path, default=Path("config/imagenet256.yaml"), help="the experiment")
-    flags.add_argument("--target", nargs="+", metavar="TARGET", help="such as table4 figure5 (default: all, in order)")
+    flags = Parser(prog="dpar plan", description=__doc__)
+    add_experiment(flags)
+    add_target(flags)
     flags.add_argument("--gpus", type=int, default=8, help="that work at the same time (default: 8)")
     flags.add_argument("--gpu", choices=PEAK_FLOAT32, default="A100", help="default: A100")
     flags.add_argument(
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: the experiment is not valid, a target is none of it, or a number is missing.
     """
     args = parser().parse_args(argv)
-    experiment = load_experiment(args.config)
+    experiment, _ = read_experiment(args)
     for name in args.target or ():
         if name not in targets(experiment):
             raise InputError(refusal(name, experiment, args.config.parent, f"--config {args.config.parent}"))

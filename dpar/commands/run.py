@@ -1,18 +1,31 @@
 """Runs an experiment from images to the report; the same command again continues after any interruption."""
 
 import argparse
+import io
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import IO
 
 from dpar.errors import InputError, run_command
-from dpar.experiment.loading import load_experiment, parse_experiment
+from dpar.experiment.composing import CHANGES, Places
+from dpar.experiment.loading import compose_experiment
 from dpar.experiment.settings import Experiment
-from dpar.files import unmarked
 from dpar.mirror.store import find_store
+from dpar.report.targets import refusal, targets
 from dpar.workflow.checks import refuse
+from dpar.workflow.options import (
+    Parser,
+    add_cores,
+    add_directory,
+    add_experiment,
+    add_target,
+    read_experiment,
+)
+from dpar.workflow.recipes import RECIPES
 from dpar.workflow.run import LOCKED, RETRAIN, run_lock
 from dpar.workflow.supervision import Supervised
 
@@ -23,10 +36,12 @@ TRIGGERS = ("mtime", "params", "input", "software-env")
 
 def parser() -> argparse.ArgumentParser:
     """The options of `dpar run`."""
-    options = argparse.ArgumentParser(prog="dpar run", description=__doc__)
-    options.add_argument("--config", type=Path, default=Path("config/demo.yaml"), help="the experiment")
-    options.add_argument("--cores", type=int, default=os.cpu_count(), help="CPU cores to use")
-    options.add_argument("--directory", type=Path, default=Path(), help="where results/ is made")
+    options = Parser(prog="dpar run", description=__doc__)
+    add_experiment(options)
+    add_target(options)
+    add_cores(options)
+    add_directory(options)
+    options.add_argument("-n", "--dry-run", action="store_true", help="list every job with its reason, and run none")
     options.add_argument("--retrain", action="store_true", help="do finished trainings again that are out of date")
     options.add_argument("snakemake", nargs="*", metavar="-- ARGUMENT", help="what follows -- goes to snakemake")
     return options
@@ -44,46 +59,80 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if not Path("Snakefile").is_file():
         raise InputError(f"there is no Snakefile in {Path.cwd()}; call `dpar run` from the top of the repository")
-    load_experiment(args.config)
+    read_experiment(args)
     snakemake = ["--directory", str(args.directory), "--configfile", str(args.config.resolve())]
     # Snakemake's own lock outlives a run that is killed, and covers other experiments' results too; ours does not.
     # An option ends the list of triggers, to which a target would otherwise be added.
     snakemake += ["--cores", str(args.cores), "--rerun-triggers", *TRIGGERS, "--nolock", "--rerun-incomplete"]
-    experiment, folder = what_runs([*snakemake, *args.snakemake])
-    refuse(experiment, to_make=())
+    snakemake = [*args.target, *snakemake, *["--dry-run"] * args.dry_run, *args.snakemake]
+    experiment, places, folder = what_runs(snakemake, args.set)
+    refuse(experiment, to_make=(), places=places)
+    check_targets(experiment, args.target)
     results = folder / "results" / experiment.name
     find_store(results)  # and a tracking address with a typo
     say_changes(results)
     with run_lock(results) as lock:
-        command = [sys.executable, "-m", "snakemake", *snakemake, *args.snakemake]
+        command = [sys.executable, "-m", "snakemake", *snakemake]
         status = _run(command, lock, {RETRAIN: "1"} if args.retrain else {})
     if status:
         raise InputError(
             f"the run stopped before its end (snakemake's exit status {status}); "
             "see the first error above, mend its cause and run the same command again: finished work is kept"
         )
-    if not {"-n", "--dry-run", "--dryrun"} & set(args.snakemake):
+    if not (args.dry_run or {"-n", "--dry-run", "--dryrun"} & set(args.snakemake)):
         print(where_to_look(results))
 
 
-def what_runs(arguments: Sequence[str]) -> tuple[Experiment, Path]:
-    """The experiment that snakemake runs with these arguments, whatever `--config` makes of its file, and the folder.
+def as_config(changes: Sequence[str]) -> str:
+    """The changes of `--set` as a word of snakemake's `--config`, which hands them on to its jobs.
+
+    Raises:
+        InputError: a change has letters that do not arrive as they are.
+    """
+    for change in changes:
+        if "\\" in change or {"'", '"'} <= {*change} or not change.isprintable():
+            raise InputError(f"--set {change!r}: backslashes and two kinds of quotes belong in a file; write it there")
+    return f"{CHANGES}={json.dumps(list(changes), ensure_ascii=False)}"
+
+
+def check_targets(experiment: Experiment, names: Sequence[str]) -> None:
+    """Refuses names that are neither a target of the experiment nor a rule or a file.
+
+    Raises:
+        InputError: naming the target that may have been meant.
+    """
+    known = {*targets(experiment), *RECIPES, "all"}
+    for name in names:
+        if name not in known and "/" not in name:
+            raise InputError(f"--target: {refusal(name, experiment, Path('config'), '--config config')}")
+
+
+def what_runs(arguments: list[str], changes: Sequence[str] = ()) -> tuple[Experiment, Places, Path]:
+    """The experiment that snakemake runs with these arguments, where its settings are written, and the folder.
+
+    Args:
+        arguments: those of snakemake, to which `changes` are added; of several `--config` the last alone counts.
 
     Raises:
         InputError: the experiment is not valid.
         SystemExit: snakemake does not know an argument.
     """
     from snakemake.cli import parse_args, parse_config
-    from snakemake.exceptions import WorkflowError
-    from snakemake.settings.types import ConfigSettings
 
-    _, given = parse_args(arguments)
-    where = " + ".join([*map(str, given.configfile), *(["--config"] if given.config else [])])
+    said = io.StringIO()
     try:
-        settings = ConfigSettings(config=parse_config(given.config), configfiles=given.configfile)
-    except (OSError, ValueError, WorkflowError) as error:
-        raise InputError(f"{where}: {error}") from None
-    return parse_experiment(unmarked(settings.overwrite_config), where), Path(given.directory or "")
+        with redirect_stderr(said):
+            _, given = parse_args(arguments)
+        own = [*(given.config or []), *([as_config(changes)] if changes else [])]
+        config = parse_config(own)
+    except ValueError as error:
+        raise InputError(f"--config: {error}") from None
+    except SystemExit:
+        print(said.getvalue(), file=sys.stderr)
+        raise
+    if changes:
+        arguments += ["--config", *own]
+    return *compose_experiment(given.configfile, config=config), Path(given.directory or "")
 
 
 def where_to_look(results: Path) -> str:

@@ -30,6 +30,7 @@ from dpar.sampling.picture import contact_sheet
 from dpar.sampling.request import Request
 from dpar.tracking.makers import check_recorded
 from dpar.weights import CONFIG, model_config
+from dpar.workflow.options import Parser
 
 COLUMNS = 8  # of the picture
 IMAGES = 16  # drawn by default
@@ -45,7 +46,7 @@ _shares.__name__ = "pair of shares"
 
 def parser() -> argparse.ArgumentParser:
     """The flags of this command."""
-    flags = argparse.ArgumentParser(prog="dpar sample", description=__doc__)
+    flags = Parser(prog="dpar sample", description=__doc__)
     flags.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="model folder, DPAR or LlamaGen")
     flags.add_argument(
         "--labels",

@@ -13,7 +13,6 @@ from pydantic import BaseModel
 
 from dpar.errors import InputError
 from dpar.experiment.cells import SampleCell, p_avg_targets, table_rows
-from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment
 from dpar.files import fields_of
 from dpar.report import paper, tables
@@ -21,17 +20,18 @@ from dpar.report.measured import Counts, Floor, Likelihood, Probe, read_measured
 from dpar.report.notes import notes
 from dpar.report.targets import SHARED, likelihood_files, metric_files, probe_files, refusal, tables_of, targets
 from dpar.tracking.makers import check_recorded, recorded_json
+from dpar.workflow.options import Parser, add_directory, add_experiment, read_experiment
 
 SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex"}
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of this command."""
-    flags = argparse.ArgumentParser(prog="dpar table", description=__doc__.split("\n\n")[0] if __doc__ else "")
+    flags = Parser(prog="dpar table", description=__doc__.split("\n\n")[0] if __doc__ else "")
     flags.add_argument("table", help="a name under `tables` of the experiment, or the paper's, such as table4")
-    flags.add_argument("--config", type=Path, default=Path("config/demo.yaml"), help="the experiment")
-    flags.add_argument("--directory", type=Path, default=Path(), help="where results/ lies")
-    flags.add_argument("--format", choices=tuple(SUFFIXES), default="markdown")
+    add_experiment(flags)
+    add_directory(flags)
+    flags.add_argument("--format", choices=tuple(SUFFIXES), default="markdown", help="of what is printed")
     return flags
 
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: the experiment is not valid, or has no such table.
     """
     args = parser().parse_args(argv)
-    experiment = load_experiment(args.config)
+    experiment, _ = read_experiment(args)
     if args.table not in targets(experiment):
         raise InputError(refusal(args.table, experiment, args.config.parent, f"--config {args.config.parent}"))
     names = tables_of(experiment, [args.table])

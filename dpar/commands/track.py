@@ -17,14 +17,15 @@ from dpar.mirror.audit import graph_outputs
 from dpar.mirror.store import URI_VARIABLE, Store, find_store
 from dpar.tracking.makers import accept
 from dpar.tracking.places import CONFIG, results_above, results_folder
+from dpar.workflow.options import Parser
 
 PORT = 5000
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of `dpar track`."""
-    options = argparse.ArgumentParser(prog="dpar track", description=__doc__)
-    common = argparse.ArgumentParser(add_help=False)
+    options = Parser(prog="dpar track", description=__doc__)
+    common = Parser(add_help=False)
     common.add_argument("--results", type=Path, help="results folder (default: the latest below results/)")
     common.add_argument("--uri", help=f"MLflow store (default: ${URI_VARIABLE}, or the results folder's own)")
     actions = options.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -36,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     actions.add_parser("status", parents=[common], help="what each job last said, and what MLflow does not show yet")
 
     check = actions.add_parser("audit", parents=[common], help="prove that every output belongs to a finished run")
-    check.add_argument("--snakefile", type=Path, default=Path("Snakefile"))
+    check.add_argument("--snakefile", type=Path, default=Path("Snakefile"), help="the graph")
     check.add_argument("--outputs", type=Path, help="file with one output a line, instead of asking snakemake")
 
     taken = actions.add_parser("accept", help="take files as they are, though no job has left them so: a meant edit")
@@ -46,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     actions.add_parser("views", parents=[common], help="write the saved views again and list them")
 
     pages = actions.add_parser("ui", parents=[common], help="open the dashboard on this machine")
-    pages.add_argument("--port", type=int, default=PORT)
+    pages.add_argument("--port", type=int, default=PORT, help="on this machine")
     pages.add_argument("--refresh", type=float, default=15.0, metavar="SECONDS", help="between looks for news")
     return options
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from dpar import files
-from dpar.errors import InputError
+from dpar.errors import InputError, did_you_mean
 from dpar.experiment.loading import refusals
 from dpar.experiment.settings import Experiment, Patchify, Sampling, Settings, Table, Training, Transformer, gate_folder
 
@@ -20,6 +20,14 @@ SHORT = {"threshold": "eth", "p_avg": "pavg", "max_length": "pmax", "row_boundar
 PAPER_METRICS = ("fid", "inception_score", "precision", "recall", "steps", "top1", "top5")
 
 S = TypeVar("S", bound=Settings)
+_OF_ROWS: dict[str, type[Settings]] = {model.__name__: model for model in (Transformer, Patchify, Sampling)}
+# Settings that a row can replace, by the group that they are written in.
+ROW_KEYS = {
+    "transformer": Transformer.model_fields,
+    "patchify": Patchify.model_fields,
+    "sampling": Sampling.model_fields,
+    "inference": {**Patchify.model_fields, "gate": None},
+}
 
 
 @dataclass(frozen=True)
@@ -256,10 +264,16 @@ def resolved_row(experiment: Experiment, where: str, values: dict[str, Any]) -> 
         elif key in ("model", "milestone"):
             plain[key] = value
         else:
-            raise InputError(f"{where}: unknown key {key!r}; a row has model, milestone and {', '.join(groups)}.*")
+            near = did_you_mean(
+                key, ["model", "milestone", *(f"{name}.{k}" for name, keys in ROW_KEYS.items() for k in keys)]
+            )
+            raise InputError(
+                f"{where}: unknown key {key!r}{near}; a row has model, milestone and {', '.join(groups)}.*"
+            )
     name = plain.get("model")
     if name not in experiment.models:
-        raise InputError(f"{where}: there is no model {name!r}; models are {', '.join(experiment.models)}")
+        near = did_you_mean(str(name), experiment.models)
+        raise InputError(f"{where}: there is no model {name!r}{near}; models are {', '.join(experiment.models)}")
     try:
         models = _model_cells(experiment, name, groups["transformer"], groups["patchify"])
         samples = tuple(
@@ -267,7 +281,8 @@ def resolved_row(experiment: Experiment, where: str, values: dict[str, Any]) -> 
             for model in models
         )
     except (ValidationError, InputError) as error:
-        reason = "; ".join(refusals(error)) if isinstance(error, ValidationError) else error
+        refused = isinstance(error, ValidationError)
+        reason = "; ".join(refusals(error, _OF_ROWS.get(error.title))) if refused else error
         raise InputError(f"{where}: row {values}: {reason}") from None
     for key, value in groups["paper"].items():
         if key not in PAPER_METRICS or not isinstance(value, int | float):

@@ -1,96 +1,109 @@
 """Experiments from YAML and JSON files, checked, with every refusal in one line."""
 
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from dpar.errors import InputError
+from dpar.errors import InputError, did_you_mean
+from dpar.experiment.composing import CHANGES, Places, compose
+from dpar.experiment.reading import check_size
 from dpar.experiment.settings import Experiment
 from dpar.files import read_json
 
-MOST_VALUES = 100_000  # of an experiment, with what its aliases stand for
+Place = Callable[[Sequence[str | int]], str | None]
+"""The place where a setting is written, such as `config/demo.yaml:12`; None where that is not known."""
 
 
-def parse_experiment(values: Any, where: str) -> Experiment:
+def parse_experiment(values: Any, where: str, place: Place | None = None) -> Experiment:
     """The experiment that `values` describe.
+
+    Args:
+        place: where each setting is written, for the messages.
 
     Raises:
         InputError: naming each key that is unknown, missing or contradicts another.
     """
-    _check_size(values, where)
+    check_size(values, where)
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
-        problems = "".join(f"\n  {line}" for line in refusals(error))
+        problems = "".join(f"\n  {line}" for line in refusals(error, Experiment, place))
         raise InputError(f"{where} is not a valid experiment:{problems}") from None
 
 
-def refusals(error: ValidationError) -> list[str]:
-    """Refused settings, one line each: the key, the allowed values, and the value found if it is short."""
+def refusals(error: ValidationError, model: type[BaseModel] | None = None, place: Place | None = None) -> list[str]:
+    """Refused settings, one line each: the place, the key, the allowed values, and the value found if it is short.
+
+    Args:
+        model: whose settings they are, by which a key with a typo is known.
+        place: where a setting is written.
+    """
     lines = []
     for each in error.errors():
-        given = each["input"]
+        given, key = each["input"], each["loc"]
         found = f", found {given!r:.80}" if isinstance(given, str | int | float) else ""
-        lines.append(f"{'.'.join(map(str, each['loc'])) or '(top level)'}: {each['msg']}{found}")
+        said, near = _in_words(each, model)
+        said = f"{'.'.join(map(str, key)) or '(top level)'}: {said}{found}{near}"
+        at = place(key) if place else None
+        lines.append(f"{at}: {said}" if at else said)
     return lines
 
 
-def _check_size(values: Any, where: str) -> None:
-    """Counts the values of a file; nested aliases can make a short one larger than any memory."""
-    left, count = [values], 0
-    while left:
-        value = left.pop()
-        count += 1
-        if count > MOST_VALUES:
-            raise InputError(
-                f"{where} holds more than {MOST_VALUES:,} values, counting what its aliases stand for; "
-                "an experiment has a few hundred: write out what is meant"
-            )
-        if isinstance(value, dict):
-            left += value.values()
-        elif isinstance(value, list | tuple | set):
-            left += value
+_EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite_number": "a finite number",
+    "bool": "true or false",
+    "string_type": "text",
+    "model": "settings by name",
+    "dict": "settings by name",
+    "tuple": "a list, as [a, b]",
+    "list": "a list, as [a, b]",
+    "greater_than": "a number greater than {gt}",
+    "greater_than_equal": "a number of at least {ge}",
+    "less_than": "a number less than {lt}",
+    "less_than_equal": "a number of at most {le}",
+    "too_short": "at least {min_length} of them",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "literal_error": "{expected}",
+}
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without code, in which a duplicate key is an error: the first value would be lost silently."""
+def _in_words(refused: Any, model: type[BaseModel] | None) -> tuple[str, str]:
+    """One of pydantic's errors in the words of a file's author, and what may have been meant."""
+    kind, context, key = refused["type"], refused.get("ctx", {}), refused["loc"]
+    if kind == "extra_forbidden":
+        return "there is no such setting", did_you_mean(str(key[-1]), _fields(model, key[:-1]))
+    if kind == "missing":
+        return "missing", ""
+    if kind == "value_error":
+        return str(context["error"]), ""
+    names = [name for name in _EXPECTED if kind == name or kind.startswith(f"{name}_")]
+    if not names:
+        return str(refused["msg"]).replace("Input should be", "expected"), ""
+    said = "expected " + _EXPECTED[max(names, key=len)].format(**context)
+    allowed = re.findall(r"'([^']+)'", said) if kind == "literal_error" else []
+    return said, did_you_mean(str(refused["input"]), allowed)
 
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
-                seen.add(key.value)
-        return node
 
-
-def read_yaml(path: str | Path) -> Any:
-    """Contents of a YAML file in UTF-8, whatever the locale.
-
-    Raises:
-        InputError: the file is missing or is not YAML, has a tag that is more than data, or a key twice.
-    """
-    try:
-        return yaml.load(Path(path).read_bytes(), _Loader)  # a subclass of the safe loader
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; experiments lie in config/") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a folder; give the file of an experiment, such as config/demo.yaml") from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # the latter: numbers, dates and depths beyond Python's
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not YAML in UTF-8: {reason}; correct it there") from None
+def _fields(model: Any, key: Sequence[str | int]) -> list[str]:
+    """The settings of the group `key` of `model`."""
+    for name in key:
+        fields = model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}
+        inside = [fields[str(name)].annotation] if str(name) in fields else [model] if not fields else []
+        while inside and not (isinstance(inside[0], type) and issubclass(inside[0], BaseModel)):
+            inside = [*inside[1:], *get_args(inside[0])]
+        if not inside:
+            return []
+        model = inside[0]
+    return list(getattr(model, "model_fields", ()))
 
 
 def load_experiment(path: str | Path) -> Experiment:
-    """The experiment in a YAML (or resolved JSON) file.
+    """The experiment in a YAML (or resolved JSON) file, with what it extends.
 
     Raises:
         InputError: the file is missing, is not YAML, or `parse_experiment` refuses it.
@@ -98,4 +111,18 @@ def load_experiment(path: str | Path) -> Experiment:
     path = Path(path)
     if path.suffix == ".json":
         return parse_experiment(read_json(path), str(path))
-    return parse_experiment(read_yaml(path), str(path))
+    return compose_experiment([path])[0]
+
+
+def compose_experiment(
+    files: Sequence[str | Path], changes: Sequence[str] = (), config: Mapping[str, Any] | None = None
+) -> tuple[Experiment, Places]:
+    """The experiment that `compose` gives, and where each of its settings is written.
+
+    Raises:
+        InputError: as `compose`, or as `parse_experiment`.
+    """
+    values, places = compose(files, changes, config)
+    named = [*map(str, files), *(["--config"] if set(config or ()) - {CHANGES} else [])]
+    named += ["--set"] * bool(changes or (config or {}).get(CHANGES))
+    return parse_experiment(values, " + ".join(named) or "the configuration", places.of), places

@@ -55,6 +55,13 @@ class Images(Settings):
     source: Literal["generated", "folder", "parquet", "webdataset"]
     train: str | None = Field(default=None, description="folder, or glob of Parquet files or tars")
     val: str | None = Field(default=None, description="the same for held-out images")
+    held_out: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        exclude_if=lambda share: share is None,
+        description="instead of `val`: share of each class of `train` that is held out, by the hash of the names",
+    )
     generated: GeneratedImages | None = None
     resolution: int = Field(gt=0, description="pixels, the side of the square that is tokenized")
     num_classes: int = Field(gt=0)
@@ -85,11 +92,17 @@ class Images(Settings):
     @model_validator(mode="after")
     def _source_is_described(self) -> "Images":
         if self.source == "generated":
-            if self.generated is None or self.train or self.val:
+            if self.generated is None or self.train or self.val or self.held_out:
                 raise ValueError("source `generated` needs `generated: {train, val}` and neither `train` nor `val`")
-        elif self.generated is not None or not (self.train and self.val):
-            raise ValueError(f"source `{self.source}` needs the paths `train` and `val`, and no `generated`")
+        elif self.generated is not None or not self.train or (self.val is None) == (self.held_out is None):
+            raise ValueError(
+                f"source `{self.source}` needs the path `train`, and `val` or a share `held_out`, and no `generated`"
+            )
         return self
+
+    def path(self, split: str) -> str | None:
+        """Where the images of a split are: held-out ones among those for training, where they are a share of them."""
+        return self.train if self.held_out is not None else getattr(self, split)
 
 
 class TokenizerTraining(Settings):

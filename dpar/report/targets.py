@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from dpar.errors import InputError
+from dpar.errors import InputError, did_you_mean
 from dpar.experiment.cells import SampleCell, analysed_cells, described_models, table_rows
 from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment, Table
@@ -125,10 +125,11 @@ def refusal(name: str, experiment: Experiment, configs: Path, asked: str = "--co
     Args:
         asked: the flag of the command at hand, and how that folder is written there.
     """
+    near = "" if name in PAPER_TARGETS else did_you_mean(name, targets(experiment))
     having = [path for path in sorted(configs.glob("*.yaml")) if name in _targets_of(path)]
     made = " or ".join(f"{asked}/{path.name}" for path in having)
     return (
-        f"{name} is no part of the experiment {experiment.name}; "
+        f"{name} is no part of the experiment {experiment.name}{near}; "
         + (f"it is made with {made}" if having else f"no experiment under {asked.split()[-1]}/ has it")
         + (
             f" (a table stands for it with `paper: {name}`, a picture with its name under `figures`)"

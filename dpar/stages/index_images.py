@@ -9,6 +9,7 @@ from jaxtyping import Int
 from dpar import tracking
 from dpar.data.class_names import numbered_as
 from dpar.data.classes import Classes
+from dpar.data.held_out import held_out
 from dpar.data.images import ImageIndex, open_images, shared_images
 from dpar.data.sources.source import described
 from dpar.errors import InputError, run_command, shown
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = STAGE.start(argv)
     args, images = run.args, run.experiment.images
     source = "parquet" if images.source == "generated" else images.source
-    path = str(args.images) if args.images else getattr(images, args.split)
+    path = str(args.images) if args.images else images.path(args.split)
     if args.split == "val" and images.source != "generated" and args.classes_of is None:
         raise InputError(
             "held-out images take the class numbers of the training images: give --classes-of index/train.json; "
@@ -60,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     ) as job:
         training = None if args.classes_of is None else ImageIndex.load(args.classes_of)
         found = open_images(source, path)
+        if images.held_out is not None:
+            taken = held_out(found, images.held_out)
+            found = found.keep(np.flatnonzero(taken == (args.split == "val")))
         if training is not None:
             found = numbered_as(found, training.images.classes)
         if args.split == "val" and images.max_val is not None and images.max_val < len(found):
@@ -118,7 +122,8 @@ def _check_shared(index: ImageIndex, training: ImageIndex, images: Images) -> No
     if len(shared) > _MOST_SHARED * len(index) and not images.allow_shared:
         raise InputError(
             f"{said}; what is measured on them would say nothing about new images: "
-            "correct `images.val`, or say `images.allow_shared: true` if it is meant"
+            "correct `images.val` (with `images.held_out`: remove the copies), or say `images.allow_shared: true` if "
+            "it is meant"
         )
     print(f"warning: {said}", file=sys.stderr)
 

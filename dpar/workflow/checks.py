@@ -20,6 +20,7 @@ from dpar.data.arrays import read_header
 from dpar.data.generated import CLASSES
 from dpar.errors import InputError
 from dpar.experiment.cells import Row, model_cells, resolved_row, sample_cells, shard_of, written_rows
+from dpar.experiment.composing import Places
 from dpar.experiment.settings import LEAST_CRITIC_SIDE, Experiment, Patchify
 from dpar.files import sha256_file
 from dpar.workflow.recipes import RECIPES
@@ -51,17 +52,31 @@ class Findings:
     unknown: list[str]
 
 
-def refuse(experiment: Experiment, directory: Path = Path(), to_make: Collection[str] | None = None) -> list[str]:
-    """The paths that could not be checked yet; all else is in order. For the arguments see `look`.
+def refuse(
+    experiment: Experiment,
+    directory: Path = Path(),
+    to_make: Collection[str] | None = None,
+    places: Places | None = None,
+) -> list[str]:
+    """The paths that could not be checked yet; all else is in order. For the other arguments see `look`.
+
+    Args:
+        places: where each setting is written, for the messages.
 
     Raises:
         InputError: every problem, one per line.
     """
     found = look(experiment, directory, to_make)
     if found.problems:
-        lines = "".join(f"\n  {problem}" for problem in found.problems)
+        lines = "".join(f"\n  {located(problem, places)}" for problem in found.problems)
         raise InputError(f"experiment {experiment.name} cannot be run as it is written; nothing was started:{lines}")
     return found.unknown
+
+
+def located(problem: Problem, places: Places | None) -> str:
+    """The problem in one line, after the file and line of its setting where these are known."""
+    at = places.of_key(problem.key) if places else None
+    return f"{at}: {problem}" if at else str(problem)
 
 
 def look(experiment: Experiment, directory: Path = Path(), to_make: Collection[str] | None = None) -> Findings:
@@ -84,7 +99,7 @@ def look(experiment: Experiment, directory: Path = Path(), to_make: Collection[s
     needed = [path for path in user_paths(experiment, cells) if any(map(wanted, path.outputs))]
     problems += [problem for path in needed if (problem := _path(path, directory))]
     unknown = [
-        f"the number of {split} images of {getattr(experiment.images, split)}: whether shards and batches fit them is "
+        f"the number of {split} images of {experiment.images.path(split)}: whether shards and batches fit them is "
         "said when they are indexed"
         for split in SPLITS
         if counts[split] is None and wanted(f"index/{split}.json")
@@ -285,8 +300,8 @@ def _splits(experiment: Experiment, directory: Path) -> Iterator[Problem]:
     images = experiment.images
     if images.generated is not None:
         return
-    places = {split: from_jobs(getattr(images, split), directory) for split in SPLITS}
-    if os.path.realpath(places["train"]) == os.path.realpath(places["val"]):
+    places = {split: from_jobs(images.path(split) or "", directory) for split in SPLITS}
+    if images.held_out is None and os.path.realpath(places["train"]) == os.path.realpath(places["val"]):
         yield Problem("images.val", f"{images.val}, as images.train", "images that are not trained on", "name others")
     for split, place in places.items() if images.source == "folder" else ():
         if os.path.isdir(place):
@@ -306,7 +321,10 @@ def _count(experiment: Experiment, split: str, results: Path, wanted: Callable[[
     if not wanted(index):
         return _indexed(results / index)
     if images.source == "parquet":
-        count = _parquet_rows(from_jobs(getattr(images, split), results.parent.parent))
+        count = _parquet_rows(from_jobs(images.path(split) or "", results.parent.parent))
+        if count is not None and images.held_out is not None:
+            held = round(count * images.held_out)  # of classes that are not known here
+            return [held if split == "val" else count - held]
         if count is not None:
             return [min(count, images.max_val or count) if split == "val" else count]
     return None

@@ -32,7 +32,8 @@ def user_paths(experiment: Experiment, cells: Iterable[SampleCell]) -> Iterator[
     images, tokenizer, evaluation = experiment.images, experiment.tokenizer, experiment.evaluation
     for split in SPLITS if images.generated is None else ():
         kind = "folder" if images.source == "folder" else "files"
-        yield UserPath(f"images.{split}", getattr(images, split), kind, tuple(_made_from_images(experiment, split)))
+        key = "images.train" if images.held_out is not None else f"images.{split}"
+        yield UserPath(key, images.path(split) or "", kind, tuple(_made_from_images(experiment, split)))
     if images.classes not in (None, IMAGENET):
         yield UserPath("images.classes", images.classes, "file", ("index/train.json",))
     if tokenizer.weights is not None:

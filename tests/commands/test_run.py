@@ -13,7 +13,9 @@ from dpar.errors import InputError
 from dpar.workflow.run import RETRAIN, retraining, run_lock
 from tests.data.samples import folder_of_images
 from tests.experiment.test_settings import demo
-from tests.workflow.conftest import ROOT, job_counts
+from tests.workflow.conftest import ROOT, job_counts, snakemake
+
+__all__ = ["snakemake"]
 
 
 def test_it_must_be_called_from_the_top_of_the_repository(tmp_path, monkeypatch):
@@ -75,9 +77,9 @@ def test_the_lock_is_that_of_the_experiment_that_runs(tmp_path, monkeypatch, arg
 def test_what_makes_the_experiment_invalid_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     flags = ["--directory", str(tmp_path), "--"]
-    with pytest.raises(InputError, match=r"demo\.yaml \+ --config is not a valid experiment:\n  seed: "):
+    with pytest.raises(InputError, match=r"demo\.yaml \+ --config is not a valid experiment:\n  --config: seed: "):
         run.main([*flags, "--config", "seed=none"])
-    with pytest.raises(InputError, match=r"demo\.yaml \+ .*absent\.yaml"):
+    with pytest.raises(InputError, match=r"^absent\.yaml does not exist"):
         run.main([*flags, "--configfile", "config/demo.yaml", "absent.yaml"])
 
 
@@ -98,6 +100,32 @@ def test_a_failing_graph_is_an_error_that_says_to_run_again(tmp_path, monkeypatc
     with pytest.raises(InputError, match="run the same command again"):
         run.main(["--config", "config/demo.yaml", "--directory", str(tmp_path), "--cores", "1", "--", "no_such_target"])
     assert "No rule to produce no_such_target" in "".join(capfd.readouterr()), "snakemake took it for a target"
+
+
+def test_settings_and_targets_of_the_command_reach_the_graph(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(ROOT)
+    flags = ["--config", "config/demo.yaml", "--directory", str(tmp_path), "--cores", "1", "-n"]
+    changes = ["--set", "sampling.shards=2", "--set", "sampling.seeds=[5]"]
+    run.main([*flags, *changes, "--target", "comparison", "--", "--config", "codes={train_shards: 3}"])
+    found = job_counts("".join(capfd.readouterr()))
+    assert found["sample_images"] == 4, "two shards of one seed of two models"
+    assert found["score_entropies"] == 4, "three shards for training, one held out"
+    assert "all" not in found
+    with pytest.raises(InputError, match=r"--target: comparisn .*did you mean comparison\?"):
+        run.main([*flags, "--target", "comparisn"])
+    with pytest.raises(InputError, match=r"two kinds of quotes belong in a file"):
+        run.main([*flags, "--set", "tables.comparison.title=a'b\"c"])
+
+
+def test_an_experiment_that_extends_another_runs_with_snakemake_alone(snakemake, tmp_path):
+    images = "images: {source: generated, generated: {train: 640, val: 320}, resolution: 64, num_classes: 8}"
+    (tmp_path / "own.yaml").write_text(f"extends: config/base/tiny.yaml\nname: own\n{images}\n")
+    given = ["--dry-run", "--cores", "1", "--configfile", tmp_path / "own.yaml", "--config"]
+    found = snakemake(*given, "set=[sampling.shards=2]")
+    assert found.returncode == 0, found.stderr
+    assert job_counts(found.stdout + found.stderr)["sample_images"] == 4
+    refused = snakemake(*given, "sampling={num_imags: 7}")
+    assert "--config: sampling.num_imags: there is no such setting" in refused.stdout + refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from dpar.commands.schema import main
-from dpar.experiment.loading import read_yaml
+from dpar.experiment.reading import read_yaml
 from tests.experiment.test_settings import CONFIG, SHIPPED
 
 SCHEMA = CONFIG / "schema.json"

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from dpar.errors import InputError
-from dpar.experiment.loading import load_experiment, parse_experiment, read_yaml
+from dpar.experiment.loading import load_experiment, parse_experiment
+from dpar.experiment.reading import read_yaml
 from dpar.experiment.settings import Tokenizer
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
@@ -82,7 +83,7 @@ def test_a_tokenizer_has_the_sizes_of_its_variant_but_for_those_given(variant, d
         ({"evaluation__extractor": "clasifier"}, "evaluation.extractor"),
         ({"entropy_model__model": {"variant": "DPAR-B"}}, "LlamaGen"),
         ({"entropy_model__kind": "distilled"}, "only `gates` are distilled"),
-        ({"gates": {"g": {"kind": "distilled"}}}, "gates.g: Value error, give exactly one of `weights`"),
+        ({"gates": {"g": {"kind": "distilled"}}}, "gates.g: give exactly one of `weights`"),
         ({"gates": {"g": {"kind": "distilled", "weights": "c2i_B_256.pt"}}}, "set `kind: null_class`"),
         ({"sampling__cfg_scale": -1}, "cfg_scale"),
         ({"sampling__seeds": [1, 1]}, "seeds"),
@@ -94,8 +95,8 @@ def test_a_tokenizer_has_the_sizes_of_its_variant_but_for_those_given(variant, d
         ({"training__betas": [0.9, 1.0]}, "betas"),
         ({"models": {"a b;/x": {"variant": "DPAR-B"}}}, "models"),
         ({"evaluation__resolution": 0}, "resolution"),
-        ({"name": "a" * 300}, "name: Value error, a name may have 100 bytes, this one has 300"),
-        ({"name": "../demo"}, "name: String should match pattern '^[a-z0-9_]+$', found '../demo'"),
+        ({"name": "a" * 300}, "name: a name may have 100 bytes, this one has 300"),
+        ({"name": "../demo"}, "name: expected text that matches ^[a-z0-9_]+$, found '../demo'"),
         ({"name": "~demo"}, "name"),
         ({"name": "<b>"}, "name"),
         ({"name": "demo\n"}, "name"),

@@ -1,15 +1,17 @@
 """The stage that lists images."""
 
 import os
+import time
 
 import numpy as np
 import pytest
 
-from dpar.data.images import ImageIndex
+from dpar.data.changes import compared
+from dpar.data.images import ImageIndex, open_images
 from dpar.errors import InputError, run_command
 from dpar.stages import generate_images
 from dpar.stages.index_images import main, spread_over_classes
-from tests.data.samples import image_bytes, parquet_of_images, sample_image, tar_of_images
+from tests.data.samples import folder_of_images, image_bytes, parquet_of_images, sample_image, tar_of_images
 from tests.stages.experiments import write_experiment
 
 
@@ -85,6 +87,21 @@ def test_fewer_held_out_images_are_of_all_classes_alike_though_classes_take_turn
     assert counts.max() - counts.min() <= 1
     first = chosen[labels[chosen] == 0] // 10  # places within a class: not its first images only
     assert count < 20 or first.max() - first.min() >= 2
+
+
+def test_a_share_of_the_training_images_is_held_out_without_copying(tmp_path):
+    folder = folder_of_images(tmp_path / "photos", each=10)
+    settings = {"source": "folder", "train": str(folder), "held_out": 0.2, "num_classes": 3}
+    experiment = write_experiment(tmp_path, **settings)
+    train, val = (indexed(tmp_path, experiment, split) for split in ("train", "val"))
+    assert (train.class_counts.tolist(), val.class_counts.tolist()) == ([8] * 3, [2] * 3)
+    assert {*train.keys} | {*val.keys} == {*open_images("folder", str(folder)).keys}
+    assert compared(val, type(val.images).stamps(str(folder)), time.time()) is None, "what is elsewhere is not new"
+    (folder / "ant" / "copy.png").write_bytes((folder / val.keys[0]).read_bytes())
+    (folder / "ant" / "copy2.png").write_bytes((folder / val.keys[0]).read_bytes())
+    indexed(tmp_path, experiment, "train")
+    with pytest.raises(InputError, match=r"`images\.held_out`: remove the copies"):
+        indexed(tmp_path, experiment, "val")
 
 
 class TestClasses:

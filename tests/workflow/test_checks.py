@@ -102,11 +102,11 @@ CASES = [
         table({"model": "dpar", "patchify.max_length": 2}, **{"patchify.p_avg": [1.4, 1.5]}),
         "with a value of its own, which is never used",
     ),
-    (table({"model": "dparr"}), table({"model": "dpar"}), "there is no model 'dparr'; models are dpar, llamagen"),
+    (table({"model": "dparr"}), table({"model": "dpar"}), "there is no model 'dparr'; did you mean dpar?; models are"),
     (
         table({"model": "dpar", "patchify.max_len": 2}),
         table({"model": "dpar", "patchify.max_length": 2}),
-        "max_len: Extra inputs are not permitted, found 2",
+        "max_len: there is no such setting, found 2; did you mean max_length?",
     ),
     (
         {"gates": {"g": GATE}, **table({"model": "dpar"})},

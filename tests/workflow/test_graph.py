@@ -230,7 +230,7 @@ def test_an_experiment_without_a_name_is_not_taken_for_the_demo(snakemake, tmp_p
     (tmp_path / "noname.yaml").write_text("sampling: {cfg_scale: 3}")
     run = snakemake("--dry-run", "--configfile", tmp_path / "noname.yaml")
     assert run.returncode != 0
-    assert "name: Field required" in run.stdout + run.stderr
+    assert "name: missing" in run.stdout + run.stderr
 
 
 def test_the_baseline_needs_neither_entropies_nor_thresholds(snakemake):

@@ -52,6 +52,9 @@ OTHER: dict[str, dict[str, Any]] = {
     "images.source": {"images.source": "folder", "images.generated": None, "images.train": "a", "images.val": "b"},
     "images.train": {"images.source": "folder", "images.generated": None, "images.train": "a", "images.val": "b"},
     "images.val": {"images.source": "folder", "images.generated": None, "images.train": "a", "images.val": "b"},
+    "images.held_out": {
+        "images.source": "folder", "images.generated": None, "images.train": "a", "images.held_out": 0.1
+    },
     "images.resolution": {"images.resolution": 128},
     "images.max_unreadable": {"images.max_unreadable": 0.5},
     "images.max_val": {"images.max_val": 20},

@@ -10,9 +10,9 @@ from pathlib import Path
 from dpar.workflow import checks
 from dpar.workflow.run import LOCKED, RETRAIN, run_lock, retraining
 from dpar.experiment.settings import FIGURES, TRAINING_PACE, gate_folder
-from dpar.experiment.loading import parse_experiment, read_yaml
+from dpar.experiment.loading import compose_experiment
 from dpar.errors import InputError, refusal_of_disk
-from dpar.files import digest, unmarked, write_json
+from dpar.files import digest, write_json
 from dpar.experiment.cells import (
     analysed_cells,
     described_models,
@@ -37,20 +37,17 @@ if {"{", "}"} & set(str(workflow.basedir)):  # in a path of its own, Snakemake t
 
 def read_experiment():
     try:
-        for path in workflow.configfiles:
-            read_yaml(path)  # which refuses what Snakemake reads past, such as a key that is there twice
-        experiment = parse_experiment(
-            unmarked(config), " + ".join(map(str, workflow.configfiles)) or "the configuration"
-        )
-        checks.refuse(experiment, to_make=())  # by the file alone: a dry run needs no data
+        # the files themselves, not what Snakemake made of them: it takes a key that is there twice, and no `extends`
+        experiment, places = compose_experiment(workflow.configfiles, config=workflow.config_settings.config)
+        checks.refuse(experiment, to_make=(), places=places)  # by the file alone: a dry run needs no data
         if not sample_cells(experiment):
             raise InputError(f"experiment {experiment.name} has no tables: it would train models and compare nothing")
-        return experiment
+        return experiment, places
     except InputError as error:
         raise WorkflowError(str(error))
 
 
-EXPERIMENT = read_experiment()
+EXPERIMENT, PLACES = read_experiment()
 RESULTS = f"results/{EXPERIMENT.name}"  # in the rules' inputs, outputs and logs: <results>
 
 

@@ -30,8 +30,10 @@ def generating_recipe(wildcards):
 
 def indexing_recipe(wildcards):
     images = EXPERIMENT.images
-    where = of_split(images, wildcards)
+    where = images.path(wildcards.split)
     settings = [images.source, where, images.resolution, images.num_classes, images.max_unreadable]
+    if images.held_out is not None:
+        settings.append(["held_out", images.held_out])
     if wildcards.split == "val" and images.max_val is not None:
         settings.append(["of each class", images.max_val])
     if wildcards.split == "val" and images.allow_shared:

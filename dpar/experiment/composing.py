@@ -1,0 +1,209 @@
+"""Experiments composed of files and single settings, and the file and line of each setting."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dpar.errors import InputError, did_you_mean
+from dpar.experiment.reading import check_size, read_node, read_value
+from dpar.experiment.settings import Autoencoder
+from dpar.files import unmarked
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+EXTENDS = "extends"
+CHANGES = "set"
+"""The key of Snakemake's `--config` with the changes of `dpar run --set`, a list of `KEY=VALUE`."""
+
+# Two ways to say one thing: who says it one way takes the place of the other way in the file below.
+_EITHER = (
+    ("steps", "epochs"),
+    ("threshold", "p_avg"),
+    ("weights", "training"),
+    ("generated", "train"),
+    ("val", "held_out"),
+)
+# A variant takes the place of the sizes below it.
+_SIZES = {"architecture", "width", "heads", "encoder_layers", "layers", "decoder_layers", *Autoencoder.model_fields}
+_KEYS_WITH_DOTS = re.compile(r"(tables\.[^.]+\.(?:base|vary))\.(.+)")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Settings from one place: a file with its lines, or the command line without."""
+
+    where: str
+    values: Mapping[str, Any]
+    node: yaml.Node | None = None
+
+
+@dataclass(frozen=True)
+class Places:
+    """The sources of an experiment, the one that decides first."""
+
+    sources: tuple[Source, ...] = ()
+
+    def of(self, key: Sequence[str | int]) -> str | None:
+        """The place of a setting, as `FILE:LINE`; of the group that it belongs to where nobody says it."""
+        found = [(*_reach(source, key), source) for source in self.sources]
+        if not found:
+            return None
+        _, line, source = max(found, key=lambda reached: reached[0])  # the first of those that reach as far
+        return f"{source.where}:{line}" if line else source.where
+
+    def of_key(self, key: str) -> str | None:
+        """The same for a setting in words, such as `images.val` or `tables.t, row {...}`."""
+        parts = re.split(r", row |: |\s", key)[0]
+        values = {} if not self.sources else self.sources[0].values
+        return self.of(_split(parts, values))
+
+
+def compose(
+    files: Iterable[str | Path], changes: Sequence[str] = (), config: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], Places]:
+    """The settings of `files`, each over those before it and over what it extends, and where each is written.
+
+    Args:
+        changes: single settings over them, `KEY=VALUE` with the value in YAML.
+        config: what Snakemake's `--config` says, over the files; its key `set` holds changes too.
+
+    Raises:
+        InputError: a file is missing or no YAML, files extend each other in a circle, or a change is none.
+    """
+    values: dict[str, Any] = {}
+    sources: list[Source] = []
+    for file in files:
+        for source in _chain(Path(file)):
+            values = merged(values, source.values)
+            sources.insert(0, source)
+    own = {key: value for key, value in (config or {}).items() if key != CHANGES}
+    if own:
+        values = merged(values, own)
+        sources.insert(0, Source("--config", own))
+    for change in [*_listed((config or {}).get(CHANGES)), *changes]:
+        said = _change(change, values)
+        values = merged(values, said)
+        sources.insert(0, Source(f"--set {change}", said))
+    return values, Places(tuple(sources))
+
+
+def merged(below: Any, above: Any) -> Any:
+    """`above` over `below`: groups are merged key by key, all else is replaced; a group that is null is left away."""
+    if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
+        return dict(above) if isinstance(above, Mapping) else above
+    result = dict(below)
+    for pair in _EITHER:
+        for said, other in (pair, pair[::-1]):
+            if above.get(said) is not None and other not in above:
+                result.pop(other, None)
+    if above.get("variant") is not None:
+        result = {key: value for key, value in result.items() if key not in _SIZES}
+    for key, value in above.items():
+        if value is None and isinstance(below.get(key), Mapping):
+            result.pop(key, None)
+        else:
+            result[key] = merged(result.get(key), value)
+    return result
+
+
+def _chain(file: Path) -> list[Source]:
+    """The sources of a file: what it extends, the farthest first, then itself."""
+    sources: list[Source] = []
+    seen: list[Path] = []
+    path: Path | None = file
+    while path is not None:
+        if path.resolve() in seen:
+            circle = " extends ".join(map(str, [*(s.where for s in reversed(sources)), path]))
+            raise InputError(f"{circle}: a circle, in which nothing is said; remove one `extends`")
+        seen.append(path.resolve())
+        values, node = read_node(path)
+        if not isinstance(values, dict):
+            raise InputError(f"{path} is not a valid experiment: settings by name are expected, as in config/demo.yaml")
+        check_size(values, str(path))
+        below = values.pop(EXTENDS, None)
+        values = unmarked(values)
+        if sources:
+            values.pop("name", None)  # of the folder of results, which no other experiment may take
+        sources.insert(0, Source(str(path), values, node))
+        path = None if below is None else _extended(below, path, f"{path}:{_reach(sources[0], [EXTENDS])[1]}")
+    return sources
+
+
+def _extended(named: Any, by: Path, where: str) -> Path:
+    """The file that `by` extends: counted from its own folder, or from the checkout."""
+    if not isinstance(named, str):
+        raise InputError(f"{where}: extends: found {named!r}; expected one file, such as config/base/tiny.yaml")
+    places = [by.parent / Path(named).expanduser(), CHECKOUT / named]
+    for place in places:
+        if place.is_file():
+            return place
+    known = [str(path.relative_to(CHECKOUT)) for path in sorted((CHECKOUT / "config").glob("**/*.yaml"))]
+    raise InputError(
+        f"{where}: extends: {named} is neither below {by.parent} nor below {CHECKOUT}{did_you_mean(named, known)}; "
+        f"shipped are {', '.join(path for path in known if 'base/' in path)}"
+    )
+
+
+def _listed(changes: Any) -> list[str]:
+    if changes is None or isinstance(changes, list):
+        return [str(change) for change in changes or ()]
+    return [str(changes)]
+
+
+def _change(change: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that `KEY=VALUE` is, nested as in a file."""
+    key, equals, text = change.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {change}: expected KEY=VALUE, such as --set sampling.cfg_scale=2.5")
+    parts = _split(key.strip(), values)
+    said: Any = read_value(text, f"--set {change}")
+    place: Any = values
+    for part in parts[:-1]:
+        place = place.get(part) if isinstance(place, Mapping) else place
+    if isinstance(place, list):
+        raise InputError(f"--set {change}: {'.'.join(parts[:-1])} is a list, which is set as a whole: [a, b, ...]")
+    for part in reversed(parts):
+        said = {part: said}
+    return said
+
+
+def _split(key: str, values: Mapping[str, Any]) -> list[str]:
+    """The names in a key with dots; a name that has dots itself is known by the settings that are there."""
+    rest, parts, place = key, [], values
+    if written := _KEYS_WITH_DOTS.fullmatch(key):
+        return [*written[1].split("."), written[2]]
+    while rest:
+        known = [name for name in place if isinstance(name, str)] if isinstance(place, Mapping) else []
+        part = max((name for name in known if f"{rest}.".startswith(f"{name}.")), key=len, default=rest.split(".")[0])
+        parts.append(part)
+        place = place.get(part, {}) if isinstance(place, Mapping) else {}
+        rest = rest[len(part) + 1 :]
+    return parts
+
+
+def _reach(source: Source, key: Sequence[str | int]) -> tuple[int, int | None]:
+    """How many names of `key` a source says, and the line of the last of them."""
+    if source.node is None:
+        place: Any = source.values
+        for depth, name in enumerate(key):
+            if not isinstance(place, Mapping) or name not in place:
+                return depth, None
+            place = place[name]
+        return len(key), None
+    node, line, depth = source.node, source.node.start_mark.line + 1, 0
+    for name in key:
+        if isinstance(node, yaml.MappingNode):
+            found = [pair for pair in node.value if isinstance(pair[0], yaml.ScalarNode) and pair[0].value == str(name)]
+            if not found:
+                break
+            line, node = found[-1][0].start_mark.line + 1, found[-1][1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(name, int) and name < len(node.value):
+            node = node.value[name]
+            line = node.start_mark.line + 1
+        else:
+            break
+        depth += 1
+    return depth, line

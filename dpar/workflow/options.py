@@ -1,0 +1,68 @@
+"""Options that commands share: the experiment, single settings of it, targets, cores; and help with all defaults."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from dpar.experiment.composing import Places
+from dpar.experiment.loading import compose_experiment
+from dpar.experiment.settings import Experiment
+
+DEFAULT_EXPERIMENT = Path("config/demo.yaml")
+
+
+class Help(argparse.HelpFormatter):
+    """Help in which every default stands."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        silent = action.default in (None, False, argparse.SUPPRESS) or isinstance(action.default, list)
+        return text if silent or "default" in text or not action.option_strings else f"{text} (default: %(default)s)"
+
+
+class RawHelp(Help, argparse.RawDescriptionHelpFormatter):
+    """The same under a description with lines of its own."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of a command, and of what it has below it."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        """As `argparse.ArgumentParser`."""
+        super().__init__(*args, **{"formatter_class": Help, **kwargs})
+
+
+def add_experiment(flags: argparse.ArgumentParser) -> None:
+    """Adds `--config` and `--set`."""
+    flags.add_argument("--config", type=Path, default=DEFAULT_EXPERIMENT, metavar="FILE", help="the experiment")
+    flags.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="one setting of it, such as sampling.cfg_scale=2.5; may be given again",
+    )  # fmt: skip
+
+
+def add_target(flags: argparse.ArgumentParser) -> None:
+    """Adds `--target`."""
+    flags.add_argument(
+        "--target", nargs="+", default=[], metavar="TARGET", help="such as table4 figure5 (default: everything)"
+    )
+
+
+def add_cores(flags: argparse.ArgumentParser) -> None:
+    """Adds `--cores`."""
+    flags.add_argument("--cores", type=int, default=os.cpu_count(), metavar="N", help="CPU cores to use")
+
+
+def add_directory(flags: argparse.ArgumentParser) -> None:
+    """Adds `--directory`."""
+    flags.add_argument("--directory", type=Path, default=Path(), metavar="FOLDER", help="where results/ lies")
+
+
+def read_experiment(args: argparse.Namespace) -> tuple[Experiment, Places]:
+    """The experiment of `--config` and `--set`, and where each of its settings is written.
+
+    Raises:
+        InputError: it is not valid.
+    """
+    return compose_experiment([args.config], args.set)
