@@ -8,6 +8,7 @@ from dpar.model.rope import grid_rope
 from dpar.patches.packing import PackedLengths
 from tests.model.tiny import randomised
 from tests.oracles import model as oracle
+from tests.rehearsal import on_gpu, rehearsing
 
 
 def named(network: nn.Module, name: str) -> oracle.Weights:
@@ -34,6 +35,14 @@ def test_norm_of_half_precision_is_computed_in_fp32():
         for same in (norm, norm.bfloat16()):
             exact = nn.functional.rms_norm(x.float(), (64,), same.weight.float(), 1e-5)
             assert torch.equal(same(x), exact.bfloat16())
+
+
+def test_norm_of_half_precision_is_one_kernel_in_sampling():
+    with rehearsing() as gpu, torch.no_grad():
+        norm, x = on_gpu(RMSNorm(96).bfloat16()), torch.randn(2, 96).bfloat16().to("cuda")
+        with gpu.logging() as log:
+            norm(x)
+    assert log.launches == 1
 
 
 @pytest.mark.parametrize("gradients", [True, False])
