@@ -16,7 +16,7 @@ from dpar.experiment.cells import SampleCell, p_avg_targets, table_rows
 from dpar.experiment.settings import Experiment
 from dpar.files import fields_of
 from dpar.report import paper, tables
-from dpar.report.measured import Counts, Floor, Likelihood, Probe, read_measured, read_metrics
+from dpar.report.measured import Counts, Floor, Likelihood, Measurements, Probe, read_measured, read_metrics
 from dpar.report.notes import notes
 from dpar.report.targets import SHARED, likelihood_files, metric_files, probe_files, refusal, tables_of, targets
 from dpar.tracking.makers import check_recorded, recorded_json
@@ -72,26 +72,24 @@ def table(experiment: Experiment, name: str, args: argparse.Namespace) -> str:
         likelihoods |= _found(results / "likelihood" / cell.model / f"{cell.milestone}.json", Likelihood, state)
         if experiment.tables[name].linear_probe:
             probes |= _found(results / "linear_probe" / cell.model / f"{cell.milestone}.json", Probe, state)
-    frame = tables.build(
-        experiment,
-        name,
-        metrics=metrics,
-        likelihoods=likelihoods,
+    measured = Measurements(
+        metrics,
+        likelihoods,
         thresholds={"p_avg": dict(_thresholds(experiment, results))},
-        costs=next(iter(_found(results / "patch_counts.json", Counts, "").values()), {}).get("cells", {}),
+        costs=_found(results / "patch_counts.json", Counts, "").get("", {}).get("cells", {}),
+        floor=_found(results / "metrics" / "noise_floor.json", Floor, "").get(""),
         probes=probes,
     )
+    frame = tables.build(experiment, name, measured)
     whole = tables.with_quoted(frame, paper.quoted(experiment, name))
     if args.format == "csv":
         return whole.to_csv(index=False)
-    measured = next(iter(metrics.values()), None)
-    shown = tables.readable(whole, measured["metric"] if measured else "Frechet distance")
+    shown = tables.readable(whole, measured.metric)
     title = experiment.tables[name].title
     if args.format == "latex":
         return tables.to_latex(shown, title)
-    floor = _found(results / "metrics" / "noise_floor.json", Floor, "").get("")
-    below = notes(experiment, name, metrics=metrics, likelihoods=likelihoods, floor=floor, probes=probes)
-    return tables.to_markdown(shown, title, [*below, *missing(experiment, name, args, results, cells)])
+    below = [*notes(experiment, name, measured), *missing(experiment, name, args, results, cells)]
+    return tables.to_markdown(shown, title, below)
 
 
 def missing(

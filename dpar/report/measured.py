@@ -1,6 +1,7 @@
 """Measurements of the stages, read for tables and the report: unexpected files are refused, none is passed over."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -131,6 +132,32 @@ class Comparison(_Fields):
 
     images: int
     rows: list[_Placing]
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """The measurements of a table's cells, as far as they are there.
+
+    Attributes:
+        metrics: (sample cell, seed) -> what compute_metrics wrote.
+        likelihoods: (model cell, milestone) -> what evaluate_likelihood wrote.
+        thresholds: what calibrate_threshold wrote.
+        costs: model cell -> its entry of what count_patches wrote.
+        floor: what measure_noise_floor wrote.
+        probes: (model cell, milestone) -> what linear_probe wrote.
+    """
+
+    metrics: Mapping[tuple[str, int], Mapping[str, Any]]
+    likelihoods: Mapping[tuple[str, str], Mapping[str, Any]]
+    thresholds: Mapping[str, Any]
+    costs: Mapping[str, Mapping[str, Any]]
+    floor: Mapping[str, Any] | None = None
+    probes: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def metric(self) -> str:
+        """Name of the Frechet distance, which depends on the feature network."""
+        return next((measured["metric"] for measured in self.metrics.values()), "Frechet distance")
 
 
 def read_measured(path: Path, kind: type[BaseModel], read: Callable[..., Any] = read_json) -> dict[str, Any]:

@@ -6,31 +6,17 @@ from typing import Any
 from dpar.experiment.cells import table_rows
 from dpar.experiment.settings import Experiment
 from dpar.report import paper, tables
+from dpar.report.measured import Measurements
 from dpar.report.significance import paired_lines
 
 
-def notes(
-    experiment: Experiment,
-    name: str,
-    *,
-    metrics: Mapping[tuple[str, int], Mapping[str, Any]],
-    likelihoods: Mapping[tuple[str, str], Mapping[str, Any]],
-    floor: Mapping[str, Any] | None,
-    probes: Mapping[tuple[str, str], Mapping[str, Any]],
-) -> list[str]:
-    """A line for each thing that a reader of the table `name` has to know; nothing of what was not measured.
-
-    Args:
-        metrics: (sample cell, seed) -> what compute_metrics wrote.
-        likelihoods: (model cell, milestone) -> what evaluate_likelihood wrote.
-        floor: what measure_noise_floor wrote.
-        probes: (model cell, milestone) -> what linear_probe wrote.
-    """
-    lines = []
-    if metrics and floor:
-        lines += _of_metrics(next(iter(metrics.values())), floor, tables.repeated(experiment))
-    if probes:
-        lines.append(_of_probes(next(iter(probes.values()))["conditions"]))
+def notes(experiment: Experiment, name: str, measured: Measurements) -> list[str]:
+    """A line for each thing that a reader of the table `name` has to know; nothing of what was not measured."""
+    lines, metrics = [], measured.metrics
+    if metrics and measured.floor:
+        lines += _of_metrics(next(iter(metrics.values())), measured.floor, tables.repeated(experiment))
+    if measured.probes:
+        lines.append(_of_probes(next(iter(measured.probes.values()))["conditions"]))
     rows = table_rows(experiment, name)
     if any(row.sample.patchify != row.model.patchify or row.sample.gate for row in rows):
         lines.append(
@@ -40,7 +26,7 @@ def notes(
     if paper.quoted(experiment, name):
         lines.append("Quoted rows are other people's methods as the paper prints them; nothing of them was run here.")
     if metrics:
-        lines += paired_lines(experiment, name, metrics, likelihoods, next(iter(metrics.values()))["metric"])
+        lines += paired_lines(experiment, name, metrics, measured.likelihoods, measured.metric)
     return lines
 
 

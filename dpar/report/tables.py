@@ -14,7 +14,7 @@ from dpar.experiment.cells import Row, table_rows, threshold_of
 from dpar.experiment.settings import Experiment
 from dpar.files import fields_of
 from dpar.report import paper
-from dpar.report.measured import expect_patches
+from dpar.report.measured import Measurements, expect_patches
 
 # Not shown: names for programs, and what has a column of its own.
 HIDDEN = {"cell", "training", "patchify.max_length", "patchify.threshold", "inference.threshold", "sampling.cfg_scale"}
@@ -67,30 +67,13 @@ TITLES = {
 }
 
 
-def build(
-    experiment: Experiment,
-    name: str,
-    *,
-    metrics: Mapping[tuple[str, int], Mapping[str, Any]],
-    likelihoods: Mapping[tuple[str, str], Mapping[str, Any]],
-    thresholds: Mapping[str, Any],
-    costs: Mapping[str, Mapping[str, Any]],
-    probes: Mapping[tuple[str, str], Mapping[str, Any]],
-) -> pd.DataFrame:
-    """The table `name` with plain column names; a quantity that was not measured is missing, never zero.
-
-    Args:
-        metrics: (sample cell, seed) -> what compute_metrics wrote.
-        likelihoods: (model cell, milestone) -> what evaluate_likelihood wrote.
-        thresholds: what calibrate_threshold wrote.
-        costs: model cell -> its entry of what count_patches wrote, if it was counted.
-        probes: (model cell, milestone) -> what linear_probe wrote.
-    """
+def build(experiment: Experiment, name: str, measured: Measurements) -> pd.DataFrame:
+    """The table `name` with plain column names; a quantity that was not measured is missing, never zero."""
     tokens = math.prod(experiment.grid)
     rows = []
     for row in table_rows(experiment, name):
         with_paper = replace(row, paper=paper.numbers(experiment, name, row))
-        found = _row(with_paper, tokens, metrics, likelihoods, thresholds, costs.get(row.model.slug, {}), probes)
+        found = _row(with_paper, tokens, measured)
         found["sampling_gmacs"] = cost.sampling_gmacs(experiment, row.model, row.sample, found["steps"])
         rows.append(found)
     frame = pd.DataFrame(rows).astype({"max_length": "Int64"})  # integers, of which some may be missing
@@ -115,16 +98,10 @@ def with_quoted(frame: pd.DataFrame, quoted: Sequence[Mapping[str, Any]]) -> pd.
     return whole.reindex(columns=["source", *frame.columns])
 
 
-def _row(
-    row: Row,
-    tokens: int,
-    metrics: Mapping[tuple[str, int], Mapping[str, Any]],
-    likelihoods: Mapping[tuple[str, str], Mapping[str, Any]],
-    thresholds: Mapping[str, Any],
-    cost: Mapping[str, Any],
-    probes: Mapping[tuple[str, str], Mapping[str, Any]],
-) -> dict[str, Any]:
+def _row(row: Row, tokens: int, given: Measurements) -> dict[str, Any]:
     sample, is_dpar = row.sample, row.model.transformer.is_dpar
+    metrics, likelihoods, probes = given.metrics, given.likelihoods, given.probes
+    counted = given.costs.get(row.model.slug, {})
     sets = [[metrics[s.slug, seed] for seed in s.sampling.seeds if (s.slug, seed) in metrics] for s in row.samples]
     measured = [m for of_training in sets for m in of_training]
     over_seeds = {name: value for metric in METRICS for name, value in mean_and_sd(metric, sets).items()}
@@ -143,14 +120,14 @@ def _row(
         "model": row.values["model"],
         **{key: _shown(value) for key, value in row.values.items() if key not in ("model", "milestone")},
         "milestone": sample.milestone,
-        "threshold": threshold_of(sample.patchify, thresholds) if is_dpar and not sample.gate else None,
+        "threshold": threshold_of(sample.patchify, given.thresholds) if is_dpar and not sample.gate else None,
         "max_length": sample.patchify.max_length if is_dpar and sample.patchify.is_dynamic else None,
         "patch_length": patch_length,
         **mean_and_sd("nll", predicted),
         **over_seeds,
         **{name: value for metric in PROBED for name, value in mean_and_sd(metric, probed).items()},
-        "parameters": cost.get("parameters"),
-        "training_gmacs": cost.get("training_gmacs"),
+        "parameters": counted.get("parameters"),
+        "training_gmacs": counted.get("training_gmacs"),
         "cfg_scale": sample.sampling.cfg_scale,
         "images": sample.sampling.num_images,
         "trainings": sum(map(bool, sets)) if len(sets) > 1 else None,

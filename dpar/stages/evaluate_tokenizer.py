@@ -2,7 +2,9 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from dpar.evaluation.features import Extractor, open_extractor
 from dpar.evaluation.frechet import Moments, frechet_distance
 from dpar.files import write_bytes, write_json
 from dpar.sampling.picture import class_rows
-from dpar.tokenizer.autoencoder import to_bytes
+from dpar.tokenizer.autoencoder import VQAutoencoder, to_bytes
 from dpar.tokenizer.fidelity import codebook_use, perplexity, psnr, ssim
 from dpar.tokenizer.fit import check_fit
 from dpar.tokenizer.picture import side_by_side
@@ -59,34 +61,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         tokenizer = load_model(args.tokenizer, "tokenizer", device)
         check_fit(experiment, args.index, index, args.tokenizer, tokenizer)
         extractor = open_extractor(args.extractor, device)
-        moments = Moments(), Moments()  # of originals and reconstructions
-        counts = torch.zeros(tokenizer.config.vocab_size, dtype=torch.long)
-        decibels, similarities = [], []
         chosen = np.concatenate(class_rows(index.labels, SHOWN_EACH, SHOWN_CLASSES))
-        pairs = {}
-        with torch.inference_mode(), full_float32():
-            for numbers, originals in _batches(index, side, max(1, PIXELS[device.type] // side**2)):
-                originals = originals.to(device)
-                codes = tokenizer.encode(to_model_input(originals))
-                others = to_bytes(tokenizer.decode(codes))
-                counts += torch.bincount(codes.flatten().cpu(), minlength=len(counts))
-                decibels.append(psnr(originals, others).cpu())
-                similarities.append(ssim(originals, others).cpu())
-                for which, images in zip(moments, (originals, others), strict=True):
-                    which.add(extractor.forward(resized(images, extractor.resolution or side))[0])
-                for i in set(chosen) & set(numbers):
-                    pairs[i] = [x[i - numbers[0]].permute(1, 2, 0).cpu().numpy() for x in (originals, others)]
-        all_decibels, all_similarities = torch.cat(decibels).double(), torch.cat(similarities)
+        measured = measure(index, side, tokenizer, extractor, set(chosen), device)
         tokens = side**2 // tokenizer.config.downsample**2
-        results = {
-            "psnr": all_decibels.mean().item(),
-            "psnr_std": all_decibels.std(correction=0).item(),
-            "ssim": all_similarities.mean().item(),
-            "codebook_use": codebook_use(counts),
-            "codebook_perplexity": perplexity(counts),
-            "bits_per_pixel": tokens * np.log2(tokenizer.config.vocab_size) / side**2,
-        }
-        metric, results["reconstruction_distance"] = reconstruction_distance(extractor, *moments)
+        results = measured.numbers | {"bits_per_pixel": tokens * np.log2(tokenizer.config.vocab_size) / side**2}
+        metric, results["reconstruction_distance"] = reconstruction_distance(extractor, *measured.moments)
         conditions = {
             "images": len(index),
             "index": index.digest,
@@ -100,10 +79,62 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(args.report, {**results, "metric": metric, "conditions": conditions})
         named = Classes.of_images(experiment.images, index)
         captions = [named.title(int(index.labels[i])) for i in chosen]
-        write_bytes(args.picture, side_by_side([pairs[i] for i in chosen], captions, COLUMNS))
+        write_bytes(args.picture, side_by_side([measured.pairs[i] for i in chosen], captions, COLUMNS))
         job.summary({f"eval/{name}": value for name, value in results.items() if value is not None})
         job.image(args.picture, key="reconstructions", step=0)
         print(f"PSNR {results['psnr']:.2f} dB, SSIM {results['ssim']:.3f} on {len(index)} images", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Reconstructions of a set of images, compared with the originals.
+
+    Attributes:
+        numbers: their fidelity and the use of the codebook, for JSON.
+        moments: of the features of originals and reconstructions.
+        pairs: original and reconstruction of the images that are shown, by their number.
+    """
+
+    numbers: dict[str, Any]
+    moments: tuple[Moments, Moments]
+    pairs: dict[int, tuple[UInt8[np.ndarray, "R R 3"], UInt8[np.ndarray, "R R 3"]]]
+
+
+@torch.inference_mode()
+def measure(
+    index: ImageIndex,
+    side: int,
+    tokenizer: VQAutoencoder,
+    extractor: Extractor,
+    chosen: Container[int],
+    device: torch.device,
+) -> Measured:
+    """The reconstructions of all images at `side` pixels, measured, and those of the `chosen` ones to be shown."""
+    moments, pairs = (Moments(), Moments()), {}
+    counts = torch.zeros(tokenizer.config.vocab_size, dtype=torch.long)
+    decibels, similarities = [], []
+    with full_float32():
+        for numbers, originals in _batches(index, side, max(1, PIXELS[device.type] // side**2)):
+            originals = originals.to(device)
+            codes = tokenizer.encode(to_model_input(originals))
+            others = to_bytes(tokenizer.decode(codes))
+            counts += torch.bincount(codes.flatten().cpu(), minlength=len(counts))
+            decibels.append(psnr(originals, others).cpu())
+            similarities.append(ssim(originals, others).cpu())
+            for which, images in zip(moments, (originals, others), strict=True):
+                which.add(extractor.forward(resized(images, extractor.resolution or side))[0])
+            for i in filter(chosen.__contains__, numbers):
+                original, other = (x[i - numbers[0]].permute(1, 2, 0).cpu().numpy() for x in (originals, others))
+                pairs[i] = original, other
+    all_decibels = torch.cat(decibels).double()
+    fidelity = {
+        "psnr": all_decibels.mean().item(),
+        "psnr_std": all_decibels.std(correction=0).item(),
+        "ssim": torch.cat(similarities).mean().item(),
+        "codebook_use": codebook_use(counts),
+        "codebook_perplexity": perplexity(counts),
+    }
+    return Measured(fidelity, moments, pairs)
 
 
 def reconstruction_distance(

@@ -1,5 +1,6 @@
 """Lists the images of a split, reads each once, and counts classes and what could not be read."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ from dpar import tracking
 from dpar.data.class_names import numbered_as
 from dpar.data.classes import Classes
 from dpar.data.held_out import held_out
-from dpar.data.images import ImageIndex, open_images, shared_images
+from dpar.data.images import ImageIndex, ImageSource, open_images, shared_images
 from dpar.data.sources.source import described
 from dpar.errors import InputError, run_command, shown
 from dpar.experiment.settings import Images
@@ -41,15 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     run = STAGE.start(argv)
     args, images = run.args, run.experiment.images
-    source = "parquet" if images.source == "generated" else images.source
-    path = str(args.images) if args.images else images.path(args.split)
-    if args.split == "val" and images.source != "generated" and args.classes_of is None:
-        raise InputError(
-            "held-out images take the class numbers of the training images: give --classes-of index/train.json; "
-            "`dpar run`, started again, does so itself"
-        )
-    if path is None:
-        raise InputError(f"{args.experiment}: images.source is `generated`; name the generated file with --images")
+    source, path = source_of(args, images)
     with run.job(
         args.split,
         inputs=[
@@ -60,14 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         params={"split": args.split, "source": source, "path": path, "max_unreadable": images.max_unreadable},
     ) as job:
         training = None if args.classes_of is None else ImageIndex.load(args.classes_of)
-        found = open_images(source, path)
-        if images.held_out is not None:
-            taken = held_out(found, images.held_out)
-            found = found.keep(np.flatnonzero(taken == (args.split == "val")))
-        if training is not None:
-            found = numbered_as(found, training.images.classes)
-        if args.split == "val" and images.max_val is not None and images.max_val < len(found):
-            found = found.keep(spread_over_classes(found.labels, images.max_val))
+        found = images_of_split(open_images(source, path), args.split, images, training)
         index = ImageIndex.build(
             found,
             resolution=images.resolution,
@@ -79,25 +65,61 @@ def main(argv: Sequence[str] | None = None) -> None:
             _check_shared(index, training, images)
         classes = Classes.of_images(images, index)
         index.save(args.output)
-        counts = index.class_counts
-        print(
-            f"{path}: {len(index)} images, {(counts > 0).sum()} of {index.num_classes} classes with {counts.min()} to "
-            f"{counts.max()} images each, {len(index.skipped)} left out as unreadable"
-            f"{described(found.left_alone, '; left alone: ')}"
-        )
+        print(f"{path}: {said(index)}{described(found.left_alone, '; left alone: ')}")
         if classes.names:
             print(f"classes: {classes.listed()}")
             job.tags({"dpar.classes": classes.listed()})
-        job.summary(
-            {
-                "images": len(index),
-                "images/skipped": len(index.skipped),
-                "images/left_alone": sum(found.left_alone.values()),
-                "classes": int((counts > 0).sum()),
-                "classes/fewest": int(counts.min()),
-                "classes/most": int(counts.max()),
-            }
+        job.summary(counts(index) | {"images/left_alone": sum(found.left_alone.values())})
+
+
+def counts(index: ImageIndex) -> dict[str, int]:
+    """Images and classes of an index, as the dashboard shows them."""
+    of_classes = index.class_counts
+    return {
+        "images": len(index),
+        "images/skipped": len(index.skipped),
+        "classes": int((of_classes > 0).sum()),
+        "classes/fewest": int(of_classes.min()),
+        "classes/most": int(of_classes.max()),
+    }
+
+
+def said(index: ImageIndex) -> str:
+    """The same in one line."""
+    found = counts(index)
+    return (
+        f"{found['images']} images, {found['classes']} of {index.num_classes} classes with {found['classes/fewest']} "
+        f"to {found['classes/most']} images each, {found['images/skipped']} left out as unreadable"
+    )
+
+
+def source_of(args: argparse.Namespace, images: Images) -> tuple[str, str]:
+    """The kind of source that the split's images come from, and its path.
+
+    Raises:
+        InputError: generated images, or the classes of the training images, are not named.
+    """
+    path = str(args.images) if args.images else images.path(args.split)
+    if args.split == "val" and images.source != "generated" and args.classes_of is None:
+        raise InputError(
+            "held-out images take the class numbers of the training images: give --classes-of index/train.json; "
+            "`dpar run`, started again, does so itself"
         )
+    if path is None:
+        raise InputError(f"{args.experiment}: images.source is `generated`; name the generated file with --images")
+    return "parquet" if images.source == "generated" else images.source, path
+
+
+def images_of_split(found: ImageSource, split: str, images: Images, training: ImageIndex | None) -> ImageSource:
+    """The images of a split, with their classes numbered as those of the training images where these are given."""
+    if images.held_out is not None:
+        taken = held_out(found, images.held_out)
+        found = found.keep(np.flatnonzero(taken == (split == "val")))
+    if training is not None:
+        found = numbered_as(found, training.images.classes)
+    if split == "val" and images.max_val is not None and images.max_val < len(found):
+        found = found.keep(spread_over_classes(found.labels, images.max_val))
+    return found
 
 
 def spread_over_classes(labels: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " {count}"]:

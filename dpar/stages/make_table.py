@@ -1,5 +1,6 @@
 """Prints one table: ours, the paper's where it has one, and the conditions."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -8,10 +9,10 @@ import pandas as pd
 
 from dpar import tracking
 from dpar.errors import run_command
-from dpar.experiment.cells import merged_thresholds, table_rows
+from dpar.experiment.cells import Row, merged_thresholds, table_rows
 from dpar.files import write_text
 from dpar.report import paper, tables
-from dpar.report.measured import Counts, Floor, Likelihood, Probe, read_measured, read_metrics
+from dpar.report.measured import Counts, Floor, Likelihood, Measurements, Probe, read_measured, read_metrics
 from dpar.report.notes import notes
 from dpar.workflow import jobs
 from dpar.workflow.stage import THRESHOLDS, Stage, flag
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage."""
     run = STAGE.start(argv)
     args, experiment = run.args, run.experiment
-    inputs = [
+    wanted = [
         *jobs.metrics(args.metrics),
         *jobs.by_state("evaluate_likelihood", args.likelihoods),
         *tracking.made_by("measure_noise_floor", args.noise_floor),
@@ -51,56 +52,65 @@ def main(argv: Sequence[str] | None = None) -> None:
         *jobs.by_state("linear_probe", args.linear_probes),
         *jobs.samples(args.pictures),
     ]
-    run.check(inputs)
-    metrics = {(p.parent.name, int(p.stem.removeprefix("seed"))): read_metrics(p) for p in args.metrics}
-    likelihoods, probes = (
-        {(p.parent.name, p.stem): read_measured(p, kind) for p in paths}
-        for kind, paths in ((Likelihood, args.likelihoods), (Probe, args.linear_probes))
-    )
-    thresholds = merged_thresholds(args.thresholds)
-    counts, floor = read_measured(args.patch_counts, Counts), read_measured(args.noise_floor, Floor)
-    title = experiment.tables[args.table].title
+    run.check(wanted)
+    measured, title = measurements(args), experiment.tables[args.table].title
     with run.job(
         args.table,
-        inputs=inputs,
+        inputs=wanted,
         outputs=[args.csv, args.markdown, args.latex],
         params={"table": args.table, "title": title},
     ) as job:
-        frame = tables.build(
-            experiment,
-            args.table,
-            metrics=metrics,
-            likelihoods=likelihoods,
-            thresholds=thresholds,
-            costs=counts["cells"],
-            probes=probes,
-        )
-        rows = table_rows(experiment, args.table)
+        frame = tables.build(experiment, args.table, measured)
         whole = tables.with_quoted(frame, paper.quoted(experiment, args.table))
-        shown = tables.readable(whole, next(iter(metrics.values()))["metric"])
-        below = notes(experiment, args.table, metrics=metrics, likelihoods=likelihoods, floor=floor, probes=probes)
-        below.append(
-            f"A row's runs: `dpar lineage {args.metrics[0]}`, and so on; the dashboard has the table under its name."
-        )
+        shown = tables.readable(whole, measured.metric)
+        below = [
+            *notes(experiment, args.table, measured),
+            f"A row's runs: `dpar lineage {args.metrics[0]}`, and so on; the dashboard has the table under its name.",
+        ]
         write_text(args.csv, whole.to_csv(index=False))
         write_text(args.latex, tables.to_latex(shown, title))
         write_text(args.markdown, tables.to_markdown(shown, title, below))
         print(args.markdown.read_text("utf-8"))
-        pictures = {path.parents[1].name: path for path in args.pictures}
-        for record, row in zip(frame.to_dict("records"), rows, strict=True):
-            slugs = {sample.slug for sample in row.samples}
-            states = {(sample.model, sample.milestone) for sample in row.samples}
-            job.result(
-                table=args.table,
-                cell=record["cell"],
-                params=_params(record),
-                metrics=_metrics(record),
-                sources=[
-                    *(p for p in args.metrics if p.parent.name in slugs),
-                    *(p for p in (*args.likelihoods, *args.linear_probes) if (p.parent.name, p.stem) in states),
-                ],
-                image=pictures.get(record["cell"]),
-            )
+        record_rows(job, frame, table_rows(experiment, args.table), args)
+
+
+def measurements(args: argparse.Namespace) -> Measurements:
+    """All that the flags name.
+
+    Raises:
+        InputError: a file is something else than its flag says.
+    """
+    likelihoods, probes = (
+        {(p.parent.name, p.stem): read_measured(p, kind) for p in paths}
+        for kind, paths in ((Likelihood, args.likelihoods), (Probe, args.linear_probes))
+    )
+    return Measurements(
+        metrics={(p.parent.name, int(p.stem.removeprefix("seed"))): read_metrics(p) for p in args.metrics},
+        likelihoods=likelihoods,
+        thresholds=merged_thresholds(args.thresholds),
+        costs=read_measured(args.patch_counts, Counts)["cells"],
+        floor=read_measured(args.noise_floor, Floor),
+        probes=probes,
+    )
+
+
+def record_rows(job: tracking.Job, frame: pd.DataFrame, rows: Sequence[Row], args: argparse.Namespace) -> None:
+    """Records each row as a result of its own, with the files that it came from and samples of it."""
+    pictures = {path.parents[1].name: path for path in args.pictures}
+    for record, row in zip(frame.to_dict("records"), rows, strict=True):
+        slugs = {sample.slug for sample in row.samples}
+        states = {(sample.model, sample.milestone) for sample in row.samples}
+        job.result(
+            table=args.table,
+            cell=record["cell"],
+            params=_params(record),
+            metrics=_metrics(record),
+            sources=[
+                *(p for p in args.metrics if p.parent.name in slugs),
+                *(p for p in (*args.likelihoods, *args.linear_probes) if (p.parent.name, p.stem) in states),
+            ],
+            image=pictures.get(record["cell"]),
+        )
 
 
 def _params(record: dict[str, Any]) -> dict[str, Any]:

@@ -26,22 +26,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = STAGE.start(argv)
     args, experiment = run.args, run.experiment
     evaluation, wanted = experiment.evaluation, experiment.sampling.num_images
+    settings = {"halvings": HALVINGS, "splits": evaluation.splits, "k": evaluation.k, "seed": experiment.seed}
     with run.job(
         inputs=tracking.made_by(jobs.REFERENCE, args.reference),
         outputs=[args.output],
-        params={
-            "samples": wanted,
-            "halvings": HALVINGS,
-            "splits": evaluation.splits,
-            "k": evaluation.k,
-            "seed": experiment.seed,
-        },
+        params={"samples": wanted, **settings},
     ) as job:
         reference = load_features(args.reference)
         size = min(wanted, len(reference) // 2)
-        floor = noise_floor(
-            reference, size=size, halvings=HALVINGS, splits=evaluation.splits, k=evaluation.k, seed=experiment.seed
-        )
+        floor = noise_floor(reference, size=size, **settings)
         warnings = []
         if size < wanted:
             warnings.append(
@@ -50,25 +43,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             print(f"warning: {warnings[0]}", file=sys.stderr)
         name = metric_name(reference)
-        write_json(
-            args.output,
-            {
-                "metric": name,
-                **floor,
-                "conditions": {
-                    **shared_conditions(experiment, reference),
-                    "samples": size,
-                    "reference_samples": size,
-                    "same_number_as_samples": size == wanted,
-                    "halvings": HALVINGS,
-                    "seed": experiment.seed,
-                    "splits": evaluation.splits,
-                    "k": evaluation.k,
-                    "reference_sha256": sha256_file(args.reference),
-                },
-                "warnings": warnings,
-            },
-        )
+        conditions = shared_conditions(experiment, reference) | {
+            "samples": size,
+            "reference_samples": size,
+            "same_number_as_samples": size == wanted,
+            **{key: settings[key] for key in ("halvings", "seed", "splits", "k")},
+            "reference_sha256": sha256_file(args.reference),
+        }
+        write_json(args.output, {"metric": name, **floor, "conditions": conditions, "warnings": warnings})
         job.summary({f"floor/{key}": summary["mean"] for key, summary in floor.items()})
         job.tags({"metric": name})
         print(", ".join(f"{name if k == 'frechet_distance' else k} {v['mean']:.4g}" for k, v in floor.items()))

@@ -1,7 +1,8 @@
 """Shows samples, one row per class: every model's next to real images, or the cells and classes of a figure."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -38,30 +39,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = STAGE.start(argv)
     args, experiment = run.args, run.experiment
     figure = experiment.figures.get(args.figure)
+    real = jobs.index("val", args.index) if args.index else []
     with run.job(
         args.figure,
-        inputs=[
-            *(jobs.index("val", args.index) if args.index else []),
-            *jobs.class_names(args.classes),
-            *jobs.samples(args.samples),
-        ],
+        inputs=real + jobs.class_names(args.classes) + jobs.samples(args.samples),
         outputs=[args.output],
         params={"figure": args.figure},
     ) as job:
-        drawn, samples = set(), {}
-        for path in args.samples:
-            with fields_of(path), np.load(path) as stored:
-                samples[path.parents[1].name] = path
-                drawn |= set(stored["labels"].tolist())
-        columns: dict[str, UInt8[np.ndarray, "rows pictures side side 3"]] = {}
+        samples = {path.parents[1].name: path for path in args.samples}
+        drawn = set().union(*(labels_of(path).tolist() for path in args.samples))
         if figure is None:
             index = ImageIndex.load(args.index)
-            known = set(np.asarray(index.labels).tolist())
-            classes = sorted(drawn & known)
-            classes, pictures = classes[:: max(1, len(classes) // MOST_CLASSES)][:MOST_CLASSES], PICTURES
-            columns["real"] = real_images(index, classes, experiment.images.resolution)
+            classes = spread(drawn & set(index.labels.tolist()))
+            columns = {"real": real_images(index, classes, experiment.images.resolution)} if classes else {}
         else:
-            classes, pictures = [c for c in figure.classes if c in drawn], figure.images
+            classes, columns = [c for c in figure.classes if c in drawn], {}
         if not classes:
             raise InputError(
                 f"{args.samples[0]} has images of the classes {min(drawn)} to {max(drawn)} and none of those wanted; "
@@ -69,12 +61,24 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         for name, path in samples.items():
             with fields_of(path), np.load(path) as stored:
-                columns[name] = of_classes(stored["arr_0"], stored["labels"], classes, pictures)
+                shown = PICTURES if figure is None else figure.images
+                columns[name] = of_classes(stored["arr_0"], stored["labels"], classes, shown)
         side = next(iter(columns.values())).shape[2]
         inches = THUMBNAIL if figure is None else max(THUMBNAIL, side / DOTS)
         named = Classes.of_images(experiment.images, args.classes)
         save(sample_columns(columns, [named.title(c) for c in classes], inches), args.output)
         job.image(args.output, key=args.figure, step=0)
+
+
+def labels_of(path: Path) -> Int[np.ndarray, " N"]:
+    """The classes that the samples in an npz were drawn for."""
+    with fields_of(path), np.load(path) as stored:
+        return stored["labels"]
+
+
+def spread(classes: Collection[int]) -> list[int]:
+    """At most MOST_CLASSES of these, in even steps."""
+    return sorted(classes)[:: max(1, len(classes) // MOST_CLASSES)][:MOST_CLASSES]
 
 
 def real_images(index: ImageIndex, classes: Sequence[int], side: int) -> UInt8[np.ndarray, "rows pictures side side 3"]:

@@ -9,15 +9,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Int
 from torch import Tensor
 
+from dpar import tracking
 from dpar.data.crops import to_model_input
 from dpar.data.images import ImageIndex
 from dpar.device import default_device
 from dpar.errors import run_command
 from dpar.evaluation.classifier import ImageClassifier, fit_classifier, training_half
 from dpar.evaluation.features import index_batches
+from dpar.experiment.settings import Classifier
 from dpar.files import digest
 from dpar.weights import save_model
 from dpar.workflow import jobs
@@ -51,52 +53,56 @@ def main(argv: Sequence[str] | None = None) -> None:
             channels=settings.channels,
             dims=settings.dims,
         )
-        labels = torch.from_numpy(train.labels)
-        half = training_half(labels, experiment.seed)
+        half = training_half(torch.from_numpy(train.labels), experiment.seed)
         device = default_device()
-
-        def report(step: int, loss: float) -> None:
-            if step % REPORT_EVERY == 0 or step in (1, settings.steps):
-                job.metrics({"train/loss": loss}, step=step)
-                print(f"step {step} of {settings.steps}: loss {loss:.3f} nats", file=sys.stderr, flush=True)
-
-        model = fit_classifier(
-            _images(train, half, config.resolution),
-            labels[half],
-            config,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            seed=experiment.seed,
-            device=device,
-            report=report,
-        )
+        model = fit(train, half, config, settings, experiment.seed, device, job)
         found = {
             "accuracy": _accuracy(model, val, torch.ones(len(val), dtype=torch.bool), device),
             "accuracy_unseen_half": _accuracy(model, train, ~half, device),
         }
-        save_model(
-            args.output,
-            model,
-            {
-                "experiment": digest(experiment.model_dump(mode="json")),
-                "settings": settings.model_dump(mode="json"),
-                "seed": experiment.seed,
-                "train_images": int(half.sum()),
-                "train_digest": train.digest,
-                "val_images": len(val),
-                **found,
-            },
-        )
-        job.summary({"val/accuracy": found["accuracy"], "val/accuracy_unseen_half": found["accuracy_unseen_half"]})
+        provenance = {
+            "experiment": digest(experiment.model_dump(mode="json")),
+            "settings": settings.model_dump(mode="json"),
+            "seed": experiment.seed,
+            "train_images": int(half.sum()),
+            "train_digest": train.digest,
+            "val_images": len(val),
+        }
+        save_model(args.output, model, provenance | found)
+        job.summary({f"val/{name}": value for name, value in found.items()})
         print(
             f"accuracy {found['accuracy']:.3f} on {len(val)} validation images, "
             f"{found['accuracy_unseen_half']:.3f} on the other half of the training images"
         )
 
 
-def _images(index: ImageIndex, chosen: Bool[Tensor, "N"], side: int) -> UInt8[Tensor, "n 3 side side"]:
-    return torch.cat(list(index_batches(index, _rows(chosen), side)))
+def fit(
+    index: ImageIndex,
+    half: Bool[Tensor, "N"],
+    config: ImageClassifier.Config,
+    settings: Classifier,
+    seed: int,
+    device: torch.device,
+    job: tracking.Job,
+) -> ImageClassifier:
+    """The classifier trained on these images of the index; the job and standard error are told its loss."""
+
+    def report(step: int, loss: float) -> None:
+        if step % REPORT_EVERY == 0 or step in (1, settings.steps):
+            job.metrics({"train/loss": loss}, step=step)
+            print(f"step {step} of {settings.steps}: loss {loss:.3f} nats", file=sys.stderr, flush=True)
+
+    return fit_classifier(
+        torch.cat(list(index_batches(index, _rows(half), config.resolution))),
+        torch.from_numpy(index.labels)[half],
+        config,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        seed=seed,
+        device=device,
+        report=report,
+    )
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ from dpar.experiment.loading import parse_experiment
 from dpar.model.flops import sampling_gmacs
 from dpar.model.variants import model_config
 from dpar.report import tables
+from dpar.report.measured import Measurements
 from tests.experiment.test_settings import demo
 from tests.report.made_up import metrics
 
@@ -25,9 +26,8 @@ def built(*rows, measured=None, experiment=None, **replaced):
         "likelihoods": {("dpar", "step400"): {"nll": 4.5, "mean_patch_length": 1.79}},
         "thresholds": {"p_avg": {"1.8": {"threshold": 3.21}}},
         "costs": COSTS,
-        "probes": {},
     }
-    return tables.build(experiment, "t", **{**given, **replaced})
+    return tables.build(experiment, "t", Measurements(**{**given, **replaced}))
 
 
 def test_a_cell_is_the_mean_over_its_seeds_with_the_sample_standard_deviation():
@@ -45,15 +45,13 @@ def test_the_spread_of_repeated_trainings_is_over_trainings_and_not_over_all_set
     )
     distances = {("dpar", 0): 1.0, ("dpar", 1): 3.0, ("dpar_seed7", 0): 5.0, ("dpar_seed7", 1): 9.0}
     states = {("dpar", "step400"): 4.0, ("dpar_seed7", "step400"): 4.5}
-    frame = tables.build(
-        experiment,
-        "t",
+    measured = Measurements(
         metrics={key: metrics(d) for key, d in distances.items()},
         likelihoods={key: {"nll": nll, "mean_patch_length": 1.8} for key, nll in states.items()},
         thresholds={"p_avg": {"1.8": {"threshold": 3.21}}},
         costs=COSTS,
-        probes={},
     )
+    frame = tables.build(experiment, "t", measured)
     row = frame.iloc[0]
     assert (row["frechet_distance"], row["nll"], row["trainings"], row["seeds"]) == (4.5, 4.25, 2, 2)
     assert row["frechet_distance_sd"] == pytest.approx((7 - 2) / math.sqrt(2))

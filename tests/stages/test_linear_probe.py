@@ -44,7 +44,7 @@ def test_it_measures_a_trained_model_on_held_out_images(results, model):
     stated = found["conditions"]
     assert (stated["training_images"], stated["val_images"], stated["dims"]) == (IMAGES, 6, 32)
     assert (stated["penalty"], stated["iterations"], stated["seed"]) == (1e-4, 200, 0)
-    assert stated["training_views"] == "one an image, drawn at random"
+    assert stated["training_views"] == "one per image, drawn at random"
     assert stated["model"] == model_config(results.folder / "models" / model / "step8")["sha256"]
     assert stated["train_codes"] == open_codes(results.folder / "scored/train/manifest.json").digest
     assert run(results, model) == found

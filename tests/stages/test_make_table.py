@@ -52,7 +52,7 @@ def test_the_table_comes_out_in_three_forms_with_its_conditions(tmp_path, experi
 
 def test_linear_probes_come_with_their_protocol(tmp_path, experiment):
     files = made_up.write(tmp_path, experiment)
-    stated = {"states": "after the last block", "training_images": 90, "training_views": "one an image"}
+    stated = {"states": "after the last block", "training_images": 90, "training_views": "one per image"}
     stated |= {"val_images": 30, "penalty": 1e-4}
     probes = {}
     for number, model in enumerate(("llamagen", "dpar")):
@@ -61,7 +61,7 @@ def test_linear_probes_come_with_their_protocol(tmp_path, experiment):
     flags = [*arguments(tmp_path, files, "comparison"), "--linear-probes", *probes.values()]
     make_table.main(list(map(str, flags)))
     markdown = (tmp_path / "tables" / "comparison.md").read_text()
-    assert "states after the last block; fitted on 90 training images (one an image; penalty 0.0001)" in markdown
+    assert "states after the last block; fitted on 90 training images (one per image; penalty 0.0001)" in markdown
     assert pd.read_csv(tmp_path / "tables" / "comparison.csv")["top1"].tolist() == [30.5, 31.5]
     assert [metrics["probe/top1"] for metrics in recorded(tmp_path, "metrics")] == [30.5, 31.5]
     assert any("linear_probe/dpar/step400.json" in sources for sources in recorded(tmp_path, "sources"))
