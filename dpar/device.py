@@ -1,9 +1,11 @@
 """The device a process computes on."""
 
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Shaped
@@ -12,6 +14,8 @@ from torch.compiler import config as compiler_config
 
 from dpar.errors import InputError
 from dpar.launched import launched
+
+T = TypeVar("T")
 
 PEAK_BF16 = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "L40S": 362e12, "RTX 4090": 165e12}
 
@@ -74,11 +78,69 @@ def try_compiler(device: torch.device) -> None:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """float32 products keep their 24 bits in this block: no TF32 in matrix products, nor in convolutions."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    """float32 products keep their 24 bits in this block: no TF32 in matrix products, nor in convolutions.
+
+    The program may have chosen by either of PyTorch's settings, the older functions or `fp32_precision`; both are put
+    back. They are the process's: see `tf32_products`.
+    """
+    with _float32_products("highest"):
+        yield
+
+
+@contextmanager
+def tf32_products(device: torch.device) -> Iterator[None]:
+    """Matrix products of float32 run on a GPU's tensor cores in this block, with 11 bits of each factor (TF32).
+
+    Convolutions keep their bits, and so do products on a CPU. The setting is the process's: one thread at a time is in
+    this block or in `without_tf32`, so that another one's products do not take part.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    with _TURN, _float32_products("high"):
+        yield
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """`full_float32` next to a thread that calls `tf32_products`, which waits until this block has been left."""
+    with _TURN, full_float32():
+        yield
+
+
+_TURN = threading.Lock()
+
+
+@contextmanager
+def _float32_products(precision: Literal["highest", "high"]) -> Iterator[None]:
+    """That precision in matrix products on a GPU, and full precision in all others."""
+    backends: Any = torch.backends
+    gpu = backends.cuda.matmul
+    others = (
+        backends.cudnn.conv,
+        backends.cudnn.rnn,
+        backends.mkldnn.matmul,
+        backends.mkldnn.conv,
+        backends.mkldnn.rnn,
+    )
+    before = [part.fp32_precision for part in (gpu, *others)]
+    older = _older_setting(torch.get_float32_matmul_precision), _older_setting(lambda: backends.cudnn.allow_tf32)
+    torch.set_float32_matmul_precision(precision)
+    backends.cudnn.allow_tf32 = False
+    for part in others:
+        part.fp32_precision = "ieee"
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
+        yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(older[0] or "highest")
+        backends.cudnn.allow_tf32 = bool(older[1])
+        for part, value in zip((gpu, *others), before, strict=True):
+            part.fp32_precision = value
+
+
+def _older_setting(read: Callable[[], T]) -> T | None:
+    """Its value; None where the program has used the newer one, after which PyTorch refuses to say."""
+    try:
+        return read()
+    except RuntimeError:
+        return None

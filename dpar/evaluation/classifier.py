@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
+from dpar.device import to_device
 from dpar.experiment.settings import Settings
 
 
@@ -77,13 +78,13 @@ def fit_classifier(
     learning_rate: float,
     seed: int,
     device: torch.device,
-    report: Callable[[int, float], None] = lambda step, loss: None,
+    report: Callable[[int, Float[Tensor, ""]], None] = lambda step, loss: None,
 ) -> ImageClassifier:
     """A classifier trained on lightly augmented images (mirrored, shifted, brighter or darker), in eval mode.
 
     Args:
         seed: decides the first weights, the order and the augmentation.
-        report: is called with each step (from 1) and its loss in nats.
+        report: is called with each step (from 1) and its loss in nats, on the device: to read it is to wait for it.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -98,13 +99,13 @@ def fit_classifier(
         while len(order) < batch_size:
             order = torch.cat([order, torch.randperm(len(images), generator=generator)])
         index, order = order[:batch_size], order[batch_size:]
-        batch = augment(images[index], generator).to(device, memory_format=torch.channels_last)
-        loss = F.cross_entropy(model(batch)[1], labels[index].long().to(device))
+        batch = to_device(augment(images[index], generator), device).contiguous(memory_format=torch.channels_last)
+        loss = F.cross_entropy(model(batch)[1], to_device(labels[index].long(), device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
-        report(step, loss.item())
+        report(step, loss.detach())
     return model.eval()
 
 

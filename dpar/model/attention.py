@@ -127,8 +127,8 @@ def fastest_backend(device: torch.device, dtype: torch.dtype) -> Backend:
 
 def why_not(backend: Backend, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why packed attention by `backend` cannot train here; None if it can, by trial."""
-    packed = PackedLengths.from_lengths([3, 5], device)
     with torch.inference_mode(False), torch.enable_grad():
+        packed = PackedLengths.from_lengths([3, 5], device)
         # not random: a training's numbers must not depend on the trial
         q, k, v = (torch.ones(8, 2, 64, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
         try:

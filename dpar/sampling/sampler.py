@@ -300,7 +300,9 @@ def sample(
                 observe(Step(entropy, opens, logits, tokens[-1]))
     # stacked outside of inference mode, so that the result may take part in computations with gradients
     return SampleResult(
-        torch.stack(tokens, 1), torch.stack(starts, 1), torch.stack(entropies, 1) if entropies else None
+        torch.stack(tokens, 1),
+        to_device(torch.stack(starts, 1), labels.device),  # those of static patches are on the host
+        torch.stack(entropies, 1) if entropies else None,
     )
 
 

@@ -15,7 +15,7 @@ from dpar.data.crops import center_crop, to_model_input, to_uint8, views
 from dpar.data.images import ImageIndex
 from dpar.data.shards import CodeMetadata, rows_of_images, write_shard
 from dpar.data.workers import mapped, reported
-from dpar.device import default_device, pad_batch
+from dpar.device import default_device, full_float32, pad_batch
 from dpar.errors import InputError, run_command
 from dpar.experiment.settings import Experiment
 from dpar.tokenizer.fit import check_fit
@@ -118,7 +118,9 @@ def encode(
     threads = len(os.sched_getaffinity(0))
     for chunk, pixels in zip(chunks, mapped(load, chunks, threads=threads, ahead=2 * threads), strict=True):
         whole = pad_batch(pixels, len(pixels) // len(chunk) * size).to(device)
-        yield encoder(to_model_input(whole)).flatten(1)[: len(pixels)].cpu().numpy().astype(np.uint16)
+        with full_float32():
+            tokens = encoder(to_model_input(whole)).flatten(1)[: len(pixels)].cpu()
+        yield tokens.numpy().astype(np.uint16)
 
 
 if __name__ == "__main__":

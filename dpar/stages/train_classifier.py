@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dpar import tracking
@@ -87,10 +87,10 @@ def fit(
 ) -> ImageClassifier:
     """The classifier trained on these images of the index; the job and standard error are told its loss."""
 
-    def report(step: int, loss: float) -> None:
+    def report(step: int, loss: Float[Tensor, ""]) -> None:
         if step % REPORT_EVERY == 0 or step in (1, settings.steps):
-            job.metrics({"train/loss": loss}, step=step)
-            print(f"step {step} of {settings.steps}: loss {loss:.3f} nats", file=sys.stderr, flush=True)
+            job.metrics({"train/loss": loss.item()}, step=step)
+            print(f"step {step} of {settings.steps}: loss {loss.item():.3f} nats", file=sys.stderr, flush=True)
 
     return fit_classifier(
         torch.cat(list(index_batches(index, _rows(half), config.resolution))),

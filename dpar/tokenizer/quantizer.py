@@ -30,9 +30,14 @@ def nearest(latents: Float[Tensor, "N C"], codebook: Float[Tensor, "V C"]) -> In
 
 def first_equals(codebook: Float[Tensor, "V C"]) -> Int[Tensor, " V"]:
     """The first equal row of each row: a matrix product may round the distances of equal rows differently."""
-    _, kind = torch.unique(codebook, dim=0, return_inverse=True)
-    rows = torch.arange(len(codebook), device=codebook.device)
-    return rows.scatter_reduce(0, kind, rows, "amin", include_self=False)[kind]
+    # in the order of their rows, equal ones next to each other and the first in front; `unique` would wait for a GPU
+    order = torch.arange(len(codebook), device=codebook.device)
+    for column in codebook.T:
+        order = order[column[order].argsort(stable=True)]
+    rows = codebook[order]
+    kind = F.pad((rows[1:] != rows[:-1]).any(1).cumsum(0), (1, 0))
+    firsts = order.scatter_reduce(0, kind, order, "amin", include_self=False)
+    return torch.empty_like(order).scatter_(0, order, firsts[kind])
 
 
 class Quantizer(nn.Module):

@@ -23,6 +23,7 @@ from dpar.data.crops import center_crop, to_model_input, to_uint8, with_shorter_
 from dpar.data.images import ImageIndex
 from dpar.data.loader import epoch_order, random_bits, random_uniform
 from dpar.data.workers import mapped
+from dpar.device import to_device
 from dpar.errors import InputError
 from dpar.experiment.settings import TOKENIZER_PACE, TokenizerTraining
 from dpar.tokenizer.autoencoder import Autoencoded, VQAutoencoder, to_bytes
@@ -259,7 +260,7 @@ class TokenizerTrainer:
         """One step of the autoencoder, and one of its critic once that has begun."""
         task, training = self.task, self.task.training
         self.ranks.at(f"the computing of step {self.step + 1}", long=not self._begun)
-        pixels = pixels.to(self.ranks.device, non_blocking=True)
+        pixels = to_device(pixels, self.ranks.device)
         images = to_model_input(pixels).contiguous(memory_format=torch.channels_last)
         critic = self.critic if self.step >= training.adversarial_start else None
         if critic is not None:

@@ -153,11 +153,11 @@ def ranks() -> Iterator[Ranks]:
     """
     device = default_device()
     place = launched()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if place is None or place.size == 1:
         yield Ranks(device)
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     store: Any = next(rendezvous("env://"))[0]
     watch = Watch(PrefixStore("watch", store.clone()), place.rank, place.size)
     watch.start()  # which sees a rank that never comes, too

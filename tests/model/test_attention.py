@@ -214,3 +214,26 @@ def test_padding_is_nowhere(monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     packed_attention(PackedLengths.from_lengths([3, 9, 1]), "sdpa")(*random_qkv(13))
     assert seen == [3, 9, 1]
+
+
+def test_a_first_forward_pass_in_inference_mode_chooses_as_any_other(monkeypatch):
+    """Tensors that are made in inference mode cannot be kept for a backward pass, which the trial has."""
+    monkeypatch.setitem(attention.BACKENDS, "varlen", saving)
+    with torch.inference_mode():
+        assert why_not("varlen", torch.device("cpu"), torch.float32) is None
+
+
+def saving(packed):
+    """A back end that keeps the ends of the sequences for its backward pass, as PyTorch's own does."""
+
+    class Kept(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, q, ends):
+            ctx.save_for_backward(ends)
+            return q.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient, None
+
+    return lambda q, k, v: Kept.apply(q, packed.cu_seqlens)

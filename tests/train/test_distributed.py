@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from dpar.data.loader import batches
+from dpar.launched import LAUNCHER
 from dpar.train import loop
 from dpar.train.blocks import blocks
 from dpar.train.distributed import ranks
@@ -107,3 +108,15 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_and_names_the_images_of
         assert code == 1
         assert f"broke at step 5: loss nan, gradient norm nan; the batch was images {images}" in said
         assert "the last good checkpoint: step 4" in said
+
+
+def test_one_process_of_a_launcher_computes_on_its_own_gpu(monkeypatch):
+    """The third process of a machine, alone in its group: what names no device is made on that GPU too."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name, value in {"RANK": "0", "LOCAL_RANK": "2", "WORLD_SIZE": "1", LAUNCHER: str(os.getppid())}.items():
+        monkeypatch.setenv(name, value)
+    with ranks() as here:
+        assert here.device == torch.device("cuda", 2)
+    assert chosen == [here.device]
