@@ -289,9 +289,7 @@ class Rehearsal(TorchFunctionMode):
         """The result of an operation on the device."""
         name = func._schema.name.split("::")[-1]
         if name not in READS and _composite(func.name()):
-            result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+            return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if name == "copy_":
             return self._copied(func, args, kwargs)

@@ -1,0 +1,67 @@
+"""Every training of a transformer as on a GPU: the weights of the CPU to the bit, and no wait in any step."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dpar.train.distributed import Ranks
+from dpar.train.loop import Trainer, train_to
+from dpar.weights import load_model
+from tests.rehearsal import Log, rehearsing
+from tests.train import tiny
+
+KINDS = {"dpar": "dpar", "llamagen": "llamagen", "unconditional": "llamagen", "distilled": "entropy_regressor"}
+TRAININGS: dict[str, tuple[tiny.Kind, dict[str, Any]]] = {
+    "dpar": ("dpar", {"attention": "sdpa", "precision": "bfloat16", "ema": 0.9, "accumulate": 2}),
+    "checkpointed": ("dpar", {"attention": "sdpa", "activation_checkpointing_above": 0}),
+    "llamagen": ("llamagen", {"precision": "bfloat16"}),
+    "entropy model": ("unconditional", {"ema": 0.9}),
+    "distilled": ("distilled", {"precision": "bfloat16"}),
+}
+STEPS = 3
+
+
+def trained(folder: Path, kind: tiny.Kind, device: str, settings: dict[str, Any]) -> torch.nn.Module:
+    """The network after some steps, with a validation and a checkpoint at the end."""
+    task = tiny.tiny_task(kind, **settings)
+    task.model.to(device)
+    ranks = Ranks(torch.device(device))
+    how: dict[str, Any] = {"provenance": {}, "ranks": ranks, "job": tiny.Recorder()}
+    train_to(task, STEPS, state=folder / "state", output=folder, history=folder / "history.jsonl", **how)
+    return load_model(folder, KINDS[kind])
+
+
+def rehearse(folder: Path, monkeypatch: pytest.MonkeyPatch, training: str) -> list[Log]:
+    """A log of each step; an AssertionError if the weights, or the curves, are not the CPU's."""
+    kind, settings = TRAININGS[training]
+    expected = trained(folder / "cpu", kind, "cpu", settings)
+    logs: list[Log] = []
+    advance = Trainer.advance
+    with rehearsing() as gpu, monkeypatch.context() as patched:
+
+        def logged(trainer: Trainer, stream: Any) -> None:
+            with gpu.logging() as log:
+                advance(trainer, stream)
+            logs.append(log)
+
+        patched.setattr(Trainer, "advance", logged)
+        found = trained(folder / "gpu", kind, "cuda", settings)
+    for (name, a), b in zip(expected.named_parameters(), found.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert tiny.history(folder / "gpu") == tiny.history(folder / "cpu")
+    return logs
+
+
+def assert_no_waits(logs: list[Log]) -> None:
+    """Only the outcome of the step before is asked for, when the next one is under way."""
+    assert len(logs) == STEPS
+    for step, log in enumerate(logs):
+        assert not log.waits
+        assert log.hidden.total() <= min(step, 1)
+
+
+@pytest.mark.parametrize("training", TRAININGS)
+def test_weights_of_the_cpu_and_no_wait(tmp_path, monkeypatch, training):
+    assert_no_waits(rehearse(tmp_path, monkeypatch, training))
