@@ -38,7 +38,9 @@ def _groups(
 ) -> pd.DataFrame:
     shown = []
     for row in rows:
-        cells = {title: name(row["group"]), "Tokens": f"{row['tokens']:.1%}", "Starts": f"{row['starts']:.1%}"}
+        cells = {title: name(row["group"]), "Tokens": f"{row['tokens']:.1%}"}
+        if len({r["starts"] for r in rows} - {0, 1}):
+            cells["Starts"] = f"{row['starts']:.1%}"
         cells["Entropy (nats)"] = "–" if row["entropy"] is None else f"{row['entropy']:.3f}"
         cells |= {f"Loss of {m['model']}": f"{loss:.3f}" for m, loss in zip(models, row["loss"], strict=True)}
         if "difference" in row:
@@ -115,4 +117,5 @@ def _label(axes: Axes, x: str, y: str, title: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_title(title)
+    axes.set_axisbelow(True)
     axes.grid(alpha=0.3)
