@@ -27,7 +27,7 @@ from dpar.model.llamagen import LlamaGen
 from dpar.patches.rule import PatchRule, static_starts
 from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.result import SampleResult, Step
-from dpar.sampling.static_parts import DPARParts, LlamaGenParts, Part, bucket
+from dpar.sampling.static_parts import DPARParts, Kernels, LlamaGenParts, Part, bucket
 
 Run = Callable[..., Any]  # a part and its arguments -> its result
 
@@ -130,24 +130,34 @@ def sample_static(
     prefix: Int[Tensor, "B N"] | None = None,
     observe: Callable[[Step], object] | None = None,
     store: GraphStore | None = None,
+    entropy_cache: torch.dtype | None = None,
 ) -> SampleResult:
     """The images that `dpar.sampling.sampler.sample` draws, whose arguments these are.
 
     Args:
         store: where static tensors and graphs are kept; None: kernels are launched one by one, as for a single batch.
+        entropy_cache: precision of the entropy model's keys and values; None for its own.
     """
 
     def parts() -> DPARParts | LlamaGenParts:
         if isinstance(model, LlamaGen):
-            return LlamaGenParts(model, len(labels), settings)
+            return LlamaGenParts(model, len(labels), settings, Kernels.of(model, None, None))
         assert rule is not None, "a model with patches needs to know where they begin"
-        return DPARParts(model, entropy_model, len(labels), rule, settings)
+        kernels = Kernels.of(model, entropy_model, entropy_cache)
+        return DPARParts(model, entropy_model, len(labels), rule, settings, kernels, entropy_cache)
 
     with torch.inference_mode():
         if store is None:
             made, run, order = parts(), launched, nullcontext()
         else:
-            key = (_weights(model), entropy_model and _weights(entropy_model), len(labels), rule, settings)
+            key = (
+                _weights(model),
+                entropy_model and _weights(entropy_model),
+                len(labels),
+                rule,
+                settings,
+                entropy_cache,
+            )
             made, run = store.get(key, lambda: (parts(), Graphs(labels.device)))
             order = run.in_order()
         with order:
@@ -190,7 +200,7 @@ def draw_dpar(parts: DPARParts, run: Run, given: int, observe: Callable[[Step], 
             run(parts.place, first, forced, parts.boundaries.read_length(t))
         if ask:
             asked.send()
-        run(parts.encode, first, draws, None if first else parts.encoder_cache.read_length(t))
+        run(parts.encode, first, None if first else parts.encoder_cache.read_length(t))
         count, longest = asked.answer() if ask else (parts.batch if forced else 0, longest + forced)
         if count:
             length = parts.patch_cache.read_length(longest)

@@ -68,13 +68,20 @@ def _attend_in_place(
     from torch.nn.attention.varlen import varlen_attn
 
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-    keys.index_copy_(0, slots.entries, k)
-    values.index_copy_(0, slots.entries, v)
+    keys.index_copy_(0, slots.entries, k.to(keys.dtype))
+    values.index_copy_(0, slots.entries, v.to(values.dtype))
     found = varlen_attn(
-        q, keys, values, slots.query_offsets, slots.key_offsets, 1, slots.capacity, seqused_k=slots.lengths
+        q.to(keys.dtype),
+        keys,
+        values,
+        slots.query_offsets,
+        slots.key_offsets,
+        1,
+        slots.capacity,
+        seqused_k=slots.lengths,
     )
     assert isinstance(found, Tensor)
-    return found
+    return found.type_as(q)
 
 
 def _attend_masked(
@@ -85,12 +92,14 @@ def _attend_masked(
     values: Float[Tensor, "R capacity H head_dim"],
     slots: MaskedSlots,
 ) -> Float[Tensor, "n H head_dim"]:
+    precision = q.dtype
+    q, k, v = (x.to(keys.dtype) for x in (q, k, v))
     keys.flatten(0, 1).index_copy_(0, slots.entries, k)
     values.flatten(0, 1).index_copy_(0, slots.entries, v)
     if slots.row_indices is not None:
         q = q.new_zeros(len(keys), *q.shape[1:]).index_copy_(0, slots.row_indices, q)
     keys, values = (x[: len(q), : slots.length].transpose(1, 2) for x in (keys, values))
-    out = F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=slots.bias)[:, :, 0]
+    out = F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=slots.bias)[:, :, 0].to(precision)
     return out if slots.row_indices is None else out.index_select(0, slots.row_indices)
 
 
@@ -115,7 +124,7 @@ class StaticCache:
         self.keys, self.values = ([like.new_zeros(shape) for _ in range(layers)] for _ in range(2))
         self.first_entries = torch.arange(rows + 2, device=like.device) * self.capacity
         self.counting = torch.arange(max(rows + 2, self.capacity), dtype=torch.int32, device=like.device)
-        self.like = like
+        self.bias_like = like.new_empty(0)
 
     @property
     def entries(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -157,7 +166,7 @@ class StaticCache:
 
     def _bias(self, lengths: Int[Tensor, " R"], read_length: int) -> Float[Tensor, "R 1 1 N"]:
         empty = self.counting[:read_length] >= lengths[:, None]
-        return self.like.new_zeros(empty.shape).masked_fill_(empty, -torch.inf)[:, None, None]
+        return self.bias_like.new_zeros(empty.shape).masked_fill_(empty, -torch.inf)[:, None, None]
 
 
 def _in_strides(length: int) -> int:

@@ -1,14 +1,14 @@
 """A token of every image in parts that a GPU repeats without the host: all that changes from token to token is in
 tensors whose addresses never change.
 
-A DPAR's token has four: `place` (entropy model, and whether the token opens a patch), `encode` (encoder and noise),
-`open` (patch transformer for n rows) and `decode` (decoder, guidance, draw); a LlamaGen's has one. What the host
+A DPAR's token has four: `place` (entropy model, and whether the token opens a patch), `encode` (encoder), `open` (patch
+transformer for n rows) and `decode` (decoder, guidance, noise, draw); a LlamaGen's has one. What the host
 decides is an argument of a part, and a number of a few: each combination is code of its own in a captured graph. The
 computations are those of `dpar.sampling.steps`, and of Algorithm 2 by its lines as in `dpar.sampling.sampler`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -20,8 +20,9 @@ from dpar.model.llamagen import LlamaGen
 from dpar.model.rope import zero_rope
 from dpar.patches.rule import PatchRule, static_starts
 from dpar.sampling import steps
+from dpar.sampling.fused_noise import fuses_noise, noise_at
 from dpar.sampling.guidance import DrawSettings, branch_labels, guidance_scales, guided, guided_tokens, gumbel_argmax
-from dpar.sampling.noise import gumbel_at, hashed
+from dpar.sampling.noise import hashed
 from dpar.sampling.result import SampleResult
 from dpar.sampling.static_cache import StaticCache, reads_in_place
 
@@ -35,23 +36,40 @@ def bucket(count: int, batch: int) -> int:
     return next(size for k in range(1, BUCKETS + 1) if (size := -(-batch * k // BUCKETS)) >= count)
 
 
+class Kernels(NamedTuple):
+    """Kernels that not every device has."""
+
+    in_place: bool  # of attention, for the model; see `reads_in_place`
+    entropy_in_place: bool  # and for the entropy model
+    fused_noise: bool
+
+    @classmethod
+    def of(cls, model: DPAR | LlamaGen, entropy_model: LlamaGen | None, entropy_cache: torch.dtype | None) -> "Kernels":
+        """Those that work where the networks are, by trial."""
+
+        def in_place(network: DPAR | LlamaGen, dtype: torch.dtype | None = None) -> bool:
+            weight = network.tok_embeddings.weight
+            return reads_in_place(weight.device, dtype or weight.dtype, network.config.head_dim)
+
+        fused = fuses_noise(model.tok_embeddings.weight.device)
+        return cls(in_place(model), entropy_model is not None and in_place(entropy_model, entropy_cache), fused)
+
+
 class TokenParts:
     """Common state of both models' parts: the request, the drawn tokens, guidance and the draw."""
 
-    def __init__(self, model: DPAR | LlamaGen, batch: int, settings: DrawSettings, in_place: bool | None):
-        config, head = model.config, model.tok_embeddings.weight
+    def __init__(self, model: DPAR | LlamaGen, batch: int, settings: DrawSettings, kernels: Kernels):
+        config, device = model.config, model.tok_embeddings.weight.device
         self.model, self.batch, self.settings = model, batch, settings
         self.scales = guidance_scales(config.tokens, settings.cfg_scale, settings.cfg_interval)
-        device = head.device
         self.labels = branch_labels(torch.zeros(batch, dtype=torch.long, device=device), 0, self.scales)
         self.rows, self.branches = len(self.labels), len(self.labels) // batch
         self.guided = guided_tokens(self.scales)
-        self.in_place = reads_in_place(device, head.dtype, config.head_dim) if in_place is None else in_place
+        self.kernels = kernels
         self.rope = model.rope()
         self.position = torch.zeros(1, dtype=torch.long, device=device)
         self.codes = torch.arange(config.vocab_size, device=device)
         self.noise_keys = torch.zeros_like(self.labels[:batch])
-        self.noise = torch.zeros(batch, config.vocab_size, dtype=torch.float64, device=device)
         self.tokens = torch.zeros(batch, config.tokens, dtype=torch.long, device=device)
         self.previous = torch.zeros_like(self.noise_keys)
 
@@ -70,17 +88,18 @@ class TokenParts:
     def cache(self, layers: int, rows: int, length: int) -> StaticCache:
         """The cache of a stack of the model."""
         like, heads = self.model.tok_embeddings.weight, self.model.config.heads
-        return StaticCache(layers, rows, length, heads, like, in_place=self.in_place)
+        return StaticCache(layers, rows, length, heads, like, in_place=self.kernels.in_place)
 
-    def make_noise(self) -> None:
+    def noise(self) -> Float[Tensor, "B V"]:
         """The Gumbel noise of the token."""
-        self.noise.copy_(gumbel_at(self.noise_keys, self.codes + self.position * len(self.codes)))
+        counters = self.codes + self.position * len(self.codes)
+        return noise_at(self.noise_keys, counters, fused=self.kernels.fused_noise)
 
     def finish(self, logits: Float[Tensor, "R V"], scale: float, draws: bool) -> Float[Tensor, "B V"]:
         """Guides, draws the token or takes the one that is given, and goes on to the next; the guided logits."""
         logits = guided(logits, self.batch, scale)
         if draws:
-            self.previous.copy_(gumbel_argmax(self.settings.truncated(logits), self.noise))
+            self.previous.copy_(gumbel_argmax(self.settings.truncated(logits), self.noise()))
             self.tokens.index_copy_(1, self.position, self.previous[:, None])
         else:
             self.previous.copy_(self.tokens.index_select(1, self.position)[:, 0])
@@ -97,8 +116,8 @@ class LlamaGenParts(TokenParts):
 
     model: LlamaGen
 
-    def __init__(self, model: LlamaGen, batch: int, settings: DrawSettings, in_place: bool | None = None):
-        super().__init__(model, batch, settings, in_place)
+    def __init__(self, model: LlamaGen, batch: int, settings: DrawSettings, kernels: Kernels):
+        super().__init__(model, batch, settings, kernels)
         self.token_cache = self.cache(len(model.layers), self.rows, len(self.rope))
 
     def token(
@@ -115,8 +134,6 @@ class LlamaGenParts(TokenParts):
         """
         rows = branches * self.batch
         x = self.model.cls_embedding(self.labels[:rows]) if first else _embedded(self.model, self.previous, branches)
-        if draws:
-            self.make_noise()
         slots = self.token_cache.lockstep(self.position, rows, read_length)
         rope = self.rope.index_select(0, self.position)
         logits = self.run(steps.token_logits)(self.model, x, rope, self.token_cache.entries, slots)
@@ -135,16 +152,19 @@ class DPARParts(TokenParts):
         batch: int,
         rule: PatchRule,
         settings: DrawSettings,
-        in_place: bool | None = None,
-        entropy_in_place: bool | None = None,
+        kernels: Kernels,
+        entropy_cache: torch.dtype | None = None,
     ):
-        super().__init__(model, batch, settings, in_place)
+        """Args:
+        entropy_cache: precision of the entropy model's keys and values; None for its own.
+        """
+        super().__init__(model, batch, settings, kernels)
         config, like, device = model.config, model.tok_embeddings.weight, self.labels.device
         self.rule, self.longest_patch = rule, rule.longest(config.tokens)
         self.boundaries = None
         if rule.is_dynamic:
             assert entropy_model is not None
-            self.boundaries = BoundaryState(entropy_model, batch, entropy_in_place)
+            self.boundaries = BoundaryState(entropy_model, batch, entropy_cache, in_place=kernels.entropy_in_place)
         encoder_layers, decoder_layers = len(model.encoder.layers), len(model.decoder.layers)
         self.encoder_cache = self.cache(encoder_layers, batch, config.tokens - 1)
         self.patch_cache = self.cache(len(model.patch_transformer.layers), self.rows, config.tokens)
@@ -192,19 +212,16 @@ class DPARParts(TokenParts):
         state.entropies.index_copy_(1, self.position, entropy[:, None])
         self.starts.index_copy_(1, self.position, opens[:, None])
         torch.sum(opens, 0, keepdim=True, out=self.summary[:1])
-        if not self.in_place:
+        if not self.kernels.in_place:
             torch.amax(self.patches[:-1] + opens, 0, keepdim=True, out=self.summary[1:])
 
-    def encode(self, first: bool, draws: bool, read_length: int | None) -> None:
-        """The decoder's input at the token, and its noise (line 7).
+    def encode(self, first: bool, read_length: int | None) -> None:
+        """The decoder's input at the token (line 7).
 
         Args:
             first: whether t = 0; then the input is the start vector.
-            draws: whether x_t is drawn.
             read_length: of the encoder's cache.
         """
-        if draws:
-            self.make_noise()
         if first:
             self.x.copy_(self.model.start.expand_as(self.x))
             return
@@ -282,14 +299,13 @@ class DPARParts(TokenParts):
 class BoundaryState:
     """The entropy model's cache, entropies so far, and tokens of each image's patch."""
 
-    def __init__(self, model: LlamaGen, batch: int, in_place: bool | None):
+    def __init__(self, model: LlamaGen, batch: int, cached: torch.dtype | None, *, in_place: bool):
         config, like = model.config, model.output.weight
         device, dtype = like.device, at_least_float32(like.dtype)
         self.model, self.rope = model, model.rope()
         self.conditional = config.num_classes is not None
-        if in_place is None:
-            in_place = reads_in_place(device, like.dtype, config.head_dim)
-        self.cache = StaticCache(len(model.layers), batch, len(self.rope), config.heads, like, in_place=in_place)
+        kept = like.new_empty(like.shape[-1], dtype=cached or like.dtype)
+        self.cache = StaticCache(len(model.layers), batch, len(self.rope), config.heads, kept, in_place=in_place)
         self.never = torch.full((batch,), torch.inf, dtype=dtype, device=device)
         self.entropies = torch.zeros(batch, config.tokens, dtype=dtype, device=device)
         self.length = torch.zeros(batch, dtype=torch.long, device=device)

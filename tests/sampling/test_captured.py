@@ -18,11 +18,12 @@ from dpar.model.dpar import DPAR
 from dpar.model.entropy_regressor import EntropyRegressor
 from dpar.model.llamagen import LlamaGen
 from dpar.patches.rule import PatchRule
-from dpar.sampling import captured, sampler, static_cache, steps
+from dpar.sampling import captured, fused_noise, sampler, static_cache, steps
 from dpar.sampling.captured import Graphs, GraphStore, sample_static
 from dpar.sampling.guidance import DrawSettings
+from dpar.sampling.noise import gumbel_at
 from dpar.sampling.sampler import sample
-from dpar.sampling.static_parts import BUCKETS, DPARParts, TokenParts, bucket
+from dpar.sampling.static_parts import BUCKETS, DPARParts, Kernels, TokenParts, bucket
 from tests.rehearsal import on_gpu, on_host, rehearsing
 from tests.sampling.test_sampler import CLASSES, RULE, SIZES, STATIC, assert_literal, request, with_random_weights
 
@@ -185,9 +186,10 @@ def by_rows(q, keys, values, query_offsets, key_offsets, longest_query, longest,
 def parts_of(networks, case, batch, in_place):
     """The parts of a case, and the function that draws with them."""
     model, entropy_model, rule, settings = CASES[case]
+    kernels = Kernels(in_place, in_place, False)
     if model == "llamagen":
-        return captured.LlamaGenParts(networks[model], batch, settings, in_place), captured.draw_llamagen
-    made = DPARParts(networks[model], networks[entropy_model], batch, rule, settings, in_place, in_place)
+        return captured.LlamaGenParts(networks[model], batch, settings, kernels), captured.draw_llamagen
+    made = DPARParts(networks[model], networks[entropy_model], batch, rule, settings, kernels)
     return made, captured.draw_dpar
 
 
@@ -222,6 +224,45 @@ def test_parts_do_the_same_at_every_token(networks, case, in_place):
         assert all(calls == first for calls in others), key
     if in_place:
         assert len(seen) <= 8 + BUCKETS, "as many graphs as there are tokens are no graphs"
+
+
+def test_entropies_from_keys_and_values_in_half_precision(networks, in_place):
+    """float16 has TF32's ten bits of mantissa: entropies move in the fourth digit, and here no boundary does."""
+    model, entropy_model, rule, settings = CASES["guided"]
+    images, kernels = request(6), Kernels(False, in_place, False)
+    expected = sample(networks[model], networks[entropy_model], **images, rule=rule, settings=settings)
+    with torch.inference_mode():
+        parts = DPARParts(
+            networks[model], networks[entropy_model], 6, rule, settings, kernels, entropy_cache=torch.float16
+        )
+        assert parts.boundaries.cache.keys[0].dtype == torch.float16
+        parts.begin(**images, prefix=None)
+        captured.draw_dpar(parts, captured.launched, 0)
+    found = parts.result()
+    assert torch.equal(found.tokens, expected.tokens)
+    assert torch.equal(found.starts, expected.starts)
+    assert not torch.equal(found.entropy, expected.entropy)
+    torch.testing.assert_close(found.entropy, expected.entropy, rtol=0, atol=5e-3)
+
+
+def test_noise_of_one_kernel(networks, monkeypatch):
+    """The draw takes what the kernel gives."""
+    made = []
+
+    def kernel(keys, counters):
+        made.append(len(keys))
+        return gumbel_at(keys[:, 0], counters).view(torch.long)
+
+    monkeypatch.setattr(fused_noise, "_kernel", lambda: kernel)
+    model, entropy_model, rule, settings = CASES["guided"]
+    expected = sample(networks[model], networks[entropy_model], **request(4), rule=rule, settings=settings)
+    with torch.inference_mode():
+        kernels = Kernels(False, False, True)
+        parts = DPARParts(networks[model], networks[entropy_model], 4, rule, settings, kernels)
+        parts.begin(**request(4), prefix=None)
+        captured.draw_dpar(parts, captured.launched, 0)
+    assert torch.equal(parts.result().tokens, expected.tokens)
+    assert made == [4] * 12
 
 
 @pytest.mark.parametrize("batch", [1, 5, 16, 17, 100, 256])
@@ -405,7 +446,7 @@ def test_the_host_waits_once_where_it_must_and_launches_little(networks, case):
 
         on_device = {name: on_gpu(network) for name, network in networks.items()}
         with torch.inference_mode():
-            parts, draw = parts_of(on_device, case, 5, None)
+            parts, draw = parts_of(on_device, case, 5, False)
             parts.begin(**on_gpu(request(5)), prefix=None)
             with gpu.logging() as log:
                 draw(parts, watched, 0)
