@@ -20,9 +20,11 @@ from filelock import lock_descriptor
 from pydantic_core import ValidationError
 
 from dpar.errors import InputError
+from dpar.statement import MADE_BY, maker_of, stamp
 
 SEALED, SEAL = "sealed", "seal"
 """The first and the last key of a JSON object that carries its own checksum."""
+MARKS = (SEALED, MADE_BY, SEAL)
 
 _AGAIN = "delete it and run the stage that makes it again"
 _MEANT = (
@@ -35,6 +37,8 @@ _RESOLVED = "each `dpar run` writes it anew from the experiment's YAML file; cha
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """A temporary name next to `path`, renamed to it when the block succeeds and removed when it fails.
 
+    What is an output of a running job is given the statement that it is (`dpar.statement`).
+
     Raises:
         InputError: the disk is full or the folder cannot be written; whatever stood at `path` is untouched.
     """
@@ -43,6 +47,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        stamp(temporary, path)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -135,18 +140,19 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def sealed(value: dict[str, Any]) -> dict[str, Any]:
-    """`value`, a JSON object, with the two marks of a file that carries its own checksum.
+def sealed(value: Mapping[str, Any], maker: str | None = None) -> dict[str, Any]:
+    """`value`, a JSON object, with the marks of a file that carries its own checksum, and the job that made it, if any.
 
-    Two, so that damage to one of them does not make the file look like an old one, which has none.
+    Several, so that damage to one of them does not make the file look like an old one, which has none.
     """
     plain = json.loads(json.dumps(unmarked(value)))
-    return {SEALED: 1, **plain, SEAL: digest(plain)}
+    said = {} if maker is None else {MADE_BY: maker}
+    return {SEALED: 1, **said, **plain, SEAL: digest(said | plain)}
 
 
 def unmarked(value: Mapping[str, Any]) -> dict[str, Any]:
     """`value` without the marks of a seal, whether or not it fits."""
-    return {name: entry for name, entry in value.items() if name not in (SEALED, SEAL)}
+    return {name: entry for name, entry in value.items() if name not in MARKS}
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -156,7 +162,8 @@ def write_json(path: str | Path, value: Any) -> None:
         InputError: a number is NaN or infinite.
     """
     try:
-        text = json.dumps(sealed(value) if isinstance(value, dict) else value, indent=2, allow_nan=False)
+        whole = sealed(value, maker_of(path)) if isinstance(value, dict) else value
+        text = json.dumps(whole, indent=2, allow_nan=False)
     except ValueError as error:
         raise InputError(f"{path} would hold a number that is not finite ({error}): {value!r:.300}") from None
     write_text(path, text + "\n")
@@ -172,26 +179,42 @@ def read_json(path: str | Path, *, kind: type = object) -> Any:
         InputError: the file is missing, is not JSON, is something else, or was changed after it was written.
     """
     value = _parsed(path)
-    if isinstance(value, dict) and (SEALED in value or SEAL in value):
+    if isinstance(value, dict) and _is_marked(value):
         format, seal = value.pop(SEALED, None), value.pop(SEAL, None)
         if format != 1 or type(format) is not int or seal != digest(value):
             raise InputError(
                 f"{path} was changed after it was written (its `{SEAL}` does not fit the rest): "
                 + (_RESOLVED if Path(path).name == "experiment.json" else _MEANT.format(path=path))
             )
+        value.pop(MADE_BY, None)
     if not isinstance(value, kind):
         raise InputError(f"{path} holds a JSON {type(value).__name__}; {_AGAIN}")
     return value
 
 
-def reseal(path: str | Path) -> bool:
-    """Whether `path` was sealed JSON whose content had been changed; if so, its seal is made for the content."""
+def _is_marked(value: Mapping[str, Any]) -> bool:
+    return any(mark in value for mark in MARKS)
+
+
+def is_sealed(path: str | Path) -> bool:
+    """Whether `path` is a JSON object that carries a checksum, fitting or not."""
     value = _parsed(path)
-    if not isinstance(value, dict) or not (SEALED in value or SEAL in value):
+    return isinstance(value, dict) and _is_marked(value)
+
+
+def reseal(path: str | Path, *, lost: bool = False) -> bool:
+    """Whether `path` was sealed JSON whose content had been changed; if so, its seal is made for the content.
+
+    Args:
+        path: the file.
+        lost: seal it also if it carries no mark of a seal.
+    """
+    value = _parsed(path)
+    if not isinstance(value, dict) or not (lost or _is_marked(value)):
         return False
-    if value == sealed(value):
+    if value == (whole := sealed(value, value.get(MADE_BY))):
         return False
-    write_json(path, value)
+    write_text(path, json.dumps(whole, indent=2) + "\n")
     return True
 
 

@@ -20,6 +20,7 @@ from dpar.sampling.networks import Networks, load_networks
 from dpar.sampling.request import Request
 from dpar.tracking.makers import check_recorded
 from dpar.weights import CONFIG, model_config
+from dpar.workflow import jobs
 
 
 class Generator:
@@ -48,7 +49,7 @@ class Generator:
             InputError: a network is missing, damaged or was not made for the others. Nothing is ever downloaded.
         """
         folder = Path(folder)
-        check_recorded(folder / CONFIG)
+        check_recorded(*jobs.named_model(folder))
         with fields_of(folder / CONFIG):
             config = model_config(folder)
             rule, classes = PatchRule.of_model(config), Classes.of_model(folder, config)

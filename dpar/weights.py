@@ -4,22 +4,25 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dpar.errors import InputError
 from dpar.experiment.settings import Patchify
-from dpar.files import atomic_write, fields_of, read_json, sha256_file, write_json
+from dpar.files import atomic_write, fields_of, is_sealed, read_json, sha256_file, write_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+WITH_SEALED_CONFIG = {CONFIG: "sealed"}
+"""What the header of weights says since their description carries a checksum: one that has lost it is refused."""
 
 # kind -> module and class; the class takes its `Config` and keeps it as `.config`
 KINDS = {
@@ -75,8 +78,13 @@ class _Described(BaseModel):
         return self
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: dict[str, str] | None = None) -> None:
     """Writes `tensors` as safetensors to `path` whole or not at all.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        about: for the file's header.
 
     Raises:
         InputError: the disk is full or the folder cannot be written; whatever stood at `path` is untouched.
@@ -85,7 +93,8 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
         temporary.touch()
         mode = temporary.stat().st_mode & 0o777
         try:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+            whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(whole, temporary, metadata=about)
         except SafetensorError as error:  # hides the operating system's error number in its text
             number = re.search(r"os error (\d+)", str(error))
             if number is None:
@@ -119,7 +128,7 @@ def save_model(folder: str | Path, model: Any, provenance: dict[str, Any]) -> No
         k for k, (module, name) in KINDS.items() if (type(model).__module__, type(model).__name__) == (module, name)
     )
     folder = Path(folder)
-    write_tensors(folder / WEIGHTS, model.state_dict())
+    write_tensors(folder / WEIGHTS, model.state_dict(), WITH_SEALED_CONFIG)
     write_json(
         folder / CONFIG,
         {
@@ -146,6 +155,12 @@ def model_config(folder: str | Path) -> dict[str, Any]:
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("kind"), str) or config["kind"] not in KINDS:
         raise InputError(f"{folder / CONFIG} does not describe a model (kinds: {', '.join(KINDS)})")
+    if has_lost_seal(folder / CONFIG):
+        raise InputError(
+            f"{folder / CONFIG} has lost its seal, with which these weights were written, so that it may have been "
+            f"changed: put it back, or make the model again; `dpar track accept {folder / CONFIG}` says that it is "
+            "meant as it is"
+        )
     for name, kind in (("model", dict), ("sha256", str), ("provenance", dict)):
         if not isinstance(config.get(name), kind):
             raise InputError(
@@ -155,6 +170,16 @@ def model_config(folder: str | Path) -> dict[str, Any]:
     with fields_of(folder / CONFIG):
         _Described.model_validate(config)
     return config
+
+
+def has_lost_seal(path: str | Path) -> bool:
+    """Whether the JSON file `path` describes weights that were written with a sealed description, and is not sealed."""
+    path = Path(path)
+    if path.name != CONFIG or is_sealed(path):
+        return False
+    with suppress(OSError, SafetensorError), safe_open(path.with_name(WEIGHTS), "pt") as weights:
+        return (weights.metadata() or {}).get(CONFIG) == WITH_SEALED_CONFIG[CONFIG]
+    return False
 
 
 def provenance_of(folder: str | Path, *names: str) -> dict[str, Any]:

@@ -22,13 +22,16 @@ from dpar.generator import Generator, find_network
 from dpar.mirror.models import model_of_run
 from dpar.mirror.store import URI_VARIABLE, find_store
 from dpar.report.card import model_card
+from dpar.report.measured import StatedLikelihood, read_measured, read_metrics
 from dpar.tracking.hashes import read_artefact
 from dpar.tracking.ledger import Ledger
 from dpar.tracking.lineage import results_of, sources
 from dpar.tracking.makers import check_recorded, recorded_json
 from dpar.tracking.places import results_folder
+from dpar.tracking.settings import check_settings
 from dpar.tracking.spool import CONFIG as SETTINGS
-from dpar.weights import CONFIG, WEIGHTS, check_finite, model_config, verify_model, write_tensors
+from dpar.weights import CONFIG, WEIGHTS, WITH_SEALED_CONFIG, check_finite, model_config, verify_model, write_tensors
+from dpar.workflow import jobs
 from dpar.workflow.options import Parser
 
 CARD, PICTURE = "README.md", "samples.png"
@@ -112,6 +115,7 @@ def export(folder: Path, out: Path, *, half: bool = False) -> None:
         else:
             for name in (WEIGHTS, CONFIG):
                 shutil.copyfile(source / name, target / name)
+            files.reseal(target / CONFIG, lost=True)  # older ones carry no seal
         verify_model(target)
     for name, path in copies.items():
         shutil.copyfile(path, out / name)
@@ -152,7 +156,7 @@ def _round(source: Path, target: Path, rounded: dict[str, str]) -> None:
     described = model_config(source)
     tensors = {name: t.half() if t.is_floating_point() else t for name, t in load_file(source / WEIGHTS).items()}
     check_finite(tensors, f"{source}, in half precision,", "they are too large for it; export without --half")
-    write_tensors(target / WEIGHTS, tensors)
+    write_tensors(target / WEIGHTS, tensors, WITH_SEALED_CONFIG)
     before, now = described["sha256"], files.sha256_file(target / WEIGHTS)
     rounded[before] = now
     origin = {
@@ -180,19 +184,22 @@ def _facts(folder: Path, described: dict[str, Any]) -> tuple[dict[str, Any], dic
         facts["origin"].append("no records of a run lie beside the folder that was exported")
         return facts, copies
     if (results / SETTINGS).is_file():
+        check_settings(results / SETTINGS, by_job=False)
         facts["credits"] = load_experiment(results / SETTINGS).images.credits
     for path in sorted(results.glob("metrics/*/seed*.json")):
-        found = recorded_json(path)
-        with files.fields_of(path):
-            drawn = found["conditions"].get("drawn") or {}
+        found = read_metrics(path, lambda path: recorded_json(*jobs.metrics([path])))
+        drawn = found["conditions"].get("drawn") or {}
         if (drawn.get("networks") or {}).get("model") == weights:
             measured.setdefault(path.parent.name, []).append(found)
             for picture in sorted(results.glob(f"samples/{path.parent.name}/{path.stem}/*.png"))[:1]:
                 copies.setdefault(PICTURE, picture)
     for path in results.glob("likelihood/*/*.json"):
-        if (found := recorded_json(path)).get("model") == weights:
+        found = read_measured(
+            path, StatedLikelihood, lambda path: recorded_json(*jobs.by_state("evaluate_likelihood", [path]))
+        )
+        if found.get("model") == weights:
             facts["likelihood"] = found
-    check_recorded(*copies.values())
+    check_recorded(*jobs.samples(copies.values()))
     ledger = Ledger(results)
     makers = ledger.producers(read_artefact(folder / WEIGHTS, results))
     facts["origin"] += sources(results, ledger, makers).facts()

@@ -20,9 +20,13 @@ from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment
 from dpar.files import read_json_lines
 from dpar.model import flops
+from dpar.report.measured import Steps, read_measured
 from dpar.report.targets import COMPUTED, PAPER_TARGETS, refusal, targets
 from dpar.tracking.ledger import read_events
 from dpar.tracking.makers import check_recorded, recorded_json
+from dpar.tracking.settings import check_settings
+from dpar.workflow.jobs import histories, patch_counts
+from dpar.workflow.jobs import index as images_of
 from dpar.workflow.options import Parser, add_experiment, add_target, read_experiment
 from dpar.workflow.planning import Data, JobCost, Key, Rates, jobs
 
@@ -207,15 +211,15 @@ def counted(experiment: Experiment, results: Path) -> tuple[tuple[int, int] | No
     What was counted in an experiment with other images, or with patches placed otherwise, says nothing of this one. An
     experiment of the same name may have its images elsewhere.
     """
-    before, images, patches = load_experiment(results / "experiment.json"), None, {}
+    before, images, patches = experiment_of(results), None, {}
     if before.name == experiment.name:
         elsewhere = {"train": experiment.images.train, "val": experiment.images.val}
         before = before.model_copy(update={"images": before.images.model_copy(update=elsewhere)})
     other = [group for group in PLACING if getattr(before, group) != getattr(experiment, group)]
-    index = [results / "index" / f"{split}.json" for split in ("train", "val")]
+    index = {split: results / "index" / f"{split}.json" for split in ("train", "val")}
     taken = ["speeds"]
-    if "images" not in other and all(path.is_file() for path in index):
-        train, held_out = (int(recorded_json(path)["count"]) for path in index)
+    if "images" not in other and all(path.is_file() for path in index.values()):
+        train, held_out = (int(recorded_json(*images_of(*named))["count"]) for named in index.items())
         images = train, held_out
         taken.append("numbers of images")
     if not other and (results / "patch_counts.json").is_file():
@@ -225,6 +229,16 @@ def counted(experiment: Experiment, results: Path) -> tuple[tuple[int, int] | No
     return images, patches, f"Taken from {results}: {', '.join(taken)}{why}"
 
 
+def experiment_of(results: Path) -> Experiment:
+    """The experiment of a results folder.
+
+    Raises:
+        InputError: it is missing, was changed, or is another's.
+    """
+    check_settings(results / "experiment.json", by_job=False)
+    return load_experiment(results / "experiment.json")
+
+
 def patches_counted(results: Path) -> dict[str, float]:
     """Mean patches an image of each model whose patches were counted in `results`.
 
@@ -232,11 +246,8 @@ def patches_counted(results: Path) -> dict[str, float]:
         InputError: the file is missing or holds no counts.
     """
     path = results / "patch_counts.json"
-    found = recorded_json(path)
-    try:
-        return {slug: float(cell["steps"]) for slug, cell in found["cells"].items()}
-    except (TypeError, KeyError, ValueError, AttributeError):
-        raise InputError(f"{path} holds no counts of patches; make it again with the stage count_patches") from None
+    found = read_measured(path, Steps, lambda path: recorded_json(*patch_counts([path])))
+    return {slug: float(cell["steps"]) for slug, cell in found["cells"].items()}
 
 
 def known_rates(args: argparse.Namespace) -> tuple[Rates, str]:
@@ -250,7 +261,7 @@ def known_rates(args: argparse.Namespace) -> tuple[Rates, str]:
         stated = f"assumed: {args.gpu}, {args.mfu:.0%} of {peak / 1e12:.0f} TFLOP/s in training"
         stated += f", {args.sampling_mfu:.0%} in sampling, {slow / 1e12:.1f} TFLOP/s in float32"
         return Rates(peak * args.mfu, slow, peak * args.sampling_mfu), stated
-    before = load_experiment(args.measured / "experiment.json")
+    before = experiment_of(args.measured)
     training = list(measured_training(before, args.measured))
     sampling = list(measured_sampling(before, args.measured))
     if not training or not sampling:
@@ -273,7 +284,7 @@ def measured_training(experiment: Experiment, results: Path) -> Iterator[float]:
         config = cost.network(experiment, cell.transformer)
         patches = counted[slug] if cell.transformer.is_dpar else None
         for history in sorted((results / "models" / slug).glob("*/history.jsonl")):
-            check_recorded(history)
+            check_recorded(*histories([history]))
             records = read_json_lines(history)
             speeds = [r["perf/images_per_s"] / r.get("perf/devices", 1) for r in records if "perf/images_per_s" in r]
             if speeds:

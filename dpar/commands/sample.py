@@ -30,6 +30,7 @@ from dpar.sampling.picture import contact_sheet
 from dpar.sampling.request import Request
 from dpar.tracking.makers import check_recorded
 from dpar.weights import CONFIG, model_config
+from dpar.workflow import jobs
 from dpar.workflow.options import Parser
 
 COLUMNS = 8  # of the picture
@@ -154,7 +155,7 @@ def _origin(args: argparse.Namespace) -> Origin:
     Raises:
         InputError: a flag does not fit the model, or a network is missing.
     """
-    check_recorded(args.checkpoint / CONFIG)
+    check_recorded(*jobs.named_model(args.checkpoint))
     described = model_config(args.checkpoint)
     patchify = described["provenance"].get("patchify")
     patchify = None if patchify is None else Patchify.model_validate(patchify)

@@ -5,7 +5,7 @@ out of date.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ from dpar.report import paper, tables
 from dpar.report.measured import Counts, Floor, Likelihood, Measurements, Probe, read_measured, read_metrics
 from dpar.report.notes import notes
 from dpar.report.targets import SHARED, likelihood_files, metric_files, probe_files, refusal, tables_of, targets
-from dpar.tracking.makers import check_recorded, recorded_json
+from dpar.statement import unstamped
+from dpar.tracking.makers import Wanted, check_recorded, recorded_json
+from dpar.workflow import jobs
 from dpar.workflow.options import Parser, add_directory, add_experiment, read_experiment
 
+_Wanted = Callable[[Iterable[Path]], list[Wanted]]  # files -> whose they are to be
 SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex"}
 
 
@@ -56,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"`dpar run --config {args.config}{_directory(args)} -- {args.table}` makes what belongs to it"
             )
         check_recorded(made)
-        print(made.read_text("utf-8"))
+        print(unstamped(made.read_text("utf-8")))
 
 
 def table(experiment: Experiment, name: str, args: argparse.Namespace) -> str:
@@ -67,17 +70,18 @@ def table(experiment: Experiment, name: str, args: argparse.Namespace) -> str:
     for cell in cells:
         for seed in cell.sampling.seeds:
             path = results / "metrics" / cell.slug / f"seed{seed}.json"
-            metrics |= {(cell.slug, seed): read_metrics(path, recorded_json)} if path.is_file() else {}
+            metrics |= {(cell.slug, seed): read_metrics(path, _of(jobs.metrics))} if path.is_file() else {}
         state = (cell.model, cell.milestone)
-        likelihoods |= _found(results / "likelihood" / cell.model / f"{cell.milestone}.json", Likelihood, state)
+        named = Path(cell.model, f"{cell.milestone}.json")
+        likelihoods |= _found(results / "likelihood" / named, Likelihood, state, _by_state("evaluate_likelihood"))
         if experiment.tables[name].linear_probe:
-            probes |= _found(results / "linear_probe" / cell.model / f"{cell.milestone}.json", Probe, state)
+            probes |= _found(results / "linear_probe" / named, Probe, state, _by_state("linear_probe"))
     measured = Measurements(
         metrics,
         likelihoods,
         thresholds={"p_avg": dict(_thresholds(experiment, results))},
-        costs=_found(results / "patch_counts.json", Counts, "").get("", {}).get("cells", {}),
-        floor=_found(results / "metrics" / "noise_floor.json", Floor, "").get(""),
+        costs=_found(results / "patch_counts.json", Counts, "", jobs.patch_counts).get("", {}).get("cells", {}),
+        floor=_found(results / "metrics" / "noise_floor.json", Floor, "", jobs.noise_floor).get(""),
         probes=probes,
     )
     frame = tables.build(experiment, name, measured)
@@ -131,8 +135,17 @@ def _directory(args: argparse.Namespace) -> str:
     return "" if args.directory == Path() else f" --directory {args.directory}"
 
 
-def _found(path: Path, kind: type[BaseModel], key: Any) -> dict[Any, Any]:
-    return {key: read_measured(path, kind, recorded_json)} if path.is_file() else {}
+def _found(path: Path, kind: type[BaseModel], key: Any, wanted: _Wanted) -> dict[Any, Any]:
+    return {key: read_measured(path, kind, _of(wanted))} if path.is_file() else {}
+
+
+def _of(wanted: _Wanted) -> Callable[[Path], dict[str, Any]]:
+    """The reader of what these jobs make."""
+    return lambda path: recorded_json(*wanted([path]))
+
+
+def _by_state(rule: str) -> _Wanted:
+    return lambda paths: jobs.by_state(rule, paths)
 
 
 def _thresholds(experiment: Experiment, results: Path) -> Iterator[tuple[str, dict[str, float]]]:
@@ -143,5 +156,5 @@ def _thresholds(experiment: Experiment, results: Path) -> Iterator[tuple[str, di
             yield str(target), {"threshold": float("nan")}
             continue
         with fields_of(path):
-            entry = recorded_json(path)["p_avg"][str(target)]
+            entry = recorded_json(*jobs.thresholds(experiment, [path], target))["p_avg"][str(target)]
             yield str(target), {"threshold": float(entry["threshold"])}

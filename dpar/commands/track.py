@@ -98,7 +98,9 @@ def _accept(paths: Sequence[Path]) -> None:
 
 
 def _reseals(path: Path) -> bool:
-    return path.is_file() and _is_json(path) and reseal(path)
+    from dpar.weights import has_lost_seal  # which imports torch
+
+    return path.is_file() and _is_json(path) and reseal(path, lost=has_lost_seal(path))
 
 
 def _is_json(path: Path) -> bool:

@@ -7,8 +7,9 @@ experiment allows it) and counts the classes, and `ImageIndex.load` gives random
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -20,6 +21,7 @@ from dpar.data.sources.source import ClassNames, enumerated, file_stamp
 from dpar.data.workers import mapped, reported
 from dpar.errors import InputError, shown
 from dpar.files import read_json, sealed, write_text
+from dpar.statement import maker_of
 
 __all__ = ["FolderImages", "ImageIndex", "ImageSource", "open_images", "shared_images"]
 
@@ -131,6 +133,7 @@ class ImageIndex:
         """
         values = read_json(path)
         try:
+            where, *files = _places(Path(path), values)
             locations = {name: np.array(column, np.int64) for name, column in values["locations"].items()}
             labels, keys, classes = np.array(values["labels"], np.int64), values["keys"], values.get("classes")
             if (
@@ -138,7 +141,7 @@ class ImageIndex:
             ):  # made when they were not written down
                 classes = _classes_of_folders(keys, labels, values["num_classes"])
             images = SOURCES[values["source"]](
-                values["path"], values["files"], keys, labels, locations, classes=classes,
+                where, files, keys, labels, locations, classes=classes,
                 left_alone=values.get("left_alone"),
             )  # fmt: skip
             images.listed = values.get("listed")
@@ -154,10 +157,14 @@ class ImageIndex:
         return index
 
     def save(self, path: str | Path) -> None:
-        """Writes the index as JSON, one field per line."""
+        """Writes the index as JSON, one field per line; images in its own results by paths from the index."""
+        named, inside = [self.images.path, *self.images.files], False
+        if relative := _from_index(Path(path), named):
+            named, inside = relative, True
         values = {
             "source": self.images.kind,
-            "path": self.images.path,
+            "path": named[0],
+            "from_index": inside,
             "resolution": self.resolution,
             "num_classes": self.num_classes,
             "classes": self.images.classes,  # among the first: the rules look for it there
@@ -167,14 +174,14 @@ class ImageIndex:
             "left_alone": self.images.left_alone,
             "listed": self.images.listed,
             "digest": self.digest,
-            "files": self.images.files,
+            "files": named[1:],
             "sizes": self.sizes,
             "labels": self.labels.tolist(),
             "keys": self.keys,
             "checks": self.checks,
             "locations": {name: column.tolist() for name, column in self.images.locations.items()},
         }
-        whole = sealed(values).items()
+        whole = sealed(values, maker_of(path)).items()
         lines = (f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}" for name, value in whole)
         write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
@@ -203,6 +210,29 @@ class ImageIndex:
             InputError: it cannot be read any more, or is no longer the image that was indexed.
         """
         return self.images.read(i, self.checks[_CHECK * i : _CHECK * (i + 1)])
+
+
+def _from_index(index: Path, names: Sequence[str]) -> list[str] | None:
+    """Paths relative to the folder of `index`, so that its results can be moved; null if one lies outside of them."""
+    folder = os.path.dirname(os.path.abspath(index))
+    places = [os.path.abspath(name) for name in names]
+    if os.path.basename(folder) != "index" or any(not p.startswith(os.path.dirname(folder) + os.sep) for p in places):
+        return None
+    return [os.path.relpath(place, folder) for place in places]
+
+
+def _places(index: Path, values: Mapping[str, Any]) -> list[str]:
+    """The source's path and files as they are now.
+
+    Older indices name generated images by where the results were at that time.
+    """
+    named = [values["path"], *values["files"]]
+    if values.get("from_index"):
+        return [os.path.normpath(os.path.join(index.parent, name)) for name in named]
+    moved = [index.parent.parent.joinpath(*Path(name).parts[-2:]) for name in named]
+    if all(place.parent.name == "images" and place.exists() for place in moved) and not any(map(os.path.exists, named)):
+        return list(map(str, moved))
+    return named
 
 
 def _check(images: ImageSource, i: int) -> tuple[str, str | None]:

@@ -21,6 +21,7 @@ from pydantic import Field
 from dpar.errors import InputError
 from dpar.experiment.settings import Settings
 from dpar.files import atomic_write
+from dpar.statement import statement
 
 _HEADER = "dpar"  # key of the header in a Parquet schema and in a tar's global record
 
@@ -135,14 +136,14 @@ def rows_of_images(
 def write_shard(path: str | Path, rows: CodeRows) -> None:
     """Writes `rows` to `path` whole or not at all, as Parquet or WebDataset by its suffix.
 
-    Equal rows give equal bytes.
+    Equal rows give equal bytes, of the same job.
     """
     path = Path(path)
     if path.suffix not in FORMATS:
         raise InputError(f"{path} is no name for a shard; it must end in {' or '.join(FORMATS)}")
     header = json.dumps(rows.metadata.model_dump(mode="json") | {"content": _content(rows)}, sort_keys=True)
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        FORMATS[path.suffix].write(file, rows, header)
+        FORMATS[path.suffix].write(file, rows, {_HEADER: header} | statement(path))
 
 
 def read_shard(path: str | Path) -> CodeRows:
@@ -233,7 +234,7 @@ def _content(rows: CodeRows) -> str:
     return sha.hexdigest()
 
 
-def _write_parquet(file: io.BufferedWriter, rows: CodeRows, header: str) -> None:
+def _write_parquet(file: io.BufferedWriter, rows: CodeRows, headers: dict[str, str]) -> None:
     columns: dict[str, pa.Array] = {
         "image": pa.array(rows.images),
         "view": pa.array(rows.views),
@@ -244,7 +245,7 @@ def _write_parquet(file: io.BufferedWriter, rows: CodeRows, header: str) -> None
             width = array.shape[1] * array.itemsize
             buffers = [None, pa.py_buffer(np.ascontiguousarray(array))]
             columns[name] = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(array), buffers)
-    table = pa.table(columns).replace_schema_metadata({_HEADER: header})
+    table = pa.table(columns).replace_schema_metadata(headers)
     pq.write_table(
         table, file, compression="zstd", use_dictionary=False, write_statistics=False, row_group_size=_ROW_GROUP
     )
@@ -272,10 +273,10 @@ def _read_parquet(file: io.BufferedReader) -> tuple[str, Iterator[_Block]]:
     return header, map(block, range(parquet.num_row_groups))
 
 
-def _write_tar(file: io.BufferedWriter, rows: CodeRows, header: str) -> None:
+def _write_tar(file: io.BufferedWriter, rows: CodeRows, headers: dict[str, str]) -> None:
     from webdataset.writer import TarWriter  # it imports torch, which readers of shards do without
 
-    views, global_header = rows.metadata.views, tarfile.TarInfo.create_pax_global_header({_HEADER: header})
+    views, global_header = rows.metadata.views, tarfile.TarInfo.create_pax_global_header(headers)
     with TarWriter(file, user="", group="", mode=0o644, mtime=0) as tar:
         tar.tarstream.fileobj.write(global_header)
         tar.tarstream.offset += len(global_header)
@@ -308,7 +309,7 @@ def _array(data: bytes) -> np.ndarray:
 
 
 class _Format(NamedTuple):
-    write: Callable[[io.BufferedWriter, CodeRows, str], None]
+    write: Callable[[io.BufferedWriter, CodeRows, dict[str, str]], None]
     read: Callable[[io.BufferedReader], tuple[str, Iterator[_Block]]]
 
 

@@ -1,6 +1,6 @@
 """Measurements of the stages, read for tables and the report: unexpected files are refused, none is passed over."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,6 +59,14 @@ class Likelihood(_Fields):
     mean_patch_length: Number | None
 
 
+class StatedLikelihood(Likelihood):
+    """The same with the conditions that a model's card shows."""
+
+    images: int
+    tokens: int
+    precision: str
+
+
 class _Protocol(_Fields):
     states: str
     training_images: int
@@ -99,9 +107,19 @@ class _Counted(_Fields):
 
 
 class Counts(_Fields):
-    """The output of count_patches."""
+    """The output of count_patches, as tables show it."""
 
     cells: dict[str, _Counted]
+
+
+class _Patched(_Fields):
+    steps: Number
+
+
+class Steps(_Fields):
+    """The same, as plans read it."""
+
+    cells: dict[str, _Patched]
 
 
 class _Agreement(_Fields):
@@ -203,4 +221,49 @@ def expect_patches(likelihood: Mapping[str, Any], state: str, *, is_dpar: bool) 
         raise InputError(
             f"the likelihood of {state} was measured with {found}, but that is {expected}: two files were exchanged; "
             f"delete likelihood/{state}.json and run evaluate_likelihood again"
+        )
+
+
+SHARED = (
+    "reference", "reference_source", "reference_digest", "reference_samples", "reference_statistics", "extractor",
+    "extractor_sha256", "resolution", "crop", "profile", "resize", "dims", "k", "kernel", "dtype",
+)  # fmt: skip
+"""Conditions of compute_metrics that all numbers of a table share; `splits` and batches of sampling may differ."""
+PROBES_SHARED = (
+    "training_images", "training_views", "val_images", "states", "penalty", "iterations",
+)  # fmt: skip
+"""The same of linear_probe."""
+
+
+def expect_shared(measured: Mapping[str, Mapping[str, Any]], fields: Sequence[str]) -> None:
+    """Makes sure that measurements stand under the same conditions, as far as they state them.
+
+    Args:
+        measured: the file of each, for messages -> what it holds.
+        fields: of `conditions`.
+
+    Raises:
+        InputError: two files differ.
+    """
+    stated = {file: {"metric": found.get("metric"), **found.get("conditions", {})} for file, found in measured.items()}
+    for name in ("metric", *fields):
+        known = [(file, value) for file, values in stated.items() if (value := values.get(name)) is not None]
+        for file, value in known[1:]:
+            if value != known[0][1]:
+                raise InputError(
+                    f"{file} and {known[0][0]} do not belong into one table: their `{name}` differs "
+                    f"({value!r:.80} and {known[0][1]!r:.80}); measure both again under the same settings"
+                )
+
+
+def expect_samples(file: str, found: Mapping[str, Any], wanted: int) -> None:
+    """Makes sure that so many samples were measured as the experiment asks for.
+
+    Raises:
+        InputError: it was another number.
+    """
+    if (samples := found["conditions"]["samples"]) != wanted:
+        raise InputError(
+            f"{file} measures {samples} samples, `sampling.num_images` of its cell is {wanted}: draw and measure them "
+            "again, or put the setting back"
         )

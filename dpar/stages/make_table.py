@@ -69,8 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
         write_text(args.csv, whole.to_csv(index=False))
         write_text(args.latex, tables.to_latex(shown, title))
-        write_text(args.markdown, tables.to_markdown(shown, title, below))
-        print(args.markdown.read_text("utf-8"))
+        markdown = tables.to_markdown(shown, title, below)
+        write_text(args.markdown, markdown)  # the last, which says what the table was
+        print(markdown)
         record_rows(job, frame, table_rows(experiment, args.table), args)
 
 

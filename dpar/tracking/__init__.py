@@ -2,6 +2,7 @@
 
 spool        what a stage calls while it runs; no MLflow, no network          `tracking.job(...)`
 makers       who made which file last, and whether it still is what they made
+settings     whether experiment.json is the one of its results folder
 hashes       inputs and outputs with their digests
 environment  commit, machine, versions
 system       load of processor, memory and GPUs

@@ -17,10 +17,12 @@ from typing import Any
 
 from dpar import files
 from dpar.errors import InputError
+from dpar.statement import stated
 from dpar.tracking.hashes import Artefact, HashCache, content_files, portable_path
 from dpar.tracking.ledger import JobManifest, Ledger, files_of, read_events
 from dpar.tracking.places import CONFIG, EVENTS, MANIFEST, names_of, slug_of, spool_root
 from dpar.tracking.replay import replay
+from dpar.tracking.settings import check_settings
 
 ACCEPT, ACCEPTED = "accept", "accepted by hand"
 """The rule of records that were made by hand, and how their names begin."""
@@ -134,6 +136,7 @@ class Makers:
         """
         record = self.last(path, sha256)
         if record is None:
+            _check_stated(self.results / path, makers)
             if any(map(self._ran, makers)) or (makers and (self.ledger.damaged or self.ledger.made_as(sha256))):
                 raise InputError(self._unknown(path, sha256, makers))
         elif record.sha256 != sha256:
@@ -150,6 +153,8 @@ class Makers:
             name = self._name(*known)
             if name is not None and name not in makers:
                 raise InputError(_wrong(Path(path), name, makers))
+        else:
+            _check_stated(Path(path), makers)
 
     def _spools(self, maker: str) -> Iterator[Path]:
         """The records that jobs of this name have left here, finished or not."""
@@ -209,45 +214,58 @@ def check(experiment: str | Path, inputs: Iterable[str | Path | Wanted]) -> None
     Raises:
         InputError: as `Makers.checked`.
     """
+    check_settings(Path(experiment), by_job=True)
     makers = Makers(Path(experiment).parent)
     for wanted in inputs:
         makers.checked(wanted)
 
 
-def check_recorded(*paths: str | Path) -> None:
+def check_recorded(*wanted: str | Path | Wanted) -> None:
     """Makes sure of files and folders outside any job: what a finished job has made must be as it left it.
+
+    Of files without records what they say of themselves must be what is wanted, if a maker is.
 
     Raises:
         InputError: a file was changed or exchanged.
     """
     known: dict[Path, Makers] = {}
     inside: dict[Path, bool] = {}
-    for file in (file for path in map(Path, paths) if path.exists() for file in content_files(path)):
+    items = (item if isinstance(item, Wanted) else Wanted(Path(item)) for item in wanted)
+    for file, makers in ((f, w.makers) for w in items if w.path.exists() for f in content_files(w.path)):
         if file.parent not in inside:  # asked once of a folder: there may be millions of images that are nobody's
             inside[file.parent] = bool(names_of(file.parent / "any"))
-        if inside[file.parent] or file.is_symlink():
-            _check_known(file, known)
+        if not (inside[file.parent] or file.is_symlink()) or not _check_known(file, known, makers):
+            _check_stated(file, makers)
 
 
 def _check_known(
     file: Path, known: dict[Path, Makers], makers: tuple[str, ...] = (), sha256: str | None = None
-) -> None:
-    """Makes sure of a file by each name that it has in a results folder and that has a record there."""
+) -> bool:
+    """Makes sure of a file by each name that it has in a results folder and that has a record there, if any has."""
+    found = False
     for results, path in names_of(file):
         records = known.setdefault(results, Makers(results, keep=False))
         if records.knows(path):
             sha256 = sha256 or records.digest_of(path)
             records.check(path, sha256, makers)
+            found = True
+    return found
 
 
-def recorded_json(path: str | Path) -> dict[str, Any]:
-    """The JSON object in `path`, to be read outside any job.
+def _check_stated(file: Path, makers: tuple[str, ...]) -> None:
+    """Makes sure of a file that has no record by what it says of itself; older ones say nothing."""
+    if makers and (maker := stated(file)) is not None and maker not in makers:
+        raise InputError(_wrong(file, maker, makers))
+
+
+def recorded_json(wanted: str | Path | Wanted) -> dict[str, Any]:
+    """The JSON object in a file, to be read outside any job.
 
     Raises:
-        InputError: it is missing or damaged, or was changed since a job made it.
+        InputError: it is missing or damaged, was changed since a job made it, or is of another job than wanted.
     """
-    check_recorded(path)
-    return files.read_json(path, kind=dict)
+    check_recorded(wanted)
+    return files.read_json(wanted.path if isinstance(wanted, Wanted) else wanted, kind=dict)
 
 
 @dataclass(frozen=True)
@@ -268,12 +286,13 @@ def accept(results: Path, paths: Iterable[Path]) -> list[Accepted]:
         InputError: a path does not exist, or lies in no results folder.
     """
     from dpar.tracking.spool import job  # which checks by this module
+    from dpar.weights import has_lost_seal  # which imports torch
 
     makers, before, found = Makers(results), [], []
     for file in dict.fromkeys(file for path in paths for file in _acceptable(results, path)):
         if file.suffix == ".json":
             with suppress(InputError):  # not ours: taken as it is
-                files.reseal(file)
+                files.reseal(file, lost=has_lost_seal(file))
         path = portable_path(file, results)
         now = makers.digest_of(path)
         known = makers.ledger.last(path)

@@ -22,10 +22,12 @@ from typing import Any
 from dpar import files
 from dpar.errors import InputError
 from dpar.launched import launched
+from dpar.statement import making
 from dpar.tracking.environment import git_commit, machine, versions
 from dpar.tracking.hashes import Artefact, HashCache, portable_path
 from dpar.tracking.makers import ACCEPT, Makers, Wanted
 from dpar.tracking.places import CONFIG, EVENTS, LOCK, MANIFEST, slug_of, spool_root
+from dpar.tracking.settings import check_settings
 from dpar.tracking.system import SystemSampler
 
 logger = logging.getLogger(__name__)
@@ -274,7 +276,7 @@ def job(
     experiment, name, params = Path(experiment), name or rule, dict(params or {})
     outputs = [Path(path) for path in outputs]
     results = experiment.parent
-    settings = files.read_json(experiment, kind=dict)
+    settings = check_settings(experiment, by_job=rule != ACCEPT)
     cache, makers = HashCache(results), Makers(results)
     read = [item if isinstance(item, Artefact) else makers.checked(item) for item in inputs if item != experiment]
     made = [portable_path(path, results) for path in outputs]
@@ -307,7 +309,11 @@ def job(
         for path in outputs:
             files.remove_leftovers(path)
         events.append("start", pid=os.getpid(), inputs=[_brief(artefact) for artefact in read], **about)
-        with _terminable(), SystemSampler(lambda values: events.append("system", values=values)) as sampler:
+        with (
+            _terminable(),
+            making(name, outputs),
+            SystemSampler(lambda values: events.append("system", values=values)) as sampler,
+        ):
             running = Job(spool, events)
             yield running
             written = [cache.artefact(path) for path in outputs]

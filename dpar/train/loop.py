@@ -169,7 +169,8 @@ def train_to(
         if ranks.main:
             write_text(history, (kept / HISTORY).read_text("utf-8"))
             _link(kept / WEIGHTS, output / WEIGHTS)
-            write_json(output / CONFIG, read_json(kept / CONFIG) | {"provenance": {**provenance, "step": until}})
+            about = {**provenance, "step": until, "history": sha256_file(history)}
+            write_json(output / CONFIG, read_json(kept / CONFIG) | {"provenance": about})
             shutil.rmtree(again, ignore_errors=True)
 
 

@@ -58,9 +58,10 @@ def codes_of_model(experiment: Experiment, model: str, split: str, path: Path) -
     return codes("scored" if scored else "codes", split, path)
 
 
-def thresholds(experiment: Experiment, paths: Iterable[Path]) -> list[Wanted]:
-    """Thresholds calibrated for the experiment's mean patch lengths."""
-    return made_by(tuple(f"calibrate_threshold[{target}]" for target in p_avg_targets(experiment)), *paths)
+def thresholds(experiment: Experiment, paths: Iterable[Path], *targets: float) -> list[Wanted]:
+    """Thresholds calibrated for `targets`; by default for all of the experiment's mean patch lengths."""
+    wanted = targets or p_avg_targets(experiment)
+    return made_by(tuple(f"calibrate_threshold[{target}]" for target in wanted), *paths)
 
 
 def gate_thresholds(gate: str, path: Path) -> list[Wanted]:
@@ -71,6 +72,14 @@ def gate_thresholds(gate: str, path: Path) -> list[Wanted]:
 def model(state: str, folder: Path) -> list[Wanted]:
     """A model's state, MODEL/MILESTONE."""
     return made_by(f"train_model[{state}]", *model_files(folder))
+
+
+def named_model(folder: Path) -> list[Wanted]:
+    """The files of a model, outside any job: of the state that its folder is called after, in a results folder."""
+    place = folder.absolute()
+    if place.parents[1].name == "models" and (place.parents[2] / "experiment.json").is_file():
+        return model(f"{place.parent.name}/{place.name}", folder)
+    return [Wanted(path) for path in model_files(folder)]
 
 
 def measured_state(experiment: Path, output: Path, folder: Path) -> str:
@@ -98,6 +107,16 @@ def by_state(rule: str, paths: Iterable[Path]) -> list[Wanted]:
 def by_stem(rule: str, paths: Iterable[Path]) -> list[Wanted]:
     """A rule's output per table, named by it."""
     return [wanted for p in paths for wanted in made_by(f"{rule}[{p.stem}]", p)]
+
+
+def patch_counts(paths: Iterable[Path]) -> list[Wanted]:
+    """The patches that were counted."""
+    return made_by("count_patches", *paths)
+
+
+def noise_floor(paths: Iterable[Path]) -> list[Wanted]:
+    """The metrics of real images."""
+    return made_by("measure_noise_floor", *paths)
 
 
 def metrics(paths: Iterable[Path]) -> list[Wanted]:

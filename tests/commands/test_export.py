@@ -26,12 +26,13 @@ from tests.stages.sampled import write_results
 def measured(results: Path, model: str, seed: int) -> dict:
     """What compute_metrics writes, as far as a card shows it."""
     described = model_config(results / "models" / model / "step1")
-    drawn = {"networks": {"model": described["sha256"]}, "seed": seed, "step": 1, "threshold": 3.4}
+    drawn = {"networks": {"model": described["sha256"]}, "cell": model, "seed": seed, "step": 1, "threshold": 3.4}
     drawn |= {"patchify": {"max_length": 3}, "sampling": {"cfg_scale": 2.0, "temperature": 1.0, "num_images": 10}}
     conditions = {"samples": 10, "reference_samples": 40, "reference": "train", "drawn": drawn, "resolution": 8}
     return {
         "metric": "FD[classifier,4]",
-        "values": {"frechet_distance": 1.0 + seed, "precision": 0.5},
+        "values": dict.fromkeys(("inception_score", "recall", "class_agreement"))
+        | {"frechet_distance": 1.0 + seed, "precision": 0.5},
         "conditions": conditions | {"extractor": "classifier", "extractor_sha256": "c" * 64},
         "warnings": ["few images"],
         "comparable_to_published": False,
@@ -55,15 +56,24 @@ def results(tmp_path_factory):
         outputs=[folder],
     ):
         pass
-    with tracking.job(rule="train_model", experiment=experiment, outputs=[results / "models/llamagen/step1"]):
+    other = results / "models/llamagen/step1"
+    with tracking.job(rule="train_model", name="train_model[llamagen/step1]", experiment=experiment, outputs=[other]):
         pass
     metrics = [results / f"metrics/dpar/seed{seed}.json" for seed in (0, 1)]
-    with tracking.job(rule="compute_metrics", experiment=experiment, inputs=[folder], outputs=metrics):
-        for seed, path in enumerate(metrics):
+    for seed, path in enumerate(metrics):
+        name = f"compute_metrics[dpar,seed{seed}]"
+        with tracking.job(rule="compute_metrics", name=name, experiment=experiment, inputs=[folder], outputs=[path]):
             write_json(path, measured(results, "dpar", seed))
     write_json(
         results / "likelihood/dpar/step1.json",
-        {"model": model_config(folder)["sha256"], "nll": 3.25, "images": 4, "tokens": 64, "precision": "float32"},
+        {
+            "model": model_config(folder)["sha256"],
+            "nll": 3.25,
+            "mean_patch_length": 1.6,
+            "images": 4,
+            "tokens": 64,
+            "precision": "float32",
+        },
     )
     Image.new("RGB", (8, 8), (9, 9, 9)).save(results / "grid.png")
     (results / "samples/dpar/seed0").mkdir(parents=True)
@@ -227,13 +237,16 @@ def test_what_cannot_draw_or_is_damaged_is_refused_and_leaves_nothing(results, t
 
 def test_a_picture_that_was_exchanged_is_not_put_on_the_card(results, tmp_path):
     picture, folder = results / "samples/dpar/seed0/00000.png", results / "models/dpar/step1"
-    with tracking.job(rule="sample_images", experiment=results / "experiment.json", outputs=[picture]):
+    experiment = results / "experiment.json"
+    with tracking.job(
+        rule="sample_images", name="sample_images[dpar/seed0/0]", experiment=experiment, outputs=[picture]
+    ):
         pass
     whole = picture.read_bytes()
     export.main([str(folder), str(tmp_path / "good")])
     Image.new("RGB", (8, 8)).save(picture)
     try:
-        with pytest.raises(InputError, match=r"00000\.png is not what sample_images left"):
+        with pytest.raises(InputError, match=r"00000\.png is not what sample_images\[dpar/seed0/0\] left"):
             export.main([str(folder), str(tmp_path / "out")])
         assert not (tmp_path / "out").exists()
     finally:

@@ -1,6 +1,7 @@
 """The index of images, and what all sources have in common."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -263,3 +264,30 @@ def test_real_photos(shared):
         assert len(source) == count
         assert set(source.labels.tolist()) == set(range(30))
         assert source.read(count - 1).size == (side, side)
+
+
+def test_an_index_of_images_in_its_own_results_moves_with_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture = sample_image(0)
+    (tmp_path / "results/before/images").mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    inside, outside = Path("results/before/images/train.parquet"), Path("outside/train.parquet")
+    for path in (inside, outside):
+        parquet_of_images(path, [image_bytes(picture)], [0], ["a"])
+    index = ImageIndex.build(open_images("parquet", str(inside)), resolution=8, num_classes=1)
+    index.save("results/before/index/train.json")
+    assert ImageIndex.load("results/before/index/train.json").images.files == [str(inside)]
+    ImageIndex.build(open_images("parquet", str(outside)), resolution=8, num_classes=1).save(
+        "results/before/index/o.json"
+    )
+    assert ImageIndex.load("results/before/index/o.json").images.files == [str(outside)]
+    old = read_json("results/before/index/train.json") | {"path": str(inside), "files": [str(inside)]}
+    del old["from_index"]
+    write_json("results/before/index/old.json", old)
+    Path("results/before").rename("results/after")
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name in ("train", "old"):
+        loaded = ImageIndex.load(f"../results/after/index/{name}.json")
+        assert same(loaded.read(0), picture)
+        assert loaded.images.path == loaded.images.files[0] == "../results/after/images/train.parquet"

@@ -10,14 +10,14 @@ from dpar.files import write_json
 from dpar.report.figures import new_figure, save
 
 
-def metrics(distance: float, published: bool = False) -> dict:
+def metrics(distance: float, published: bool = False, samples: int = 320) -> dict:
     """What compute_metrics writes."""
     values = {"frechet_distance": distance, "inception_score": 3.0, "precision": 0.5, "recall": 0.25, "kid": 0.1}
     return {
         "metric": "FD[classifier, 4]",
         "values": values | {"class_agreement": 0.75},
         "conditions": {
-            "samples": 40,
+            "samples": samples,
             "reference_samples": 96,
             "reference": "train",
             "extractor_sha256": "ab" * 32,
@@ -38,7 +38,8 @@ def write(folder: Path, experiment: Experiment) -> dict[str, Path]:
     """Writes every input of make_table to `folder`; returns the files that are not a list."""
     for place, cell in enumerate(sample_cells(experiment).values()):
         for seed in cell.sampling.seeds:
-            write_json(folder / "metrics" / cell.slug / f"seed{seed}.json", metrics(10 * (place + 1) + seed))
+            measured = metrics(10 * (place + 1) + seed, samples=cell.sampling.num_images)
+            write_json(folder / "metrics" / cell.slug / f"seed{seed}.json", measured)
         patch_length = 1.8 if model_cells(experiment)[cell.model].transformer.is_dpar else None
         likelihood = {"nll": 4.0 + place, "mean_patch_length": patch_length, "tokens": 1000}
         write_json(folder / "likelihood" / cell.model / f"{cell.milestone}.json", likelihood)

@@ -210,3 +210,36 @@ def test_the_cost_of_sampling_follows_from_the_steps_that_were_drawn():
     )
     assert baseline == pytest.approx(sampling_gmacs(config))
     assert built({"model": "dpar"}).get("sampling_gmacs") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("k", 5), ("reference", "val"), ("reference_digest", "cd"), ("extractor_sha256", "cd" * 32), ("resolution", 64)],
+)
+def test_numbers_of_different_conditions_make_no_table(name, value):
+    one, other = metrics(1.0), metrics(2.0)
+    one["conditions"] |= {"k": 3, "reference_digest": "ab", "resolution": 32}
+    other["conditions"] |= one["conditions"]
+    assert built({"model": "dpar"}, measured={("dpar", 0): one, ("dpar", 1): other})["seeds"].iloc[0] == 2
+    other["conditions"][name] = value
+    with pytest.raises(InputError, match=rf"dpar/seed1\.json and metrics/dpar/seed0\.json .* their `{name}` differs"):
+        built({"model": "dpar"}, measured={("dpar", 0): one, ("dpar", 1): other})
+    del other["conditions"][name]
+    built({"model": "dpar"}, measured={("dpar", 0): one, ("dpar", 1): other})  # older files do not state all
+
+
+def test_another_number_of_samples_or_another_feature_network_makes_no_table():
+    with pytest.raises(InputError, match=r"metrics/dpar/seed0\.json measures 40 samples, .*num_images.* is 320"):
+        built({"model": "dpar"}, measured={("dpar", 0): metrics(1.0, samples=40)})
+    with pytest.raises(InputError, match="their `metric` differs"):
+        built({"model": "dpar"}, measured={("dpar", 0): metrics(1.0), ("dpar", 1): metrics(1.0) | {"metric": "FID"}})
+
+
+def test_probes_of_different_protocols_make_no_table():
+    stated = {"states": "s", "training_images": 10, "training_views": "v", "val_images": 5, "penalty": 0.1}
+    probes = {
+        (model, "step400"): {"top1": 5.0, "conditions": stated | {"val_images": count}}
+        for model, count in (("dpar", 5), ("llamagen", 6))
+    }
+    with pytest.raises(InputError, match=r"linear_probe/llamagen/step400\.json and .* their `val_images` differs"):
+        built({"model": "llamagen"}, {"model": "dpar"}, measured={}, probes=probes)

@@ -7,19 +7,24 @@ there see every byte), what no stage reads (`verified.json`, LaTeX, the report),
 
 import json
 import random
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from dpar import tracking
-from dpar.commands import track
+from dpar.commands import export, track
 from dpar.errors import InputError
-from dpar.files import read_json, sha256_file, write_text
+from dpar.files import is_sealed, read_json, sha256_file, write_json, write_text
 from dpar.generator import Generator
 from dpar.tracking.lineage import of_file
+from dpar.tracking.settings import RUNNING, check_settings, running
+from dpar.weights import write_tensors
 from dpar.workflow import jobs
 from tests.workflow import corruption
 from tests.workflow.corruption import Corruption
@@ -198,12 +203,16 @@ def test_results_from_before_seals_and_caches_pass(graph, tmp_path):
     before = sha256_file(made)
     for entry in [*RESULTS.glob("tracking/makers/*"), *RESULTS.glob("tracking/hashes/*")]:
         entry.unlink()
-    for path in [*RESULTS.glob("tracking/spool/*/*/manifest.json"), RESULTS / "experiment.json"]:
+    whole = {path: path.read_bytes() for path in [*RESULTS.glob("tracking/spool/*/*/*.json")]}
+    sealed = (RESULTS / "experiment.json").read_bytes()
+    for path in [*whole, RESULTS / "experiment.json"]:
         write_text(path, json.dumps(read_json(path)))
     job.run()
     assert sha256_file(made) == before
     refused = refusal(job, next(corruption.flips(RESULTS / "features/dpar/seed0.npz", random.Random(0), 1)))
     assert "is not what extract_features[dpar/seed0] left" in refused
+    for path, content in [*whole.items(), (RESULTS / "experiment.json", sealed)]:
+        path.write_bytes(content)
 
 
 def test_damaged_records_prove_nothing_and_stop_nothing_that_they_do_not_concern(graph):
@@ -235,3 +244,149 @@ def test_damaged_records_prove_nothing_and_stop_nothing_that_they_do_not_concern
     finally:
         own.write_bytes(whole)
     job.run()
+
+
+@contextmanager
+def without_records() -> Iterator[None]:
+    """The results as they are copied without `tracking/`; the records are put back."""
+    aside = RESULTS.with_name("records")
+    (RESULTS / "tracking").rename(aside)
+    try:
+        yield
+    finally:
+        shutil.rmtree(RESULTS / "tracking", ignore_errors=True)
+        aside.rename(RESULTS / "tracking")
+
+
+def test_files_without_records_say_themselves_what_they_are(graph):
+    """Two whole files exchanged, each of its rule's folder and format, in results without `tracking/`."""
+    rng, kinds, tried = random.Random(2), defaultdict(list), defaultdict(int)
+    for path in graph.files:
+        kinds[path.parts[2], path.suffix].append(path)
+    with without_records():
+        for path in graph.files:
+            readers = [job for job in graph.readers(path) if not _is_of_any_maker(job, path)]
+            for case in corruption.swaps(path, kinds[path.parts[2], path.suffix], rng, 1) if readers else ():
+                said = refusal(rng.choice(readers), case)
+                assert "\n" not in said
+                assert str(path.parent) in said, said
+                tried[path.suffix] += 1
+                shutil.rmtree(RESULTS / "tracking", ignore_errors=True)
+    assert set(tried) == {".json", ".npz", ".png", ".csv", ".md", ".jsonl", ".safetensors", ".tar", ".parquet"}
+    assert sum(tried.values()) > 80
+
+
+def _is_of_any_maker(job: Job, path: Path) -> bool:
+    """Thresholds: each says which mean patch length it is for, and is looked up by that wherever it lies."""
+    return path.parent.name == "thresholds"
+
+
+def test_whole_folders_exchanged_without_records_are_refused_and_others_are_read(graph):
+    job = graph.of("compute_metrics", "dpar/seed0")
+    made = RESULTS / "metrics/dpar/seed0.json"
+    one, two, aside = RESULTS / "models/dpar/step2", RESULTS / "models/dpar/step4", RESULTS / "models/dpar/aside"
+    before = sha256_file(made)
+    with without_records():
+        job.run()
+        assert sha256_file(made) == before, "the same job writes the same bytes"
+        Generator.from_pretrained(one, device="cpu")
+        exchange(one, two, aside)
+        try:
+            with pytest.raises(
+                InputError, match=r"was made by train_model\[dpar/step4\], expected is what train_model"
+            ):
+                Generator.from_pretrained(one, device="cpu")
+            with pytest.raises(InputError, match=r"was made by train_model\[dpar/step2\]"):
+                graph.of("evaluate_likelihood", "dpar/step4").run()
+        finally:
+            exchange(one, two, aside)
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_an_experiment_that_is_not_that_of_its_results_is_refused(graph, records):
+    path, job = RESULTS / "experiment.json", graph.of("compute_metrics", "dpar/seed0")
+    whole, settings = path.read_bytes(), read_json(path)
+    with nullcontext() if records else without_records():
+        try:
+            write_json(path, settings | {"name": "other"})
+            with pytest.raises(
+                InputError, match=r"experiment\.json is that of the experiment 'other', in the results of"
+            ):
+                job.run()
+            write_text(path, json.dumps(settings | {"seed": 5}))
+            with pytest.raises(InputError, match=r"experiment\.json has lost its seal"):
+                job.run()
+        finally:
+            path.write_bytes(whole)
+        job.run()
+
+
+def test_another_experiment_than_the_running_one_is_refused_by_its_jobs_alone(graph, monkeypatch, tmp_path):
+    path, job = RESULTS / "experiment.json", graph.of("compute_metrics", "dpar/seed0")
+    settings = read_json(path)
+    monkeypatch.setenv(RUNNING, running(settings | {"seed": 5}, RESULTS))
+    with pytest.raises(InputError, match=r"experiment\.json is not the experiment that is running"):
+        job.run()
+    monkeypatch.setenv(RUNNING, running(settings | {"seed": 5}, tmp_path))
+    job.run()
+    monkeypatch.setenv(RUNNING, running(settings, RESULTS))
+    job.run()
+
+
+def test_a_renamed_folder_of_results_is_read(graph, tmp_path):
+    """By its records' name, or, where the experiment was renamed with it, by its own."""
+    path = RESULTS.with_name("renamed")
+    RESULTS.rename(path)
+    try:
+        assert check_settings(path / "experiment.json", by_job=True)["name"] == "tiny"
+        whole = (path / "experiment.json").read_bytes()
+        write_json(path / "experiment.json", read_json(path / "experiment.json") | {"name": "renamed"})
+        assert check_settings(path / "experiment.json", by_job=True)["name"] == "renamed"
+        (path / "experiment.json").write_bytes(whole)
+    finally:
+        path.rename(RESULTS)
+
+
+def test_a_description_without_its_seal_is_refused_next_to_weights_that_had_one(graph, tmp_path, capsys):
+    source = RESULTS / "models/dpar/step4"
+    export.main([str(source), str(tmp_path / "out")])
+    config = tmp_path / "out" / "config.json"
+    whole, described = config.read_bytes(), read_json(config)
+    described["provenance"]["threshold"] += 1
+    for folder in (tmp_path / "out", tmp_path / "out" / "tokenizer", tmp_path / "out" / "entropy_model"):
+        before = (folder / "config.json").read_bytes()
+        write_text(folder / "config.json", json.dumps(read_json(folder / "config.json")))
+        with pytest.raises(InputError, match=r"config\.json has lost its seal"):
+            Generator.from_pretrained(tmp_path / "out", device="cpu")
+        (folder / "config.json").write_bytes(before)
+    config.write_text(json.dumps(described))
+    with pytest.raises(InputError, match=r"config\.json has lost its seal.*dpar track accept"):
+        Generator.from_pretrained(tmp_path / "out", device="cpu")
+    track.main(["accept", str(config)])
+    Generator.from_pretrained(tmp_path / "out", device="cpu")
+    config.write_bytes(whole)
+    with without_records(), pytest.raises(InputError, match="has lost its seal"):
+        job, path = graph.of("evaluate_likelihood", "dpar/step4"), source / "config.json"
+        try:
+            path.write_text(json.dumps(described))
+            job.run()
+        finally:
+            path.write_bytes(whole)
+
+
+def test_models_and_exports_from_before_seals_draw_and_are_exported_with_them(graph, tmp_path):
+    out = tmp_path / "out"
+    export.main([str(RESULTS / "models/dpar/step4"), str(out)])
+    digests = {}
+    for name in ("tokenizer", "entropy_model", "."):  # each names the weights of those before it
+        weights, config = out / name / "model.safetensors", out / name / "config.json"
+        write_tensors(weights, load_file(weights))
+        described, digests[name] = read_json(config), sha256_file(weights)
+        known = {other: digests[other] for other in described["provenance"].keys() & digests.keys()}
+        changed = {"sha256": digests[name], "provenance": described["provenance"] | known}
+        write_text(config, json.dumps(described | changed))
+    Generator.from_pretrained(out, device="cpu")
+    export.main([str(out), str(tmp_path / "again")])
+    Generator.from_pretrained(tmp_path / "again", device="cpu")
+    assert is_sealed(tmp_path / "again" / "config.json")
+    assert not is_sealed(out / "config.json")

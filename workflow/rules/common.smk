@@ -28,6 +28,7 @@ from dpar.report import paper
 from dpar.report.targets import COMPUTED, metric_files, pareto_file, sized_tables, table_files
 from dpar.workflow.slurm import check_partitions, longest_jobs, claim_jobs
 from dpar.mirror.store import find_store
+from dpar.tracking.settings import RUNNING, running
 
 if {"{", "}"} & set(str(workflow.basedir)):  # in a path of its own, Snakemake takes them for a wildcard
     raise WorkflowError(

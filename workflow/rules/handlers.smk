@@ -91,8 +91,11 @@ def write_experiment():
     """The experiment, checked and with every default, for the stages to read.
 
     It is no input of any rule: what makes a stage out of date is its recipe, which holds the settings that it reads.
+    Jobs refuse another that takes its place while they run.
     """
-    write_json(f"{RESULTS}/experiment.json", EXPERIMENT.model_dump(mode="json"))
+    settings = EXPERIMENT.model_dump(mode="json")
+    write_json(f"{RESULTS}/experiment.json", settings)
+    os.environ[RUNNING] = running(settings, RESULTS)
 
 
 def start_tracking():

@@ -1,0 +1,117 @@
+"""Files say which job made them, and go on to be read by everybody."""
+
+import io
+import json
+from contextlib import suppress
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from dpar.data.shards import CodeMetadata, read_shard, rows_of_images, write_shard
+from dpar.errors import InputError
+from dpar.files import atomic_write, is_sealed, read_json, reseal, write_bytes, write_json, write_text
+from dpar.statement import making, stated, unstamped
+
+NAME = "measure[dpar/seed0]"
+
+
+def png() -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(data, "PNG")
+    return data.getvalue()
+
+
+def write_npz(path):
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, a=np.arange(3), b=np.ones((2, 2)))
+
+
+def shard(path):
+    metadata = CodeMetadata(grid=(2, 2), vocab_size=9, resolution=4, views=1, tokenizer="ab")
+    write_shard(path, rows_of_images(np.arange(8, dtype=np.uint16).reshape(2, 1, 4), np.array([0, 1]), 0, metadata))
+
+
+WRITERS = {
+    "x.json": lambda path: write_json(path, {"a": [1, 2.5], "b": "text"}),
+    "x.npz": write_npz,
+    "x.png": lambda path: write_bytes(path, png()),
+    "x.md": lambda path: write_text(path, "| a |\n| --- |\n| 1 |\n"),
+    "x.parquet": shard,
+    "x.tar": shard,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_outputs_of_a_job_say_so_in_the_same_bytes_each_time_and_other_files_say_nothing(tmp_path, name):
+    paths = [tmp_path / folder / name for folder in ("one", "two", "aside")]
+    with making(NAME, [paths[0], paths[1].parent]):  # a file, and the folder of another
+        for path in paths:
+            WRITERS[name](path)
+    assert [stated(path) for path in paths] == [NAME, NAME, None]
+    assert paths[0].read_bytes() == paths[1].read_bytes() != paths[2].read_bytes()
+    WRITERS[name](paths[0])
+    assert stated(paths[0]) is None, "the job is over"
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_damage_of_a_statement_is_no_traceback(tmp_path, name):
+    path = tmp_path / name
+    with making(NAME, [path]):
+        WRITERS[name](path)
+    whole = path.read_bytes()
+    for end in range(0, len(whole), max(7, len(whole) // 100)):
+        path.write_bytes(whole[:end] + bytes([whole[end] ^ 1]) + whole[end + 1 :])
+        with suppress(InputError):
+            stated(path)
+        path.write_bytes(whole[:end])
+        stated(path)
+
+
+def test_what_others_read_of_a_file_stays(tmp_path):
+    with making(NAME, [tmp_path]):
+        for name, write in WRITERS.items():
+            write(tmp_path / name)
+    assert read_json(tmp_path / "x.json") == {"a": [1, 2.5], "b": "text"}
+    with np.load(tmp_path / "x.npz") as arrays:
+        assert (arrays["a"].tolist(), arrays["b"].shape) == ([0, 1, 2], (2, 2))
+    assert Image.open(tmp_path / "x.png").getpixel((1, 1)) == (1, 2, 3)
+    assert unstamped((tmp_path / "x.md").read_text()) == "| a |\n| --- |\n| 1 |\n"
+    assert read_shard(tmp_path / "x.tar").tokens.tolist() == read_shard(tmp_path / "x.parquet").tokens.tolist()
+
+
+def test_a_seal_covers_the_statement_and_a_mended_seal_keeps_it(tmp_path):
+    path = tmp_path / "x.json"
+    with making(NAME, [path]):
+        write_json(path, {"a": 1})
+    marked = json.loads(path.read_text())
+    for changed in (marked | {"made_by": "another"}, {"made_by": NAME, "a": 1}):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(InputError, match="was changed after it was written"):
+            read_json(path)
+    path.write_text(json.dumps(marked | {"a": 2}))
+    assert reseal(path)
+    assert (read_json(path), stated(path)) == ({"a": 2}, NAME)
+    path.write_text('{"a": 3}')
+    assert not is_sealed(path)
+    assert not reseal(path)
+    assert reseal(path, lost=True)
+    assert is_sealed(path)
+
+
+def test_markdown_and_the_table_next_to_it_are_held_together(tmp_path):
+    table, words = tmp_path / "t.csv", tmp_path / "t.md"
+    with making(NAME, [table, words]):
+        write_text(table, "a,b\n1,2\n")
+        write_text(words, "| a | b |\n")
+    assert (stated(table), stated(words)) == (NAME, NAME)
+    assert pd.read_csv(table).to_dict("list") == {"a": [1], "b": [2]}
+    for path in (table, words):
+        whole = path.read_text()
+        path.write_text(whole.replace("a", "c", 1))
+        with pytest.raises(InputError, match=rf"{path.name} is not what measure\[dpar/seed0\] left.*track accept"):
+            stated(path)
+        path.write_text(whole)
+    words.unlink()
+    assert stated(table) is None
