@@ -94,7 +94,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: dict[s
         mode = temporary.stat().st_mode & 0o777
         try:
             whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            save_file(whole, temporary, metadata=about)
+            save_file(whole, temporary, about)
         except SafetensorError as error:  # hides the operating system's error number in its text
             number = re.search(r"os error (\d+)", str(error))
             if number is None:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -16,6 +17,7 @@ from dpar.experiment.loading import compose_experiment
 from dpar.experiment.settings import Experiment
 from dpar.mirror.store import find_store
 from dpar.report.targets import refusal, targets
+from dpar.train.restarts import restarts
 from dpar.workflow.checks import refuse
 from dpar.workflow.options import (
     Parser,
@@ -71,9 +73,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = folder / "results" / experiment.name
     find_store(results)  # and a tracking address with a typo
     say_changes(results)
+    began = time.time()
     with run_lock(results) as lock:
         command = [sys.executable, "-m", "snakemake", *snakemake]
-        status = _run(command, lock, {RETRAIN: "1"} if args.retrain else {})
+        try:
+            status = _run(command, lock, {RETRAIN: "1"} if args.retrain else {})
+        finally:
+            for message in restarts(results / "state", began):
+                print(f"in this run: {message}", file=sys.stderr)
     if status:
         raise InputError(
             f"the run stopped before its end (snakemake's exit status {status}); "

@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt16
@@ -31,7 +32,10 @@ from dpar.data.shards import CodeMetadata, content_sha256, open_shard, read_bloc
 from dpar.data.workers import mapped, reported
 from dpar.errors import InputError
 from dpar.experiment.settings import Experiment
-from dpar.files import file_lock
+from dpar.files import file_lock, read_json, sha256_file, write_json
+
+_CONTENTS = "contents.json"  # of a folder of decoded codes: the digest of each file
+_READ: dict[Path, list[int]] = {}  # files whose contents this process has found right, with their stamps then
 
 
 @dataclass(frozen=True)
@@ -146,8 +150,34 @@ def _sizes(manifest: Manifest) -> Iterator[tuple[str, int]]:
 
 
 def _is_whole(manifest: Manifest, home: Path) -> bool:
-    """Whether `home` holds every file: cleaners of temporary folders may have deleted some."""
-    return all((home / name).is_file() and (home / name).stat().st_size == size for name, size in _sizes(manifest))
+    """Whether `home` holds every file as it was decoded: cleaners may have deleted some, and others written to them.
+
+    Contents are read where a file is not the very one that was decoded, once per process.
+    """
+    try:
+        known = read_json(home / _CONTENTS, kind=dict)
+        return all(_is_as_decoded(home / name, size, known[name]) for name, size in _sizes(manifest))
+    except (InputError, OSError, LookupError, TypeError):
+        return False
+
+
+def _is_as_decoded(path: Path, size: int, known: dict[str, Any]) -> bool:
+    stamp = _stamp(path)
+    if stamp[0] != size:
+        return False
+    if stamp == known["stamp"]:
+        return True
+    if _READ.get(path) != stamp:
+        if sha256_file(path) != known["sha256"]:
+            return False
+        _READ[path] = stamp
+    return True
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size, times of the last modification and change (ns), and inode: they change whenever a file does."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def _decode(manifest: Manifest, home: Path) -> None:
@@ -173,6 +203,11 @@ def _decode(manifest: Manifest, home: Path) -> None:
         for name, _ in _sizes(manifest):
             with open(partial / name, "rb") as file:
                 os.fsync(file.fileno())
+        known = {
+            name: {"sha256": sha256_file(partial / name), "stamp": _stamp(partial / name)}
+            for name, _ in _sizes(manifest)
+        }
+        write_json(partial / _CONTENTS, known)
         try:
             partial.rename(home)
         except OSError:  # something is there

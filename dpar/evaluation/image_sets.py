@@ -220,13 +220,16 @@ class Files(ImageSet):
         }
 
 
-def open_set(paths: Sequence[str | Path]) -> ImageSet:
+def open_set(paths: str | Path | Sequence[str | Path]) -> ImageSet:
     """The images under a path or a pattern, or those of several npz files, the shards of one set.
 
     Raises:
         InputError: nothing that can be read is there, things of several kinds, or what was changed since a job made it.
     """
-    first = Path(os.path.expanduser(paths[0]))
+    paths = [os.path.expanduser(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    if not paths:
+        raise InputError("no path is given; give an npz, a folder, an index or a pattern of shards of images")
+    first = Path(paths[0])
     if len(paths) == 1 and not os.path.lexists(first):
         found = [Path(path) for path in sorted(glob.glob(str(first)))]
     else:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from dpar.mirror.runs import stored_runs
 from dpar.mirror.store import Store, existing_store, profile_of
 from dpar.tracking.hashes import Artefact, content_files, portable_path
 from dpar.tracking.ledger import files_of
-from dpar.tracking.makers import ACCEPTED
+from dpar.tracking.makers import ACCEPTED, Makers
 
 GOOD = ("tracked", "accepted")
 _GONE_ON_PURPOSE = "removed temp file"
@@ -55,7 +56,7 @@ def audit(store: Store, outputs: Iterable[Path]) -> list[Finding]:
     Raises:
         InputError: the store cannot be read.
     """
-    tracked = _finished_outputs(store)
+    tracked, makers = _finished_outputs(store), Makers(store.results, keep=False)
     findings: dict[str, Finding] = {}
     for output in outputs:
         if not output.exists():
@@ -64,7 +65,7 @@ def audit(store: Store, outputs: Iterable[Path]) -> list[Finding]:
         for file in content_files(output):
             known = tracked.get(portable_path(file, store.results), {})
             if not known:
-                finding = Finding(str(file), "untracked", "no finished run has it among its outputs")
+                finding = Finding(str(file), "untracked", _why_untracked(makers, portable_path(file, store.results)))
             elif run := known.get(files.sha256_file(file)):
                 finding = Finding(str(file), "accepted" if run.startswith(ACCEPTED) else "tracked", run)
             else:
@@ -72,6 +73,18 @@ def audit(store: Store, outputs: Iterable[Path]) -> list[Finding]:
                 finding = Finding(str(file), "changed", f"not what {runs} made: its bytes differ")
             findings[str(file)] = finding
     return list(findings.values())
+
+
+def _why_untracked(makers: Makers, path: str) -> str:
+    """The record of a file that no finished run of the store has."""
+    if (found := makers.ledger.last(path)) is None:
+        return "no finished run has it among its outputs"
+    manifest, file = found
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(manifest.ended))
+    now = "" if makers.digest_of(path) == file.sha256 else ", and its bytes are others now"
+    later = makers.ended_badly((manifest.name,))
+    cure = ": run it again" if later else "; MLflow does not have that run: `dpar track sync`, or `dpar track rebuild`"
+    return f"{manifest.name} made it on {when}{now}{later}{cure}"
 
 
 def _finished_outputs(store: Store) -> dict[str, dict[str, str]]:

@@ -143,7 +143,7 @@ class Makers:
             raise InputError(
                 f"{self.results / path} is not what {record.maker or 'its record'} left on {_day(record.when)} "
                 f"(sha256 {record.sha256[:12]}, now {sha256[:12]}){self._what(path, sha256)}"
-                f"{self._ended_badly((record.maker,) if record.maker else ())}: put it back, or {self._cure(path)}"
+                f"{self.ended_badly((record.maker,) if record.maker else ())}: put it back, or {self._cure(path)}"
             )
         elif makers and record.maker is not None and record.maker not in makers:
             raise InputError(_wrong(self.results / path, record.maker, makers))
@@ -164,7 +164,7 @@ class Makers:
     def _ran(self, maker: str) -> bool:
         return any(True for _ in self._spools(maker))
 
-    def _ended_badly(self, makers: tuple[str, ...]) -> str:
+    def ended_badly(self, makers: tuple[str, ...]) -> str:
         """How the last run of one of these jobs ended, if not well."""
         spools = [spool for maker in makers for spool in self._spools(maker) if (spool / EVENTS).is_file()]
         last = [runs[-1] for runs in (replay(read_events(spool)) for spool in spools) if runs]
@@ -176,7 +176,7 @@ class Makers:
         why = "no finished job has it among its outputs" + (f", expected {_or(makers)}" if makers else "")
         if self.ledger.damaged:
             why += f"; {len(self.ledger.damaged)} records are damaged, such as {self.ledger.damaged[0]}"
-        why += self._what(path, sha256) + self._ended_badly(makers)
+        why += self._what(path, sha256) + self.ended_badly(makers)
         return f"{self.results / path}: {why}: {self._cure(path)}"
 
     def _what(self, path: str, sha256: str) -> str:

@@ -8,7 +8,6 @@ executable. Hashing adds a fifth to the time of writing.
 
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch import Tensor
 from dpar.errors import InputError
 from dpar.files import digest, process_lock, read_json, sha256_file, write_json
 from dpar.memory import out_of_memory
+from dpar.train.restarts import say_restart
 from dpar.weights import write_tensors
 
 KEPT = 2
@@ -90,7 +90,7 @@ def set_aside(folder: Path, reason: str) -> None:
     """Renames a state that cannot be continued, with a message."""
     aside = next(path for i in count(1) if not (path := folder.with_name(f"{folder.name}.{i}")).exists())
     folder.rename(aside)
-    print(f"{reason}: training begins anew; the old state is now {aside}", file=sys.stderr)
+    say_restart(folder, f"{reason}: training begins anew; the old state is now {aside}")
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -124,7 +124,7 @@ def newest_checkpoint(folder: Path) -> int | None:
         problem = _problem(folder, step)
         if problem is None:
             return step
-        print(f"checkpoint of step {step} in {folder} is damaged ({problem}): using the one before", file=sys.stderr)
+        say_restart(folder, f"checkpoint of step {step} in {folder} is damaged ({problem}): using the one before")
         _remove(folder, step)
     return None
 

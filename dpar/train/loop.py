@@ -53,6 +53,7 @@ from dpar.train.meters import Clock, Outcome, Window, memory_gib
 from dpar.train.objective import Inputs, autocast, drop_classes, inputs, likelihood, logits_and_targets, summed_loss
 from dpar.train.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from dpar.train.progress import Progress
+from dpar.train.restarts import say_restart
 from dpar.weights import CONFIG, WEIGHTS, model_config, model_settings, save_model, verify_model
 
 SHOWN = (
@@ -204,7 +205,7 @@ def _is_whole(folder: Path, task: Task, step: int) -> bool:
         verify_model(folder)
     except InputError as error:
         if folder.exists():
-            print(f"the kept milestone {folder} does not count: {error}", file=sys.stderr)
+            say_restart(folder.parents[1], f"the kept milestone {folder} does not count: {error}")
         return False
     if not (history := folder / HISTORY).exists():
         return False

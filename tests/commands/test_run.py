@@ -1,5 +1,6 @@
 """`dpar run`: what it refuses, and what it says at the end."""
 
+import contextlib
 import fcntl
 import signal
 import sys
@@ -10,6 +11,7 @@ import yaml
 from dpar.commands import run, track
 from dpar.data.images import ImageIndex, open_images
 from dpar.errors import InputError
+from dpar.train.restarts import say_restart
 from dpar.workflow.run import RETRAIN, retraining, run_lock
 from tests.data.samples import folder_of_images
 from tests.experiment.test_settings import demo
@@ -201,3 +203,22 @@ def test_images_that_changed_since_they_were_indexed_are_told_even_if_nothing_is
     (tmp_path / "x/cat/1.png").unlink()
     run.main(arguments)
     assert f"files of {tmp_path}/x since then: 1 gone; delete {index}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_the_end_of_a_run_says_which_trainings_began_anew_in_it(tmp_path, monkeypatch, capsys, status):
+    monkeypatch.chdir(ROOT)
+    state = tmp_path / "results/demo/state/models/dpar"
+    say_restart(state, "of a run before")
+
+    def graph(*_):
+        say_restart(state, "seed changed: training begins anew")
+        say_restart(tmp_path / "results/demo/state/tokenizer", "codes changed: training begins anew")
+        return status
+
+    monkeypatch.setattr(run, "_run", graph)
+    capsys.readouterr()
+    with pytest.raises(InputError, match="stopped before its end") if status else contextlib.nullcontext():
+        run.main(["--config", "config/demo.yaml", "--directory", str(tmp_path)])
+    said = capsys.readouterr().err.splitlines()[-2:]
+    assert said == [f"in this run: {what} changed: training begins anew" for what in ("seed", "codes")]

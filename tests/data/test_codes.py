@@ -389,6 +389,22 @@ class TestStore:
             store = open_codes(manifest.path, cache=tmp_path / "cache")
             assert np.array_equal(getattr(store, name), getattr(expected, name))  # what is mapped stays readable
 
+    @pytest.mark.parametrize("name", ["tokens", "labels", "entropy"])
+    def test_a_cache_with_other_bytes_of_the_same_size_is_made_again_and_a_touched_one_stays(self, tmp_path, name):
+        manifest, _ = code_store(tmp_path, scored=True)
+        expected = np.array(getattr(open_codes(manifest.path, cache=tmp_path / "cache"), name))
+        path = tmp_path / "cache" / manifest.digest / name
+        inode, whole = path.stat().st_ino, path.read_bytes()
+        os.utime(path)
+        open_codes(manifest.path, cache=tmp_path / "cache")
+        assert path.stat().st_ino == inode
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        os.utime(path, ns=(0, 0))
+        store = open_codes(manifest.path, cache=tmp_path / "cache")
+        assert np.array_equal(getattr(store, name), expected)
+        (path.parent / "contents.json").unlink()  # as of caches from before
+        assert np.array_equal(getattr(open_codes(manifest.path, cache=tmp_path / "cache"), name), expected)
+
     def test_nodes_that_do_not_share_locks_do_not_disturb_one_another(self, tmp_path, monkeypatch):
         manifest, parts = code_store(tmp_path, sizes=(10,))
         cache = tmp_path / "cache"

@@ -68,6 +68,8 @@ def test_every_form_gives_the_same_pictures(tmp_path, pictures):
         "pattern": [tmp_path / "r*" / "s*.parquet"],
         "pattern of shards": [tmp_path / "sh*" / "*.npz"],
         "folder with parquet": [tmp_path / "rows"],
+        "text": str(tmp_path / "array" / "all.npz"),
+        "one path": tmp_path / "rows",
     }
     found = {}
     for form, paths in forms.items():
@@ -424,3 +426,8 @@ def test_statistics_that_another_network_cannot_use_are_said(tmp_path, capsys):
     own = Extractor("classifier", "", None, lambda images: (images.float().flatten(1)[:, :4],))
     assert not describe(open_set([path]), own).statistics
     assert "holds statistics (mu, sigma) of Inception" in capsys.readouterr().err
+
+
+def test_no_path_at_all_is_refused_in_words():
+    with pytest.raises(InputError, match="no path is given"):
+        open_set([])

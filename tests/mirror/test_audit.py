@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -59,10 +60,19 @@ def test_a_job_that_did_not_finish_proves_nothing(outputs: list[Path], results: 
         raise ValueError("late")
     mirror.sync(store)
     assert verdicts(store, outputs)["index.json"] == "untracked"
+    said = next(f.detail for f in audit.audit(store, outputs) if f.file.endswith("index.json"))
+    assert re.search(
+        r"index made it on [0-9: -]+; index, in its last run, did not end well \(ValueError: late\): ", said
+    )
+    outputs[0].write_text("[]")
+    said = next(f.detail for f in audit.audit(store, outputs) if f.file.endswith("index.json"))
+    assert "its bytes are others now" in said
 
 
 def test_what_the_store_does_not_know_is_untracked(outputs: list[Path], store: Store, query):
     assert verdicts(store, outputs) == dict.fromkeys(("index.json", "weights", "config.json"), "untracked")
+    assert "train made it on" in audit.report(audit.audit(store, outputs))
+    assert "MLflow does not have that run: `dpar track sync`" in audit.report(audit.audit(store, outputs))
     mirror.sync(store)
     ((place,),) = query("select artifact_uri from runs where name = 'train'")
     Path(place.removeprefix("file://"), "provenance", "manifest.json").unlink()

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from dpar.train.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
+from dpar.train.restarts import restarts
 
 
 def save(folder, *steps):
@@ -171,6 +173,15 @@ def test_restart_sets_a_state_of_another_origin_aside_and_keeps_one_of_the_same(
     assert newest_checkpoint(tmp_path / "state.1") == 3
     assert (tmp_path / "state.2").is_dir()
     assert "state.1" in capsys.readouterr().err
+    first, second = restarts(tmp_path, since=0)
+    assert "seed changed: training begins anew; the old state is now" in first
+    assert "state.2" in second
+    assert list(restarts(tmp_path, since=time.time() + 1)) == []
+    save(folder, 3)
+    save(folder, 5)
+    (folder / "step00000005.safetensors").write_bytes(b"damaged")
+    assert newest_checkpoint(folder) == 3
+    assert "checkpoint of step 5" in list(restarts(tmp_path, since=0))[-1]
 
 
 def test_a_checkpoint_of_another_training_or_step_is_refused_and_stays(tmp_path):

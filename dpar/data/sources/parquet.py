@@ -14,6 +14,7 @@ from dpar.data.sources.source import (
     ImageSource,
     by_label,
     distinct_keys,
+    expect_named,
     matching_files,
     merge_names,
 )
@@ -75,7 +76,10 @@ class ParquetImages(ImageSource):
                     ):
                         locations[name].append(values)
                     row += count
-                merge_names(names, _schema_names(parquet.schema_arrow), file)
+                listed = _schema_names(parquet.schema_arrow)
+                own = labels[len(labels) - parquet.num_row_groups :]
+                expect_named(file, np.concatenate([labels[0], *own]), listed, names)
+                merge_names(names, listed, file)
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise InputError(f"{file} is not a whole Parquet file ({error}); fetch or make it again") from error
         columns = {name: np.concatenate(parts) for name, parts in locations.items()}

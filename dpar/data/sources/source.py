@@ -229,6 +229,26 @@ def merge_names(known: dict[int, str], found: Mapping[int, str], file: str) -> N
             )
 
 
+def expect_named(file: str, labels: Int[np.ndarray, "N"], listed: Mapping[int, str], known: Mapping[int, str]) -> None:
+    """Makes sure that a list of class names is long enough for the labels that it is for.
+
+    Args:
+        file: that holds the list.
+        labels: negative ones say that there is no class.
+        listed: label -> name by the list; empty where there is none.
+        known: the same from elsewhere.
+
+    Raises:
+        InputError: some labels lie beyond it, and have no name from elsewhere.
+    """
+    beyond = labels[(labels >= len(listed)) & ~np.isin(labels, list(known))]
+    if listed and len(beyond):
+        raise InputError(
+            f"{file} names the classes 0 to {len(listed) - 1}, and {len(beyond)} labels, {beyond.min()} to "
+            f"{beyond.max()}, lie beyond: correct the labels, or name all classes"
+        )
+
+
 def by_label(names: Mapping[int, str]) -> ClassNames | None:
     """The names as a list, with null for labels between that have none; null if there are no names."""
     return [names.get(label) for label in range(max(names) + 1)] if names else None

@@ -17,6 +17,7 @@ from dpar.data.sources.source import (
     LeftAlone,
     by_label,
     distinct_keys,
+    expect_named,
     matching_files,
     merge_names,
 )
@@ -62,7 +63,12 @@ class TarImages(ImageSource):
                     locations[name].append(value)
         for folder in sorted({os.path.dirname(file) for file in files}):
             described = os.path.join(folder, "classes.json")
-            merge_names(names, _listed_names(described), described)
+            listed = _listed_names(described)
+            own = [
+                label for label, n in zip(labels, locations["file"], strict=True) if os.path.dirname(files[n]) == folder
+            ]
+            expect_named(described, np.array(own, np.int64), listed, names)
+            merge_names(names, listed, described)
         columns = {name: np.array(values, np.int64) for name, values in locations.items()}
         keys = distinct_keys(keys, locations["file"], files)
         return cls(

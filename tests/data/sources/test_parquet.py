@@ -199,3 +199,12 @@ def test_images_that_are_views_of_bytes_are_read(tmp_path):
     pq.write_table(table, tmp_path / "a.parquet")
     found = open_images("parquet", str(tmp_path / "a.parquet"))
     assert [found.data(i) for i in range(3)] == files
+
+
+def test_labels_beyond_the_list_of_names_are_refused_with_their_number_and_range(tmp_path):
+    files = [image_bytes(sample_image(i)) for i in range(5)]
+    path = huggingface(tmp_path / "a.parquet", files, [0, 1, 2, 5, 3], names=("a", "b"))
+    with pytest.raises(InputError, match=r"a\.parquet names the classes 0 to 1, and 3 labels, 2 to 5, lie beyond"):
+        open_images("parquet", str(path))
+    path = huggingface(tmp_path / "b.parquet", files, [0, -1, 1, 1, -1], names=("a", "b"))  # as of unlabelled images
+    assert open_images("parquet", str(path)).classes == ["a", "b"]

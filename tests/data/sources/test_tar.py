@@ -206,6 +206,18 @@ class TestClassNames:
         (tmp_path / "classes.json").write_text(json.dumps(listed))
         assert tar_of(tmp_path / "a.tar", "a.png", "a.cls").classes == ["cat", "dog"]
 
+    def test_labels_beyond_the_list_are_refused(self, tmp_path):
+        (tmp_path / "classes.json").write_text("[]")
+        tar_of(tmp_path / "a.tar", "a.png", "a.cls")  # an empty list names nothing
+        (tmp_path / "classes.json").write_text('["cat", "dog"]')
+        members = {
+            f"{i}.{s}": d for i in range(3) for s, d in (("png", image_bytes(sample_image(i))), ("cls", b"%d" % i))
+        }
+        with pytest.raises(
+            InputError, match=r"classes\.json names the classes 0 to 1, and 1 labels, 2 to 2, lie beyond"
+        ):
+            open_images("webdataset", str(tar_of_images(tmp_path / "b.tar", members)))
+
     def test_members_of_samples_name_them(self, tmp_path):
         members = {f"{i}.{suffix}": data for i in range(3) for suffix, data in (
             ("png", image_bytes(sample_image(i))),
