@@ -43,7 +43,7 @@ def measured(results: Path, model: str, seed: int) -> dict:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Results with two models, of which `dpar` was trained, sampled and measured by recorded jobs."""
-    results = write_results(tmp_path_factory.mktemp("work") / "results" / "demo")
+    results = write_results(tmp_path_factory.mktemp("work") / "results" / "tiny")
     folder, experiment = results / "models/dpar/step1", results / "experiment.json"
     index = {"source": "folder", "path": "photos", "count": 4, "num_classes": 3, "digest": "feed"}
     with tracking.job(rule="index_images", experiment=experiment, outputs=[results / "index/train.json"]):
