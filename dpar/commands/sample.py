@@ -223,6 +223,7 @@ def _found(
         "keep_rows": args.keep_rows,
         "threshold": origin.rule and origin.rule.threshold,
         "gate": origin.gate,
+        "entropy_precision": networks.entropy_precision if networks.entropy_model else None,
         "step": networks.provenance.get("step"),
         "networks": networks.digests,
     }

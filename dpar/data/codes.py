@@ -31,7 +31,7 @@ from dpar.data.manifest import THREADS, Manifest, Shard
 from dpar.data.shards import CodeMetadata, content_sha256, open_shard, read_blocks
 from dpar.data.workers import mapped, reported
 from dpar.errors import InputError
-from dpar.experiment.settings import Experiment
+from dpar.experiment.settings import EntropyPrecision, Experiment
 from dpar.files import file_lock, read_json, sha256_file, write_json
 
 _CONTENTS = "contents.json"  # of a folder of decoded codes: the digest of each file
@@ -73,6 +73,7 @@ def open_codes(
     *,
     tokenizer: str | None = None,
     entropy_model: str | None = None,
+    entropy_precision: EntropyPrecision | None = None,
     resolution: int | None = None,
     vocab_size: int | None = None,
     cache: str | Path | None = None,
@@ -83,6 +84,7 @@ def open_codes(
         manifest_path: written by `Manifest.save`.
         tokenizer: SHA-256 that the codes must have been made with.
         entropy_model: SHA-256 that the entropies must have been made with.
+        entropy_precision: of the products behind them.
         resolution: pixels that the codes must have been made at.
         vocab_size: codes that the tokenizer must have.
         cache: folder of decoded codes; `cache_folder()` by default.
@@ -93,7 +95,12 @@ def open_codes(
     """
     manifest = Manifest.load(manifest_path)
     manifest.metadata.expect(
-        manifest.path, tokenizer=tokenizer, entropy_model=entropy_model, resolution=resolution, vocab_size=vocab_size
+        manifest.path,
+        tokenizer=tokenizer,
+        entropy_model=entropy_model,
+        entropy_precision=entropy_precision,
+        resolution=resolution,
+        vocab_size=vocab_size,
     )
     folder = Path(cache) if cache else cache_folder()
     home = folder / manifest.digest

@@ -19,7 +19,7 @@ from jaxtyping import Float32, Int16, Int32, UInt16
 from pydantic import Field
 
 from dpar.errors import InputError
-from dpar.experiment.settings import Settings
+from dpar.experiment.settings import EntropyPrecision, Settings
 from dpar.files import atomic_write
 from dpar.statement import statement
 
@@ -40,6 +40,11 @@ class CodeMetadata(Settings):
     images: str = Field(default="", description="digest of the image index")
     entropy_model: str | None = Field(
         default=None, description="SHA-256 of the entropy model's weights; null = not scored"
+    )
+    entropy_precision: EntropyPrecision = Field(
+        default="float32",
+        exclude_if=lambda precision: precision == "float32",
+        description="of the products behind the entropies",
     )
 
     @property

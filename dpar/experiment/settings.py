@@ -32,6 +32,7 @@ def _short(name: str) -> str:
 Name = Annotated[str, AfterValidator(_short)]
 ModelName = Annotated[Name, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$")]
 EntropyKind = Literal["unconditional", "null_class", "distilled"]
+EntropyPrecision = Literal["float32", "tf32", "bfloat16"]
 Pooling = Literal["max", "mean"]
 TableName = Annotated[Name, Field(pattern=r"^[A-Za-z0-9]\w*$")]
 
@@ -364,6 +365,12 @@ class EntropyModel(Settings):
         "and with the entropy itself as its one output, learned from the experiment's entropy model",
     )
     model: Transformer = Transformer(variant="LlamaGen-B")
+    precision: EntropyPrecision = Field(  # as `query_pooling`: not written where it is the default
+        default="tf32",
+        exclude_if=lambda precision: precision == "tf32",
+        description="of the products behind entropies, in scoring and in sampling alike; tf32: float32 numbers on a "
+        "GPU's tensor cores, and float32 elsewhere",
+    )
     weights: str | None = Field(default=None, description="an official file such as c2i_B_256.pt (null_class only)")
     weights_sha256: Sha256 | None = Field(default=None, description="SHA-256 of the file of `weights`")
     training: Training | None = None

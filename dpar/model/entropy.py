@@ -1,11 +1,14 @@
 """Entropy of the next token under the entropy model (Section 3.2.1, Eq. 3)."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dpar.device import tf32_products
 from dpar.errors import InputError
-from dpar.experiment.settings import EntropyKind
+from dpar.experiment.settings import EntropyKind, EntropyPrecision
 from dpar.model.entropy_regressor import EntropyRegressor
 from dpar.model.llamagen import LlamaGen
 
@@ -43,3 +46,18 @@ def token_entropies(model: LlamaGen, tokens: Int[Tensor, "B T"], kind: EntropyKi
         outputs = model(tokens, tokens.new_full((len(tokens),), model.null_label))[:, 1:]
     entropy = entropy_from_outputs(model, outputs)
     return torch.cat((entropy.new_full((len(tokens), 1), torch.inf), entropy), 1)
+
+
+def computed_precision(wanted: EntropyPrecision, device: torch.device) -> EntropyPrecision:
+    """The precision that entropies get there: TF32 is a GPU's, products that ask for it elsewhere are float32."""
+    return "float32" if wanted == "tf32" and device.type != "cuda" else wanted
+
+
+def entropy_weights(model: LlamaGen, precision: EntropyPrecision) -> LlamaGen:
+    """The entropy model, its weights rounded in place where that is its precision."""
+    return model.bfloat16() if precision == "bfloat16" else model
+
+
+def entropy_products(precision: EntropyPrecision, device: torch.device) -> AbstractContextManager:
+    """A block in which its products have that precision."""
+    return tf32_products(device) if precision == "tf32" else nullcontext()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -69,7 +69,7 @@ class ImageSampler:
                 labels=labels,
                 seeds=seeds,
                 rule=self.rule,
-                settings=self.settings,
+                settings=replace(self.settings, entropy_precision=self.networks.entropy_precision),
                 prefix=request.prefix,
                 store=self.store,
             )

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dpar.errors import InputError
+from dpar.experiment.settings import EntropyPrecision
 
 # The allowed range of the settings of `truncated`: more than the first number, up to the second.
 CHOICES = {
@@ -30,6 +31,7 @@ class DrawSettings:
         top_p: least probability to draw from, largest codes first; 1 = all.
         compile: whether the steps run in compiled code, for which the first batch waits. Logits round differently, so
             that an image may change where two codes are nearly tied.
+        entropy_precision: of the products of the entropy model; `bfloat16` are its weights already.
 
     Raises:
         InputError: a setting is out of range.
@@ -41,6 +43,7 @@ class DrawSettings:
     top_k: int = 0
     top_p: float = 1.0
     compile: bool = False  # as PyTorch and the settings call it
+    entropy_precision: EntropyPrecision = "float32"
 
     def __post_init__(self) -> None:
         if not 0 <= self.cfg_scale < float("inf"):

@@ -11,12 +11,13 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from dpar.data.crops import to_model_input
-from dpar.device import full_float32
+from dpar.device import full_float32, without_tf32
 from dpar.errors import InputError
-from dpar.experiment.settings import Patchify
+from dpar.experiment.settings import EntropyPrecision, Patchify
 from dpar.files import fields_of, read_json
 from dpar.memory import in_pieces
 from dpar.model.dpar import DPAR
+from dpar.model.entropy import entropy_weights
 from dpar.model.llamagen import LlamaGen
 from dpar.tokenizer.autoencoder import VQAutoencoder, to_bytes
 from dpar.tracking.makers import check_recorded
@@ -37,11 +38,11 @@ class Networks:
 
     Attributes:
         model: DPAR or LlamaGen, in the precision of sampling.
-        entropy_model: in float32 whatever that precision is, since the training set's entropies are scored so; None
-            where no patch depends on an entropy.
+        entropy_model: in `entropy_precision`, not in that of sampling; None where no patch depends on an entropy.
         tokenizer: in float32.
         provenance: the origin of the model, as its folder says.
         digests: SHA-256 of the weights of each network.
+        entropy_precision: of the products behind entropies, as the training's codes were scored, or a gate calibrated.
     """
 
     model: DPAR | LlamaGen
@@ -49,6 +50,7 @@ class Networks:
     tokenizer: VQAutoencoder
     provenance: dict[str, Any]
     digests: dict[str, str | None]
+    entropy_precision: EntropyPrecision = "float32"
 
     @property
     def side(self) -> int:
@@ -92,9 +94,10 @@ class Networks:
         """
 
         def decode(first: int, last: int) -> UInt8[np.ndarray, "n side side 3"]:
-            images = self.tokenizer.decode(tokens[first:last].unflatten(1, self.model.config.grid))
-            if images.shape[-1] != side:
-                images = F.interpolate(images, size=(side, side), mode="bicubic", align_corners=False)
+            with without_tf32():  # another batch may be drawn meanwhile
+                images = self.tokenizer.decode(tokens[first:last].unflatten(1, self.model.config.grid))
+                if images.shape[-1] != side:
+                    images = F.interpolate(images, size=(side, side), mode="bicubic", align_corners=False)
             return to_bytes(images).permute(0, 2, 3, 1).cpu().numpy()
 
         with torch.inference_mode(), full_float32():
@@ -129,7 +132,7 @@ def load_networks(
     known = _described(tokenizer, "tokenizer")
     digests["tokenizer"] = known["sha256"]
     _expect(model, provenance, "tokenizer", tokenizer, known["sha256"])
-    boundary_network = None
+    boundary_network, entropy_precision = None, "float32"
     if entropy_model is not None:
         known = _described(entropy_model, *ENTROPY_MODELS)
         digests["entropy_model"] = known["sha256"]
@@ -138,7 +141,10 @@ def load_networks(
         else:
             _expect_gate(entropy_model, known, gate, model, provenance)
         _expect(entropy_model, known["provenance"], "tokenizer", tokenizer, digests["tokenizer"])
-        boundary_network = load_model(entropy_model, known["kind"], device)
+        entropy_precision = (provenance if gate is None else _calibration(entropy_model)).get(
+            "entropy_precision", entropy_precision
+        )
+        boundary_network = entropy_weights(load_model(entropy_model, known["kind"], device), entropy_precision)
     network = load_model(model, described["kind"], device).to(PRECISIONS[precision])
     decoder = load_model(tokenizer, "tokenizer", device)
     for folder, found in ((tokenizer, decoder), (entropy_model, boundary_network)):
@@ -152,12 +158,18 @@ def load_networks(
             f"{entropy_model} reads images of {_grid(boundary_network)} tokens, {model} those of {_grid(network)}: "
             "they were made for different resolutions; give the folders of one experiment"
         )
-    return Networks(network, boundary_network, decoder, provenance, digests)
+    return Networks(network, boundary_network, decoder, provenance, digests, entropy_precision)
 
 
 def gate_thresholds(folder: Path) -> Path:
     """The file that calibrate_gate writes next to the folder of a gate."""
     return folder.with_name(f"{folder.name}.thresholds.json")
+
+
+def _calibration(gate: Path) -> dict[str, Any]:
+    """What calibrate_gate wrote about the gate in that folder; nothing where it has not been calibrated."""
+    path = gate_thresholds(gate)
+    return read_json(path, kind=dict) if path.exists() else {}
 
 
 def gate_threshold(folder: Path, patchify: Patchify) -> float:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dpar.model.dpar import DPAR
+from dpar.model.entropy import entropy_products
 from dpar.model.layers import at_least_float32
 from dpar.model.llamagen import LlamaGen
 from dpar.model.rope import zero_rope
@@ -323,7 +324,8 @@ class BoundaryState:
         x = _embedded(self.model, parts.previous, 1) if null is None else self.model.cls_embedding(null)
         slots = self.cache.lockstep(place, len(x), read_length)
         rope = self.rope.index_select(0, place)
-        entropy = parts.run(steps.token_entropy)(self.model, x, rope, self.cache.entries, slots)
+        with entropy_products(parts.settings.entropy_precision, place.device):
+            entropy = parts.run(steps.token_entropy)(self.model, x, rope, self.cache.entries, slots)
         return self.never if first else entropy
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt16
@@ -19,6 +20,7 @@ from dpar.errors import InputError, run_command
 from dpar.experiment.cells import gated_cells, merged_thresholds
 from dpar.experiment.settings import gate_folder
 from dpar.files import write_json
+from dpar.model.entropy import computed_precision
 from dpar.patches.calibration import calibrate
 from dpar.patches.counts import PatchCounts
 from dpar.patches.rule import PatchRule
@@ -64,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.manifest, resolution=experiment.images.resolution, vocab_size=experiment.tokenizer.vocab_size
         )
         rows, expected = some_entropies(store, args.manifest, experiment.seed)
-        found = scored(args.gate_folder, settings, rows, store.metadata, args.manifest, default_device())
+        device = default_device()
+        found = scored(args.gate_folder, settings, rows, store.metadata, args.manifest, device)
         thresholds = merged_thresholds(args.thresholds)
         patchifies = {cell.patchify.model_dump_json(): cell.patchify for cell in gated_cells(experiment)}
         rules = [
@@ -80,7 +83,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             job.summary({"threshold": rule["threshold"], "wanted": rule["wanted"], "achieved": rule["achieved"]})
         gate, entropy_model = model_config(args.gate_folder)["sha256"], store.metadata.entropy_model
-        write_json(args.output, {"gate": gate, "entropy_model": entropy_model, "images": len(found), "rules": rules})
+        about: dict[str, Any] = {"gate": gate, "entropy_model": entropy_model, "images": len(found), "rules": rules}
+        if (precision := computed_precision(settings.precision, device)) != "float32":
+            about["entropy_precision"] = precision
+        write_json(args.output, about)
 
 
 def some_entropies(

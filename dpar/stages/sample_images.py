@@ -165,6 +165,7 @@ def conditions(cell: SampleCell, sampler: ImageSampler, args: argparse.Namespace
         "patchify": cell.patchify.model_dump(mode="json") if sampler.rule else None,
         "threshold": sampler.rule and sampler.rule.threshold,
         **({"gate": cell.gate} if cell.gate else {}),
+        **({"entropy_precision": p} if (p := sampler.networks.entropy_precision) != "float32" else {}),
         "resolution": sampler.side,
         "networks": sampler.networks.digests,
         "step": sampler.networks.provenance.get("step"),

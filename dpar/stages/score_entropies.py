@@ -10,6 +10,7 @@ from dpar import tracking
 from dpar.data.shards import CodeRows, read_shard, write_shard
 from dpar.device import default_device
 from dpar.errors import run_command
+from dpar.model.entropy import computed_precision
 from dpar.train.scoring import scored
 from dpar.weights import model_config
 from dpar.workflow import jobs
@@ -45,8 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = read_shard(args.shard)
         turn = int(rows.images[0]) // rows.num_images  # shards are equally large
         start = time.monotonic()
-        entropy = scored(args.entropy_model, settings, rows.tokens, rows.metadata, args.shard, default_device(turn))
-        metadata = rows.metadata.model_copy(update={"entropy_model": model_config(args.entropy_model)["sha256"]})
+        device = default_device(turn)
+        entropy = scored(args.entropy_model, settings, rows.tokens, rows.metadata, args.shard, device)
+        precision = computed_precision(settings.precision, device)
+        sha256 = model_config(args.entropy_model)["sha256"]
+        metadata = rows.metadata.model_copy(update={"entropy_model": sha256, "entropy_precision": precision})
         write_shard(args.output, CodeRows(**vars(rows) | {"entropy": entropy, "metadata": metadata}))
         job.summary(
             {

@@ -93,7 +93,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         resolution = experiment.images.resolution
         train = open_codes(args.train, resolution=resolution, vocab_size=sizes["vocab_size"])
         tokenizer, entropy_model = train.metadata.tokenizer, train.metadata.entropy_model
-        val = open_codes(args.val, resolution=resolution, tokenizer=tokenizer, entropy_model=entropy_model)
+        precision = train.metadata.entropy_precision
+        val = open_codes(
+            args.val,
+            resolution=resolution,
+            tokenizer=tokenizer,
+            entropy_model=entropy_model,
+            entropy_precision=precision,
+        )
         thresholds = merged_thresholds(args.thresholds)
         patchify = cell.patchify if is_dpar else None
         rule = patchify and PatchRule.of(patchify, threshold_of(patchify, thresholds), experiment.grid[1])
@@ -117,7 +124,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         picture = None
         if args.tokenizer is not None and here.main:
             picture = previewer(
-                args.tokenizer, entropy_model_folder, rule=rule, sampling=experiment.sampling, seed=experiment.seed
+                args.tokenizer,
+                entropy_model_folder,
+                rule=rule,
+                sampling=experiment.sampling,
+                seed=experiment.seed,
+                entropy_precision=precision,
             )
         until = int(args.milestone.removeprefix(cell.training.unit))
         if cell.training.unit == "epoch":
@@ -125,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         provenance = {
             "tokenizer": tokenizer,
             "entropy_model": entropy_model,
+            **({"entropy_precision": precision} if precision != "float32" else {}),
             "codes": train.digest,
             "threshold": rule and rule.threshold,
             "patchify": patchify and patchify.model_dump(mode="json"),

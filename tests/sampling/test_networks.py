@@ -8,6 +8,7 @@ import torch
 
 from dpar.errors import InputError
 from dpar.experiment.settings import Autoencoder, Patchify
+from dpar.files import read_json, write_json
 from dpar.model.entropy_regressor import EntropyRegressor
 from dpar.model.llamagen import LlamaGen
 from dpar.sampling.networks import gate_threshold, gate_thresholds, load_networks
@@ -41,6 +42,24 @@ def test_half_precision_leaves_entropies_and_pixels_alone(results):
     assert {p.dtype for p in networks.entropy_model.parameters()} == {torch.float32}
     assert {p.dtype for p in networks.tokenizer.parameters()} == {torch.float32}
     assert load(results, entropy_model=None).entropy_model is None
+
+
+def test_entropies_are_computed_as_the_training_was_scored_or_the_gate_calibrated(results, tmp_path):
+    assert load(results).entropy_precision == "float32"
+    shutil.copytree(results, tmp_path / "results")
+    config = tmp_path / "results/models/dpar/step1/config.json"
+    values = read_json(config)
+    values["provenance"]["entropy_precision"] = "bfloat16"
+    write_json(config, values)
+    networks = load(tmp_path / "results")
+    assert networks.entropy_precision == "bfloat16"
+    assert {p.dtype for p in networks.entropy_model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in networks.model.parameters()} == {torch.float32}
+    add_gates(tmp_path / "results")
+    gate = tmp_path / "results/gates/small"
+    assert load(tmp_path / "results", entropy_model=gate, gate="small").entropy_precision == "float32"
+    write_json(gate_thresholds(gate), read_json(gate_thresholds(gate)) | {"entropy_precision": "tf32"})
+    assert load(tmp_path / "results", entropy_model=gate, gate="small").entropy_precision == "tf32"
 
 
 def test_pixels_have_the_size_that_is_asked_for(results):

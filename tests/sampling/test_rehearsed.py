@@ -7,6 +7,7 @@ from dpar.experiment.loading import load_experiment
 from dpar.model.dpar import DPAR
 from dpar.model.llamagen import LlamaGen
 from dpar.patches.rule import PatchRule
+from dpar.sampling import steps
 from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.preview import previewer
 from dpar.sampling.sampler import sample
@@ -97,3 +98,22 @@ def test_previews_draw_on_the_gpu(tmp_path):
     with rehearsing() as gpu, gpu.logging() as log:
         assert preview() == expected
     assert log.launches > 1000
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_tf32_is_for_the_products_of_the_entropy_model_alone(monkeypatch, precision):
+    """Where it is asked for; those of the model and, in another thread, of the tokenizer keep their 24 bits."""
+    seen: dict[str, set[bool]] = {"token_entropy": set(), "decoder_step": set(), "encoder_step": set()}
+    for name in seen:
+        step = getattr(steps, name)
+
+        def noted(*given, name=name, step=step):
+            seen[name].add(torch.backends.cuda.matmul.allow_tf32)
+            return step(*given)
+
+        monkeypatch.setattr(steps, name, noted)
+    how = DYNAMIC | {"settings": DrawSettings(2.5, entropy_precision=precision)}
+    with rehearsing():
+        sample(*[on_gpu(network) for network in networks(RULE)], **on_gpu(request(2)), **how)
+    assert seen == {"token_entropy": {precision == "tf32"}, "decoder_step": {False}, "encoder_step": {False}}
+    assert not torch.backends.cuda.matmul.allow_tf32

@@ -12,6 +12,7 @@ from dpar.stages import score_entropies
 from dpar.train import scoring
 from dpar.train.scoring import score
 from dpar.weights import model_config, save_model
+from tests.rehearsal import rehearsing
 from tests.train.tiny import CLASSES, GRID, VOCAB, Results, code_rows, experiment_values, transformer
 
 
@@ -123,3 +124,43 @@ def test_a_shard_that_is_scored_already_is_scored_again(results):
     again = read_shard(results.folder / "scored" / "00000.parquet")
     assert again.metadata.entropy_model == model_config(results.folder / "entropy_model")["sha256"]
     assert not np.array_equal(again.entropy, rows.entropy)
+
+
+def with_precision(results, precision):
+    values = experiment_values()
+    values["entropy_model"]["precision"] = precision
+    results.set(values)
+
+
+def test_a_precision_is_computed_with_and_recorded(results):
+    """In bfloat16 the weights are rounded; TF32 is float32 on a CPU, and codes of one precision are alike."""
+    model = entropy_model(results)
+    found = {}
+    for precision in ("float32", "tf32", "bfloat16"):
+        with_precision(results, precision)
+        score_entropies.main(flags(results))
+        found[precision] = read_shard(results.folder / "scored/00000.parquet")
+    assert {name: rows.metadata.entropy_precision for name, rows in found.items()} == {
+        "float32": "float32", "tf32": "float32", "bfloat16": "bfloat16"
+    }  # fmt: skip
+    assert np.array_equal(found["tf32"].entropy, found["float32"].entropy)
+    rounded = score(model.bfloat16(), code_rows(scored=False).tokens, "unconditional")
+    assert np.array_equal(found["bfloat16"].entropy, rounded)
+    assert not np.array_equal(rounded, found["float32"].entropy)
+
+
+def test_products_are_tf32_on_a_gpu_and_recorded_so(results, monkeypatch):
+    entropy_model(results)
+    seen = []
+    entropies = scoring.token_entropies
+    monkeypatch.setattr(
+        scoring,
+        "token_entropies",
+        lambda *given: seen.append(torch.backends.cuda.matmul.allow_tf32) or entropies(*given),
+    )
+    for precision in ("tf32", "float32"):
+        with_precision(results, precision)
+        with rehearsing():
+            score_entropies.main(flags(results))
+        assert read_shard(results.folder / "scored/00000.parquet").metadata.entropy_precision == precision
+    assert seen == [True, False]

@@ -76,6 +76,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "entropy_model.weights": {
         "entropy_model.weights": "c2i.pt", "entropy_model.kind": "null_class", "entropy_model.training": None
     },
+    "entropy_model.precision": {"entropy_model.precision": "bfloat16"},
     "entropy_model.training.betas": {"entropy_model.training.betas": [0.8, 0.95]},
     "entropy_model.training.precision": {"entropy_model.training.precision": "bfloat16"},
     "entropy_model.training.ema": {"entropy_model.training.ema": 0.99},

@@ -24,7 +24,7 @@ rule train_entropy_model:
         recipe=lambda wildcards: recipe(
             "train_entropy_model",
             EXPERIMENT.seed,
-            without(boundary_network(wildcards), "training", "weights_sha256"),
+            without(boundary_network(wildcards), "training", "weights_sha256", "precision"),
             without(boundary_network(wildcards).training, *(TRAINING_PACE - {"steps", "epochs"})),
             architecture="llamagen",
         ),
@@ -51,7 +51,7 @@ rule import_entropy_model:
     params:
         recipe=lambda wildcards: recipe(
             "import_entropy_model",
-            without(boundary_network(wildcards), "weights_sha256"),
+            without(boundary_network(wildcards), "weights_sha256", "precision"),
             EXPERIMENT.tokenizer.vocab_size,
             EXPERIMENT.grid,
             architecture="llamagen",
@@ -75,7 +75,7 @@ rule score_entropies:
     resources:
         gpu=0,
     params:
-        recipe=recipe("score_entropies", EXPERIMENT.entropy_model.kind),
+        recipe=recipe("score_entropies", EXPERIMENT.entropy_model.kind, *precision_of(EXPERIMENT.entropy_model)),
         entropy_model=in_results("entropy_model"),
     shell:
         stage("score_entropies", "--shard {input.shard} --entropy-model {params.entropy_model} --output {output}")
@@ -112,7 +112,12 @@ rule calibrate_gate:
     resources:
         gpu=0,
     params:
-        recipe=recipe("calibrate_gate", EXPERIMENT.seed, *(cell.patchify for cell in gated_cells(EXPERIMENT))),
+        recipe=lambda wildcards: recipe(
+            "calibrate_gate",
+            EXPERIMENT.seed,
+            *(cell.patchify for cell in gated_cells(EXPERIMENT)),
+            *precision_of(EXPERIMENT.gates.get(wildcards.gate)),
+        ),
         folder=in_results("gates/{gate}"),
     shell:
         stage(

@@ -17,6 +17,11 @@ def with_any_attention(transformer):
     return transformer.model_copy(update={"attention": "auto"})
 
 
+def precision_of(network):
+    """The precision of an entropy model or gate, as one of the settings; none where it is the default."""
+    return [network.precision] if network and "precision" in network.model_dump() else []
+
+
 def of_split(settings, wildcards):
     """Those of the settings `train`, `val`, `train_shards` and `val_shards` that are of this split."""
     return getattr(settings, wildcards.split, None) or getattr(settings, f"{wildcards.split}_shards", None)
