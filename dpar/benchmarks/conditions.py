@@ -1,13 +1,11 @@
 """The conditions under which a number was measured: without them it is not a result."""
 
 import os
-import platform
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from dpar.tracking.environment import git_commit, versions
+from dpar.tracking.environment import git_commit, processor, versions
 
 
 def conditions(device: torch.device) -> dict[str, Any]:
@@ -16,7 +14,7 @@ def conditions(device: torch.device) -> dict[str, Any]:
         "commit": commit_label(*git_commit()),
         "versions": versions(),
         "card": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
     }
@@ -25,10 +23,3 @@ def conditions(device: torch.device) -> dict[str, Any]:
 def commit_label(commit: str | None, changed: bool) -> str | None:
     """The commit that `git_commit` found, in words; None outside a git checkout."""
     return commit and commit + (" with changes" if changed else "")
-
-
-def _processor() -> str:
-    """The processor's name as the system gives it."""
-    lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor() or platform.machine()

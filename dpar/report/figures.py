@@ -2,12 +2,14 @@
 
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
@@ -28,7 +30,11 @@ matplotlib.rcParams.update(
     }
 )
 
+# line and mark of curves of one colour; shades and these tell a dozen apart
+_LINES = (("-", "o"), ("--", "s"), ("-.", "^"), (":", "D"), ((0, (5, 1)), "v"), ((0, (1, 1)), "P"), ("-", "X"))
+_LONGEST = 44  # letters of a curve's name in a legend
 _WRAPPED = 16  # letters in a line of a row's name
+ABREAST = 3  # blocks or panels next to each other: more would be too small to read on a page
 THUMBNAIL = 0.62  # inches, the side of an image among many
 DPAR, LLAMAGEN, NEUTRAL = "#c0392b", "#2c6fbb", "#888888"
 
@@ -48,6 +54,16 @@ def colour_of(model: str) -> str:
     """One colour for DPAR, another for LlamaGen, in every figure."""
     name = model.lower()
     return LLAMAGEN if name.startswith("llamagen") else DPAR if name.startswith("dpar") else NEUTRAL
+
+
+def _shades(colour: str, count: int) -> list[tuple[float, float, float]]:
+    """So many shades of a colour, from dark to light."""
+    red, green, blue = to_rgb(colour)
+    light = [0.0] if count == 1 else np.linspace(-0.45, 0.5, count).tolist()  # towards black, towards white
+    return [
+        tuple(part * (1 + share) if share < 0 else part + (1 - part) * share for part in (red, green, blue))
+        for share in light
+    ]  # type: ignore[return-value]
 
 
 def draw_patches(axes: Axes, patch_ids: NDArray[np.integer], colour: str = "black", width: float = 1.0) -> None:
@@ -112,17 +128,17 @@ def entropy_maps(
 
 
 def sample_columns(
-    columns: Mapping[str, NDArray[np.uint8]], row_names: Sequence[str], side: float = THUMBNAIL, band: int = 6
+    columns: Mapping[str, NDArray[np.uint8]], row_names: Sequence[str], side: float = THUMBNAIL
 ) -> Figure:
-    """Images in named blocks of columns, one row per class; blocks that do not fit go on in a band below.
+    """Images in named blocks of columns, one row per class; `ABREAST` blocks of one width stand side by side.
 
     Args:
         columns: title -> (rows, images per row, height, width, 3).
         row_names: one per row.
         side: inches of one image.
-        band: blocks side by side, at most; if there are more, all must be as wide as those of the first band.
     """
     rows, blocks = len(row_names), list(columns.items())
+    band = ABREAST if len({block.shape[1] for block in columns.values()}) == 1 else len(blocks)
     bands = [blocks[start : start + band] for start in range(0, len(blocks), band)]
     widths = [block.shape[1] for _, block in bands[0]]
     names = [textwrap.fill(_literal(name), _WRAPPED, max_lines=3, placeholder=" ...") for name in row_names]
@@ -159,25 +175,35 @@ def heat_maps(
     row_label: str,
     column_label: str,
     unranked: Collection[str] = (),
+    tied: Mapping[str, NDArray[np.bool_]] | None = None,
+    spreads: Mapping[str, float] | None = None,
 ) -> Figure:
-    """One heat map a quantity over a two-dimensional grid; the smallest cell of each is framed, as the best.
+    """One heat map a quantity over a two-dimensional grid, each with its own scale.
+
+    The smallest cell is framed, as the best; those that cannot be told from it have a broken frame.
 
     Args:
         panels: title -> (rows, columns); NaN marks a missing cell.
         unranked: titles of panels in which no cell is better than another.
+        tied: title -> (rows, columns), whether a cell cannot be told from the best.
+        spreads: title -> standard deviation of a cell: colours span two of it or more, so that chance shows no pattern.
     """
-    figure = new_figure(1.1 + (1.3 + 0.75 * len(columns)) * len(panels), 1.3 + 0.6 * len(rows))
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    figure, axes = _panels(len(panels), 1.1, 2.0 + 0.75 * len(columns), 1.3 + 0.6 * len(rows))
     for axis, (title, values) in zip(axes, panels.items(), strict=True):
-        axis.imshow(values, cmap="viridis_r", aspect="auto")
+        low, high = _scale(values, (spreads or {}).get(title, 0.0))
+        picture = axis.imshow(values, cmap="viridis_r", aspect="auto", vmin=low, vmax=high)
+        figure.colorbar(picture, ax=axis, ticks=MaxNLocator(4), fraction=0.08, pad=0.03).outline.set_visible(False)
         for (i, j), value in np.ndenumerate(values):
             text = axis.text(
                 j, i, "missing" if np.isnan(value) else f"{value:.4g}", ha="center", va="center", color="white"
             )
             text.set_path_effects([withStroke(linewidth=2, foreground="black")])
         if np.isfinite(values).any() and title not in unranked:
-            i, j = np.unravel_index(np.nanargmin(values), values.shape)
-            axis.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=DPAR, linewidth=3))
+            best = np.unravel_index(np.nanargmin(values), values.shape)
+            for i, j in [*np.argwhere((tied or {}).get(title, np.zeros_like(values, bool))), best]:
+                line = "-" if (i, j) == best else "--"
+                frame = (j - 0.45, i - 0.45), 0.9, 0.9
+                axis.add_patch(Rectangle(*frame, fill=False, edgecolor=DPAR, linewidth=2.5, linestyle=line))
         axis.set_title(_literal(title))
         axis.set_xticks(range(len(columns)), columns)
         axis.set_yticks(range(len(rows)), rows)
@@ -185,6 +211,28 @@ def heat_maps(
         axis.set_ylabel(row_label)
         axis.tick_params(length=0)
     return figure
+
+
+def _panels(
+    count: int, margin: float, width: float, height: float, *, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, `ABREAST` of them next to each other; sizes in inches, the margin beside them."""
+    lines = -(-count // ABREAST)
+    figure = new_figure(margin + width * min(count, ABREAST), height * lines)
+    axes = list(figure.subplots(lines, min(count, ABREAST), squeeze=False, sharey=sharey).flat)
+    for spare in axes[count:]:
+        spare.remove()
+    return figure, axes[:count]
+
+
+def _scale(values: NDArray[np.floating], spread: float) -> tuple[float, float]:
+    """Ends of a colour scale: the least and the largest value, or two spreads around their middle if that is more."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return 0.0, 1.0
+    middle, half = (finite.min() + finite.max()) / 2, max((finite.max() - finite.min()) / 2, spread)
+    half = half or abs(middle) * 0.01 or 1.0  # one colour for equal values
+    return float(middle - half), float(middle + half)
 
 
 def error_bars(
@@ -197,8 +245,7 @@ def error_bars(
     Args:
         panels: title -> (values, spreads), one a name.
     """
-    figure = new_figure(1.6 + 2.3 * len(panels), 1.1 + 0.32 * len(names))
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    figure, axes = _panels(len(panels), 1.6, 2.3, 1.1 + 0.32 * len(names), sharey=True)
     places = np.arange(len(names))
     for axis, (title, (values, spreads)) in zip(axes, panels.items(), strict=True):
         for place, name, value, spread in zip(places, names, values, spreads, strict=True):
@@ -270,23 +317,17 @@ def curves(
     """
     figure = new_figure(7.6, 3.4)
     axes = figure.subplots()
-    styles = ("-", "--", "-.", ":")
-    seen: dict[str, int] = {}
-    for name, (x, y) in histories.items():
-        colour = colour_of(name)
-        number = seen.setdefault(colour, 0)
-        seen[colour] += 1
-        axes.plot(
-            x,
-            y,
-            styles[number % len(styles)],
-            color=colour,
-            alpha=1 - 0.15 * min(number, 4),
-            label=name,
-            linewidth=1.3,
-            marker=None if printed is None else "o",
-            markersize=3,
-        )
+    families: dict[str, list[str]] = {}
+    for name in histories:
+        families.setdefault(colour_of(name), []).append(name)
+    for colour, names in families.items():
+        for name, shade, (style, marker) in zip(names, _shades(colour, len(names)), cycle(_LINES), strict=False):
+            label = name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}...{name[-_LONGEST // 2 :]}"
+            places = max(1, len(histories[name][0]) // 8)
+            axes.plot(
+                *histories[name], linestyle=style, marker=marker, color=shade, label=label, linewidth=1.4,
+                markersize=3.5, markevery=1 if printed is not None else places,
+            )  # fmt: skip
     for name, (x, y) in (printed or {}).items():
         label = "the paper's" if name == next(iter(printed or {})) else None
         axes.plot(x, y, "D", color=colour_of(name), markerfacecolor="none", markersize=5, label=label)
@@ -308,9 +349,11 @@ def pareto(panels: Mapping[str, Sequence[tuple[str, float, float]]], metric: str
     for axis, (cost, points) in zip(axes, panels.items(), strict=True):
         front = pareto_front([(x, y) for _, x, y in points])
         axis.plot([points[i][1] for i in front], [points[i][2] for i in front], color=DPAR, linewidth=1.2, zorder=1)
+        middle = (min(x for _, x, _ in points) + max(x for _, x, _ in points)) / 2
         for i, (name, x, y) in enumerate(points):
             axis.plot(x, y, "o", color=DPAR, markerfacecolor=DPAR if i in front else "white", markersize=5)
-            axis.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7)
+            side, place = ("right", (-5, 4)) if x > middle else ("left", (5, 4))
+            axis.annotate(name, (x, y), xytext=place, textcoords="offset points", fontsize=7, ha=side)
         axis.set_xlabel(cost)
         axis.xaxis.set_major_locator(MaxNLocator(5))  # more numbers would run into each other
         axis.margins(x=0.3, y=0.15)

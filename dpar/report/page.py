@@ -53,8 +53,14 @@ class Section:
         return self._add("code", code=text, summary=summary)
 
 
-def page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The whole page, with every text escaped."""
+def page(title: str, lead: str, sections: Sequence[Section], *, verdict: Sequence[str] = (), made: str = "") -> str:
+    """The whole page, with every text escaped.
+
+    Args:
+        lead: what was run.
+        verdict: what came out, a paragraph each.
+        made: when, by which code, where and in which time.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dpar", "report"),
         autoescape=True,
@@ -62,4 +68,6 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("page.html.jinja").render(title=title, lead=lead, sections=sections)
+    return environment.get_template("page.html.jinja").render(
+        title=title, lead=lead, sections=sections, verdict=verdict, made=made
+    )

@@ -62,6 +62,22 @@ def paired_chance(differences: Sequence[float]) -> float:
     return student_tails(average / deviation * math.sqrt(count), count - 1)
 
 
+def welch_chance(a: tuple[float, float, int], b: tuple[float, float, int]) -> float | None:
+    """Two-sided p of Welch's t-test that two means are equal; None where a spread is not known.
+
+    Args:
+        a: mean, standard deviation and number of values; degrees of freedom are rounded down.
+        b: the same of the other.
+    """
+    if min(a[2], b[2]) < 2 or math.isnan(a[1]) or math.isnan(b[1]) or math.isnan(a[0] - b[0]):
+        return None
+    u, v = (deviation**2 / count for _, deviation, count in (a, b))
+    if u + v == 0:
+        return float(a[0] == b[0])
+    degrees = (u + v) ** 2 / (u**2 / (a[2] - 1) + v**2 / (b[2] - 1))
+    return student_tails((a[0] - b[0]) / math.sqrt(u + v), int(degrees + 1e-9))
+
+
 def student_tails(t: float, degrees: int) -> float:
     """Probability that Student's t with `degrees` of freedom lies farther from 0 than `t`, by its finite series."""
     angle = math.atan(abs(t) / math.sqrt(degrees))

@@ -1,7 +1,7 @@
 """Tables: one row per cell, ours next to the paper's, with the conditions of every number."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -200,6 +200,20 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     with fields_of(path):
         return pd.read_csv(path)
+
+
+def best_rows(rows: pd.DataFrame, described: Collection[str]) -> pd.DataFrame:
+    """Of each model as the experiment describes it, fully trained and drawn as trained, the row of its best guidance.
+
+    Args:
+        rows: of tables, each cell once and with a Frechet distance.
+        described: slugs of the trainings of these models.
+    """
+    own = rows.loc[rows["training"].isin(list(described))]
+    own = own.loc[~own.filter(like="inference.").notna().any(axis="columns")]
+    trained = own["milestone"].astype(str).str.extract(r"(\d+)$", expand=False).astype(int)
+    last = own.loc[trained == trained.groupby(own["model"]).transform("max")]
+    return last.loc[last.groupby("model")["frechet_distance"].idxmin()]
 
 
 def readable(frame: pd.DataFrame, metric: str) -> pd.DataFrame:

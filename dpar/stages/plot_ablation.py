@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -13,6 +14,7 @@ from dpar.report.figures import curves, error_bars, heat_maps, save
 from dpar.report.labels import axis_label, label, level
 from dpar.report.measured import Floor, read_measured
 from dpar.report.tables import MADE, read_table
+from dpar.report.verdict import ties
 from dpar.workflow.stage import Stage, flag
 
 PANELS = {
@@ -72,6 +74,12 @@ def draw(experiment: Experiment, table: str, frame: pd.DataFrame, floor: dict) -
             for name, title in panels.items()
         }
         first = next(iter(grids.values()))
+        tied = frame.assign(tied=ties(frame).astype(float)).pivot(index=down, columns=across, values="tied")
+        deviations = {
+            title: float(np.nan_to_num(frame[f"{name}_sd"].to_numpy(float)).mean())
+            for name, title in panels.items()
+            if f"{name}_sd" in frame
+        }
         return heat_maps(
             {title: grid.to_numpy(float) for title, grid in grids.items()},
             [names[down][value] for value in first.index],
@@ -79,6 +87,8 @@ def draw(experiment: Experiment, table: str, frame: pd.DataFrame, floor: dict) -
             axis_label(down),
             axis_label(across),
             unranked=[PANELS["patch_length"]],
+            tied={metric: tied.reindex(index=first.index, columns=first.columns).to_numpy(float) == 1},
+            spreads=deviations,
         )
     shown = {name: title for name, title in panels.items() if not frame[name].isna().to_numpy().all()}
     spreads = frame.reindex(columns=[f"{name}_sd" for name in shown], fill_value=0.0).fillna(0.0)

@@ -11,7 +11,7 @@ from dpar.errors import run_command
 from dpar.experiment.cells import described_models
 from dpar.report.figures import metric_against_cost, save
 from dpar.report.measured import Floor, read_measured
-from dpar.report.tables import read_table
+from dpar.report.tables import best_rows, read_table
 from dpar.workflow import jobs
 from dpar.workflow.stage import Stage, flag
 
@@ -51,7 +51,7 @@ def points_of(rows: pd.DataFrame, described: Collection[str]) -> list[dict[str, 
         described: slugs of the trainings of these models.
     """
     rows = rows.drop_duplicates("cell").dropna(subset=["training_gmacs", "frechet_distance"])
-    rows = best_rows(rows.loc[rows["training"].isin(list(described))])
+    rows = best_rows(rows, described)
     spreads = rows.reindex(columns=["frechet_distance_sd"], fill_value=0.0)["frechet_distance_sd"].fillna(0.0)
     return [
         {
@@ -63,14 +63,6 @@ def points_of(rows: pd.DataFrame, described: Collection[str]) -> list[dict[str, 
         }
         for row, spread in zip(rows.to_dict("records"), spreads, strict=True)
     ]
-
-
-def best_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of each model, fully trained and drawn as it was trained, the row of the guidance that suits it best."""
-    own = rows.loc[~rows.filter(like="inference.").notna().any(axis="columns")]
-    trained = own["milestone"].astype(str).str.extract(r"(\d+)$", expand=False).astype(int)
-    last = own.loc[trained == trained.groupby(own["model"]).transform("max")]
-    return last.loc[last.groupby("model")["frechet_distance"].idxmin()]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from html import unescape
 from io import BytesIO
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from dpar import tracking
+from dpar.data.classes import Classes
 from dpar.errors import InputError, run_command
 from dpar.experiment.cells import merged_thresholds
 from dpar.experiment.settings import Experiment, Table
@@ -20,7 +22,9 @@ from dpar.report.figures import curves
 from dpar.report.measured import Comparison, Floor, read_measured
 from dpar.report.page import Section, page
 from dpar.report.tables import read_table, readable, repeated
+from dpar.report.verdict import verdict
 from dpar.tracking.environment import git_commit, versions
+from dpar.tracking.ledger import Ledger
 from dpar.workflow import jobs
 from dpar.workflow.stage import THRESHOLDS, Stage, flag
 
@@ -65,7 +69,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         params={"tables": ",".join(experiment.tables)},
     ) as job:
         floor = read_measured(args.noise_floor, Floor)
-        write_text(args.output, page(f"DPAR · {experiment.name}", lead(experiment), sections(experiment, args, floor)))
+        found = verdict(experiment, {path.stem: read_table(path) for path in args.tables}, floor["metric"])
+        text = page(
+            f"DPAR · {experiment.name}",
+            lead(experiment, Classes.of_images(experiment.images, args.experiment.with_name("index") / "train.json")),
+            sections(experiment, args, floor),
+            verdict=found,
+            made=made_line(Ledger(args.experiment.parent)),
+        )
+        write_text(args.output, text)
+        print("\n".join(found))
         job.figure(args.output)
         print(f"report: {args.output}")
 
@@ -75,12 +88,41 @@ def _with_notes(tables: Sequence[Path]) -> list[Path]:
     return [path for table in tables for path in (table, table.with_suffix(".md"))]
 
 
-def lead(experiment: Experiment) -> str:
+def made_line(ledger: Ledger) -> str:
+    """When the results were made, by which code, on which machines and in which time, as far as jobs recorded it."""
+    made = {job.name: job for job in ledger.manifests}.values()  # the last of each name
+    commits = dict.fromkeys(f"{(job.commit or 'none')[:10]}{'+changes' * job.dirty}" for job in made)
+    machines = dict.fromkeys(place for job in made if (place := computer(job.machine)))
+    seconds = sum(job.wall_s for job in made)
+    parts = [
+        time.strftime("%d %B %Y").lstrip("0"),
+        f"commit {', '.join(commits)}" if commits else "",
+        "; ".join(machines),
+        f"{len(made)} jobs, {duration(seconds)} one after the other" if commits else "",
+    ]
+    return " · ".join(filter(None, parts))
+
+
+def computer(machine: Mapping[str, str]) -> str:
+    """The processor and the GPUs that a job recorded, in words; empty for jobs that recorded none."""
+    return ", ".join(machine[part] for part in ("processor", "gpus") if part in machine)
+
+
+def duration(seconds: float) -> str:
+    """A duration in the two largest units that matter."""
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min" if minutes else f"{seconds:.0f} s"
+    return f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def lead(experiment: Experiment, classes: Classes) -> str:
     """One sentence on what was run."""
     rows, columns = experiment.grid
+    named = f" ({classes.listed(10)})" if classes.names else ""
     return (
-        f"{experiment.images.num_classes} classes at {experiment.images.resolution} px as {rows} x {columns} tokens of "
-        f"{experiment.tokenizer.vocab_size} codes; "
+        f"{experiment.images.num_classes} classes{named} at {experiment.images.resolution} px as {rows} x {columns} "
+        f"tokens of {experiment.tokenizer.vocab_size} codes; "
         "tokens whose next-token entropy is low are merged into patches of variable length."
     )
 
@@ -156,7 +198,9 @@ def measurements(frame: pd.DataFrame) -> list[str | None]:
 def key_of(table: Table, spread: str) -> str:
     """Legend of the marks in the figure of a table; `spread` names what a standard deviation is over."""
     if table.is_grid:
-        return "A frame marks the smallest value."
+        return (
+            f"A frame marks the smallest value, a broken one what cannot be told from it by its spread over {spread}."
+        )
     if table.is_training_curve:
         return "Hollow marks are the paper's, where it prints the number."
     return f"Bars are standard deviations over {spread}; the dotted line is real images against real images."

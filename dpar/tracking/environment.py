@@ -6,6 +6,8 @@ import platform
 import shutil
 import socket
 import subprocess
+from collections import Counter
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -43,9 +45,28 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
+def processor() -> str:
+    """The processor's name as the system gives it, with its cores."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor() or platform.machine()
+
+
+@cache
+def gpus() -> str:
+    """The cards that NVIDIA's driver knows, whether or not a job uses them; empty without any."""
+    known = []
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        lines = path.read_text("utf-8", "replace").splitlines()
+        known += [line.split(":", 1)[1].strip() for line in lines if line.startswith("Model:")]
+    return ", ".join(f"{count} x {name}" for name, count in Counter(known).items())
+
+
 def machine() -> dict[str, str]:
-    """Host, user, and the scheduler's job where there is one."""
-    found = {"host": socket.gethostname()}
+    """Host, user, processor and GPUs, and the scheduler's job where there is one."""
+    found = {"host": socket.gethostname(), "processor": processor()} | ({"gpus": gpus()} if gpus() else {})
     try:
         found["user"] = getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name

@@ -76,6 +76,7 @@ class JobManifest:
     params: dict[str, Any]
     inputs: tuple[Artefact, ...]
     outputs: tuple[Artefact, ...]
+    machine: dict[str, str]
 
     @classmethod
     def load(cls, path: Path) -> "JobManifest":
@@ -90,7 +91,10 @@ class JobManifest:
             raise InputError(f"{path} is no manifest: it lacks {wrong!r}, or has it of another type; run its job again")
         inputs = tuple(map(Artefact.from_json, value["inputs"]))
         outputs = tuple(map(Artefact.from_json, value["outputs"]))
-        return cls(spool=path.parent, inputs=inputs, outputs=outputs, **{key: value[key] for key in MANIFEST_FIELDS})
+        known = {key: value[key] for key in MANIFEST_FIELDS}
+        place = value.get("machine")
+        known["machine"] = place if isinstance(place, dict) else {}
+        return cls(spool=path.parent, inputs=inputs, outputs=outputs, **known)
 
     @property
     def ended(self) -> float:

@@ -35,10 +35,10 @@ RECIPES = {
     "make_table": 3,
     "plot_entropy_maps": 1,
     "plot_samples": 2,
-    "plot_ablation": 3,
+    "plot_ablation": 4,
     "plot_pareto": 1,
     "plot_compute": 1,
-    "write_report": 3,
+    "write_report": 4,
 }
 
 # The same for the code of the models: raised when what a network of that architecture computes changes. That marks the

@@ -38,7 +38,44 @@ def test_a_heat_map_frames_the_smallest_and_names_what_is_missing():
     axes = figure.axes[0]
     assert not figure.axes[1].patches
     assert {text.get_text() for text in axes.texts} == {"3", "1", "missing", "2"}
-    assert axes.patches[-1].get_xy() == (0.5, -0.5)
+    assert axes.patches[-1].get_xy() == (0.55, -0.45)
+
+
+def test_ties_with_the_best_have_a_broken_frame():
+    values, tied = np.array([[1.0, 1.1], [3.0, 4.0]]), np.array([[False, True], [False, False]])
+    figure = figures.heat_maps({"FD": values}, ["a", "b"], ["2", "4"], "r", "c", tied={"FD": tied})
+    frames = {patch.get_xy(): patch.get_linestyle() for patch in figure.axes[0].patches}
+    assert frames == {(0.55, -0.45): "--", (-0.45, -0.45): "-"}
+
+
+def test_a_scale_fits_what_varies_and_no_less_than_chance():
+    def scale(values, **more):
+        (picture,) = figures.heat_maps({"FD": np.array([values])}, ["a"], ["1", "2"], "r", "c", **more).axes[0].images
+        return pytest.approx(picture.get_clim())
+
+    assert scale([1.0, 3.0]) == (1.0, 3.0)
+    assert scale([1.0, 3.0], spreads={"FD": 0.1}) == (1.0, 3.0)
+    assert scale([1.9, 2.1], spreads={"FD": 1.0}) == (1.0, 3.0)
+    assert scale([2.0, 2.0]) == (1.98, 2.02)
+    assert scale([np.nan, np.nan]) == (0.0, 1.0)
+
+
+def test_panels_go_on_in_a_line_below():
+    panels = {f"panel {i}": np.eye(2) for i in range(5)}
+    figure = figures.heat_maps(panels, ["a", "b"], ["2", "4"], "r", "c")
+    places = [axis.get_subplotspec().num1 for axis in figure.axes if axis.get_title()]
+    assert places == [0, 1, 2, 3, 4]
+    assert figure.axes[0].get_subplotspec().get_gridspec().get_geometry() == (2, 3)
+    figure = figures.error_bars({title: ([1.0, 2.0], [0.1, 0.2]) for title in panels}, ["dpar", "llamagen"])
+    assert [axis.get_title() for axis in figure.axes] == list(panels)
+
+
+def test_curves_of_one_colour_differ_in_shade_line_and_mark():
+    names = [f"dpar_{i}" for i in range(6)] + ["llamagen"]
+    (axes,) = figures.curves({name: ([1, 2], [3, 4]) for name in names}, "step", "nll").axes
+    looks = {(to_hex(line.get_color()), line.get_linestyle(), line.get_marker()) for line in axes.lines}
+    assert len({colour for colour, _, _ in looks}) == len(names)
+    assert len({(line, mark) for _, line, mark in looks}) == 6
 
 
 @pytest.mark.parametrize(("name", "colour"), [("DPAR-L_pmax2", figures.DPAR), ("LlamaGen-B", figures.LLAMAGEN)])
@@ -67,7 +104,7 @@ def test_sample_blocks_are_titled_and_rows_named():
 def test_blocks_that_find_no_place_go_on_below():
     block = np.zeros((2, 3, 8, 8, 3), np.uint8)
     names = [f"dpar{i}" for i in range(8)]
-    figure = figures.sample_columns(dict.fromkeys(names, block), ["class 0", "class 5"], band=3)
+    figure = figures.sample_columns(dict.fromkeys(names, block), ["class 0", "class 5"])
     assert [axes.get_title() for axes in figure.axes if axes.images] == names
     assert sum(len(axes.get_yticklabels()) for axes in figure.axes if axes.images) == 3 * 2
 

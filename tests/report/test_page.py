@@ -22,6 +22,15 @@ def test_the_page_holds_its_pictures_and_loads_nothing():
     assert "<script" not in text
 
 
+def test_a_picture_opens_at_full_size_without_a_script():
+    text = page("t", "l", [Section("s", "cost").text("a").picture(b"", "c")], verdict=["<worse>"], made="<today>")
+    assert '<figure id="cost-2"><a class="close" href="#cost">close</a>' in text
+    assert '<a class="open" href="#cost-2" title="full size"><img' in text
+    assert "figure:target img { max-width: none; }" in text
+    assert '<p class="verdict">&lt;worse&gt;</p>' in text
+    assert '<p class="made">&lt;today&gt;</p>' in text
+
+
 def test_facts_points_and_code_are_escaped():
     section = Section("s", "s").facts({"<k>": "<v>"}).points(["<p>"]).code("<c>", "<s>").text("<t>")
     text = page("t", "l", [section])

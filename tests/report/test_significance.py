@@ -7,7 +7,7 @@ from scipy import stats
 from dpar.experiment.cells import sample_cells
 from dpar.experiment.loading import parse_experiment
 from dpar.report import significance
-from dpar.report.significance import holm, paired_chance, paired_lines, student_tails
+from dpar.report.significance import holm, paired_chance, paired_lines, student_tails, welch_chance
 from tests.experiment.test_settings import demo
 from tests.report.made_up import metrics
 
@@ -30,6 +30,19 @@ def test_the_chance_is_that_of_the_paired_test():
     assert paired_chance(list(a - b)) == pytest.approx(stats.ttest_rel(a, b).pvalue)
     assert paired_chance([0.0, 0.0, 0.0]) == 1
     assert paired_chance([0.5, 0.5, 0.5]) == 0
+
+
+def test_the_chance_of_two_means_is_welchs():
+    a, b = (0.57, 0.07, 3), (0.36, 0.054, 3)
+    expected = stats.ttest_ind_from_stats(*a, *b, equal_var=False)
+    # 3.76 degrees of freedom, rounded down
+    assert welch_chance(a, b) == pytest.approx(2 * stats.t.sf(abs(expected.statistic), 3))
+    equal = (0.5, 0.1, 4), (0.7, 0.1, 4)
+    assert welch_chance(*equal) == pytest.approx(stats.ttest_ind_from_stats(*equal[0], *equal[1]).pvalue)
+    assert welch_chance((1.0, 0.0, 2), (1.0, 0.0, 2)) == 1
+    assert welch_chance((1.0, 0.0, 2), (2.0, 0.0, 2)) == 0
+    for unknown in ((1.0, 0.1, 1), (1.0, float("nan"), 3), (float("nan"), 0.1, 3)):
+        assert welch_chance(unknown, b) is None
 
 
 def test_holm_corrects_each_by_those_that_are_not_surer():

@@ -1,6 +1,7 @@
 """The stage that writes the page."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,11 @@ def test_the_page_holds_every_table_figure_and_condition(page, monkeypatch):
     monkeypatch.setattr(write_report, "git_commit", lambda: ("0123abc", True))
     text = page()
     assert "0123abc with uncommitted changes" in text
-    assert "Entropy threshold and maximum patch length. A frame marks the smallest value." in text
+    assert "Entropy threshold and maximum patch length. A frame marks the smallest value, a broken one what" in text
+    assert '<p class="verdict">dpar is worse than llamagen: FD[classifier, 4]' in text
+    assert re.search(
+        r'<p class="made">.* · commit .* · .*, \d+ cores.* · \d+ jobs, \d+ (s|min) one after the other', text
+    )
     assert "DPAR beside LlamaGen. Bars are standard deviations" in text
     # tables, one of them with a Pareto plot; figures, one of them the experiment's; curves, reconstructions
     assert text.count("data:image/png;base64,") == 3 + 5 + 1 + 1
@@ -81,6 +86,17 @@ def test_the_page_holds_every_table_figure_and_condition(page, monkeypatch):
     assert "25.68" in text
     assert "weight_decay" in text
     assert "<script" not in text
+
+
+def test_a_duration_has_its_two_largest_units():
+    assert [write_report.duration(s) for s in (3, 90, 7 * 60, 3600, 200 * 3600 + 130)] == [
+        "3 s", "2 min", "7 min", "1 h 0 min", "200 h 2 min"
+    ]  # fmt: skip
+
+
+def test_a_machine_is_said_by_its_processor_and_cards():
+    assert write_report.computer({"host": "n1", "processor": "P, 2 cores", "gpus": "8 x G"}) == "P, 2 cores, 8 x G"
+    assert write_report.computer({"host": "n1"}) == ""
 
 
 def test_gates_have_a_section_where_there_are_any(page, tmp_path):

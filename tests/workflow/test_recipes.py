@@ -42,8 +42,14 @@ CELLS = {"transformer": "models", "patchify": "patchify", "sampling": "sampling"
 # They decide where or when something is made, and not what; or are the names of cells and states.
 NEUTRAL = {
     *(f"{group}.{name}" for group in ("training", "entropy_model.training") for name in TRAINING_PACE),
-    *("name", "images.credits", "training_seeds", "tokenizer.training.checkpoint_every", "tokenizer.weights_sha256"),
-    *("entropy_model.weights_sha256", "sampling.batch_size", "sampling.seeds", "sampling.compile"),
+    *("name", "images.classes", "images.credits", "training_seeds", "tokenizer.training.checkpoint_every"),
+    *(
+        "tokenizer.weights_sha256",
+        "entropy_model.weights_sha256",
+        "sampling.batch_size",
+        "sampling.seeds",
+        "sampling.compile",
+    ),
 }
 # What only the pictures beside a training's curves are drawn with, which are no outputs of it.
 PICTURED = {"train_model": "sampling."}

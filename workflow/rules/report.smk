@@ -110,7 +110,11 @@ rule plot_samples:
     conda:
         "../../envs/dpar.yaml"
     params:
-        recipe=lambda wildcards: recipe("plot_samples", EXPERIMENT.figures.get(wildcards.figure)),
+        recipe=lambda wildcards: recipe(
+            "plot_samples",
+            EXPERIMENT.figures.get(wildcards.figure),
+            *([EXPERIMENT.images.classes] if EXPERIMENT.images.classes else []),
+        ),
         index=lambda wildcards, input: f"--index {input.index}" if input.index else "",
     shell:
         stage(
