@@ -253,13 +253,14 @@ def _said(error: Exception) -> str:
 
 
 def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
-    """The JSON object in each line of `path`.
+    """The JSON object in each line of `path`, without the statement of who made it.
 
     Raises:
         InputError: the file is missing, or a line is none.
     """
     with fields_of(path):
-        return [dict(json.loads(line)) for line in Path(path).read_text("utf-8").splitlines()]
+        lines = [dict(json.loads(line)) for line in Path(path).read_text("utf-8").splitlines()]
+        return [line for line in lines if MADE_BY not in line]
 
 
 def sha256_file(path: str | Path) -> str:

@@ -2,8 +2,8 @@
 
 Each output of a running job carries the job's name, such as `compute_metrics[dpar,seed0]`: JSON as `made_by`, which
 its seal covers, archives of arrays as their comment, pictures as a text chunk, Parquet and tar in their headers,
-Markdown as a comment with the digests of itself and of the CSV file next to it. The `config.json` of a model has the
-digests of its weights and curves. LaTeX and HTML, which no stage reads, carry none.
+Markdown and JSON lines at their end, with the digest of what stands above, Markdown also with that of the CSV file next
+to it. The `config.json` of a model has the digest of its weights. LaTeX and HTML, which no stage reads, carry none.
 """
 
 import hashlib
@@ -68,6 +68,10 @@ def stamp(written: Path, path: Path) -> None:
             said["csv"] = _sha256(table.read_bytes())
         with open(written, "ab") as file:
             file.write(f"\n<!-- made_by {json.dumps(said)} -->\n".encode())
+    elif path.suffix == ".jsonl":
+        said = {MADE_BY: maker, "sha256": _sha256(written.read_bytes())}
+        with open(written, "ab") as file:
+            file.write(json.dumps(said).encode() + b"\n")
 
 
 def _stamp_png(written: Path, maker: str) -> None:
@@ -88,7 +92,7 @@ def stated(path: Path) -> str | None:
     """The job that a file says has made it; None if it says nothing, or is damaged, which its reader will say.
 
     Raises:
-        InputError: Markdown or a CSV file next to it, weights or curves next to a `config.json`, that were changed.
+        InputError: Markdown, a CSV file next to it, JSON lines, or weights next to a `config.json` were changed.
     """
     try:
         found = _READ[path.suffix](path)
@@ -154,10 +158,12 @@ def _in_weights(path: Path) -> str | None:
     return config[MADE_BY]
 
 
-def _in_curves(path: Path) -> str | None:
-    config = json.loads(path.with_name("config.json").read_text("utf-8"))
-    _expect(path, config["provenance"]["history"], _sha256(path.read_bytes()), config[MADE_BY])
-    return config[MADE_BY]
+def _in_lines(path: Path) -> str | None:
+    whole = path.read_bytes()
+    above, _, last = whole.rstrip(b"\n").rpartition(b"\n")
+    said = json.loads(last)
+    _expect(path, said["sha256"], _sha256(above + b"\n" if above else b""), said[MADE_BY])
+    return said[MADE_BY]
 
 
 def _expect(path: Path, sha256: str, found: str, job: str) -> None:
@@ -170,5 +176,5 @@ def _expect(path: Path, sha256: str, found: str, job: str) -> None:
 
 _READ = {
     ".json": _in_json, ".npz": _in_npz, ".png": _in_png, ".parquet": _in_parquet, ".tar": _in_tar, ".md": _in_markdown,
-    ".csv": _in_csv, ".jsonl": _in_curves, ".safetensors": _in_weights,
+    ".csv": _in_csv, ".jsonl": _in_lines, ".safetensors": _in_weights,
 }  # fmt: skip

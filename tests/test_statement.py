@@ -11,7 +11,7 @@ from PIL import Image
 
 from dpar.data.shards import CodeMetadata, read_shard, rows_of_images, write_shard
 from dpar.errors import InputError
-from dpar.files import atomic_write, is_sealed, read_json, reseal, write_bytes, write_json, write_text
+from dpar.files import atomic_write, is_sealed, read_json, read_json_lines, reseal, write_bytes, write_json, write_text
 from dpar.statement import making, stated, unstamped
 
 NAME = "measure[dpar/seed0]"
@@ -38,6 +38,7 @@ WRITERS = {
     "x.npz": write_npz,
     "x.png": lambda path: write_bytes(path, png()),
     "x.md": lambda path: write_text(path, "| a |\n| --- |\n| 1 |\n"),
+    "x.jsonl": lambda path: write_text(path, '{"step": 1}\n{"step": 2}\n'),
     "x.parquet": shard,
     "x.tar": shard,
 }
@@ -78,6 +79,7 @@ def test_what_others_read_of_a_file_stays(tmp_path):
         assert (arrays["a"].tolist(), arrays["b"].shape) == ([0, 1, 2], (2, 2))
     assert Image.open(tmp_path / "x.png").getpixel((1, 1)) == (1, 2, 3)
     assert unstamped((tmp_path / "x.md").read_text()) == "| a |\n| --- |\n| 1 |\n"
+    assert read_json_lines(tmp_path / "x.jsonl") == [{"step": 1}, {"step": 2}]
     assert read_shard(tmp_path / "x.tar").tokens.tolist() == read_shard(tmp_path / "x.parquet").tokens.tolist()
 
 
@@ -115,3 +117,14 @@ def test_markdown_and_the_table_next_to_it_are_held_together(tmp_path):
         path.write_text(whole)
     words.unlink()
     assert stated(table) is None
+
+
+@pytest.mark.parametrize("lines", ["", '{"step": 1}\n', '{"step": 1}\n{"step": 2}\n'])
+def test_lines_that_were_changed_are_refused(tmp_path, lines):
+    path = tmp_path / "x.jsonl"
+    with making(NAME, [path]):
+        write_text(path, lines)
+    assert stated(path) == NAME
+    path.write_text('{"step": 3}\n' + path.read_text())
+    with pytest.raises(InputError, match=r"x\.jsonl is not what measure"):
+        stated(path)

@@ -170,8 +170,7 @@ def train_to(
         if ranks.main:
             write_text(history, (kept / HISTORY).read_text("utf-8"))
             _link(kept / WEIGHTS, output / WEIGHTS)
-            about = {**provenance, "step": until, "history": sha256_file(history)}
-            write_json(output / CONFIG, read_json(kept / CONFIG) | {"provenance": about})
+            write_json(output / CONFIG, read_json(kept / CONFIG) | {"provenance": {**provenance, "step": until}})
             shutil.rmtree(again, ignore_errors=True)
 
 

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import yaml
 
+from dpar.files import read_json_lines
 from dpar.workflow.slurm import minutes
 from tests.workflow.conftest import ROOT, asked_resources, job_counts
 from tests.workflow.test_end_to_end import tiny
@@ -223,8 +224,8 @@ def test_the_graph_survives_all_that_happens_on_a_cluster(folder):
         assert len(begun) == attempts
         assert 0 == begun[0] < begun[1] < 24
     for model in ("dpar", "llamagen"):
-        lines = (results / "models" / model / "step16" / "history.jsonl").read_text().splitlines()
-        assert [json.loads(line)["step"] for line in lines] == list(range(4, 17, 4))
+        lines = read_json_lines(results / "models" / model / "step16" / "history.jsonl")
+        assert [line["step"] for line in lines] == list(range(4, 17, 4))
 
     # what the profile asks for reaches the scheduler, for every rule of the graph but those that need no job
     ended = [job for job in jobs() if job.get("WorkDir") == str(folder)]
