@@ -260,7 +260,7 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
     """
     with fields_of(path):
         lines = [dict(json.loads(line)) for line in Path(path).read_text("utf-8").splitlines()]
-        return [line for line in lines if MADE_BY not in line]
+        return [line for line in map(unmarked, lines) if line]
 
 
 def sha256_file(path: str | Path) -> str:

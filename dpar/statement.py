@@ -2,8 +2,8 @@
 
 Each output of a running job carries the job's name, such as `compute_metrics[dpar,seed0]`: JSON as `made_by`, which
 its seal covers, archives of arrays as their comment, pictures as a text chunk, Parquet and tar in their headers,
-Markdown and JSON lines at their end, with the digest of what stands above, Markdown also with that of the CSV file next
-to it. The `config.json` of a model has the digest of its weights. LaTeX and HTML, which no stage reads, carry none.
+Markdown and JSON lines at their end, with the digest of the rest, Markdown also with that of the CSV file next to it.
+The `config.json` of a model has the digest of its weights. LaTeX and HTML, which no stage reads, carry none.
 """
 
 import hashlib
@@ -69,9 +69,9 @@ def stamp(written: Path, path: Path) -> None:
         with open(written, "ab") as file:
             file.write(f"\n<!-- made_by {json.dumps(said)} -->\n".encode())
     elif path.suffix == ".jsonl":
-        said = {MADE_BY: maker, "sha256": _sha256(written.read_bytes())}
-        with open(written, "ab") as file:
-            file.write(json.dumps(said).encode() + b"\n")
+        above, last = _lines(written.read_bytes())
+        said = {MADE_BY: {"job": maker, "sha256": _sha256(above + json.dumps(last).encode())}}
+        written.write_bytes(above + json.dumps(last | said).encode() + b"\n")
 
 
 def _stamp_png(written: Path, maker: str) -> None:
@@ -159,11 +159,16 @@ def _in_weights(path: Path) -> str | None:
 
 
 def _in_lines(path: Path) -> str | None:
-    whole = path.read_bytes()
-    above, _, last = whole.rstrip(b"\n").rpartition(b"\n")
-    said = json.loads(last)
-    _expect(path, said["sha256"], _sha256(above + b"\n" if above else b""), said[MADE_BY])
-    return said[MADE_BY]
+    above, last = _lines(path.read_bytes())
+    said = last.pop(MADE_BY)
+    _expect(path, said["sha256"], _sha256(above + json.dumps(last).encode()), said["job"])
+    return said["job"]
+
+
+def _lines(whole: bytes) -> tuple[bytes, dict]:
+    """The lines above the last one, and the object in that, empty where there is no line."""
+    above, end, last = whole.rstrip(b"\n").rpartition(b"\n")
+    return above + end, dict(json.loads(last or b"{}"))
 
 
 def _expect(path: Path, sha256: str, found: str, job: str) -> None:
