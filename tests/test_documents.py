@@ -3,16 +3,19 @@
 import argparse
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 from snakemake.cli import get_argument_parser
 
 from dpar import cli
 from dpar.experiment.loading import load_experiment
 from dpar.report.targets import targets
+from dpar.workflow.recipes import RECIPES
 from tests.stages.sampled import write_results
 from tests.workflow.conftest import job_counts, snakemake
 
@@ -22,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), ROOT / "config" / "README.md", *(ROOT / "docs").rglob("*.md")])
 TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in DOCUMENTS}
 # Programs of others: a document may call them, and what follows is theirs.
-OTHERS = {"apt", "pip", "mlflow"}
+OTHERS = {"apt", "pip", "mlflow", "conda", "apptainer", "sha256sum", "md5sum"}
 OURS = ("dpar ", "snakemake ", "make ")
 
 
@@ -220,3 +223,26 @@ def test_the_glossary_says_names_that_the_code_has():
     assert len(names) > 15
     code = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("dpar/**/*.py"))
     assert not {name for name in names if not re.search(rf"(?:\b|_){name}\b", code)}
+
+
+def test_the_example_of_a_site_says_what_the_profile_reads():
+    page = TEXTS["docs/cluster.md"]
+    said = re.findall(r"^export (\w+)=", (ROOT / "profiles/site/site.sh").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(said) > 5
+    assert all(f"`{name}`" in page for name in said)
+    profile = (ROOT / "slurm" / "config.yaml").read_text(encoding="utf-8")
+    assert all(name in profile for name in {*said} - {"DPAR_CACHE"})
+    asked = yaml.safe_load((ROOT / "profiles/site/resources.yaml").read_text(encoding="utf-8"))
+    assert asked.keys() <= RECIPES.keys()
+    assert all(isinstance(resources, dict) for resources in asked.values())
+
+
+def test_the_container_is_made_of_files_that_exist():
+    recipe = (ROOT / "envs" / "dpar.def").read_text(encoding="utf-8")
+    files = re.findall(
+        r"^    (\S+) /opt/dpar/(\S+)$", recipe.partition("%files")[2].partition("%post")[0], re.MULTILINE
+    )
+    assert {source for source, _ in files} >= {"pyproject.toml", "constraints.txt", "dpar"}
+    assert all(source == target and (ROOT / source).exists() for source, target in files)
+    read = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert read["readme"] in {source for source, _ in files}

@@ -3,7 +3,9 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from dpar.data.classes import imagenet_names
 from dpar.errors import InputError
 from dpar.experiment.settings import TOKENIZERS, VARIANTS, Autoencoder, Transformer
 from dpar.files import sha256_file
@@ -41,15 +43,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"nobody published weights of {args.variant!r}; there are {', '.join(_variants())}")
     if (args.out / CONFIG).exists():
         raise InputError(f"{args.out} holds a model already; give --out a new folder, or delete that one")
+    provenance: dict[str, Any] = {}
     if args.variant in TOKENIZERS:
         if args.resolution is not None:
             raise InputError(f"{args.variant} takes images of any size; leave --resolution away")
         model = import_tokenizer(args.file, Autoencoder(**TOKENIZERS[args.variant]), args.sha256)
-        provenance, then = {}, f"--tokenizer {args.out}"
+        then = f"--tokenizer {args.out}"
     else:
         config = _transformer(args.variant, args.resolution)
         model = import_llamagen(args.file, config, args.sha256)
         provenance, then = {"grid": config.grid}, f"--checkpoint {args.out}"
+        if model.config.num_classes == len(names := list(imagenet_names().values())):
+            provenance["classes"] = names  # which these weights were trained on
     source = {"file": args.file.name, "sha256": sha256_file(args.file)}
     save_model(args.out, model, provenance | {"weights": source})
     tensors = len(model.state_dict())

@@ -227,8 +227,11 @@ def listed_names(path: str, count: int) -> ClassNames:
 
 
 def plain_names(names: ClassNames) -> ClassNames:
-    """The names, or, where all of them are WordNet ids of ImageNet's classes, what these ids mean."""
+    """The names; where they are ImageNet's WordNet ids, or its lists of synonyms in order, a word for each."""
     known = imagenet_names()
+    synonyms = [name and name.partition(",")[0] for name in names]  # Hugging Face's: `tench, Tinca tinca`
+    if synonyms == [name.partition(" (")[0] for name in known.values()]:
+        return list(known.values())
     given = [name for name in names if name is not None]
     if not given or not all(name in known for name in given):
         return names

@@ -42,13 +42,13 @@ def check_partitions(asked: Iterable[tuple[str, str | None, float | None]], long
         if unknown := [name for name in names if name not in longest]:
             raise InputError(
                 f"rule {rule} asks for the partition {unknown[0]}, which this cluster does not have; it has "
-                f"{', '.join(longest)}. Set DPAR_CPU_PARTITION and DPAR_GPU_PARTITION (docs/slurm.md)"
+                f"{', '.join(longest)}. Set DPAR_CPU_PARTITION and DPAR_GPU_PARTITION (docs/cluster.md)"
             )
         allowed = max(longest[name] for name in names)
         if time is not None and time > allowed:
             raise InputError(
                 f"rule {rule} asks for {time:.0f} minutes in the partition {partition}, where a job may take "
-                f"{allowed:.0f}: it would wait for ever. Set DPAR_MINUTES to at most that (docs/slurm.md)"
+                f"{allowed:.0f}: it would wait for ever. Set DPAR_MINUTES to at most that (docs/cluster.md)"
             )
 
 

@@ -60,6 +60,16 @@ def test_what_stands_in_the_folders(converted):
     assert {path.name for path in (folder / "ours" / "VQ-2").iterdir()} == {"config.json", "model.safetensors"}
 
 
+def test_imagenets_classes_go_by_their_names(files, monkeypatch):
+    folder, _ = files
+    names = [f"name {i}" for i in range(CLASSES)]
+    monkeypatch.setattr(convert, "imagenet_names", lambda: {f"n{i}": name for i, name in enumerate(names)})
+    for name, variant, more in (("c2i_T_32.pt", "LlamaGen-T", ("--resolution", "32")), ("vq_ds2_c2i.pt", "VQ-2", ())):
+        convert.main(flags(folder, name, variant, *more))
+    assert model_config(folder / "ours" / "LlamaGen-T")["provenance"]["classes"] == names
+    assert "classes" not in model_config(folder / "ours" / "VQ-2")["provenance"]
+
+
 @pytest.mark.parametrize("cfg", [1.0, 2.5])
 def test_a_picture_is_that_of_the_literal_networks(converted, cfg):
     """The likeliest code of each position, so that nothing of ours stands between the files' tensors and the pixels."""

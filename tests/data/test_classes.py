@@ -94,6 +94,9 @@ def test_wordnet_ids_are_read_as_names():
     assert plain_names(["n01443537", None]) == ["goldfish", None]
     assert plain_names(["n01443537", "mine"]) == ["n01443537", "mine"]
     assert plain_names([None]) == [None]
+    lists = [f"{name.partition(' (')[0]}, and more" for name in imagenet_names().values()]
+    assert plain_names(lists) == list(imagenet_names().values())
+    assert plain_names(lists[:5]) == lists[:5]
     classes = Classes(1000, list(imagenet_names().values()))
     assert classes.labels("goldfish,n02099601,388") == [1, 207, 388]
     with pytest.raises(InputError, match=r"no class 'crane'; did you mean crane \(bird\) or .*crane \(machine\)"):

@@ -81,7 +81,7 @@ LOGGED = " 2>&1 | (trap '' INT TERM USR1 HUP; exec tee {log}) || ended $? {log}"
 PREFIX = (
     "set -euo pipefail; "
     "ended() {{ if [ $1 = 137 ]; then echo 'error: killed (SIGKILL) by somebody, or for needing more memory than there"
-    " was; see docs/slurm.md on mem_mb' | tee -a $2; fi; return $1; }}; "
+    " was; see docs/cluster.md on mem_mb' | tee -a $2; fi; return $1; }}; "
 )
 shell.prefix(PREFIX)
 
