@@ -34,6 +34,7 @@ rule all:
     """Everything: tables, figures and the report of this experiment."""
     default_target: True
     input:
+        "<results>/first_report.html",
         "<results>/report.html",
         TARGETS["all_tables"],
         "<results>/tokenizer/report.json",
@@ -49,6 +50,7 @@ localrules:
     plot_entropy_maps,
     plot_pareto,
     plot_samples,
+    write_first_report,
     write_report,
 
 

@@ -8,6 +8,7 @@ from dpar import __version__
 from dpar.errors import run_command
 
 COMMANDS = {
+    "init": "look at a folder of images and write an experiment that fits it",
     "run": "run an experiment: everything from images to the report",
     "track": "carry records into MLflow, audit them, open the dashboard",
     "lineage": "what a file was made from, back to images, code and settings",

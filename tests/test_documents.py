@@ -16,6 +16,7 @@ from dpar import cli
 from dpar.experiment.loading import load_experiment
 from dpar.report.targets import targets
 from dpar.workflow.recipes import RECIPES
+from tests.data.samples import folder_of_images
 from tests.stages.sampled import write_results
 from tests.workflow.conftest import job_counts, snakemake
 
@@ -156,8 +157,10 @@ READ_ME = [words[1:] for words in commands(TEXTS["README.md"]) if words[0] == "d
 
 
 def test_the_commands_of_the_readme_run(checkout, capsys):
-    assert {words[0] for words in READ_ME} == {"sample", "export", "info", "plan"}
+    assert {words[0] for words in READ_ME} == {"sample", "export", "info", "plan", "init"}
+    folder_of_images(checkout / "FOLDER", each=12)
     for words in READ_ME:
+        words += ["--output", "own.yaml"] if words[0] == "init" else []  # config/ is the checkout's own
         assert cli.main(words) == 0, capsys.readouterr().err
     assert {"grid.png", "my-dpar"} <= {path.name for path in checkout.iterdir()}
     said = capsys.readouterr().out

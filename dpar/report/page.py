@@ -10,6 +10,10 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from dpar.data.classes import Classes
+from dpar.errors import InputError
+from dpar.experiment.settings import Experiment
+
 
 @dataclass
 class Section:
@@ -71,3 +75,26 @@ def page(title: str, lead: str, sections: Sequence[Section], *, verdict: Sequenc
     return environment.get_template("page.html.jinja").render(
         title=title, lead=lead, sections=sections, verdict=verdict, made=made
     )
+
+
+def lead(experiment: Experiment, classes: Classes) -> str:
+    """One sentence on what was run."""
+    rows, columns = experiment.grid
+    named = f" ({classes.listed(10)})" if classes.names else ""
+    return (
+        f"{experiment.images.num_classes} classes{named} at {experiment.images.resolution} px as {rows} x {columns} "
+        f"tokens of {experiment.tokenizer.vocab_size} codes; "
+        "tokens whose next-token entropy is low are merged into patches of variable length."
+    )
+
+
+def caption(folder: Path, name: str) -> str:
+    """Caption of the figure `name`, here and in Snakemake's own report.
+
+    Raises:
+        InputError: the figure has no caption.
+    """
+    path = folder / f"{name}.rst"
+    if not path.is_file():
+        raise InputError(f"{path} is missing: each figure has its caption there")
+    return " ".join(path.read_text("utf-8").split())

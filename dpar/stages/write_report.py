@@ -20,7 +20,7 @@ from dpar.files import read_json, read_json_lines, write_text
 from dpar.report import gates
 from dpar.report.figures import curves
 from dpar.report.measured import Comparison, Floor, read_measured
-from dpar.report.page import Section, page
+from dpar.report.page import Section, caption, lead, page
 from dpar.report.tables import read_table, readable, repeated
 from dpar.report.verdict import verdict
 from dpar.tracking.environment import git_commit, versions
@@ -116,17 +116,6 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60:,} h {minutes % 60} min"
 
 
-def lead(experiment: Experiment, classes: Classes) -> str:
-    """One sentence on what was run."""
-    rows, columns = experiment.grid
-    named = f" ({classes.listed(10)})" if classes.names else ""
-    return (
-        f"{experiment.images.num_classes} classes{named} at {experiment.images.resolution} px as {rows} x {columns} "
-        f"tokens of {experiment.tokenizer.vocab_size} codes; "
-        "tokens whose next-token entropy is low are merged into patches of variable length."
-    )
-
-
 def sections(experiment: Experiment, args: argparse.Namespace, floor: dict[str, Any]) -> list[Section]:
     """The page's sections in reading order."""
     figures = {path.stem: path for path in args.figures}
@@ -176,18 +165,6 @@ def sections(experiment: Experiment, args: argparse.Namespace, floor: dict[str, 
         .code(experiment.model_dump_json(indent=2), "the experiment, with every default")
     )
     return found
-
-
-def caption(folder: Path, name: str) -> str:
-    """Caption of the figure `name`, here and in Snakemake's own report.
-
-    Raises:
-        InputError: the figure has no caption.
-    """
-    path = folder / f"{name}.rst"
-    if not path.is_file():
-        raise InputError(f"{path} is missing: each figure has its caption there")
-    return " ".join(path.read_text("utf-8").split())
 
 
 def measurements(frame: pd.DataFrame) -> list[str | None]:

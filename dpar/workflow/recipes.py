@@ -38,6 +38,7 @@ RECIPES = {
     "plot_ablation": 4,
     "plot_pareto": 1,
     "plot_compute": 1,
+    "write_first_report": 1,
     "write_report": 4,
 }
 

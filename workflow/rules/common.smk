@@ -70,6 +70,8 @@ SHARD_COUNT = {
     "val": EXPERIMENT.codes.val_shards,
 }
 SHARD_SUFFIX = {"parquet": "parquet", "webdataset": "tar"}[EXPERIMENT.codes.format]
+# Priorities: what the first page waits for (`write_first_report`) comes before classifier, metrics and grids.
+FIRST = 10
 # The most expensive rules, never done again without being told.
 TRAININGS = ("train_tokenizer", "train_entropy_model", "train_model")
 MODEL_FILES = ("model.safetensors", "config.json")

@@ -7,6 +7,7 @@ rule generate_images:
         "<results>/images/{split}.parquet",
     log:
         "<results>/logs/generate_images/{split}.log",
+    priority: FIRST + 2
     conda:
         "../../envs/dpar.yaml"
     params:
@@ -24,6 +25,7 @@ rule index_images:
         "<results>/index/{split}.json",
     log:
         "<results>/logs/index_images/{split}.log",
+    priority: FIRST + 2
     conda:
         "../../envs/dpar.yaml"
     params:
@@ -43,6 +45,7 @@ rule encode_images:
         f"<results>/codes/{{split}}/{{shard}}.{SHARD_SUFFIX}",
     log:
         "<results>/logs/encode_images/{split}-{shard}.log",
+    priority: FIRST + 2
     conda:
         "../../envs/dpar.yaml"
     resources:
@@ -66,6 +69,7 @@ rule index_codes:
         "<results>/{store}/{split}/manifest.json",
     log:
         "<results>/logs/index_codes/{store}-{split}.log",
+    priority: FIRST + 2
     conda:
         "../../envs/dpar.yaml"
     params:

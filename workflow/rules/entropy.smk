@@ -12,7 +12,7 @@ rule train_entropy_model:
         "<results>/logs/train_entropy_model/{network}.log",
     wildcard_constraints:
         network=networks_with("training"),
-    priority: 2  # every DPAR waits for it
+    priority: network_priority
     conda:
         "../../envs/dpar.yaml"
     threads: 2
@@ -46,6 +46,7 @@ rule import_entropy_model:
         "<results>/logs/import_entropy_model/{network}.log",
     wildcard_constraints:
         network=networks_with("weights"),
+    priority: network_priority
     conda:
         "../../envs/dpar.yaml"
     params:
@@ -70,6 +71,7 @@ rule score_entropies:
         f"<results>/scored/{{split}}/{{shard}}.{SHARD_SUFFIX}",
     log:
         "<results>/logs/score_entropies/{split}-{shard}.log",
+    priority: FIRST + 2
     conda:
         "../../envs/dpar.yaml"
     resources:
@@ -89,6 +91,7 @@ rule calibrate_threshold:
         "<results>/thresholds/pavg{p_avg}.json",
     log:
         "<results>/logs/calibrate_threshold/pavg{p_avg}.log",
+    priority: FIRST + 2
     conda:
         "../../envs/dpar.yaml"
     params:

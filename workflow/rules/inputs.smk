@@ -124,6 +124,23 @@ def pictured_cells(figure):
     return list(chosen.values())
 
 
+def network_priority(wildcards):
+    """The entropy model comes first, for every DPAR waits for it; gates can wait."""
+    return FIRST + 2 if wildcards.network == gate_folder(None) else 2
+
+
+def training_priority(wildcards):
+    """The models of the first page, DPAR before LlamaGen, come before others; samples can wait for those."""
+    pictured = wildcards.model in {cell.model for cell in pictured_cells("samples")}
+    return FIRST + MODELS[wildcards.model].transformer.is_dpar if pictured else 1
+
+
+def sampling_priority(wildcards):
+    """The samples of the first page come before all others."""
+    first = {(cell.slug, str(cell.sampling.seeds[0])) for cell in pictured_cells("samples")}
+    return FIRST + 2 if (wildcards.cell, wildcards.seed) in first else 0
+
+
 def files_of_target(name):
     """The target's files; for one that this experiment lacks, a function that says so when it is asked."""
 

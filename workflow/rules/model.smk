@@ -13,7 +13,7 @@ rule train_model:
         history="<results>/models/{model}/{milestone}/history.jsonl",
     log:
         "<results>/logs/train_model/{model}-{milestone}.log",
-    priority: 1  # samples of one model can wait for the training of another
+    priority: training_priority
     conda:
         "../../envs/dpar.yaml"
     threads: TRAINING_THREADS

@@ -83,6 +83,7 @@ rule plot_entropy_maps:
         ),
     log:
         "<results>/logs/plot_entropy_maps.log",
+    priority: FIRST
     conda:
         "../../envs/dpar.yaml"
     params:
@@ -107,6 +108,7 @@ rule plot_samples:
         ),
     log:
         "<results>/logs/plot_samples/{figure}.log",
+    priority: FIRST
     conda:
         "../../envs/dpar.yaml"
     params:
@@ -191,6 +193,30 @@ rule plot_compute:
         recipe=recipe("plot_compute"),
     shell:
         stage("plot_compute", "--tables {input.tables} --noise-floor {input.noise_floor} --output {output}")
+
+
+rule write_first_report:
+    """The first pictures, before anything is measured: one page that needs no other file."""
+    input:
+        figures=["<results>/figures/samples.png", "<results>/figures/entropy_maps.png"],
+    output:
+        "<results>/first_report.html",
+    log:
+        "<results>/logs/write_first_report.log",
+    priority: FIRST
+    conda:
+        "../../envs/dpar.yaml"
+    params:
+        recipe=recipe(
+            "write_first_report",
+            EXPERIMENT.name,
+            EXPERIMENT.grid,
+            [EXPERIMENT.images.num_classes, EXPERIMENT.images.resolution, EXPERIMENT.tokenizer.vocab_size],
+            [(CAPTIONS / f"{name}.rst").read_text("utf-8") for name in ("samples", "entropy_maps")],
+        ),
+        captions=CAPTIONS,
+    shell:
+        stage("write_first_report", "--figures {input.figures} --captions {params.captions:q} --output {output}")
 
 
 rule write_report:

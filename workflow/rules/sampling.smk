@@ -19,6 +19,7 @@ rule sample_images:
         picture="<results>/samples/{cell}/seed{seed}/{shard}.png",
     log:
         "<results>/logs/sample_images/{cell}-seed{seed}-{shard}.log",
+    priority: sampling_priority
     conda:
         "../../envs/dpar.yaml"
     resources:

@@ -11,6 +11,7 @@ if EXPERIMENT.tokenizer.weights is None:
             folder("tokenizer"),
         log:
             "<results>/logs/train_tokenizer.log",
+        priority: FIRST + 2
         conda:
             "../../envs/dpar.yaml"
         threads: 2
@@ -43,6 +44,7 @@ else:
             folder("tokenizer"),
         log:
             "<results>/logs/import_tokenizer.log",
+        priority: FIRST + 2
         conda:
             "../../envs/dpar.yaml"
         params:

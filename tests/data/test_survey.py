@@ -1,0 +1,67 @@
+"""What is found in a folder of images before there is an experiment."""
+
+import pytest
+
+from dpar.data.survey import splits_of, survey
+from dpar.errors import InputError
+from tests.data.samples import folder_of_images, image_bytes, parquet_of_images, sample_image, tar_of_images
+
+
+def test_a_folder_per_class_is_counted_and_its_sizes_and_damage_are_seen(tmp_path):
+    folder = folder_of_images(tmp_path / "x", each=4)
+    (folder / "bee" / "broken.png").write_bytes(b"no image")
+    (folder / "cat" / "large.png").write_bytes(image_bytes(sample_image(7, width=90, height=60)))
+    found = survey(folder)
+    assert (found.source, found.train, found.val) == ("folder", str(folder), None)
+    assert (found.images, found.classes, found.count) == ((4, 5, 5), ("ant", "bee", "cat"), 14)
+    assert (found.smallest, found.largest, max(found.sides)) == ((20, 16), (90, 60), 60)
+    assert found.read == 14
+    assert len(found.unreadable) == 1
+    assert found.unreadable[0].startswith("bee/broken.png (")
+
+
+@pytest.mark.parametrize("val", ["val", "test", "validation"])
+def test_folders_of_splits_are_known_by_their_names(tmp_path, val):
+    folder_of_images(tmp_path / "x" / "train", each=2)
+    folder_of_images(tmp_path / "x" / val, each=1)
+    found = survey(tmp_path / "x")
+    assert (found.train, found.val) == (str(tmp_path / "x/train"), str(tmp_path / "x" / val))
+    assert (found.count, found.val_count) == (6, 3)
+
+
+def test_a_class_that_is_called_train_next_to_others_is_a_class(tmp_path):
+    folder_of_images(tmp_path / "x", classes=("bus", "plane", "train"))
+    assert survey(tmp_path / "x").classes == ("bus", "plane", "train")
+
+
+def test_files_that_hold_images_are_found_by_split(tmp_path):
+    images = [image_bytes(sample_image(i)) for i in range(4)]
+    for name in ("train-0", "train-1", "val-0"):
+        parquet_of_images(tmp_path / f"{name}.parquet", images, [0, 1, 0, 1], keys=[f"{name}{i}" for i in range(4)])
+    found = survey(tmp_path)
+    assert (found.source, found.train, found.val) == (
+        "parquet", f"{tmp_path}/train*.parquet", f"{tmp_path}/val*.parquet"
+    )  # fmt: skip
+    assert (found.count, found.val_count, found.images) == (8, 4, (4, 4))
+
+
+def test_tars_without_held_out_ones_are_all_for_training(tmp_path):
+    members = {f"{i}.png": image_bytes(sample_image(i)) for i in range(3)} | {f"{i}.cls": b"0" for i in range(3)}
+    tar_of_images(tmp_path / "photos-0.tar", members)
+    assert splits_of(tmp_path) == ("webdataset", f"{tmp_path}/*.tar", None)
+
+
+def test_what_holds_no_images_is_refused_with_the_next_step(tmp_path):
+    with pytest.raises(InputError, match="is no folder"):
+        survey(tmp_path / "none")
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(InputError, match=r"foto.* is no folder; did you mean photos\?"):
+        survey(tmp_path / "fotos")
+    (tmp_path / "photos" / "a.png").write_bytes(image_bytes(sample_image(0)))
+    with pytest.raises(InputError, match=r"no sub-folders: one per class .* put them into a sub-folder"):
+        survey(tmp_path / "photos")
+    folder = folder_of_images(tmp_path / "broken", each=1)
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"x")
+    with pytest.raises(InputError, match=r"no image of .* can be read: ant/0\.png"):
+        survey(folder)
