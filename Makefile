@@ -8,7 +8,7 @@ FASHION ?= ../shared/data/fashion28
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: help demo photos64 fashion28 dashboard audit test endurance-test slurm-test bench gpu-bench check format slurm-dry-run clean
+.PHONY: help demo photos64 fashion28 dashboard audit test endurance-test slurm-test bench gpu-check check format slurm-dry-run clean
 
 help:
 	@echo "make demo       the whole pipeline on generated images, about ten minutes on two cores"
@@ -20,7 +20,7 @@ help:
 	@echo "make endurance-test  the graph, killed again and again"
 	@echo "make slurm-test  the graph through a Slurm of two nodes on this machine, whose packages root installs"
 	@echo "make bench      time and FLOPs of a training step beside LlamaGen's, under ten minutes on two idle cores"
-	@echo "make gpu-bench  the same on a CUDA machine, after the tests that need one; LLAMAGEN=CHECKOUT as an opponent"
+	@echo "make gpu-check  what one GPU does in eight minutes; WHEELS=, RESULTS= and LLAMAGEN=FOLDER (docs/benchmarks.md)"
 	@echo "make check      formatting, lint, types and the floors of the packages"
 
 demo: .venv/.installed
@@ -52,25 +52,11 @@ slurm-test: .venv/.installed-dev
 bench: .venv/.installed
 	$(BIN)/dpar bench train --json
 
-# On a machine with CUDA, by $(PYTHON) as it is: nothing is installed. Tables on the terminal, numbers in $(BENCH).
-BENCH ?= results/bench
-TRAIN := -m dpar.cli bench train --json
-gpu-bench:
-	mkdir -p $(BENCH)
-	failed=; \
-	$(PYTHON) -m pytest -m gpu tests/patches/test_rule.py tests/model tests/train tests/benchmarks \
-	  tests/sampling/test_sampler.py tests/evaluation/test_precision_recall.py || failed="$$failed tests"; \
-	$(PYTHON) $(TRAIN) --size L --batch-size 64 > $(BENCH)/L-256.json || failed="$$failed L-256"; \
-	$(PYTHON) $(TRAIN) --size L --batch-size 64 --compile > $(BENCH)/L-256-compiled.json \
-	  || failed="$$failed L-256-compiled"; \
-	$(PYTHON) $(TRAIN) --size XL --resolution 384 --batch-size 32 --accumulate 2 --compile \
-	  > $(BENCH)/XL-384-compiled.json || failed="$$failed XL-384-compiled"; \
-	$(PYTHON) -m dpar.cli bench sample --size XL --cfg 2 --batches 32 64 128 256 --turns 3 --json \
-	  $(if $(LLAMAGEN),--llamagen $(LLAMAGEN)) > $(BENCH)/sample-XL-256.json || failed="$$failed sample-XL-256"; \
-	$(PYTHON) -m dpar.cli bench sample --size XL --cfg 2 --batches 32 128 --turns 3 --compile --json \
-	  $(if $(LLAMAGEN),--llamagen $(LLAMAGEN)) > $(BENCH)/sample-XL-256-compiled.json \
-	  || failed="$$failed sample-XL-256-compiled"; \
-	test -z "$$failed" || { echo "failed:$$failed; the rest has run"; exit 1; }
+# On a machine with CUDA, by $(PYTHON) as it is: nothing is installed. Numbers and the table are in $(CHECK).
+CHECK ?= results/gpu_check
+gpu-check:
+	$(PYTHON) -m dpar.benchmarks.gpu_check --out $(CHECK) $(if $(WHEELS),--wheels $(WHEELS)) \
+	  $(if $(RESULTS),--results $(RESULTS)) $(if $(LLAMAGEN),--llamagen $(LLAMAGEN))
 
 check: .venv/.installed-dev
 	$(BIN)/ruff format --check dpar tests
