@@ -328,11 +328,11 @@ def test_a_full_disk_stops_the_training_and_more_space_lets_it_go_on(tmp_path, m
     with monkeypatch.context() as patch:
         saved = []
 
-        def filling(tensors, path):
+        def filling(tensors, path, about):
             saved.append(path)
             if len(saved) == 3:
                 raise OSError(28, "No space left on device", str(path))
-            save_file(tensors, path)
+            save_file(tensors, path, about)
 
         save_file = weights.save_file
         patch.setattr(weights, "save_file", filling)
@@ -469,7 +469,7 @@ def test_a_kept_milestone_that_describes_another_network_is_refused(tmp_path, ch
         train(tmp_path / "other", "dpar", 8)
         other = read_json(tmp_path / "other" / "model8" / "config.json")
         found |= {name: other[name] for name in ("kind", "model")}
-    config.write_text(json.dumps(found))
+    write_json(config, found)
     output = (tmp_path / "model8" / "config.json").read_bytes()
     with pytest.raises(InputError, match=r"config\.json describes another network than this training's"):
         train(tmp_path, "llamagen", 8)
@@ -479,7 +479,7 @@ def test_a_kept_milestone_that_describes_another_network_is_refused(tmp_path, ch
 def test_a_milestone_from_before_they_named_their_training_is_given_out_at_its_own_step_alone(tmp_path):
     whole = train(tmp_path, "llamagen", 8)
     kept = tmp_path / "state" / "milestones" / "step00000008"
-    (kept / "config.json").write_text(json.dumps(read_json(kept / "config.json") | {"provenance": {}}))
+    write_json(kept / "config.json", read_json(kept / "config.json") | {"provenance": {}})
     with pytest.raises(InputError, match="of another training or step"):  # what was saved before it names its training
         train(tmp_path, "llamagen", 8)
     for note in kept.parents[1].glob("step*.json"):
