@@ -125,6 +125,30 @@ def open_codes(
     )
 
 
+def open_splits(train: Path, val: Path, *, resolution: int, vocab_size: int) -> tuple[CodeStore, CodeStore]:
+    """Codes to learn from, and held-out ones that were made by the same networks.
+
+    Args:
+        train: manifest of the first.
+        val: manifest of the second.
+        resolution: pixels that they must have been made at.
+        vocab_size: codes that the tokenizer must have.
+
+    Raises:
+        InputError: as `open_codes`.
+    """
+    learned = open_codes(train, resolution=resolution, vocab_size=vocab_size)
+    made = learned.metadata
+    held_out = open_codes(
+        val,
+        resolution=resolution,
+        tokenizer=made.tokenizer,
+        entropy_model=made.entropy_model,
+        entropy_precision=made.entropy_precision,
+    )
+    return learned, held_out
+
+
 def cache_folder() -> Path:
     """The folder of decoded codes: `$DPAR_CACHE`, or this user's folder under the system's temporary one.
 

@@ -6,12 +6,13 @@ end the process with status 75, "start me again", which is also the launcher's.
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from dpar.data.codes import open_codes
-from dpar.data.loader import steps_per_epoch
+from dpar.data.codes import open_splits
 from dpar.errors import InputError, run_command
+from dpar.experiment.settings import EntropyModel, Training
 from dpar.files import digest
 from dpar.model.variants import build_entropy_model, entropy_model_config
 from dpar.train.distributed import ranks
@@ -19,7 +20,7 @@ from dpar.train.history import HISTORY
 from dpar.train.loop import Task, flat_params, train_to
 from dpar.workflow import jobs
 from dpar.workflow.recipes import recipe_number
-from dpar.workflow.stage import NETWORK, RESTART, Stage, flag
+from dpar.workflow.stage import NETWORK, RESTART, Run, Stage, flag
 
 STAGE = Stage(
     "train_entropy_model",
@@ -42,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: with status 75 after a signal, when the state has been saved.
     """
     run = STAGE.start(argv)
-    args, experiment = run.args, run.experiment
-    settings = experiment.network(args.network)
+    args, settings = run.args, run.experiment.network(run.args.network)
     if settings.training is None:
         raise InputError(
             f"{args.experiment} imports its {args.network} from {settings.weights}: run import_entropy_model"
@@ -52,56 +52,64 @@ def main(argv: Sequence[str] | None = None) -> None:
     with (
         ranks() as here,
         run.job(
-            None if settings is experiment.entropy_model else args.network,
+            None if settings is run.experiment.entropy_model else args.network,
             inputs=jobs.codes(store, "train", args.train) + jobs.codes(store, "val", args.val),
             outputs=[args.output],
-            params={"kind": settings.kind, "seed": experiment.seed}
+            params={"kind": settings.kind, "seed": run.experiment.seed}
             | flat_params(model=settings.model, train=settings.training),
         ) as job,
     ):
-        vocab_size, resolution = experiment.tokenizer.vocab_size, experiment.images.resolution
-        train = open_codes(args.train, resolution=resolution, vocab_size=vocab_size)
-        tokenizer, teacher = train.metadata.tokenizer, train.metadata.entropy_model
-        val = open_codes(args.val, resolution=resolution, tokenizer=tokenizer, entropy_model=teacher)
-        torch.manual_seed(experiment.seed)
-        config = entropy_model_config(
-            settings, vocab_size=vocab_size, grid=experiment.grid, num_classes=experiment.images.num_classes
-        )
-        model = build_entropy_model(config)
-        task = Task(
-            model=model.to(here.device),
-            training=settings.training,
-            train=train,
-            val=val,
-            patchify=None,
-            rule=None,
-            seed=experiment.seed,
-            recipe=recipe_number("train_entropy_model", "llamagen"),
-        )
-        until = settings.training.length
-        if settings.training.unit == "epoch":
-            until *= steps_per_epoch(train, settings.training.batch_size)
-        provenance = {
-            "experiment": digest(experiment.model_dump(mode="json")),
-            "tokenizer": tokenizer,
-            "codes": train.digest,
-            "grid": experiment.grid,
-        }
-        if settings is not experiment.entropy_model:
-            provenance["gate"] = args.network.removeprefix("gates/")
-        if task.distilled:
-            provenance["entropy_model"] = teacher
+        task = task_of(run, settings, settings.training, here.device)
         train_to(
             task,
-            until,
+            task.steps(settings.training.length),
             state=args.state,
             output=args.output,
             history=args.output / HISTORY,
-            provenance=provenance,
+            provenance=provenance(run, task),
             ranks=here,
             job=job,
             restart=args.restart,
         )
+
+
+def task_of(run: Run, settings: EntropyModel, training: Training, device: torch.device) -> Task:
+    """The training: a fresh network and the codes.
+
+    Raises:
+        InputError: the codes are of something else.
+    """
+    experiment, vocab_size = run.experiment, run.experiment.tokenizer.vocab_size
+    resolution, num_classes = experiment.images.resolution, experiment.images.num_classes
+    train, val = open_splits(run.args.train, run.args.val, resolution=resolution, vocab_size=vocab_size)
+    torch.manual_seed(experiment.seed)
+    config = entropy_model_config(settings, vocab_size=vocab_size, grid=experiment.grid, num_classes=num_classes)
+    return Task(
+        model=build_entropy_model(config).to(device),
+        training=training,
+        train=train,
+        val=val,
+        patchify=None,
+        rule=None,
+        seed=experiment.seed,
+        recipe=recipe_number("train_entropy_model", "llamagen"),
+    )
+
+
+def provenance(run: Run, task: Task) -> dict[str, Any]:
+    """The provenance of the network's folder."""
+    experiment, network, made = run.experiment, run.args.network, task.train.metadata
+    found: dict[str, Any] = {
+        "experiment": digest(experiment.model_dump(mode="json")),
+        "tokenizer": made.tokenizer,
+        "codes": task.train.digest,
+        "grid": experiment.grid,
+    }
+    if experiment.network(network) is not experiment.entropy_model:
+        found["gate"] = network.removeprefix("gates/")
+    if task.distilled:
+        found["entropy_model"] = made.entropy_model
+    return found
 
 
 if __name__ == "__main__":

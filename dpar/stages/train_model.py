@@ -5,28 +5,31 @@ command goes on from the last checkpoint. SIGTERM, SIGINT and SIGUSR1 save the s
 "start me again", which is also the launcher's.
 """
 
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from dpar import tracking
 from dpar.data.classes import Classes
-from dpar.data.codes import open_codes
-from dpar.data.loader import steps_per_epoch
+from dpar.data.codes import open_splits
+from dpar.data.shards import CodeMetadata
 from dpar.errors import InputError, run_command
-from dpar.experiment.cells import merged_thresholds, model_cells, threshold_of
-from dpar.model.dpar import DPARConfig
+from dpar.experiment.cells import ModelCell, merged_thresholds, model_cells
+from dpar.experiment.settings import Experiment
 from dpar.model.variants import build_model
-from dpar.model.variants import model_config as sizes_of
 from dpar.patches.rule import PatchRule
 from dpar.sampling.preview import previewer
+from dpar.tracking.makers import Wanted
 from dpar.train.distributed import ranks
 from dpar.train.loop import Task, flat_params, train_to
 from dpar.weights import model_config
 from dpar.workflow import jobs
 from dpar.workflow.recipes import recipe_number
-from dpar.workflow.stage import RESTART, THRESHOLDS, Stage, flag
+from dpar.workflow.stage import RESTART, THRESHOLDS, Run, Stage, flag
 
 STAGE = Stage(
     "train_model",
@@ -57,107 +60,130 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     run = STAGE.start(argv)
     args, experiment = run.args, run.experiment
-    cells = model_cells(experiment)
-    if args.model not in cells:
-        raise InputError(f"--model {args.model}: there is no such model; this experiment has {', '.join(cells)}")
-    cell = cells[args.model]
-    if args.milestone not in cell.milestones:
-        raise InputError(f"--milestone {args.milestone}: {args.model} keeps {', '.join(cell.milestones)}")
-    sizes = {
-        "vocab_size": experiment.tokenizer.vocab_size,
-        "grid": experiment.grid,
-        "num_classes": experiment.images.num_classes,
-    }
-    before = cell.milestones[: cell.milestones.index(args.milestone)]
-    is_dpar = isinstance(sizes_of(cell.transformer, **sizes), DPARConfig)
-    entropy_model_folder = args.entropy_model if is_dpar and cell.patchify.is_dynamic else None
-    looked_with = [folder for folder in (args.tokenizer, entropy_model_folder) if args.tokenizer and folder]
+    cell = cell_of(experiment, args.model, args.milestone)
+    patchify = cell.patchify if cell.transformer.is_dpar else None
+    entropy_model = args.entropy_model if args.tokenizer and patchify and patchify.is_dynamic else None
     with (
         ranks() as here,
         run.job(
             f"{args.model}/{args.milestone}",
-            inputs=[
-                *jobs.codes_of_model(experiment, args.model, "train", args.train),
-                *jobs.codes_of_model(experiment, args.model, "val", args.val),
-                *jobs.class_names(args.classes),
-                *jobs.thresholds(experiment, args.thresholds),
-                *(jobs.tokenizer(args.tokenizer) if args.tokenizer else []),
-                *(wanted for folder in looked_with[1:] for wanted in jobs.network("entropy_model", folder)),
-                *tracking.made_by(tuple(f"train_model[{args.model}/{name}]" for name in before), *args.previous),
-            ],
+            inputs=inputs(run, cell, entropy_model),
             outputs=[args.output, args.history],
             params={"model": args.model, "milestone": args.milestone, "seed": cell.seed}
-            | flat_params(model=cell.transformer, patch=cell.patchify if is_dpar else None, train=cell.training),
+            | flat_params(model=cell.transformer, patch=patchify, train=cell.training),
         ) as job,
     ):
-        resolution = experiment.images.resolution
-        train = open_codes(args.train, resolution=resolution, vocab_size=sizes["vocab_size"])
-        tokenizer, entropy_model = train.metadata.tokenizer, train.metadata.entropy_model
-        precision = train.metadata.entropy_precision
-        val = open_codes(
-            args.val,
-            resolution=resolution,
-            tokenizer=tokenizer,
-            entropy_model=entropy_model,
-            entropy_precision=precision,
-        )
-        thresholds = merged_thresholds(args.thresholds)
-        patchify = cell.patchify if is_dpar else None
-        rule = patchify and PatchRule.of(patchify, threshold_of(patchify, thresholds), experiment.grid[1])
-        for folder, expected in zip(looked_with, (tokenizer, entropy_model), strict=False):
-            if (found := model_config(folder)["sha256"]) != expected:
-                raise InputError(
-                    f"{folder} (sha256 {found[:12]}...) is not what made {args.train} ({str(expected)[:12]}...); "
-                    "give the folders of one experiment"
-                )
-        torch.manual_seed(cell.seed)
-        task = Task(
-            model=build_model(cell.transformer, **sizes).to(here.device),
-            training=cell.training,
-            train=train,
-            val=val,
-            patchify=patchify,
-            rule=rule,
-            seed=cell.seed,
-            recipe=recipe_number("train_model", cell.transformer.sizes["architecture"]),
-        )
-        picture = None
-        if args.tokenizer is not None and here.main:
-            picture = previewer(
-                args.tokenizer,
-                entropy_model_folder,
-                rule=rule,
-                sampling=experiment.sampling,
-                seed=experiment.seed,
-                entropy_precision=precision,
-            )
-        until = int(args.milestone.removeprefix(cell.training.unit))
-        if cell.training.unit == "epoch":
-            until *= steps_per_epoch(train, cell.training.batch_size)
-        provenance = {
-            "tokenizer": tokenizer,
-            "entropy_model": entropy_model,
-            **({"entropy_precision": precision} if precision != "float32" else {}),
-            "codes": train.digest,
-            "threshold": rule and rule.threshold,
-            "patchify": patchify and patchify.model_dump(mode="json"),
-            "grid": experiment.grid,
-            "precision": cell.training.precision,
-        }
-        if (names := Classes.of_images(experiment.images, args.classes).names) is not None:
-            provenance["classes"] = list(names)
+        task = task_of(run, cell, entropy_model, here.device)
+        picture = preview(run, task, entropy_model) if args.tokenizer and here.main else None
         train_to(
             task,
-            until,
+            task.steps(int(args.milestone.removeprefix(cell.training.unit))),
             state=args.state,
             output=args.output,
             history=args.history,
-            provenance=provenance,
+            provenance=provenance(run, task),
             ranks=here,
             job=job,
             picture=picture,
             restart=args.restart,
         )
+
+
+def cell_of(experiment: Experiment, model: str, milestone: str) -> ModelCell:
+    """The model cell of that name.
+
+    Raises:
+        InputError: the experiment has none, or it does not keep that milestone.
+    """
+    cells = model_cells(experiment)
+    if model not in cells:
+        raise InputError(f"--model {model}: there is no such model; this experiment has {', '.join(cells)}")
+    if milestone not in cells[model].milestones:
+        raise InputError(f"--milestone {milestone}: {model} keeps {', '.join(cells[model].milestones)}")
+    return cells[model]
+
+
+def inputs(run: Run, cell: ModelCell, entropy_model: Path | None) -> list[Wanted]:
+    """All that is read; the entropy model only where samples of checkpoints are drawn with it."""
+    args, experiment = run.args, run.experiment
+    before = cell.milestones[: cell.milestones.index(args.milestone)]
+    return [
+        *jobs.codes_of_model(experiment, args.model, "train", args.train),
+        *jobs.codes_of_model(experiment, args.model, "val", args.val),
+        *jobs.class_names(args.classes),
+        *jobs.thresholds(experiment, args.thresholds),
+        *(jobs.tokenizer(args.tokenizer) if args.tokenizer else []),
+        *(jobs.network("entropy_model", entropy_model) if entropy_model else []),
+        *tracking.made_by(tuple(f"train_model[{args.model}/{name}]" for name in before), *args.previous),
+    ]
+
+
+def task_of(run: Run, cell: ModelCell, entropy_model: Path | None, device: torch.device) -> Task:
+    """The training: a fresh network, the codes, and where patches begin.
+
+    Raises:
+        InputError: the codes are of something else than the experiment, or than the networks that samples of
+            checkpoints are to be drawn with, or the threshold is not calibrated.
+    """
+    args, experiment = run.args, run.experiment
+    vocab_size = experiment.tokenizer.vocab_size
+    train, val = open_splits(args.train, args.val, resolution=experiment.images.resolution, vocab_size=vocab_size)
+    check_makers(args, train.metadata, entropy_model)
+    patchify, thresholds = cell.patchify if cell.transformer.is_dpar else None, merged_thresholds(args.thresholds)
+    torch.manual_seed(cell.seed)
+    model = build_model(
+        cell.transformer, vocab_size=vocab_size, grid=experiment.grid, num_classes=experiment.images.num_classes
+    )
+    return Task(
+        model=model.to(device),
+        training=cell.training,
+        train=train,
+        val=val,
+        patchify=patchify,
+        rule=patchify and PatchRule.calibrated(patchify, thresholds, experiment.grid[1]),
+        seed=cell.seed,
+        recipe=recipe_number("train_model", cell.transformer.sizes["architecture"]),
+    )
+
+
+def preview(run: Run, task: Task, entropy_model: Path | None) -> Callable[[Any], bytes]:
+    """The function that draws the samples of a checkpoint."""
+    return previewer(
+        run.args.tokenizer,
+        entropy_model,
+        rule=task.rule,
+        sampling=run.experiment.sampling,
+        seed=run.experiment.seed,
+        entropy_precision=task.train.metadata.entropy_precision,
+    )
+
+
+def check_makers(args: argparse.Namespace, codes: CodeMetadata, entropy_model: Path | None) -> None:
+    """Refuses a tokenizer or an entropy model that samples are to be drawn with and that did not make the codes."""
+    for folder, expected in ((args.tokenizer, codes.tokenizer), (entropy_model, codes.entropy_model)):
+        if folder is not None and (found := model_config(folder)["sha256"]) != expected:
+            raise InputError(
+                f"{folder} (sha256 {found[:12]}...) is not what made {args.train} ({str(expected)[:12]}...); "
+                "give the folders of one experiment"
+            )
+
+
+def provenance(run: Run, task: Task) -> dict[str, Any]:
+    """The provenance of the model folder."""
+    experiment, made = run.experiment, task.train.metadata
+    found: dict[str, Any] = {
+        "tokenizer": made.tokenizer,
+        "entropy_model": made.entropy_model,
+        **({"entropy_precision": made.entropy_precision} if made.entropy_precision != "float32" else {}),
+        "codes": task.train.digest,
+        "threshold": task.rule and task.rule.threshold,
+        "patchify": task.patchify and task.patchify.model_dump(mode="json"),
+        "grid": experiment.grid,
+        "precision": task.training.precision,
+    }
+    if (names := Classes.of_images(experiment.images, run.args.classes).names) is not None:
+        found["classes"] = list(names)
+    return found
 
 
 if __name__ == "__main__":

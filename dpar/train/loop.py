@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dpar.data.codes import CodeStore
-from dpar.data.loader import batches, prefetched
+from dpar.data.loader import batches, prefetched, steps_per_epoch
 from dpar.device import peak_flops
 from dpar.errors import InputError
 from dpar.experiment.settings import TRAINING_PACE, Patchify, Settings, Training
@@ -97,6 +97,14 @@ class Task:
     def distilled(self) -> bool:
         """Whether the network learns the stored entropies, and not the tokens."""
         return isinstance(self.model.config, EntropyRegressorConfig)
+
+    def steps(self, length: int) -> int:
+        """Optimizer steps in so many of the training's unit, steps or epochs.
+
+        Raises:
+            InputError: the images do not fill one batch.
+        """
+        return length * (steps_per_epoch(self.train, self.training.batch_size) if self.training.unit == "epoch" else 1)
 
     @property
     def made_from(self) -> dict[str, Any]:
