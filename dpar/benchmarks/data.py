@@ -119,20 +119,9 @@ def measure(folder: Path, *, images: int, views: int, resolution: int, suffix: s
     }
     forget(cache)
     found["read"]["in random order, from the disk"] = reading()
-    consumed = {
-        card: {model: images_consumed(model, resolution, PEAK_BF16[card]) for model in MODELS} for card in CARDS
-    }
-    rates = found["read"][EVERY_CORE]
     return {
         **found,
-        "consumed_per_s": consumed,
-        "read_over_consumed": {
-            card: {model: rates["per_s"] / rate for model, rate in of.items()} for card, of in consumed.items()
-        },
-        "cores_for_the_bar": {
-            card: {model: BAR * rate / rates["per_cpu_s"] for model, rate in of.items()}
-            for card, of in consumed.items()
-        },
+        **demand(found["read"][EVERY_CORE], resolution),
         "store": {
             "images": images,
             "views": views,
@@ -143,6 +132,27 @@ def measure(folder: Path, *, images: int, views: int, resolution: int, suffix: s
             "cache_bytes_per_row": sum(file.stat().st_size for file in cache.iterdir()) / stored.num_rows,
         },
         "conditions": {"cores": cores, **conditions(torch.device("cpu"))},
+    }
+
+
+def demand(rates: dict[str, float], resolution: int) -> dict[str, Any]:
+    """The images that each model takes in a second on each card, and what part of that, and which cores, reading gives.
+
+    Args:
+        rates: of reading with every core.
+        resolution: pixels, a key of `PAPER_PATCHES`.
+    """
+    consumed = {
+        card: {model: images_consumed(model, resolution, PEAK_BF16[card]) for model in MODELS} for card in CARDS
+    }
+
+    def of_each(value: Callable[[float], float]) -> dict[str, dict[str, float]]:
+        return {card: {model: value(rate) for model, rate in of.items()} for card, of in consumed.items()}
+
+    return {
+        "consumed_per_s": consumed,
+        "read_over_consumed": of_each(lambda rate: rates["per_s"] / rate),
+        "cores_for_the_bar": of_each(lambda rate: BAR * rate / rates["per_cpu_s"]),
     }
 
 

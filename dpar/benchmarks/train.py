@@ -37,8 +37,9 @@ from dpar.patches.packing import PatchLayout
 from dpar.patches.rule import PatchRule
 from dpar.tracking.spool import EventFile, Job
 from dpar.train.distributed import Ranks
-from dpar.train.loop import Task, Trainer
+from dpar.train.loop import Trainer
 from dpar.train.objective import Inputs
+from dpar.train.task import Task
 from dpar.workflow.options import Parser
 
 PAPER_P_AVG = {256: 1.81, 384: 2.06}

@@ -61,12 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"--{name} {getattr(args, name)}: expected at least 1")
     if args.output.suffix != ".npz":
         raise InputError(f"{args.output}: the reference is an npz file; name it OUT.npz")
-    extractor = None if args.no_statistics else open_extractor(args.extractor, default_device())
-    if extractor is not None and extractor.name != "inception":
-        raise InputError(
-            f"{args.extractor} is {extractor.name}; the statistics of such a file are Inception's by definition: give "
-            "its weights (for other networks, `dpar evaluate --keep` stores features of both sides)"
-        )
+    extractor = None if args.no_statistics else open_inception(args.extractor)
     images = open_set([args.data])
     if not len(images):
         raise InputError(f"{args.data} holds no images; check the path")
@@ -91,6 +86,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_samples(args.output, chain([first], stored), (count, side, side, 3), arrays, conditions)
     what = "" if extractor is None else f"statistics of {len(images):,} images, "
     print(f"{args.output}: {what}{count:,} images of {side} pixels as arr_0")
+
+
+def open_inception(path: Path) -> Extractor:
+    """The network of the statistics.
+
+    Raises:
+        InputError: the file is damaged, or another network.
+    """
+    extractor = open_extractor(path, default_device())
+    if extractor.name != "inception":
+        raise InputError(
+            f"{path} is {extractor.name}; the statistics of such a file are Inception's by definition: give "
+            "its weights (for other networks, `dpar evaluate --keep` stores features of both sides)"
+        )
+    return extractor
 
 
 def statistics(images: ImageSet, extractor: Extractor, side: int | None) -> dict[str, np.ndarray]:

@@ -58,19 +58,7 @@ def compare(
     """
     _check_same_network(samples, reference)
     count, dims = samples.features.shape
-    warnings = []
-    for features, name in ((samples, "samples"), (reference, "reference images")):
-        # statistics stand for a larger set, whose size the file does not say
-        if len(features) < 10 * dims and not features.statistics:
-            warnings.append(
-                f"{len(features)} {name} are few for features of {dims} dimensions: 10 times as many are advised"
-            )
-    if samples.statistics:
-        samples = samples.own()
-        warnings.append("the statistics in the file of the samples are not used: these numbers are of its images")
-    digest = samples.conditions.get("source_digest")
-    if digest is not None and digest == reference.conditions.get("source_digest"):
-        warnings.append("samples and reference are the same images: the numbers say nothing")
+    warnings, samples = _warnings(samples, reference), samples.own()
     distance = frechet_distance(gaussian_of(samples), gaussian_of(reference))
     ours, theirs = torch.from_numpy(samples.features), torch.from_numpy(reference.features)
     kernel, kernel_condition = _kernel_distance(ours, theirs, seed)
@@ -101,22 +89,51 @@ def compare(
         "dtype": "float64",
     }
     if samples.logits is not None:
-        logits = torch.from_numpy(samples.logits)
         split_size = min(split_size, count)
-        order = "as in the file"
-        if splits_differ(_classes(samples), split_size):
-            if shuffle:
-                logits = logits[torch.randperm(count, generator=torch.Generator().manual_seed(seed))]
-                order = f"shuffled with seed {seed}, because the file is sorted by class"
-            else:
-                warnings.append(
-                    "the samples are sorted by class: the Inception Score of consecutive splits is too low; "
-                    "shuffle the file, images and logits alike"
-                )
+        logits, order, more = _ordered_logits(samples, samples.logits, split_size, seed if shuffle else None)
         score = inception_score(logits, split_size)
         values |= {"inception_score": score.mean, "inception_score_sd": score.std}
         conditions |= {"splits": score.splits, "split_size": split_size, "order": order}
+        warnings += more
     return Comparison(values, conditions, warnings)
+
+
+def _ordered_logits(
+    samples: Features, stored: Float[np.ndarray, "N C"], split_size: int, seed: int | None
+) -> tuple[Float[Tensor, "N C"], str, list[str]]:
+    """The class scores in the order in which they are split, that order in words, and warnings.
+
+    Args:
+        seed: of the shuffle of a file that is sorted by class; None leaves it as it is.
+    """
+    logits = torch.from_numpy(stored)
+    if not splits_differ(_classes(samples), split_size):
+        return logits, "as in the file", []
+    if seed is None:
+        warning = (
+            "the samples are sorted by class: the Inception Score of consecutive splits is too low; "
+            "shuffle the file, images and logits alike"
+        )
+        return logits, "as in the file", [warning]
+    logits = logits[torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))]
+    return logits, f"shuffled with seed {seed}, because the file is sorted by class", []
+
+
+def _warnings(samples: Features, reference: Features) -> list[str]:
+    """Everything that a reader of the numbers should know of the two sets."""
+    found, dims = [], samples.features.shape[1]
+    for features, name in ((samples, "samples"), (reference, "reference images")):
+        # statistics stand for a larger set, whose size the file does not say
+        if len(features) < 10 * dims and not features.statistics:
+            found.append(
+                f"{len(features)} {name} are few for features of {dims} dimensions: 10 times as many are advised"
+            )
+    if samples.statistics:
+        found.append("the statistics in the file of the samples are not used: these numbers are of its images")
+    digest = samples.conditions.get("source_digest")
+    if digest is not None and digest == reference.conditions.get("source_digest"):
+        found.append("samples and reference are the same images: the numbers say nothing")
+    return found
 
 
 def noise_floor(

@@ -50,15 +50,7 @@ def model_card(
         "",
     ]
     lines += [f"![samples]({picture})", ""] if picture else []
-    lines += ["## Use", "", "Nothing is downloaded; this folder holds all networks, as safetensors.", "", "```"]
-    example = shlex.quote(classes.example(2))
-    lines += [f"dpar sample --checkpoint FOLDER --labels {example} --n 16 --out grid.png", "```", "", "```python"]
-    lines += ["import dpar", "", "generator = dpar.Generator.from_pretrained(FOLDER)"]
-    lines += ["images = generator([0, 1], seed=0, cfg_scale=2.0)  # uint8, N x side x side x 3", "```", ""]
-    if classes.names is not None:
-        numbered = [tables.plain(f"{label} {classes.title(label)}") for label in range(min(classes.count, _NAMED))]
-        more = [f"... ({classes.count:,} in all, in config.json)"] if classes.count > _NAMED else []
-        lines += ["## Classes", "", "```", *numbered, *more, "```", ""]
+    lines += _use(classes)
     lines += ["## Measured", ""]
     if likelihood:
         lines += [
@@ -76,6 +68,20 @@ def model_card(
     settings = (tables.plain(f"{key}: {value}") for key, value in {**model, **made}.items() if key != "classes")
     lines += ["## Settings", "", "```", *settings, "```", ""]
     return "\n".join(lines)
+
+
+def _use(classes: Classes) -> list[str]:
+    """The lines that show how the model is used, and the names of its classes."""
+    lines = ["## Use", "", "Nothing is downloaded; this folder holds all networks, as safetensors.", "", "```"]
+    example = shlex.quote(classes.example(2))
+    lines += [f"dpar sample --checkpoint FOLDER --labels {example} --n 16 --out grid.png", "```", "", "```python"]
+    lines += ["import dpar", "", "generator = dpar.Generator.from_pretrained(FOLDER)"]
+    lines += ["images = generator([0, 1], seed=0, cfg_scale=2.0)  # uint8, N x side x side x 3", "```", ""]
+    if classes.names is not None:
+        numbered = [tables.plain(f"{label} {classes.title(label)}") for label in range(min(classes.count, _NAMED))]
+        more = [f"... ({classes.count:,} in all, in config.json)"] if classes.count > _NAMED else []
+        lines += ["## Classes", "", "```", *numbered, *more, "```", ""]
+    return lines
 
 
 def _samples(cell: str, seeds: Sequence[Mapping[str, Any]]) -> str:

@@ -9,7 +9,7 @@ from dpar.files import digest, sha256_file
 from dpar.model.llamagen import LlamaGenConfig
 from dpar.model.official import import_llamagen
 from dpar.model.variants import model_config
-from dpar.train.loop import flat_params
+from dpar.train.task import flat_params
 from dpar.weights import save_model
 from dpar.workflow.stage import NETWORK, Stage, flag
 

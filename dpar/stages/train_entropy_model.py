@@ -17,7 +17,8 @@ from dpar.files import digest
 from dpar.model.variants import build_entropy_model, entropy_model_config
 from dpar.train.distributed import ranks
 from dpar.train.history import HISTORY
-from dpar.train.loop import Task, flat_params, train_to
+from dpar.train.loop import train_to
+from dpar.train.task import Task, flat_params
 from dpar.workflow import jobs
 from dpar.workflow.recipes import recipe_number
 from dpar.workflow.stage import NETWORK, RESTART, Run, Stage, flag

@@ -25,7 +25,8 @@ from dpar.patches.rule import PatchRule
 from dpar.sampling.preview import previewer
 from dpar.tracking.makers import Wanted
 from dpar.train.distributed import ranks
-from dpar.train.loop import Task, flat_params, train_to
+from dpar.train.loop import train_to
+from dpar.train.task import Task, flat_params
 from dpar.weights import model_config
 from dpar.workflow import jobs
 from dpar.workflow.recipes import recipe_number

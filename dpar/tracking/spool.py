@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,127 @@ def identity_of(rule: str, name: str, params: Mapping, inputs: Iterable[Artefact
     return files.digest([rule, name, dict(params), read, sorted(outputs)])
 
 
+@dataclass(frozen=True)
+class _Work:
+    """A job about to run: what it is called, reads and makes, and the folder of its record."""
+
+    rule: str
+    name: str
+    experiment: Path
+    settings: dict[str, Any]
+    params: dict[str, Value]
+    read: list[Artefact]
+    outputs: list[Path]
+    identity: str
+    cache: HashCache
+    makers: Makers
+
+    @classmethod
+    def of(
+        cls,
+        rule: str,
+        experiment: Path,
+        name: str,
+        inputs: Iterable[str | Path | Wanted | Artefact],
+        outputs: list[Path],
+        params: dict[str, Value],
+    ) -> "_Work":
+        """The job, once its inputs are found to be what their makers left."""
+        results = experiment.parent
+        settings = check_settings(experiment, by_job=rule != ACCEPT)
+        cache, makers = HashCache(results), Makers(results)
+        read = [item if isinstance(item, Artefact) else makers.checked(item) for item in inputs if item != experiment]
+        made = [portable_path(path, results) for path in outputs]
+        identity = identity_of(rule, name, params, read, made)
+        return cls(rule, name, experiment, settings, params, read, outputs, identity, cache, makers)
+
+    @property
+    def spool(self) -> Path:
+        """The folder of the record."""
+        return spool_root(self.experiment.parent) / self.rule / f"{slug_of(self.name)}-{self.identity}"
+
+    def about(self) -> dict[str, Any]:
+        """Everything that the record says of the job before it runs, on this machine and at this commit."""
+        commit, dirty = git_commit()
+        return {
+            "rule": self.rule,
+            "name": self.name,
+            "identity": self.identity,
+            "experiment": self.settings.get("name", self.experiment.parent.name),
+            "config": files.digest(self.settings),
+            "commit": commit,
+            "dirty": dirty,
+            "params": self.params,
+            "machine": machine(),
+            "versions": versions(),
+        }
+
+    def finish(self, about: dict[str, Any], started: float, written: list[Artefact]) -> None:
+        """Writes the manifest, and keeps who has made the outputs."""
+        manifest = about | {
+            "started": started,
+            "wall_s": round(time.time() - started, 3),
+            "inputs": [artefact.as_json() for artefact in self.read],
+            "outputs": [artefact.as_json() for artefact in written],
+        }
+        files.write_json(self.spool / MANIFEST, manifest)
+        if self.rule != ACCEPT:
+            self.makers.remember(self.name, self.spool, written)
+
+
+@contextmanager
+def _locked(work: _Work) -> Iterator[None]:
+    """The folder of the job's record, to which no other copy of the job writes."""
+    with ExitStack() as lock:
+        try:
+            work.spool.mkdir(parents=True, exist_ok=True)
+            lock.enter_context(_job_lock(work.spool / LOCK, work.name))
+        except OSError as error:
+            raise InputError(
+                f"cannot record the job in {work.spool}: {error.strerror}; free space or fix permissions"
+            ) from None
+        yield
+
+
+@contextmanager
+def _recorded(work: _Work) -> Iterator[Job]:
+    """The record from start to end; its lock is held."""
+    spool, about, started = work.spool, work.about(), time.time()
+    events = EventFile(spool / EVENTS)
+    status, reason = "FAILED", None
+    try:
+        shutil.copyfile(work.experiment, spool / CONFIG)
+        for path in work.outputs:
+            files.remove_leftovers(path)
+        events.append("start", pid=os.getpid(), inputs=[_brief(artefact) for artefact in work.read], **about)
+        with (
+            _terminable(),
+            making(work.name, work.outputs),
+            SystemSampler(lambda values: events.append("system", values=values)) as sampler,
+        ):
+            running = Job(spool, events)
+            yield running
+            written = [work.cache.artefact(path) for path in work.outputs]
+            running.summary({"io/out_bytes": sum(artefact.bytes for artefact in written), **sampler.peaks()})
+            work.finish(about, started, written)
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit, GeneratorExit) as error:
+        status, reason = "KILLED", type(error).__name__
+        raise
+    except BaseException as error:
+        reason = "".join(traceback.format_exception_only(error)).strip()[-2000:]
+        raise
+    finally:
+        events.append("end", status=status, reason=reason)
+        try:
+            events.sync(required=status == "FINISHED")
+        except OSError as error:
+            (spool / MANIFEST).unlink(missing_ok=True)
+            raise InputError(f"cannot write {events.path}: {error.strerror}; free some space and run again") from None
+        finally:
+            events.close()
+
+
 @contextmanager
 def job(
     *,
@@ -273,77 +395,10 @@ def job(
     if place and place.rank != 0:
         yield _SilentJob()
         return
-    experiment, name, params = Path(experiment), name or rule, dict(params or {})
-    outputs = [Path(path) for path in outputs]
-    results = experiment.parent
-    settings = check_settings(experiment, by_job=rule != ACCEPT)
-    cache, makers = HashCache(results), Makers(results)
-    read = [item if isinstance(item, Artefact) else makers.checked(item) for item in inputs if item != experiment]
-    made = [portable_path(path, results) for path in outputs]
-    identity = identity_of(rule, name, params, read, made)
-    spool = spool_root(results) / rule / f"{slug_of(name)}-{identity}"
-    try:
-        spool.mkdir(parents=True, exist_ok=True)
-        lock = ExitStack()
-        lock.enter_context(_job_lock(spool / LOCK, name))
-    except OSError as error:
-        raise InputError(f"cannot record the job in {spool}: {error.strerror}; free space or fix permissions") from None
-    commit, dirty = git_commit()
-    about = {
-        "rule": rule,
-        "name": name,
-        "identity": identity,
-        "experiment": settings.get("name", results.name),
-        "config": files.digest(settings),
-        "commit": commit,
-        "dirty": dirty,
-        "params": params,
-        "machine": machine(),
-        "versions": versions(),
-    }
-    started = time.time()
-    events = EventFile(spool / EVENTS)
-    status, reason = "FAILED", None
-    try:
-        shutil.copyfile(experiment, spool / CONFIG)
-        for path in outputs:
-            files.remove_leftovers(path)
-        events.append("start", pid=os.getpid(), inputs=[_brief(artefact) for artefact in read], **about)
-        with (
-            _terminable(),
-            making(name, outputs),
-            SystemSampler(lambda values: events.append("system", values=values)) as sampler,
-        ):
-            running = Job(spool, events)
-            yield running
-            written = [cache.artefact(path) for path in outputs]
-            running.summary({"io/out_bytes": sum(artefact.bytes for artefact in written), **sampler.peaks()})
-            manifest = about | {
-                "started": started,
-                "wall_s": round(time.time() - started, 3),
-                "inputs": [artefact.as_json() for artefact in read],
-                "outputs": [artefact.as_json() for artefact in written],
-            }
-            files.write_json(spool / MANIFEST, manifest)
-            if rule != ACCEPT:
-                makers.remember(name, spool, written)
-        status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit, GeneratorExit) as error:
-        status, reason = "KILLED", type(error).__name__
-        raise
-    except BaseException as error:
-        reason = "".join(traceback.format_exception_only(error)).strip()[-2000:]
-        raise
-    finally:
-        events.append("end", status=status, reason=reason)
-        try:
-            events.sync(required=status == "FINISHED")
-        except OSError as error:
-            (spool / MANIFEST).unlink(missing_ok=True)
-            raise InputError(f"cannot write {events.path}: {error.strerror}; free some space and run again") from None
-        finally:
-            events.close()
-            lock.close()
+    made = [Path(path) for path in outputs]
+    work = _Work.of(rule, Path(experiment), name or rule, inputs, made, dict(params or {}))
+    with _locked(work), _recorded(work) as running:
+        yield running
 
 
 def _brief(artefact: Artefact) -> dict[str, Any]:

@@ -7,14 +7,12 @@ training that was killed and started again gives the same weights as one that ra
 import contextlib
 import copy
 import hashlib
-import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,39 +20,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dpar.data.codes import CodeStore
-from dpar.data.loader import batches, prefetched, steps_per_epoch
+from dpar.data.loader import batches, prefetched
 from dpar.device import peak_flops
 from dpar.errors import InputError
-from dpar.experiment.settings import TRAINING_PACE, Patchify, Settings, Training
-from dpar.files import atomic_write, read_json, sha256_file, write_json, write_text
+from dpar.files import read_json, sha256_file, write_json, write_text
 from dpar.memory import out_of_memory
-from dpar.model.entropy_regressor import EntropyRegressorConfig
 from dpar.model.flops import training_gmacs
-from dpar.patches.rule import PatchRule
 from dpar.tracking import Job
 from dpar.train.blocks import blocks, checkpoint_activations, compile_blocks
 from dpar.train.checkpoint import (
     Checkpoint,
-    claim_state,
-    is_own,
     last_step,
     load_checkpoint,
-    newest_checkpoint,
     origin_of,
     restoring,
     save_checkpoint,
     training_lock,
 )
 from dpar.train.distributed import Ranks, full_tensor
-from dpar.train.history import HISTORY, History, last_of
+from dpar.train.history import HISTORY, History
 from dpar.train.interruption import REQUEUE, Interruption
 from dpar.train.meters import Clock, Outcome, Window, memory_gib
+from dpar.train.milestones import begin, is_whole, link
 from dpar.train.objective import Inputs, autocast, drop_classes, inputs, likelihood, logits_and_targets, summed_loss
 from dpar.train.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from dpar.train.progress import Progress
-from dpar.train.restarts import say_restart
-from dpar.weights import CONFIG, WEIGHTS, model_config, model_settings, save_model, verify_model
+from dpar.train.task import Task
+from dpar.weights import CONFIG, WEIGHTS, save_model
 
 SHOWN = (
     "train/loss",
@@ -62,74 +54,6 @@ SHOWN = (
     "val/entropy_error",
     "perf/images_per_s",
 )  # next to the bar or in the log; the rest is in the history
-
-
-@dataclass(frozen=True)
-class Task:
-    """A training: network, codes and settings.
-
-    Attributes:
-        model: freshly initialised, on this rank's device.
-        training: the optimizer's settings.
-        train: codes to learn from.
-        val: codes to validate on.
-        patchify: the patches of a DPAR as the experiment states them, for the record; None for another network.
-        rule: where they begin.
-        seed: of order, views, class dropout and dropout.
-        recipe: raised when a change of the code changes the result.
-    """
-
-    model: Any
-    training: Training
-    train: CodeStore
-    val: CodeStore
-    patchify: Patchify | None
-    rule: PatchRule | None
-    seed: int
-    recipe: int | str
-
-    @property
-    def labelled(self) -> bool:
-        """Whether the network is told the class."""
-        return self.model.config.num_classes is not None
-
-    @property
-    def distilled(self) -> bool:
-        """Whether the network learns the stored entropies, and not the tokens."""
-        return isinstance(self.model.config, EntropyRegressorConfig)
-
-    def steps(self, length: int) -> int:
-        """Optimizer steps in so many of the training's unit, steps or epochs.
-
-        Raises:
-            InputError: the images do not fill one batch.
-        """
-        return length * (steps_per_epoch(self.train, self.training.batch_size) if self.training.unit == "epoch" else 1)
-
-    @property
-    def made_from(self) -> dict[str, Any]:
-        """Everything that decides the weights after a given step, up to rounding and the dropout of several ranks."""
-        model = self.model.config.model_dump(mode="json")
-        if "attention" in model:  # the back end only rounds differently; `auto`, as most states have it
-            model["attention"] = "auto"
-        return {
-            "model": {"kind": type(self.model).__name__, **model},
-            "training": self.training.model_dump(mode="json", exclude=set(TRAINING_PACE)),
-            "patches": self.patchify and self.rule and [self.patchify.model_dump(mode="json"), self.rule.threshold],
-            "codes": self.train.digest,
-            "seed": self.seed,
-            "recipe": self.recipe,
-        }
-
-
-def flat_params(**groups: Settings | None) -> dict[str, str | int | float | bool | None]:
-    """Settings as a job records them: `group.name`, one level deep."""
-    return {
-        f"{group}.{name}": json.dumps(value) if isinstance(value, list | dict) else value
-        for group, settings in groups.items()
-        if settings is not None
-        for name, value in settings.model_dump(mode="json").items()
-    }
 
 
 def train_to(
@@ -170,83 +94,16 @@ def train_to(
     kept = state / "milestones" / f"step{until:08d}"
     again = state / f"again{until:08d}"
     with training_lock(state) if ranks.main else contextlib.nullcontext():
-        folder, done = ranks.from_main(_begin(task, until, state, kept, again, restart) if ranks.main else (state, 0))
-        if done != until or not ranks.from_main(ranks.main and _is_whole(kept, task, until)):
+        folder, done = ranks.from_main(begin(task, until, state, kept, again, restart) if ranks.main else (state, 0))
+        if done != until or not ranks.from_main(ranks.main and is_whole(kept, task, until)):
             trainer = Trainer(task, folder, ranks, job, done, picture)
             trainer.run(until)
             trainer.keep(kept)
         if ranks.main:
             write_text(history, (kept / HISTORY).read_text("utf-8"))
-            _link(kept / WEIGHTS, output / WEIGHTS)
+            link(kept / WEIGHTS, output / WEIGHTS)
             write_json(output / CONFIG, read_json(kept / CONFIG) | {"provenance": {**provenance, "step": until}})
             shutil.rmtree(again, ignore_errors=True)
-
-
-def _begin(task: Task, until: int, state: Path, kept: Path, again: Path, restart: bool) -> tuple[Path, int]:
-    """Prepares the state to continue: its folder, and its number of steps, or `until` if that milestone was kept.
-
-    A state that has passed `until` may have cost weeks and is still good for what lies ahead of it: it stays as it is,
-    and what it kept no copy of is trained again in the folder `again`.
-    """
-    claim_state(state, task.made_from, restart=restart)
-    if _is_whole(kept, task, until):
-        return state, until
-    done = newest_checkpoint(state) or 0
-    if done <= until:
-        return state, done
-    problem = f"{state} stands at step {done}, past step {until}, and kept no copy of it"
-    if not restart:
-        raise InputError(f"{problem}; add --restart to train to step {until} again, next to that state")
-    print(f"{problem}: training to step {until} again in {again}; the state stays as it is", file=sys.stderr)
-    claim_state(again, task.made_from)
-    return again, newest_checkpoint(again) or 0
-
-
-def _is_whole(folder: Path, task: Task, step: int) -> bool:
-    """Whether a kept milestone is complete and undamaged; one that is not is trained again.
-
-    Raises:
-        InputError: it is another network, or belongs to another training, or to another step than its name says.
-    """
-    try:
-        verify_model(folder)
-    except InputError as error:
-        if folder.exists():
-            say_restart(folder.parents[1], f"the kept milestone {folder} does not count: {error}")
-        return False
-    if not (history := folder / HISTORY).exists():
-        return False
-    _expect_network(folder, task)
-    said = model_config(folder)["provenance"]  # of older ones empty
-    if said.get("step", step) != step or not is_own(folder.parents[1], said, step):
-        raise InputError(
-            f"{folder} is of another training or step than its place says; remove it, or put back what was there"
-        )
-    if said.get("history", found := sha256_file(history)) != found or last_of(history) != step:
-        raise InputError(f"{history} was changed after it was kept; put it back, or remove {folder} to train it again")
-    return True
-
-
-def _expect_network(folder: Path, task: Task) -> None:
-    """Refuses a kept milestone whose config.json describes another network than the one in training."""
-    kind, model = model_settings(folder)
-    unrounded = {"attention"} if "attention" in type(model).model_fields else set()
-    if kind is not type(task.model) or model.model_dump(exclude=unrounded) != task.model.config.model_dump(
-        exclude=unrounded
-    ):
-        raise InputError(
-            f"{folder / CONFIG} describes another network than this training's; put back what was there, or remove "
-            f"{folder} to train it again"
-        )
-
-
-def _link(source: Path, target: Path) -> None:
-    """Hard link (or copy, where the file system has none) of `source` at `target`."""
-    with atomic_write(target) as temporary:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -19,7 +19,8 @@ from dpar.model.variants import build_entropy_model, build_model, entropy_model_
 from dpar.patches.rule import PatchRule
 from dpar.tracking import Job
 from dpar.train.distributed import ranks
-from dpar.train.loop import Task, train_to
+from dpar.train.loop import train_to
+from dpar.train.task import Task
 from dpar.weights import CONFIG, WEIGHTS
 
 GRID, VOCAB, CLASSES, VIEWS, IMAGES = (4, 4), 32, 3, 2, 22
