@@ -20,6 +20,7 @@ from torch import Tensor
 from dpar.data.codes import CodeStore
 from dpar.data.workers import mapped
 from dpar.errors import InputError
+from dpar.splitmix import STEP, signed, splitmix64
 
 T = TypeVar("T")
 
@@ -151,15 +152,10 @@ def random_uniform(seed: int, stream: str, epoch: int, images: Int[np.ndarray, "
 
 
 def random_bits(seed: int, stream: str, epoch: int, images: Int[np.ndarray, "B"]) -> UInt64[np.ndarray, "B"]:
-    """64 random bits for each image: SplitMix64 over a hash of (seed, stream, epoch) and the image's number.
-
-    Written out, so that the order of a run outlives changes in a library's generators.
-    """
+    """64 random bits for each image: SplitMix64 over a hash of (seed, stream, epoch) and the image's number."""
     key = int.from_bytes(hashlib.sha256(f"{seed}/{stream}/{epoch}".encode()).digest()[:8], "little")
-    bits = np.asarray(images).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
-    return bits ^ (bits >> np.uint64(31))
+    numbers = torch.from_numpy(np.asarray(images).astype(np.int64))
+    return splitmix64(numbers * STEP + signed(key)).numpy().view(np.uint64)
 
 
 def prefetched(items: Iterable[T], depth: int = 4) -> Iterator[T]:

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dpar.sampling.noise import gumbel_at, hashed
+from dpar.sampling.noise import gumbel_at
+from dpar.splitmix import splitmix64
 
 SOURCE = """
 template <typename T> T gumbel_bits(T key, T counter) {
@@ -52,7 +53,7 @@ def fuses_noise(device: torch.device) -> bool:
     """Whether noise is one kernel on `device`, by trial; logged once where it is not."""
     if device.type != "cuda":
         return False
-    keys = hashed(torch.tensor([0, -5, 2**62, -(2**63)])).to(device)
+    keys = splitmix64(torch.tensor([0, -5, 2**62, -(2**63)])).to(device)
     counters = torch.arange(0, 2**22, 4099).to(device)
     try:
         found = _kernel()(keys[:, None], counters).view(torch.float64)

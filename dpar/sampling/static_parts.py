@@ -23,9 +23,9 @@ from dpar.patches.rule import PatchRule, static_starts
 from dpar.sampling import steps
 from dpar.sampling.fused_noise import fuses_noise, noise_at
 from dpar.sampling.guidance import DrawSettings, branch_labels, guidance_scales, guided, guided_tokens, gumbel_argmax
-from dpar.sampling.noise import hashed
 from dpar.sampling.result import SampleResult
 from dpar.sampling.static_cache import StaticCache, reads_in_place
+from dpar.splitmix import splitmix64
 
 Part = Callable[..., Any]
 BUCKETS = 16
@@ -77,7 +77,7 @@ class TokenParts:
     def begin(self, labels: Int[Tensor, " B"], seeds: Int[Tensor, " B"], prefix: Int[Tensor, "B N"] | None) -> None:
         """Starts a batch; `prefix` are the first tokens of each image, if they are given."""
         self.labels.copy_(branch_labels(labels, self.model.null_label, self.scales))
-        self.noise_keys.copy_(hashed(seeds))
+        self.noise_keys.copy_(splitmix64(seeds))
         self.position.zero_()
         if prefix is not None:
             self.tokens[:, : prefix.shape[1]] = prefix

@@ -18,8 +18,8 @@ from dpar.data.parts import Parts
 from dpar.errors import InputError, run_command
 from dpar.evaluation.features import Extractor, open_extractor, save_features
 from dpar.evaluation.image_sets import Files, ImageSet, Indexed, open_set
-from dpar.evaluation.parts import add_missing, gather_parts
 from dpar.evaluation.passes import Pass, unseen
+from dpar.evaluation.shared_pass import add_missing, gather_parts
 from dpar.experiment.cells import sample_cells
 from dpar.experiment.settings import Experiment
 from dpar.files import digest

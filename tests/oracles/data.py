@@ -36,14 +36,19 @@ def ten_crop(square, side):
     return found
 
 
-def random_bits(seed, stream, epoch, image):
-    """SplitMix64's output number `image + key / gamma` in Python integers."""
+def splitmix64(state):
+    """The published output function, on Python's integers."""
     mask = 2**64 - 1
-    z = int.from_bytes(hashlib.sha256(f"{seed}/{stream}/{epoch}".encode()).digest()[:8], "little")
-    z = (z + image * 0x9E3779B97F4A7C15) & mask
+    z = state & mask
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
     return z ^ (z >> 31)
+
+
+def random_bits(seed, stream, epoch, image):
+    """SplitMix64's output number `image + key / gamma`."""
+    key = int.from_bytes(hashlib.sha256(f"{seed}/{stream}/{epoch}".encode()).digest()[:8], "little")
+    return splitmix64(key + image * 0x9E3779B97F4A7C15)
 
 
 def global_batch(num_images, num_views, batch_size, seed, step):

@@ -11,10 +11,11 @@ from torch.cuda.jiterator import _CodeParser
 
 from dpar.sampling import fused_noise
 from dpar.sampling.fused_noise import SOURCE, fused_gumbel, fuses_noise, noise_at
-from dpar.sampling.noise import gumbel_at, hashed, image_seed
+from dpar.sampling.noise import gumbel_at, image_seed
+from dpar.splitmix import splitmix64
 from tests.rehearsal import rehearsing
 
-KEYS = hashed(torch.tensor([image_seed(0, image) for image in range(40)] + [0, -1, 2**63 - 1, -(2**63)]))
+KEYS = splitmix64(torch.tensor([image_seed(0, image) for image in range(40)] + [0, -1, 2**63 - 1, -(2**63)]))
 COUNTERS = torch.cat([torch.arange(2000), torch.arange(2**22 - 50, 2**22)])
 
 FOR_CPU = """

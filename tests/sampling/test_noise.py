@@ -7,23 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpar.sampling.noise import gumbel, hashed, image_seed
-
-MASK = (1 << 64) - 1
-
-
-def splitmix64(state: int) -> int:
-    """The published output function, on Python's integers."""
-    z = state & MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
-    return z ^ (z >> 31)
-
-
-@settings(deadline=None, derandomize=True)
-@given(st.integers(-(2**63), 2**63 - 1))
-def test_hash_is_the_published_one(word):
-    assert hashed(torch.tensor([word])).item() & MASK == splitmix64(word)
+from dpar.sampling.noise import gumbel, image_seed
+from tests.oracles.data import splitmix64
 
 
 @settings(deadline=None, derandomize=True, max_examples=30)

@@ -8,7 +8,7 @@ import torch
 
 from dpar.data.images import ImageIndex
 from dpar.errors import InputError
-from dpar.evaluation import inception, parts
+from dpar.evaluation import inception, shared_pass
 from dpar.evaluation.classifier import ImageClassifier, training_half
 from dpar.evaluation.features import BATCH, load_features
 from dpar.files import sha256_file
@@ -84,7 +84,7 @@ def test_how_samples_were_drawn_goes_with_their_features(tmp_path):
 
 def on_ranks(folder, command, part):
     """The stage on one of several ranks, parts being `part` images."""
-    parts.PART = part
+    shared_pass.PART = part
     extract_features.main(command)
 
 
@@ -108,14 +108,14 @@ def test_a_killed_job_goes_on_with_the_parts_that_are_missing(tmp_path, monkeypa
     write_classifier(tmp_path / "classifier")
     samples = write_samples(tmp_path / "s.npz", 3 * BATCH + 5)
     whole = run(tmp_path, samples)
-    monkeypatch.setattr(parts, "PART", BATCH)
+    monkeypatch.setattr(shared_pass, "PART", BATCH)
     passes = []
     monkeypatch.setattr(ImageClassifier, "forward", counted(ImageClassifier.forward, passes))
-    monkeypatch.setattr(parts.Parts, "add", killed(parts.Parts.add, at=3))
+    monkeypatch.setattr(shared_pass.Parts, "add", killed(shared_pass.Parts.add, at=3))
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, samples)
     assert (len(passes), len(hidden(tmp_path))) == (3, 1)
-    monkeypatch.setattr(parts.Parts, "add", vars(parts.Parts)["add"].__wrapped__)
+    monkeypatch.setattr(shared_pass.Parts, "add", vars(shared_pass.Parts)["add"].__wrapped__)
     found = run(tmp_path, samples)
     assert passes == [BATCH] * 4 + [5], "the two parts that were finished are not described again"
     for name in ("features", "logits", "labels"):
@@ -127,9 +127,9 @@ def test_a_killed_job_goes_on_with_the_parts_that_are_missing(tmp_path, monkeypa
 def test_parts_of_other_images_are_thrown_away(tmp_path, monkeypatch):
     write_classifier(tmp_path / "classifier")
     samples = write_samples(tmp_path / "s.npz", BATCH + 5)
-    monkeypatch.setattr(parts, "PART", BATCH)
+    monkeypatch.setattr(shared_pass, "PART", BATCH)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(parts.Parts, "add", killed(parts.Parts.add, at=2))
+        patch.setattr(shared_pass.Parts, "add", killed(shared_pass.Parts.add, at=2))
         run(tmp_path, samples)
     write_samples(samples, BATCH + 5, first=1)
     found = run(tmp_path, samples)
