@@ -1,7 +1,7 @@
 """SplitMix64, the counter-based random function of all draws: order, views and crops of images, noise of samples.
 
-The n-th word of a stream is `splitmix64(key + n * STEP)`, so that any one can be had without the others. Written out, so
-that runs outlive changes in a library's generators. PyTorch has no unsigned words: all of them are int64 of those bits.
+The n-th word of a stream is `splitmix64(key + n * STEP)`, so that any one can be had without the others. It is written
+out, so that runs outlive changes in a library's generators. PyTorch has no unsigned words: all are int64 of those bits.
 """
 
 from jaxtyping import Int
