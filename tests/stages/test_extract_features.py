@@ -94,7 +94,7 @@ def test_two_processes_describe_images_to_the_bit_as_one_does(tmp_path):
     shards = [write_samples(tmp_path / f"{i:05d}.npz", 70, first=70 * i) for i in range(3)]
     experiment, files = write_experiment(tmp_path), []
     for size in (1, 2):
-        files.append(tmp_path / f"of{size}" / "seed0.npz")
+        files.append(tmp_path / f"of{size}" / "cell" / "seed0.npz")
         command = ["--experiment", experiment, "--extractor", tmp_path / "classifier", "--output", files[-1]]
         command = [str(word) for word in [*command, "--images", *shards]]
         ends = run_on_ranks(on_ranks, size, tmp_path / f"ranks{size}", command=command, part=BATCH)
