@@ -6,13 +6,11 @@ files and in the index of an earlier run. What costs more is said by the job tha
 
 import glob
 import json
-import os
 import re
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -23,8 +21,10 @@ from dpar.experiment.cells import Row, model_cells, resolved_row, sample_cells, 
 from dpar.experiment.composing import Places
 from dpar.experiment.settings import LEAST_CRITIC_SIDE, Experiment, Patchify
 from dpar.files import sha256_file
+from dpar.workflow.image_checks import Looks
+from dpar.workflow.problems import Problem
 from dpar.workflow.recipes import RECIPES
-from dpar.workflow.user_paths import SPLITS, UserPath, found_instead, from_jobs, user_paths
+from dpar.workflow.user_paths import SPLITS, UserPath, found_instead, from_jobs, other_kind, user_paths
 
 LONGEST_CELL = 200  # bytes of a cell's name, which the names of logs contain together with a seed and a shard
 LEAST_CLASSIFIED = 8  # pixels, the side of the smallest images that the classifier takes
@@ -32,24 +32,12 @@ DIMENSIONS = {"inception": 2048}  # of the features
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One thing to mend: the key, what stands there, what may stand there, and what to do."""
-
-    key: str
-    found: str
-    allowed: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.key}: found {self.found}; expected {self.allowed}; {self.remedy}"
-
-
-@dataclass(frozen=True)
 class Findings:
-    """All problems at once, and what could not be looked at yet."""
+    """All problems at once, what could not be looked at yet, and the images of each class by split, where known."""
 
     problems: list[Problem]
     unknown: list[str]
+    counts: dict[str, list[int] | None] = field(default_factory=dict)
 
 
 def refuse(
@@ -57,18 +45,22 @@ def refuse(
     directory: Path = Path(),
     to_make: Collection[str] | None = None,
     places: Places | None = None,
+    *,
+    here: bool = True,
 ) -> list[str]:
     """The paths that could not be checked yet; all else is in order. For the other arguments see `look`.
 
     Args:
         places: where each setting is written, for the messages.
+        here: whether the jobs run on this machine.
 
     Raises:
         InputError: every problem, one per line.
     """
     found = look(experiment, directory, to_make)
-    if found.problems:
-        lines = "".join(f"\n  {located(problem, places)}" for problem in found.problems)
+    problems = found.problems + (machine(experiment, directory, found, here=here) if to_make else [])
+    if problems:
+        lines = "".join(f"\n  {located(problem, places)}" for problem in problems)
         raise InputError(f"experiment {experiment.name} cannot be run as it is written; nothing was started:{lines}")
     return found.unknown
 
@@ -92,10 +84,11 @@ def look(experiment: Experiment, directory: Path = Path(), to_make: Collection[s
     rows, problems = _rows(experiment)
     problems += [*_names(experiment), *_tables(experiment, rows), *_cells(experiment, rows), *_images(experiment)]
     problems += [*_patches(experiment, rows), *_samples(experiment, rows), *_figures(experiment, rows)]
-    counts = {split: _count(experiment, split, results, wanted) for split in SPLITS}
+    looks = Looks(experiment, directory)
+    counts = {split: _count(experiment, split, results, wanted, looks) for split in SPLITS}
     problems += [*_few_images(experiment, counts), *_few_references(experiment, counts, results, wanted)]
     cells = [cell for _, row in rows for cell in row.samples]
-    problems += [*_splits(experiment, directory)] if any(wanted(f"index/{split}.json") for split in SPLITS) else []
+    problems += [*looks.problems()] if any(wanted(f"index/{split}.json") for split in SPLITS) else []
     needed = [path for path in user_paths(experiment, cells) if any(map(wanted, path.outputs))]
     problems += [problem for path in needed if (problem := _path(path, directory))]
     unknown = [
@@ -104,7 +97,19 @@ def look(experiment: Experiment, directory: Path = Path(), to_make: Collection[s
         for split in SPLITS
         if counts[split] is None and wanted(f"index/{split}.json")
     ]
-    return Findings(list(dict.fromkeys(problems)), unknown)
+    return Findings(list(dict.fromkeys(problems)), unknown, counts)
+
+
+def machine(experiment: Experiment, directory: Path, found: Findings, *, here: bool) -> list[Problem]:
+    """Too little space or memory for the plan, where the images are counted and nothing else is wrong."""
+    train, val = (found.counts.get(split) for split in SPLITS)
+    if found.problems or train is None or val is None:
+        return []
+    from dpar.workflow import room  # imports PyTorch, which nothing else here needs
+    from dpar.workflow.planning import Data
+
+    data = Data(sum(train), sum(val), {})
+    return list(room.problems(experiment, directory / "results" / experiment.name, data, here=here))
 
 
 def _wanted(experiment: Experiment, directory: Path, to_make: Collection[str] | None) -> Callable[[str], bool]:
@@ -295,24 +300,9 @@ def _figures(experiment: Experiment, rows: list[tuple[str, Row]]) -> Iterator[Pr
                 yield Problem(f"{where}.classes", f"{missing}", allowed, "show others, or draw more in fewer shards")
 
 
-def _splits(experiment: Experiment, directory: Path) -> Iterator[Problem]:
-    """Splits that are the same images, and folders of more classes than the experiment has."""
-    images = experiment.images
-    if images.generated is not None:
-        return
-    places = {split: from_jobs(images.path(split) or "", directory) for split in SPLITS}
-    if images.held_out is None and os.path.realpath(places["train"]) == os.path.realpath(places["val"]):
-        yield Problem("images.val", f"{images.val}, as images.train", "images that are not trained on", "name others")
-    for split, place in places.items() if images.source == "folder" else ():
-        if os.path.isdir(place):
-            with suppress(OSError), os.scandir(place) as entries:
-                classes = sum(e.name[:1] != "." and e.is_dir() and bool(os.listdir(e)) for e in entries)
-                if classes > images.num_classes:
-                    found = f"{images.num_classes}, but images.{split} has {classes} folders, one per class"
-                    yield Problem("images.num_classes", found, f"at least {classes}", "raise it, or remove folders")
-
-
-def _count(experiment: Experiment, split: str, results: Path, wanted: Callable[[str], bool]) -> list[int] | None:
+def _count(
+    experiment: Experiment, split: str, results: Path, wanted: Callable[[str], bool], looks: Looks
+) -> list[int] | None:
     """Images that the split has, or at most has: of each class where that is known, else in one number."""
     images, index = experiment.images, f"index/{split}.json"
     if images.generated is not None:
@@ -327,7 +317,7 @@ def _count(experiment: Experiment, split: str, results: Path, wanted: Callable[[
             return [held if split == "val" else count - held]
         if count is not None:
             return [min(count, images.max_val or count) if split == "val" else count]
-    return None
+    return looks.counts(split)
 
 
 def _indexed(path: Path) -> list[int] | None:
@@ -416,7 +406,7 @@ def _shape_in(path: str) -> tuple[int, ...] | None:
 def _path(wanted: UserPath, directory: Path) -> Problem | None:
     """The fault of a path that is going to be read; None if there is none."""
     kinds = {
-        "file": "a file that is not empty",
+        "file": "a file that is not empty, of the kind that its suffix says",
         "folder": "a folder with images",
         "files": "a file, or a pattern of files",
     }
@@ -430,6 +420,8 @@ def _path(wanted: UserPath, directory: Path) -> Problem | None:
         ):
             allowed = f"the SHA-256 {wanted.sha256} of {wanted.key}_sha256"
             return Problem(wanted.key, f"the SHA-256 {sha256}", allowed, "fetch the file again, or correct the digest")
+        if found is None and wanted.kind == "file":
+            found = other_kind(from_jobs(wanted.path, directory))
     except (OSError, ValueError) as error:  # the latter: letters that no path here can have
         found = str(error)
     return None if found is None else Problem(wanted.key, f"{wanted.path!r}, {found}", kinds[wanted.kind], remedy)

@@ -89,3 +89,22 @@ def found_instead(path: str, kind: str) -> str | None:
     if not os.path.isfile(path):
         return "which is a folder" if os.path.isdir(path) else "which is no file"
     return None if os.path.getsize(path) else "which is empty"
+
+
+# How files begin, by suffix: archives of PyTorch and NumPy, and PyTorch's older pickles.
+_BEGINNINGS = {
+    **dict.fromkeys((".pt", ".pth", ".ts"), (b"PK\3\4", b"\x80")),
+    ".npz": (b"PK\3\4",),
+}
+
+
+def other_kind(path: str) -> str | None:
+    """Description of a file that is not of the kind that its suffix says; None if it is, or if nothing is known."""
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, not the file (`git lfs pull` fetches it)"
+    expected = _BEGINNINGS.get(os.path.splitext(path)[1])
+    if expected is None or start.startswith(expected):
+        return None
+    return "a web page" if start.lstrip()[:1] == b"<" else "which does not begin as such a file does"

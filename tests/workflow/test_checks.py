@@ -223,7 +223,7 @@ def data(tmp_path):
     for name, rows in {"train0": 30, "train1": 20, "val": 10}.items():
         pq.write_table(pa.table({"key": [str(i) for i in range(rows)]}), tmp_path / f"{name}.parquet")
     for name in ("net.pt", "vq.pt", "c2i.pt"):
-        (tmp_path / name).write_bytes(b"weights")
+        (tmp_path / name).write_bytes(b"PK\3\4weights")
     np.savez(tmp_path / "reference.npz", arr_0=np.zeros((8, 64, 64, 3), np.uint8))
     return tmp_path
 
@@ -277,16 +277,87 @@ def test_counts_are_taken_from_parquet_and_from_the_index_of_an_earlier_run(data
 
 
 def test_images_whose_number_is_not_known_are_said(tmp_path):
-    experiment = user(training__batch_size=16, images__source="folder", images__train="train", images__val="val")
-    for name in ("train", "val"):
-        (tmp_path / name / "class").mkdir(parents=True)
+    experiment = user(training__batch_size=16, images__source="webdataset", images__train="a.tar", images__val="b.tar")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.tar").write_bytes(name.encode())
     findings = look(experiment, tmp_path, ["results/demo/index/train.json"])
     assert findings.problems == []
     assert len(findings.unknown) == 1
-    assert "the number of train images of train" in findings.unknown[0]
-    (tmp_path / "train" / "class").rmdir()
-    (problem,) = look(experiment, tmp_path, ["results/demo/index/train.json"]).problems
-    assert (problem.key, problem.found) == ("images.train", "'train', which is empty")
+    assert "the number of train images of a.tar" in findings.unknown[0]
+
+
+FOLDERS = {"images__source": "folder", "images__train": "train", "images__val": "val", "training__batch_size": 4}
+
+
+def folders(data, **classes):
+    """Training and held-out images in folders: CLASS=(images for training, images held out)."""
+    number = 0
+    for split in (0, 1):
+        for name, counts in classes.items():
+            for i in range(counts[split]):
+                number += 1
+                path = data / ("train", "val")[split] / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(f"image {number:05d}".encode())
+
+
+def test_folders_are_counted_before_they_are_indexed(data):
+    folders(data, a=(20, 6), b=(20, 6))
+    several = user(**{**FOLDERS, "training__batch_size": 41}, images__num_classes=2, codes__val_shards=13)
+    found = {problem.key: problem.found for problem in look(several, data).problems}
+    assert found == {"training.batch_size": "41", "codes.val_shards": "13"}
+    (data / "train" / "c").mkdir()
+    assert "class folder" in {p.key: p.found for p in look(user(**FOLDERS), data).problems}["images.train"]
+
+
+def test_images_that_both_splits_have_are_counted_and_named(data):
+    folders(data, a=(20, 6), b=(20, 6))
+    experiment = user(**FOLDERS, images__num_classes=2)
+    assert look(experiment, data).problems == []
+    for name in ("a", "b"):
+        (data / "val" / name / "copy.png").write_bytes((data / "train" / name / "3.png").read_bytes())
+    (problem,) = look(experiment, data).problems
+    assert problem.key == "images.val"
+    assert "2 of 14 held-out images that are training images too, byte for byte: a/copy.png = a/3.png" in problem.found
+    assert "images.allow_shared: true" in problem.remedy
+    assert look(user(**FOLDERS, images__num_classes=2, images__allow_shared=True), data).problems == []
+
+
+def test_copies_across_a_held_out_share_and_copied_files_are_found_too(data):
+    folders(data, a=(20, 0), b=(20, 0))
+    values = {**FOLDERS, "images__val": None, "images__held_out": 0.3}
+    assert look(user(**values, images__num_classes=2), data).problems == []
+    for i in range(20):
+        (data / "train" / "a" / f"copy{i}.png").write_bytes((data / "train" / "a" / f"{i}.png").read_bytes())
+    (problem,) = look(user(**values, images__num_classes=2), data).problems
+    assert "training images too" in problem.found
+    (data / "copied.parquet").write_bytes((data / "train0.parquet").read_bytes())
+    (problem,) = look(user(images__val="copied.parquet", training__batch_size=16), data).problems
+    assert "1 of 1 files of held-out images that are training images too" in problem.found
+
+
+def test_classes_of_both_splits_are_compared_by_name(data):
+    folders(data, daisy=(20, 6), rose=(20, 0), Rose=(0, 6))
+    (problem,) = look(user(**FOLDERS, images__num_classes=2), data).problems
+    assert problem.key == "images.val"
+    assert "Rose is not rose" in problem.found
+    (problem,) = [p for p in look(user(**FOLDERS, images__num_classes=3), data).problems if "num" in p.key]
+    assert str(problem).startswith("images.num_classes: found 3, but images.train has 2 folders")
+
+
+@pytest.mark.parametrize(
+    ("data_of_file", "found"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS"),
+        (b"<!DOCTYPE html>", "a web page"),
+        (b"weights", "does not begin as such a file does"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(data, data_of_file, found):
+    (data / "vq.pt").write_bytes(data_of_file)
+    (problem,) = look(user(training__batch_size=16), data).problems
+    assert problem.key == "tokenizer.weights"
+    assert found in problem.found
 
 
 def test_a_digest_that_another_file_has_is_named(data):

@@ -54,7 +54,9 @@ def set_aside_by_force(state, outputs):
 def check_experiment():
     """Before the first job: what would stop a later one, as far as that is known now."""
     jobs = [] if workflow.touch else workflow.dag.needrun_jobs()
-    unknown = checks.refuse(EXPERIMENT, to_make={str(path) for job in jobs for path in job.output}, places=PLACES)
+    to_make = {str(path) for job in jobs for path in job.output}
+    here = "DPAR_SLURM_RUN" not in os.environ
+    unknown = checks.refuse(EXPERIMENT, to_make=to_make, places=PLACES, here=here)
     for line in unknown:
         print(f"not checked: {line}", file=sys.stderr)
 

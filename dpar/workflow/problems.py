@@ -1,0 +1,16 @@
+"""One thing to mend before a run."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The key, what stands there, what may stand there, and what to do."""
+
+    key: str
+    found: str
+    allowed: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: found {self.found}; expected {self.allowed}; {self.remedy}"
