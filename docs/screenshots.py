@@ -168,9 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         port = probe.getsockname()[1]
     with dashboard.serving(store, port, seconds=SECONDS), browser() as page:
         views = {title.partition(": ")[2]: address for title, address in dashboard.links(store, port)}
-        home = f"http://{dashboard.HOST}:{port}/"
-        page.open(home, "Experiments")
-        page.ask("localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false')")  # it would cover a quarter of a page
+        home = f"http://{dashboard.NAME}:{port}/"
         page.open(views["1 Every row, best first"], "matching runs", "threshold")
         save(page.picture(), args.out / "rows.png")
         page.open(views["2 What decides quality and cost"], "Quality")

@@ -18,6 +18,9 @@ from dpar.mirror import views
 from dpar.mirror.store import Store, mlflow_environment, open_store, tracking_folder, writer_lock
 
 HOST = "127.0.0.1"
+# The same machine for browsers, which ask nobody for names below `localhost` (RFC 6761). Under HOST itself MLflow's
+# assistant covers a quarter of every page.
+NAME = "dpar.localhost"
 
 
 @contextmanager
@@ -38,6 +41,8 @@ def serving(store: Store, port: int, *, seconds: float = 300.0) -> Iterator[subp
     command = [sys.executable, "-m", "mlflow", "server"]  # not the address: all users may read command lines
     command += ["--default-artifact-root", store.artifacts.as_uri(), "--host", HOST, "--port", str(port)]
     command += ["--workers", "1", "--x-frame-options", "DENY"]
+    command += ["--allowed-hosts", ",".join(f"{host}:{port}" for host in (NAME, HOST, "localhost"))]
+    command += ["--cors-allowed-origins", f"http://{NAME}:{port}"]
     environment = mlflow_environment() | {"MLFLOW_BACKEND_STORE_URI": store.uri}
     with open(log, "wb") as output:
         server = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
@@ -86,7 +91,7 @@ def links(store: Store, port: int) -> list[tuple[str, str]]:
     """Title and address of every saved view on a server at `port`, the results first."""
     with writer_lock(store):
         client = open_store(store)
-    return [(title, f"http://{HOST}:{port}/{path}") for title, path in views.addresses(client)]
+    return [(title, f"http://{NAME}:{port}/{path}") for title, path in views.addresses(client)]
 
 
 def run(store: Store, port: int, *, refresh: float) -> None:
@@ -99,10 +104,11 @@ def run(store: Store, port: int, *, refresh: float) -> None:
         signal.signal(number, _interrupt)  # so that the server never outlives us
     mirror.sync(store)
     with serving(store, port) as server:
-        print(f"The dashboard of {store.results} is at http://{HOST}:{port} until Ctrl-C. Begin with:\n")
+        print(f"The dashboard of {store.results} is at http://{NAME}:{port} until Ctrl-C. Begin with:\n")
         for title, address in links(store, port):
             print(f"  {title}\n    {address}")
-        print(f"\nFrom another machine: ssh -L {port}:{HOST}:{port} HERE, then the same addresses.", flush=True)
+        print(f"\nFrom another machine: ssh -L {port}:{HOST}:{port} HERE, then the same addresses.")
+        print(f"A browser that does not know {NAME}: write {HOST} in its place.", flush=True)
         try:
             while server.poll() is None:
                 try:

@@ -117,6 +117,8 @@ def _results(runs: "list[Run]") -> list[dict[str, Any]]:
     metrics = _metrics(rows)
     best, smaller_is_better = _quality(metrics)
     metrics = sorted(metrics, key=lambda key: key != best)
+    if any(f"{best}_sd" in run.data.metrics for run in rows):
+        metrics.insert(1, f"{best}_sd")  # whether the order of two rows means anything
     columns = [_column("params", key) for key in varying] + [_column("metrics", key) for key in metrics]
     columns += [_column("params", key) for key in constant]
     columns.append(_column("tags", "dpar.commit"))
@@ -138,10 +140,12 @@ def _results(runs: "list[Run]") -> list[dict[str, Any]]:
         if cost:
             charts.add(charts.section("Cost"), "SCATTER", f"{best} against {cost}", **_costs(cost, best))
     if any(run.data.tags.get("mlflow.loggedImages") for run in rows):
-        charts.image(charts.section("Samples"), "samples", 0)
-    return [table, _page("tags.`dpar.kind` = 'cell'", columns, best, smaller_is_better, charts)]
+        charts.image(charts.section("Samples", **_LARGE), "samples", 0)
+    # cards of pictures begin with the last row, which shall be the best
+    return [table, _page("tags.`dpar.kind` = 'cell'", columns, best, not smaller_is_better, charts)]
 
 
+_LARGE = {"columns": 3, "cardHeight": 1000}  # pixels: three runs' pictures below each other, each under its name
 _FIRST = ("train/loss", "val/nll", "val/psnr")
 _UNSMOOTHED = {"lineSmoothness": 0, "useGlobalLineSmoothing": True, "useGlobalXaxisKey": True, "xAxisKey": "step"}
 
@@ -161,7 +165,7 @@ def _train(runs: "list[Run]") -> list[dict[str, Any]]:
     for run in runs:
         last |= {key: max(step, last.get(key, 0)) for key, step in last_images(run.data.tags).items()}
     for key, step in sorted(last.items(), reverse=True):
-        charts.image(charts.section("Pictures by step"), key, step)
+        charts.image(charts.section("Pictures by step", **_LARGE), key, step)
     return [_page("", columns, None), _page("", columns, None, charts=charts)]
 
 
@@ -229,10 +233,11 @@ class _Charts:
         self.sections: list[dict[str, Any]] = []
         self.cards: list[dict[str, Any]] = []
 
-    def section(self, title: str) -> str:
+    def section(self, title: str, **size: int) -> str:
+        """The identity of the section with that title, which is made with the size of its cards if it is new."""
         identity = uuid.uuid5(_NAMESPACE, f"section {title}").hex
         if all(section["uuid"] != identity for section in self.sections):
-            self.sections.append({"uuid": identity, "name": title, "display": True, "isReordered": True})
+            self.sections.append({"uuid": identity, "name": title, "display": True, "isReordered": True, **size})
         return identity
 
     def add(self, section: str, kind: str, title: str, **settings: Any) -> None:

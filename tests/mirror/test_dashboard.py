@@ -1,3 +1,4 @@
+import http.client
 import socket
 import urllib.request
 from pathlib import Path
@@ -24,11 +25,16 @@ def test_the_server_answers_on_this_machine_only_and_ends_with_the_block(results
         pass
     mirror.sync(store)
     with dashboard.serving(store, port) as server:
+        for host, allowed in ((f"dpar.localhost:{port}", True), (f"evil.example:{port}", False)):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request("GET", "/api/2.0/mlflow/experiments/get?experiment_id=0", headers={"Host": host})
+            assert (connection.getresponse().status == 200) is allowed, host
+            connection.close()
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as answer:
             assert b"mlflow" in answer.read().lower()
             assert answer.headers["X-Frame-Options"] == "DENY"
         addresses = dict(dashboard.links(store, port))
-        assert addresses["dpar/demo/train: 1 Trainings"].startswith(f"http://127.0.0.1:{port}/#/experiments/")
+        assert addresses["dpar/demo/train: 1 Trainings"].startswith(f"http://dpar.localhost:{port}/#/experiments/")
         with (
             pytest.raises(InputError, match=f"port {port} of 127.0.0.1 cannot be used"),
             dashboard.serving(store, port),

@@ -50,6 +50,7 @@ def test_the_table_of_results_shows_what_varies_then_the_best_metric_best_first(
         "params.`threshold`",
         "params.`max_length`",
         "metrics.`eval/frechet_distance`",
+        "metrics.`eval/frechet_distance_sd`",
         "metrics.`cost/training_gmacs`",
         "metrics.`cost/sampling_gmacs`",
         "metrics.`val/nll`",
@@ -70,6 +71,7 @@ def test_the_charts_show_quality_over_threshold_and_length_and_against_cost(tabl
         "max_length",
         "eval/frechet_distance",
     ]
+    assert state["orderByAsc"] is False, "cards of pictures begin with the last row"
     assert cards["PARALLEL"]["selectedParams"] == ["threshold", "max_length"]
     assert cards["SCATTER"]["xaxis"]["key"] == "cost/training_gmacs"
     sections = {section["uuid"] for section in state["compareRunSections"]}
