@@ -114,3 +114,6 @@ def test_pictures_stand_by_step_and_open_at_the_last(results: Path, store: Store
     cards = state_of(query, "dpar/demo/train", "2 Curves and pictures")["compareRunCharts"]
     shown = [(card["displayName"], card["imageKeys"], card["step"]) for card in cards if card["type"] == "IMAGE"]
     assert shown == [("Samples", ["samples"], 30), ("Reconstructions", ["reconstructions"], 20)]
+    sections = state_of(query, "dpar/demo/train", "2 Curves and pictures")["compareRunSections"]
+    heights = {section["name"]: section.get("cardHeight") for section in sections}
+    assert heights["Pictures by step"] == 1000, "room for several runs with their names"
