@@ -8,9 +8,10 @@ FASHION ?= ../shared/data/fashion28
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: help demo photos64 fashion28 dashboard audit test endurance-test slurm-test bench gpu-check check format slurm-dry-run clean
+.PHONY: help sample demo photos64 fashion28 dashboard audit test endurance-test slurm-test bench gpu-check check format slurm-dry-run clean
 
 help:
+	@echo "make sample     garments from the model in models/fashion28, seconds"
 	@echo "make demo       the whole pipeline on generated images, about ten minutes on two cores"
 	@echo "make photos64   the same on real photos, about 100 minutes of CPU time; PHOTOS=FOLDER with train.parquet and val.parquet"
 	@echo "make fashion28  every table of the paper on small images, hours of CPU time; FASHION=FOLDER with train and test.parquet"
@@ -22,6 +23,9 @@ help:
 	@echo "make bench      time and FLOPs of a training step beside LlamaGen's, under ten minutes on two idle cores"
 	@echo "make gpu-check  what one GPU does in eight minutes; WHEELS=, RESULTS= and LLAMAGEN=FOLDER (docs/benchmarks.md)"
 	@echo "make check      formatting, lint, types and the floors of the packages"
+
+sample: .venv/.installed
+	$(BIN)/dpar sample --checkpoint models/fashion28 --labels all --n 80 --cfg 1.5 --out results/garments.png
 
 demo: .venv/.installed
 	$(BIN)/dpar run --config config/demo.yaml --cores $(CORES)
