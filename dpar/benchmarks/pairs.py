@@ -72,7 +72,7 @@ def table1(size: str, resolution: int) -> Sizes:
         config("LlamaGen-B", None),
         config(f"LlamaGen-{size}", NUM_CLASSES),
         Autoencoder.model_validate({}),
-        p_avg=PAPER_P_AVG[resolution],
+        p_avg=PAPER_P_AVG.get(resolution, PAPER_P_AVG[256]),
         batches=(16, 48),
         literal=(16,),
         turns=1,

@@ -11,6 +11,7 @@ BENCHMARKS = {
     "data": "codes from shards to batches, compared with what training consumes",
     "gpu_check": "all of it on one GPU in eight minutes, and whether it computes what a CPU does",
     "sample": "images per second, compared with Algorithm 2 as written and with LlamaGen",
+    "roofline": "time per token on a GPU by a roofline from counted kernels, without one",
 }
 
 

@@ -9,12 +9,13 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dpar.device import PEAK_BF16
 from dpar.errors import InputError
 from dpar.evaluation import cost
+from dpar.evaluation.roofline import CARDS
 from dpar.experiment.cells import model_cells, sample_cells
 from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment
@@ -31,7 +32,7 @@ from dpar.workflow.options import Parser, add_experiment, add_target, read_exper
 from dpar.workflow.planning import Data, JobCost, Key, Rates, jobs
 
 IMAGENET = (1_281_167, 50_000)  # images for training, and held out
-PEAK_FLOAT32 = {"A100": 19.5e12, "H100": 67e12, "H200": 67e12}  # operations per second, without tensor cores
+SHORTEST_KERNEL = 2.0  # microseconds; a roofline has none, and drawing launches a thousand small kernels per token
 PLACING = ("images", "tokenizer", "entropy_model", "patchify")  # settings that decide how many patches an image has
 STAGES = {
     "preparation": ("encode_images", "train_tokenizer", "train_entropy_model", "score_entropies"),
@@ -47,12 +48,14 @@ def parser() -> argparse.ArgumentParser:
     add_experiment(flags)
     add_target(flags)
     flags.add_argument("--gpus", type=int, default=8, help="that work at the same time (default: 8)")
-    flags.add_argument("--gpu", choices=PEAK_FLOAT32, default="A100", help="default: A100")
+    flags.add_argument("--gpu", choices=CARDS, default="A100", help="default: A100")
     flags.add_argument(
         "--mfu", type=float, default=0.4, help="share of the card's bfloat16 peak in training (default: 0.4)"
     )
     flags.add_argument(
-        "--sampling-mfu", type=float, default=0.05, help="the same in sampling, a token at a time (default: 0.05)"
+        "--sampling-mfu",
+        type=float,
+        help="the same in sampling, in place of the card's roofline (`dpar bench roofline`), which is the default",
     )
     flags.add_argument(
         "--float32-mfu", type=float, default=0.5,
@@ -256,11 +259,15 @@ def known_rates(args: argparse.Namespace) -> tuple[Rates, str]:
     Raises:
         InputError: --measured names results without a finished training.
     """
-    peak, slow = PEAK_BF16[args.gpu], PEAK_FLOAT32[args.gpu] * args.float32_mfu
+    card = CARDS[args.gpu]
+    peak, slow = 1e12 * card.bfloat16, 1e12 * card.float32 * args.float32_mfu
     if args.measured is None:
+        sampling, how = replace(card, shortest_kernel=SHORTEST_KERNEL), "by its roofline"
+        if args.sampling_mfu is not None:
+            sampling, how = peak * args.sampling_mfu, f"{args.sampling_mfu:.0%}"
         stated = f"assumed: {args.gpu}, {args.mfu:.0%} of {peak / 1e12:.0f} TFLOP/s in training"
-        stated += f", {args.sampling_mfu:.0%} in sampling, {slow / 1e12:.1f} TFLOP/s in float32"
-        return Rates(peak * args.mfu, slow, peak * args.sampling_mfu), stated
+        stated += f", sampling {how}, {slow / 1e12:.1f} TFLOP/s in float32"
+        return Rates(peak * args.mfu, slow, sampling), stated
     before = experiment_of(args.measured)
     training = list(measured_training(before, args.measured))
     sampling = list(measured_sampling(before, args.measured))

@@ -1,16 +1,20 @@
 """The networks of an experiment as far as cost goes: their sizes, with shapes and without numbers."""
 
 import math
+from dataclasses import replace
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
+from dpar.evaluation.roofline import Card, Drawing, token_cost
 from dpar.experiment.cells import ModelCell, SampleCell
 from dpar.experiment.settings import Experiment, Patchify, Transformer, gate_folder
 from dpar.model import flops
 from dpar.model.dpar import DPAR, DPARConfig
 from dpar.model.llamagen import LlamaGenConfig
 from dpar.model.variants import build_entropy_model, entropy_model_config, model_config
+from dpar.patches.rule import PatchRule
 from dpar.sampling.guidance import guidance_scales, guided_tokens
 
 
@@ -75,3 +79,37 @@ def sampling_gmacs(
         entropy_model=boundary_network(experiment, model.transformer, sample.patchify, sample.gate),
         guided=guided_share(math.prod(experiment.grid), sample.sampling.cfg_scale, sample.sampling.cfg_interval),
     )
+
+
+class Drawn(NamedTuple):
+    """Images that are drawn on a GPU: how many, with what, how many at a time, and their mean patches."""
+
+    images: int
+    drawing: Drawing
+    batch: int
+    guided: float  # share of the tokens at which both branches are run
+    patches: float | None
+
+    def seconds(self, card: Card) -> float:
+        """Seconds of a GPU by its roofline, in captured graphs."""
+        guided, alone = (
+            token_cost(replace(self.drawing, guided=both), self.batch, card, self.patches).captured if share else 0.0
+            for both, share in ((True, self.guided), (False, 1 - self.guided))
+        )
+        tokens = self.drawing.model.tokens * self.images / self.batch
+        return tokens * (self.guided * guided + (1 - self.guided) * alone)
+
+
+def drawn(experiment: Experiment, model: ModelCell, sample: SampleCell, patches: float | None) -> Drawn:
+    """The images of a set of samples; the arguments are those of `sampling_gmacs`."""
+    how, tokens, width = sample.sampling, math.prod(experiment.grid), experiment.grid[1]
+    patched = model.transformer.is_dpar
+    drawing = Drawing(
+        network(experiment, model.transformer),
+        boundary_network(experiment, model.transformer, sample.patchify, sample.gate),
+        experiment.network(gate_folder(sample.gate)).precision,
+        rule=PatchRule.of(sample.patchify, 0.0, width) if patched else None,
+        precision=how.precision,
+    )
+    share = guided_share(tokens, how.cfg_scale, how.cfg_interval)
+    return Drawn(how.num_images, drawing, how.batch_size, share, patches if patched else None)

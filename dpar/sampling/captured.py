@@ -130,34 +130,25 @@ def sample_static(
     prefix: Int[Tensor, "B N"] | None = None,
     observe: Callable[[Step], object] | None = None,
     store: GraphStore | None = None,
-    entropy_cache: torch.dtype | None = None,
 ) -> SampleResult:
     """The images that `dpar.sampling.sampler.sample` draws, whose arguments these are.
 
     Args:
         store: where static tensors and graphs are kept; None: kernels are launched one by one, as for a single batch.
-        entropy_cache: precision of the entropy model's keys and values; None for its own.
     """
 
     def parts() -> DPARParts | LlamaGenParts:
         if isinstance(model, LlamaGen):
-            return LlamaGenParts(model, len(labels), settings, Kernels.of(model, None, None))
+            return LlamaGenParts(model, len(labels), settings, Kernels.of(model, None))
         assert rule is not None, "a model with patches needs to know where they begin"
-        kernels = Kernels.of(model, entropy_model, entropy_cache)
-        return DPARParts(model, entropy_model, len(labels), rule, settings, kernels, entropy_cache)
+        kernels = Kernels.of(model, entropy_model, settings.entropy_precision)
+        return DPARParts(model, entropy_model, len(labels), rule, settings, kernels)
 
     with torch.inference_mode():
         if store is None:
             made, run, order = parts(), launched, nullcontext()
         else:
-            key = (
-                _weights(model),
-                entropy_model and _weights(entropy_model),
-                len(labels),
-                rule,
-                settings,
-                entropy_cache,
-            )
+            key = (_weights(model), entropy_model and _weights(entropy_model), len(labels), rule, settings)
             made, run = store.get(key, lambda: (parts(), Graphs(labels.device)))
             order = run.in_order()
         with order:

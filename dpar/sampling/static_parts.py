@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dpar.experiment.settings import EntropyPrecision
 from dpar.model.dpar import DPAR
 from dpar.model.entropy import entropy_products
 from dpar.model.layers import at_least_float32
@@ -45,13 +46,16 @@ class Kernels(NamedTuple):
     fused_noise: bool
 
     @classmethod
-    def of(cls, model: DPAR | LlamaGen, entropy_model: LlamaGen | None, entropy_cache: torch.dtype | None) -> "Kernels":
+    def of(
+        cls, model: DPAR | LlamaGen, entropy_model: LlamaGen | None, entropy_precision: EntropyPrecision = "float32"
+    ) -> "Kernels":
         """Those that work where the networks are, by trial."""
 
         def in_place(network: DPAR | LlamaGen, dtype: torch.dtype | None = None) -> bool:
             weight = network.tok_embeddings.weight
             return reads_in_place(weight.device, dtype or weight.dtype, network.config.head_dim)
 
+        entropy_cache = torch.float16 if entropy_precision == "tf32" else None
         fused = fuses_noise(model.tok_embeddings.weight.device)
         return cls(in_place(model), entropy_model is not None and in_place(entropy_model, entropy_cache), fused)
 
@@ -154,18 +158,17 @@ class DPARParts(TokenParts):
         rule: PatchRule,
         settings: DrawSettings,
         kernels: Kernels,
-        entropy_cache: torch.dtype | None = None,
     ):
-        """Args:
-        entropy_cache: precision of the entropy model's keys and values; None for its own.
-        """
         super().__init__(model, batch, settings, kernels)
         config, like, device = model.config, model.tok_embeddings.weight, self.labels.device
         self.rule, self.longest_patch = rule, rule.longest(config.tokens)
         self.boundaries = None
         if rule.is_dynamic:
             assert entropy_model is not None
-            self.boundaries = BoundaryState(entropy_model, batch, entropy_cache, in_place=kernels.entropy_in_place)
+            # float16 has the ten bits of mantissa that TF32 keeps, and the kernel that reads in place takes it
+            half = kernels.entropy_in_place and settings.entropy_precision == "tf32"
+            cached = torch.float16 if half else entropy_model.output.weight.dtype
+            self.boundaries = BoundaryState(entropy_model, batch, cached, in_place=kernels.entropy_in_place)
         encoder_layers, decoder_layers = len(model.encoder.layers), len(model.decoder.layers)
         self.encoder_cache = self.cache(encoder_layers, batch, config.tokens - 1)
         self.patch_cache = self.cache(len(model.patch_transformer.layers), self.rows, config.tokens)
@@ -300,12 +303,12 @@ class DPARParts(TokenParts):
 class BoundaryState:
     """The entropy model's cache, entropies so far, and tokens of each image's patch."""
 
-    def __init__(self, model: LlamaGen, batch: int, cached: torch.dtype | None, *, in_place: bool):
+    def __init__(self, model: LlamaGen, batch: int, cached: torch.dtype, *, in_place: bool):
         config, like = model.config, model.output.weight
         device, dtype = like.device, at_least_float32(like.dtype)
         self.model, self.rope = model, model.rope()
         self.conditional = config.num_classes is not None
-        kept = like.new_empty(like.shape[-1], dtype=cached or like.dtype)
+        kept = like.new_empty(like.shape[-1], dtype=cached)
         self.cache = StaticCache(len(model.layers), batch, len(self.rope), config.heads, kept, in_place=in_place)
         self.never = torch.full((batch,), torch.inf, dtype=dtype, device=device)
         self.entropies = torch.zeros(batch, config.tokens, dtype=dtype, device=device)

@@ -1,6 +1,7 @@
 """Cost of an experiment's tables before anything is run: jobs, each once, with their operations and their files.
 
-Every cost is a count of multiply-accumulates over a stated rate. Left out are validation during training (on ImageNet
+Every cost is a count of multiply-accumulates over a stated rate; of drawing images, where none was measured, the time
+by the roofline of a card (`dpar.evaluation.roofline`). Left out are validation during training (on ImageNet
 1.3 % of it), the tokenizer's reconstructions (there about an hour of a GPU), and what takes minutes: indices,
 likelihoods, comparisons of gates, metrics, tables, figures.
 """
@@ -19,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dpar.errors import InputError
 from dpar.evaluation import cost
 from dpar.evaluation.inception import Inception
+from dpar.evaluation.roofline import Card
 from dpar.experiment.cells import ModelCell, Row, SampleCell, figure_rows, model_cells, table_rows
 from dpar.experiment.settings import Experiment, Patchify, Training, gate_folder
 from dpar.model import flops
@@ -39,24 +41,36 @@ STATE_BYTES = 12 * 2  # a parameter: weights and two moments, of the last two ch
 
 @dataclass(frozen=True)
 class JobCost:
-    """A piece of work: its operations (multiply-accumulates), at which rate they run, and the bytes that it leaves."""
+    """A piece of work: its operations (multiply-accumulates), at which rate they run, and the bytes that it leaves.
+
+    Attributes:
+        drawn: the images that it draws, if it does.
+    """
 
     macs: float
     kind: Kind
     bytes: float
+    drawn: cost.Drawn | None = None
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Operations per second of one device (a multiply-accumulate is two), by kind of work."""
+    """Operations per second of one device (a multiply-accumulate is two), by kind of work; or its roofline."""
 
     training: float
     float32: float
-    sampling: float
+    sampling: float | Card
 
     def hours(self, jobs: Iterable[JobCost]) -> float:
         """Hours of one device."""
-        return sum(2 * job.macs / getattr(self, job.kind) for job in jobs) / 3600
+        return sum(map(self._seconds, jobs)) / 3600
+
+    def _seconds(self, job: JobCost) -> float:
+        rate = getattr(self, job.kind)
+        if isinstance(rate, Card):
+            assert job.drawn is not None, "images are drawn, and nothing else is sampling"
+            return job.drawn.seconds(rate)
+        return 2 * job.macs / rate
 
 
 @dataclass(frozen=True)
@@ -161,12 +175,15 @@ def samples(
     """The drawing of a set of samples, with its pixels, and the features that measure it."""
     patches = patches_of(experiment, model, cell.patchify, data)
     side = experiment.evaluation.resolution or experiment.images.resolution
-    drawn = cost.sampling_gmacs(experiment, model, cell, patches)
-    assert drawn is not None
+    gmacs = cost.sampling_gmacs(experiment, model, cell, patches)
+    assert gmacs is not None
+    drawn = cost.drawn(experiment, model, cell, patches)
     found: dict[Key, JobCost] = {}
     images = cell.sampling.num_images
     for seed in map(str, cell.sampling.seeds):
-        found["sample_images", cell.slug, seed] = JobCost(images * float(drawn) * 1e9, "sampling", images * side**2 * 3)
+        found["sample_images", cell.slug, seed] = JobCost(
+            images * float(gmacs) * 1e9, "sampling", images * side**2 * 3, drawn
+        )
         found["pixels", cell.slug, seed] = JobCost(images * tokenizer_macs(experiment)[1], "float32", 0)
         if measured and experiment.evaluation.extractor == "inception":
             size = images * (2048 + 1008) * FLOAT_BYTES

@@ -188,6 +188,26 @@ def test_images_of_the_same_experiment_may_lie_elsewhere(tmp_path):
 
 
 @pytest.mark.slow
+def test_sampling_is_by_the_roofline_or_at_a_share_of_the_peak(capsys):
+    """At twice the share it takes half the time, pixels aside."""
+    config = ["--config", str(CONFIG / "imagenet256.yaml"), "--target", "table11", "--json"]
+
+    def sampling(*flags):
+        plan.main([*config, *flags])
+        found = json.loads(capsys.readouterr().out)
+        return found["whole"]["sampling"], found["rates"]
+
+    usual, stated = sampling()
+    assert "sampling by its roofline" in stated
+    assert usual > sampling("--gpu", "H200")[0] > 0
+    five, stated = sampling("--sampling-mfu", "0.05")
+    assert "sampling 5%" in stated
+    ten, _ = sampling("--sampling-mfu", "0.1")
+    pixels = 2 * ten - five
+    assert five - pixels == pytest.approx(2 * (ten - pixels))
+    assert five > usual
+
+
 def test_the_bill_in_the_documents_is_what_is_printed(capsys):
     """As exactly as it is written there; a line of several targets is their sum."""
     bills = {}

@@ -226,22 +226,22 @@ def test_parts_do_the_same_at_every_token(networks, case, in_place):
         assert len(seen) <= 8 + BUCKETS, "as many graphs as there are tokens are no graphs"
 
 
-def test_entropies_from_keys_and_values_in_half_precision(networks, in_place):
+def test_keys_and_values_in_half_precision_for_tf32(networks, in_place):
     """float16 has TF32's ten bits of mantissa: entropies move in the fourth digit, and here no boundary does."""
     model, entropy_model, rule, settings = CASES["guided"]
     images, kernels = request(6), Kernels(False, in_place, False)
     expected = sample(networks[model], networks[entropy_model], **images, rule=rule, settings=settings)
+    settings = replace(settings, entropy_precision="tf32")
     with torch.inference_mode():
-        parts = DPARParts(
-            networks[model], networks[entropy_model], 6, rule, settings, kernels, entropy_cache=torch.float16
-        )
-        assert parts.boundaries.cache.keys[0].dtype == torch.float16
+        parts = DPARParts(networks[model], networks[entropy_model], 6, rule, settings, kernels)
         parts.begin(**images, prefix=None)
         captured.draw_dpar(parts, captured.launched, 0)
     found = parts.result()
+    assert parts.boundaries.cache.keys[0].dtype == (torch.float16 if in_place else torch.float64)
     assert torch.equal(found.tokens, expected.tokens)
     assert torch.equal(found.starts, expected.starts)
-    assert not torch.equal(found.entropy, expected.entropy)
+    if in_place:
+        assert not torch.equal(found.entropy, expected.entropy)
     torch.testing.assert_close(found.entropy, expected.entropy, rtol=0, atol=5e-3)
 
 
