@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def pair(args: argparse.Namespace) -> tuple[tuple[Drawing, Drawing], float]:
-    """What is compared, and the mean patches per image.
+    """The two that are compared, and the mean patches per image.
 
     Raises:
         InputError: the resolution is not made of whole tokens, or the number of patches is not known or impossible.

@@ -81,7 +81,7 @@ def sampling_gmacs(
     )
 
 
-class Drawn(NamedTuple):
+class SampleSet(NamedTuple):
     """Images that are drawn on a GPU: how many, with what, how many at a time, and their mean patches."""
 
     images: int
@@ -100,7 +100,7 @@ class Drawn(NamedTuple):
         return tokens * (self.guided * guided + (1 - self.guided) * alone)
 
 
-def drawn(experiment: Experiment, model: ModelCell, sample: SampleCell, patches: float | None) -> Drawn:
+def sample_set(experiment: Experiment, model: ModelCell, sample: SampleCell, patches: float | None) -> SampleSet:
     """The images of a set of samples; the arguments are those of `sampling_gmacs`."""
     how, tokens, width = sample.sampling, math.prod(experiment.grid), experiment.grid[1]
     patched = model.transformer.is_dpar
@@ -112,4 +112,4 @@ def drawn(experiment: Experiment, model: ModelCell, sample: SampleCell, patches:
         precision=how.precision,
     )
     share = guided_share(tokens, how.cfg_scale, how.cfg_interval)
-    return Drawn(how.num_images, drawing, how.batch_size, share, patches if patched else None)
+    return SampleSet(how.num_images, drawing, how.batch_size, share, patches if patched else None)

@@ -167,7 +167,7 @@ def gate_thresholds(folder: Path) -> Path:
 
 
 def _calibration(gate: Path) -> dict[str, Any]:
-    """What calibrate_gate wrote about the gate in that folder; nothing where it has not been calibrated."""
+    """The record of calibrate_gate about the gate in that folder; empty where it has not been calibrated."""
     path = gate_thresholds(gate)
     return read_json(path, kind=dict) if path.exists() else {}
 

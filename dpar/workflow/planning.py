@@ -44,13 +44,13 @@ class JobCost:
     """A piece of work: its operations (multiply-accumulates), at which rate they run, and the bytes that it leaves.
 
     Attributes:
-        drawn: the images that it draws, if it does.
+        sample_set: the images that it draws, if it does.
     """
 
     macs: float
     kind: Kind
     bytes: float
-    drawn: cost.Drawn | None = None
+    sample_set: cost.SampleSet | None = None
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Rates:
     def _seconds(self, job: JobCost) -> float:
         rate = getattr(self, job.kind)
         if isinstance(rate, Card):
-            assert job.drawn is not None, "images are drawn, and nothing else is sampling"
-            return job.drawn.seconds(rate)
+            assert job.sample_set is not None, "images are drawn, and nothing else is sampling"
+            return job.sample_set.seconds(rate)
         return 2 * job.macs / rate
 
 
@@ -177,12 +177,12 @@ def samples(
     side = experiment.evaluation.resolution or experiment.images.resolution
     gmacs = cost.sampling_gmacs(experiment, model, cell, patches)
     assert gmacs is not None
-    drawn = cost.drawn(experiment, model, cell, patches)
+    sample_set = cost.sample_set(experiment, model, cell, patches)
     found: dict[Key, JobCost] = {}
     images = cell.sampling.num_images
     for seed in map(str, cell.sampling.seeds):
         found["sample_images", cell.slug, seed] = JobCost(
-            images * float(gmacs) * 1e9, "sampling", images * side**2 * 3, drawn
+            images * float(gmacs) * 1e9, "sampling", images * side**2 * 3, sample_set
         )
         found["pixels", cell.slug, seed] = JobCost(images * tokenizer_macs(experiment)[1], "float32", 0)
         if measured and experiment.evaluation.extractor == "inception":
