@@ -72,6 +72,7 @@ class Generator:
         labels: Sequence[int | str],
         *,
         seed: int = 0,
+        rule: PatchRule | None = None,
         cfg_scale: float = 2.0,
         cfg_interval: tuple[float, float] = (0.0, 1.0),
         temperature: float = 1.0,
@@ -82,14 +83,21 @@ class Generator:
     ) -> UInt8[np.ndarray, "N side side 3"]:
         """An image of each class in `labels`, as bytes; image i of a seed is always the same.
 
+        Another threshold than that of training (Table 6), or another limit, is its rule with that replaced:
+
+            generator([3, 7], rule=dataclasses.replace(generator.rule, threshold=5.0, max_length=8))
+
         Args:
             labels: numbers or names of classes.
+            rule: where patches begin; by default as in training.
             cfg_scale: of guidance; 1 is none. This and the following are those of `DrawSettings`.
             prefix: tokens that each image begins with.
 
         Raises:
-            InputError: a label or a setting is out of range, or not even one image fits the memory.
+            InputError: a label or a setting is out of range, the rule is not one of this model's patches, or not even
+                one image fits the memory.
         """
+        rule = self.rule if rule is None else self._own(rule)
         if not len(labels):
             return np.empty((0, self.side, self.side, 3), dtype=np.uint8)
         try:
@@ -100,8 +108,19 @@ class Generator:
         except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"labels are names or whole numbers, one per image, not {labels!r} ({error})") from None
         settings = DrawSettings(cfg_scale, cfg_interval, temperature, top_k, top_p, compile)
-        sampler = ImageSampler(self.networks, self.rule, settings, store=self._store)
+        sampler = ImageSampler(self.networks, rule, settings, store=self._store)
         return sampler.images(Request.of(classes, seed, prefix)).images
+
+    def _own(self, rule: PatchRule) -> PatchRule:
+        """The rule, if patches of this model can be placed by it."""
+        if self.rule is None:
+            raise InputError("rule: this model is a LlamaGen, which has no patches; leave it out")
+        if rule.grid_width != self.rule.grid_width:
+            raise InputError(
+                f"rule: rows of {rule.grid_width} tokens, this model's images have rows of {self.rule.grid_width}; "
+                "replace fields of `generator.rule`"
+            )
+        return rule
 
 
 def find_network(model: Path, name: str) -> Path:

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,6 +45,26 @@ def test_beginnings_go_with_their_images_whatever_the_batch(results):
     sampler = ImageSampler(generator.networks, generator.rule, DrawSettings(2.0), batch_size=2)
     assert np.array_equal(sampler.images(Request.of(np.array([0, 1, 2]), 0, prefix)).images, whole)
     assert not np.array_equal(generator([0, 1, 2], prefix=prefix.flip(0)), whole)
+
+
+def test_another_rule_than_that_of_training_draws_what_the_command_draws_under_it(results, tmp_path):
+    folder, out = results / "models/dpar/step1", tmp_path / "grid.png"
+    generator = dpar.Generator.from_pretrained(folder)
+    rule = replace(generator.rule, threshold=float("inf"), max_length=2)
+    flags = ["--threshold", "inf", "--max-length", "2", "--cfg", "1.5"]
+    sample.main(["--checkpoint", str(folder), "--labels", "2", "--n", "3", *flags, "--out", str(out)])
+    images = generator([2, 2, 2], cfg_scale=1.5, rule=rule)
+    expected = np.asarray(Image.open(out))
+    assert all(np.array_equal(expected[:, i * 10 : i * 10 + 8], image) for i, image in enumerate(images))
+    assert not np.array_equal(generator([2, 2, 2], cfg_scale=1.5), images), "the rule of training draws others"
+
+
+def test_rules_of_other_models_are_refused(results):
+    generator = dpar.Generator.from_pretrained(results / "models/dpar/step1")
+    with pytest.raises(InputError, match="rows of 99 tokens, this model's images have rows of"):
+        generator([0], rule=replace(generator.rule, grid_width=99))
+    with pytest.raises(InputError, match="a LlamaGen, which has no patches"):
+        dpar.Generator.from_pretrained(results / "models/llamagen/step1")([0], rule=generator.rule)
 
 
 def test_requests_that_cannot_be_drawn(results):

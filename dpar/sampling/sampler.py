@@ -258,20 +258,33 @@ def sample(
             compiled here.
     """
     _check(model, entropy_model, labels, rule, prefix)
-    compilers = steps.compiling(labels.device) if settings.compile else nullcontext()
-    if by_static_parts(labels.device):
-        with compilers:
-            return sample_static(
-                model,
-                entropy_model,
-                labels=labels,
-                seeds=seeds,
-                rule=rule,
-                settings=settings,
-                prefix=prefix,
-                observe=observe,
-                store=store,
-            )
+    with steps.compiling(labels.device) if settings.compile else nullcontext():
+        if not by_static_parts(labels.device):
+            return _sample_eagerly(model, entropy_model, labels, seeds, rule, settings, prefix, observe)
+        return sample_static(
+            model,
+            entropy_model,
+            labels=labels,
+            seeds=seeds,
+            rule=rule,
+            settings=settings,
+            prefix=prefix,
+            observe=observe,
+            store=store,
+        )
+
+
+def _sample_eagerly(
+    model: DPAR | LlamaGen,
+    entropy_model: LlamaGen | None,
+    labels: Int[Tensor, " B"],
+    seeds: Int[Tensor, " B"],
+    rule: PatchRule | None,
+    settings: DrawSettings,
+    prefix: Int[Tensor, "B N"] | None,
+    observe: Callable[[Step], object] | None,
+) -> SampleResult:
+    """The images, with caches that grow with what was drawn."""
 
     def run(step: Callable[..., Any], position: int) -> Callable[..., Any]:
         """`step` or compiled code; not at positions 0 and 1, which would be compiled by themselves."""
@@ -280,7 +293,7 @@ def sample(
     tokens: list[Tensor] = []
     starts: list[Tensor] = []
     entropies: list[Tensor] = []
-    with torch.inference_mode(), compilers:
+    with torch.inference_mode():
         boundaries = _boundaries(model, entropy_model, labels, rule, run)
         stream = GuidedStream(model, labels, settings, run)
         given = 0 if prefix is None else prefix.shape[1]

@@ -6,7 +6,7 @@ as any threshold is that is calibrated.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from dpar.data.codes import CodeStore, open_codes
 from dpar.device import default_device
 from dpar.errors import InputError, run_command
 from dpar.experiment.cells import gated_cells, merged_thresholds
-from dpar.experiment.settings import gate_folder
+from dpar.experiment.settings import Experiment, gate_folder
 from dpar.files import write_json
 from dpar.model.entropy import computed_precision
 from dpar.patches.calibration import calibrate
@@ -68,13 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows, expected = some_entropies(store, args.manifest, experiment.seed)
         device = default_device()
         found = scored(args.gate_folder, settings, rows, store.metadata, args.manifest, device)
-        thresholds = merged_thresholds(args.thresholds)
-        patchifies = {cell.patchify.model_dump_json(): cell.patchify for cell in gated_cells(experiment)}
-        rules = [
-            {"patchify": patchify.model_dump(mode="json")}
-            | matched(PatchRule.calibrated(patchify, thresholds, experiment.grid[1]), expected, found)
-            for patchify in patchifies.values()
-        ]
+        rules = matched_rules(experiment, merged_thresholds(args.thresholds), expected, found)
         for rule in rules:
             print(
                 "E_Th {threshold:.6f} nats gives P_avg {achieved:.4f}; {entropy_model_threshold:.6f} nats of the "
@@ -105,6 +99,27 @@ def some_entropies(
     tokens, entropy = (stored.reshape(-1, store.metadata.length) for stored in (store.tokens, store.entropy))
     rows = np.sort(np.random.default_rng(seed).choice(len(tokens), min(ROWS, len(tokens)), replace=False))
     return tokens[rows], entropy[rows]
+
+
+def matched_rules(
+    experiment: Experiment,
+    thresholds: Mapping[str, Any],
+    expected: Float32[np.ndarray, "N T"],
+    found: Float32[np.ndarray, "N T"],
+) -> list[dict[str, Any]]:
+    """Each patch rule under which the experiment samples through gates, for JSON, with the gate's threshold.
+
+    Args:
+        thresholds: what calibrate_threshold wrote.
+        expected: the entropy model's entropies in nats.
+        found: the gate's.
+    """
+    patchifies = {cell.patchify.model_dump_json(): cell.patchify for cell in gated_cells(experiment)}
+    return [
+        {"patchify": patchify.model_dump(mode="json")}
+        | matched(PatchRule.calibrated(patchify, thresholds, experiment.grid[1]), expected, found)
+        for patchify in patchifies.values()
+    ]
 
 
 def matched(
