@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo import config as dynamo_config
 from torch.utils.checkpoint import checkpoint
 
 from dpar.device import try_compiler
@@ -42,6 +43,9 @@ def compile_blocks(model: nn.Module, device: torch.device, dtype: torch.dtype) -
         InputError: nothing can be compiled here.
     """
     try_compiler(device)
+    # layers are compiled one by one: PyTorch need not split them where a bucket of gradients (25 MB) is full, as it
+    # would those of an XL (81 MB)
+    dynamo_config.optimize_ddp = False  # pyright: ignore[reportAttributeAccessIssue]
     opaque: set[nn.Module] = set()
     if isinstance(model, DPAR):
         backend = model.config.attention

@@ -101,7 +101,7 @@ def traceable(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1)
 @pytest.mark.parametrize(("kind", "attention"), [("dpar", "sdpa"), ("dpar", "varlen"), ("llamagen", "auto")])
 def test_the_first_step_compiles_for_all_packed_lengths(float64, monkeypatch, kind, attention):
     """Without a break in any graph, and with what eager layers give; validation ends the compiling."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
     monkeypatch.setattr("dpar.train.blocks.try_compiler", lambda device: None)
     monkeypatch.setattr(varlen, "varlen_attn", traceable)
     torch._dynamo.reset()
@@ -110,13 +110,13 @@ def test_the_first_step_compiles_for_all_packed_lengths(float64, monkeypatch, ki
     eager, compiled = (randomised(kind, dropout=0.0, attention=attention) for _ in range(2))
     compile_blocks(compiled.model, CPU, torch.float64)
     stream, lengths, counts = batches(eager.train, batch_size=8, seed=0), set(), []
-    for _ in range(20):
+    for _ in range(8):
         read = given(eager, next(stream))
         lengths.add(read.patches)
         found, expected = (logits_and_gradients(task, read) for task in (compiled, eager))
         torch.testing.assert_close(found, expected)
         counts.append(counted["unique_graphs"])
-    assert len(lengths) > 5 or kind == "llamagen"
+    assert len(lengths) > 4 or kind == "llamagen"
     # packed layers, dense ones of tokens with and without the start, tokens to patches, patches to tokens
     assert 1 <= counts[0] == counts[-1] <= 5
     compiled.model.eval()
@@ -243,3 +243,11 @@ def test_a_divided_model_on_a_gpu_gives_the_losses_of_a_whole_one(gpu, compiled)
             assert losses[1] == pytest.approx(losses[0], rel=1e-2)  # products keep 8 bits
     finally:
         dist.destroy_process_group()
+
+
+def test_compiled_layers_are_not_split_at_buckets_of_gradients(monkeypatch):
+    """A layer of an XL has three buckets of them."""
+    monkeypatch.setattr("dpar.train.blocks.try_compiler", lambda device: None)
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
+    compile_blocks(randomised("dpar").model, CPU, torch.float32)
+    assert torch._dynamo.config.optimize_ddp is False
