@@ -22,7 +22,7 @@ from dpar.files import atomic_write, fields_of, is_sealed, read_json, sha256_fil
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 WITH_SEALED_CONFIG = {CONFIG: "sealed"}
-"""What the header of weights says since their description carries a checksum: one that has lost it is refused."""
+"""The word in the header of weights since their description carries a checksum: one that has lost it is refused."""
 
 # kind -> module and class; the class takes its `Config` and keeps it as `.config`
 KINDS = {

@@ -9,9 +9,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted(
     path
-    for folder in ("dpar", "workflow", "tests", "docs")
+    for folder in ("dpar", "workflow", "tests", "docs", "config")
     for path in (ROOT / folder).rglob("*")
-    if path.suffix in {".py", ".smk", ".md", ".rst"} and path != Path(__file__)
+    if path.suffix in {".py", ".smk", ".md", ".rst", ".yaml"} and path != Path(__file__)
 )
 MODULES = sorted((ROOT / "dpar").rglob("*.py"))
 
@@ -67,6 +67,8 @@ PHRASES = {
     r"patches alike, in vain places": "same lengths, uninformative positions",
     r"by the toss of a coin": "independent with equal probability",
     r"None if `root` is none": "None outside a git checkout",
+    r"\bbeside\b": "next to, compared with, in addition to",
+    r"\b(?:rows|images|tokens|patches|G?MACs|multiply-accumulates) an? (?:image|split|patch|side)\b(?! may| has)": "per",
 }
 
 
@@ -99,6 +101,8 @@ def test_a_replaced_name_is_gone(texts, pattern, plain):
         "def sent(tensor):",
         "class  How(Settings):",
         "thinks in\n    patches and speaks in tokens",
+        "ours beside the paper's",
+        "multiply-accumulates an\n    image",
     ],
 )
 def test_the_patterns_find_what_they_are_for(text):
@@ -120,6 +124,8 @@ def _docstrings(path: Path):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_docstrings_are_noun_phrases(path):
-    """A docstring says what comes out; a clause that begins with "What" makes the reader wait for it."""
-    found = [f"line {line}: {text.splitlines()[0]}" for line, text in _docstrings(path) if text.startswith("What ")]
+    """A docstring says what comes out; a clause that begins with "What" or "How" makes the reader wait for it."""
+    found = [
+        f"line {line}: {text.splitlines()[0]}" for line, text in _docstrings(path) if text.startswith(("What ", "How "))
+    ]
     assert found == []

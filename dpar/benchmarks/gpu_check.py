@@ -1,4 +1,4 @@
-"""What eight minutes on one GPU tell: whether it computes what a CPU does, and how fast it trains and draws.
+"""A check of one GPU in eight minutes: whether it computes what a CPU does, and how fast it trains and draws.
 
 For a machine on which nothing can be installed: this module needs Python alone, and what the parts import and the
 machine lacks is read from `--wheels`. Parts run one after another in order of their worth, each in a process of its own

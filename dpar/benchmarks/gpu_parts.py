@@ -125,7 +125,7 @@ def sampling(report: Report, args: argparse.Namespace) -> None:
     )
     predicted = {} if args.tiny else roofline(sizes.batches)
     for batch in sizes.batches:
-        captured = drawn(report, pair, sizes, batch, "tf32", capture=True)
+        captured = draw_and_report(report, pair, sizes, batch, "tf32", capture=True)
         said = predicted.get(batch, {})
         report.row(
             f"{batch} images: DPAR over LlamaGen, captured, images per second",
@@ -139,11 +139,11 @@ def sampling(report: Report, args: argparse.Namespace) -> None:
             report.row(f"{batch} images: LlamaGen's own script over ours", f"{seconds / captured['LlamaGen']:.2f}")
     first = sizes.batches[0]
     for precision in ("float32", "bfloat16"):
-        drawn(report, pair, sizes, first, precision, capture=True, baseline=False)
-    drawn(report, pair, sizes, first, "tf32", capture=False)
+        draw_and_report(report, pair, sizes, first, precision, capture=True, baseline=False)
+    draw_and_report(report, pair, sizes, first, "tf32", capture=False)
 
 
-def drawn(
+def draw_and_report(
     report: Report, pair: Pair, sizes: Sizes, batch: int, precision: Any, *, capture: bool, baseline: bool = True
 ) -> dict[str, float]:
     """Seconds of a batch of each model, each in a row as milliseconds per token."""
@@ -173,7 +173,7 @@ def drawn(
 
 
 def roofline(batches: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """What counted kernels and bytes say of XL at 256 px; nothing where that cannot be had."""
+    """The counted kernels and bytes of XL at 256 px; nothing where they cannot be had."""
     command = [sys.executable, "-m", "dpar.cli", "bench", "roofline", "--size", "XL", "--resolution", "256", "--json"]
     done = subprocess.run([*command, "--batches", *map(str, batches)], capture_output=True, text=True)
     return {row["batch"]: row for row in json.loads(done.stdout)["rows"]} if done.returncode == 0 else {}

@@ -1,4 +1,4 @@
-"""How fast training and sampling are on this machine; docs/benchmarks.md says what was measured and how to read it."""
+"""The speed of training and sampling on this machine; docs/benchmarks.md says what was measured and how to read it."""
 
 import argparse
 from collections.abc import Sequence

@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--resolution", type=int, metavar="N", help="cut image files to squares of N pixels first")
     flags.add_argument(
-        "--split-size", type=int, default=5000, help="images a split of the Inception Score (default: 5000)"
+        "--split-size", type=int, default=5000, help="images per split of the Inception Score (default: 5000)"
     )
     flags.add_argument("--seed", type=int, default=0, help="of the shuffle of a sorted file, and of KID's subsets")
     flags.add_argument(
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def report(samples: Features, reference: Features, *, split_size: int, seed: int) -> dict[str, Any]:
-    """Values, conditions, warnings, and whether the numbers stand beside published ones."""
+    """Values, conditions, warnings, and whether the numbers compare with published ones."""
     found = compare(samples, reference, split_size=split_size, seed=seed)
     published, reason = comparable(samples, reference, found.conditions)
     shared = {name: value for name, value in samples.conditions.items() if name not in SIDES}

@@ -181,7 +181,7 @@ def _facts(folder: Path, described: dict[str, Any]) -> tuple[dict[str, Any], dic
     try:
         results = results_of(folder / WEIGHTS)
     except InputError:  # published weights, or an export that is exported again
-        facts["origin"].append("no records of a run lie beside the folder that was exported")
+        facts["origin"].append("no records of a run lie next to the folder that was exported")
         return facts, copies
     if (results / SETTINGS).is_file():
         check_settings(results / SETTINGS, by_job=False)

@@ -1,4 +1,4 @@
-"""Parameters, cost and cache of a model, beside the paper's Tables 1 and 8 and beside LlamaGen of the same size."""
+"""Parameters, cost and cache of a model, next to the paper's Tables 1 and 8 and to LlamaGen of the same size."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     flags = Parser(prog="dpar info", description=__doc__)
     flags.add_argument("variant", metavar="VARIANT", help=", ".join(VARIANTS))
     flags.add_argument("--resolution", type=int, required=True, help="pixels, the side of the image")
-    flags.add_argument("--patches", type=float, help="mean patches an image (default: the paper's, at 256 and at 384)")
+    flags.add_argument("--patches", type=float, help="mean patches per image (default: the paper's, at 256 and at 384)")
     flags.add_argument("--json", action="store_true", help="print JSON")
     return flags
 
@@ -36,10 +36,10 @@ def table(found: dict[str, Any]) -> str:
     """The result of `describe` as a table."""
     paper, ratios, sampling = found["paper"], found.get("ratios"), found["sampling"]
     side = math.isqrt(found["tokens"])
-    patches = "" if found["patches"] is None else f", {found['patches']:g} patches an image"
+    patches = "" if found["patches"] is None else f", {found['patches']:g} patches per image"
 
-    def row(label: str, value: str, ratio: float | None = None, beside: str = "") -> str:
-        return f"{label:<52}{value:>14}{f'{ratio:.2f}x' if ratio else '':>8}  {beside}".rstrip()
+    def row(label: str, value: str, ratio: float | None = None, note: str = "") -> str:
+        return f"{label:<52}{value:>14}{f'{ratio:.2f}x' if ratio else '':>8}  {note}".rstrip()
 
     def gmacs(label: str, key: str) -> str:
         return row(label, f"{sampling[key]:.2f} G", ratios and ratios["sampling"][key])
@@ -51,7 +51,7 @@ def table(found: dict[str, Any]) -> str:
     lines = [
         f"{found['variant']} at {found['resolution']} x {found['resolution']}: {side} x {side} tokens{patches}",
         "multiply-accumulates (MACs) and bytes are of one image"
-        + (f"; x = beside {found['against']}" if ratios else ""),
+        + (f"; x = times {found['against']}" if ratios else ""),
         "",
         row(
             "parameters",

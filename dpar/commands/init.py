@@ -131,7 +131,7 @@ def chosen(experiment: Experiment, choice: Choice) -> Iterator[str]:
 
 
 def durations(experiment: Experiment, found: Survey) -> Iterator[str]:
-    """How long it will take, as far as that can be timed here."""
+    """The time that it will take, as far as that can be measured here."""
     from dpar.workflow.planning import Data, jobs
     from dpar.workflow.speed import first_picture, hours, timed_rates
 

@@ -24,7 +24,7 @@ from dpar.evaluation.passes import batches
 from dpar.sampling.archive import write_samples
 from dpar.workflow.options import Parser, RawHelp
 
-PICTURES = 10_000  # of a reference, for precision and recall
+IMAGES = 10_000  # of a reference, for precision and recall
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not len(images):
         raise InputError(f"{args.data} holds no images; check the path")
     arrays = {} if extractor is None else statistics(images, extractor, args.resolution)
-    count = min(args.images or (len(images) if extractor is None else PICTURES), len(images))
+    count = min(args.images or (len(images) if extractor is None else IMAGES), len(images))
     chosen = np.sort(np.random.default_rng(args.seed).permutation(len(images))[:count])
     if images.labels is not None:
         arrays["labels"] = images.labels[chosen]

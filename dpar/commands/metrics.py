@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--reference", type=Path, required=True, help=kinds)
     flags.add_argument("--logits", type=Path, help="class scores of the samples, .npy of shape (N, C)")
     flags.add_argument(
-        "--split-size", type=int, default=5000, help="images a split of the Inception Score, in file order"
+        "--split-size", type=int, default=5000, help="images per split of the Inception Score, in file order"
     )
     flags.add_argument("--json", action="store_true", help="print JSON")
     return flags

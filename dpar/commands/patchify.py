@@ -100,7 +100,7 @@ def read_entropies(path: str) -> np.ndarray:
 
 
 def model_costs(variant: str, tokens: int, grid_width: int) -> Callable[[np.ndarray], tuple[Any, Any]]:
-    """Forward (Table 8) and training GMACs an image of a DPAR by name, as functions of the number of patches.
+    """Forward (Table 8) and training GMACs per image of a DPAR by name, as functions of the number of patches.
 
     Raises:
         InputError: `variant` is no DPAR, or the tokens are not made of rows.
@@ -109,7 +109,7 @@ def model_costs(variant: str, tokens: int, grid_width: int) -> Callable[[np.ndar
         known = ", ".join(name for name, row in VARIANTS.items() if row["architecture"] == "dpar")
         raise InputError(f"--model {variant} is no variant with patches; variants are {known}")
     if grid_width < 1 or tokens % grid_width:
-        raise InputError(f"{tokens} tokens an image are not whole rows of {grid_width}; check --grid-width")
+        raise InputError(f"{tokens} tokens per image are not whole rows of {grid_width}; check --grid-width")
     config = model_config(
         Transformer.model_validate({"variant": variant}),
         vocab_size=16384,
@@ -160,7 +160,7 @@ def _starts(entropy: np.ndarray, args: argparse.Namespace, costs: Any) -> tuple[
         return starts, threshold
     images, tokens = entropy.shape
     if args.grid_width < 1 or tokens % args.grid_width:
-        raise InputError(f"{tokens} tokens an image are not whole rows of {args.grid_width}; check --grid-width")
+        raise InputError(f"{tokens} tokens per image are not whole rows of {args.grid_width}; check --grid-width")
     return static_starts(images, tokens, args.static).numpy(), None
 
 

@@ -188,7 +188,7 @@ def _hours(hours: float) -> str:
 
 
 def known_data(experiment: Experiment, args: argparse.Namespace) -> tuple[Data, str | None]:
-    """How many images there are, the patches of each model where they were counted, and what of it was measured.
+    """The number of images, the patches of each model where they were counted, and what of it was measured.
 
     Raises:
         InputError: nothing says how many images there are.
@@ -243,7 +243,7 @@ def experiment_of(results: Path) -> Experiment:
 
 
 def patches_counted(results: Path) -> dict[str, float]:
-    """Mean patches an image of each model whose patches were counted in `results`.
+    """Mean patches per image of each model whose patches were counted in `results`.
 
     Raises:
         InputError: the file is missing or holds no counts.

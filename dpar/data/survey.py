@@ -99,7 +99,7 @@ def survey(folder: Path) -> Survey:
 
 
 def splits_of(folder: Path) -> tuple[Kind, str, str | None]:
-    """How the images of a folder are stored, where those for training are, and where the held-out ones.
+    """The storage of the images of a folder, and the places of those for training and of the held-out ones.
 
     Raises:
         InputError: there is nothing that an experiment could read.

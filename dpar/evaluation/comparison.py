@@ -48,7 +48,7 @@ def compare(
     Statistics that a file holds stand for a reference; samples are measured by their images.
 
     Args:
-        split_size: images a split of the Inception Score.
+        split_size: images per split of the Inception Score.
         k: the neighbour that precision and recall reach to.
         seed: of the shuffle, and of KID's subsets where the sets are too large for all pairs.
         shuffle: whether a file that is sorted by class is shuffled for the Inception Score, or only warned of.

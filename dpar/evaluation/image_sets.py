@@ -120,7 +120,7 @@ class Arrays(ImageSet):
         return (image for file, chosen in zip(self.files, of_files, strict=True) for image in file.read(chosen))
 
     def conditions(self) -> dict[str, Any]:
-        """How the images were sampled and from what a reference was made, as recorded in the files."""
+        """The settings of the sampling, or the origin of a reference, as recorded in the files."""
         steps = [file.arrays["patches"] for file in self.files if "patches" in file.arrays]
         return {
             "source_digest": self._digest,

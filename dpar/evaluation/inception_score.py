@@ -25,7 +25,7 @@ def inception_score(logits: Float[Tensor, "N C"], split_size: int = 5000) -> Inc
     A last, shorter split counts like the others, as in the ADM evaluator. The order matters: see `splits_differ`.
 
     Args:
-        split_size: images a split.
+        split_size: images per split.
 
     Raises:
         InputError: a logit is not finite, or there is none.

@@ -185,7 +185,7 @@ def _split(key: str, values: Mapping[str, Any]) -> list[str]:
 
 
 def _reach(source: Source, key: Sequence[str | int]) -> tuple[int, int | None]:
-    """How many names of `key` a source says, and the line of the last of them."""
+    """The number of names of `key` that a source says, and the line of the last of them."""
     if source.node is None:
         place: Any = source.values
         for depth, name in enumerate(key):

@@ -216,7 +216,7 @@ def heat_maps(
 def _panels(
     count: int, margin: float, width: float, height: float, *, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, `ABREAST` of them next to each other; sizes in inches, the margin beside them."""
+    """A figure of so many panels, `ABREAST` of them next to each other; sizes in inches, the margin around them."""
     lines = -(-count // ABREAST)
     figure = new_figure(margin + width * min(count, ABREAST), height * lines)
     axes = list(figure.subplots(lines, min(count, ABREAST), squeeze=False, sharey=sharey).flat)

@@ -79,7 +79,7 @@ def _pairs(experiment: Experiment, frames: Sequence[pd.DataFrame]) -> list[tuple
 
 
 def _compared(experiment: Experiment, ours: Mapping[str, Any], theirs: Mapping[str, Any], metric: str) -> list[str]:
-    """How a DPAR differs from its baseline: in quality, in likelihood, and in cost."""
+    """The differences of a DPAR from its baseline: in quality, in likelihood, and in cost."""
     a, b = _measured(ours, "frechet_distance"), _measured(theirs, "frechet_distance")
     chance, lower = welch_chance(a, b), a.mean < b.mean
     if chance is None:

@@ -124,9 +124,9 @@ def cost_notes(experiment: Experiment) -> list[str]:
     if patches is None:
         return [f"A threshold in nats says nothing of the number of patches before images are scored. {counted}"]
     return [
-        "1e9 multiply-accumulates an image. Forward: linear layers alone, as the paper counts; training: forward and "
+        "1e9 multiply-accumulates per image. Forward: linear layers alone, as the paper counts; training: forward and "
         "backward, with attention.",
-        f"{patches:.1f} patches an image are assumed, which `p_avg` asks for or what the paper prints lets expect. "
+        f"{patches:.1f} patches per image are assumed, which `p_avg` asks for or what the paper prints lets expect. "
         f"{counted}",
     ]
 

@@ -17,10 +17,10 @@ from dpar.report.notes import notes
 from dpar.workflow import jobs
 from dpar.workflow.stage import THRESHOLDS, Stage, flag
 
-# where the dashboard shows a measured quantity, if not among the evaluations; and those that stand beside the paper's
+# where the dashboard shows a measured quantity, if not among the evaluations; and those that stand next to the paper's
 GROUPS = {"nll": "val", "patch_length": "patch", **dict.fromkeys(tables.PROBED, "probe")}
 GROUPS |= dict.fromkeys(("training_gmacs", "sampling_gmacs", "parameters"), "cost")
-BESIDE = ("paper_", "difference_")
+COMPARED = ("paper_", "difference_")
 
 STAGE = Stage(
     "make_table",
@@ -124,14 +124,14 @@ def _metrics(record: dict[str, Any]) -> dict[str, float]:
     for key, value in record.items():
         if _is_measured(key) and not pd.isna(value):
             plain = key.removesuffix("_sd")
-            group, rest = key.split("_", 1) if key.startswith(BESIDE) else (GROUPS.get(plain, "eval"), key)
+            group, rest = key.split("_", 1) if key.startswith(COMPARED) else (GROUPS.get(plain, "eval"), key)
             found[f"{group}/{rest}"] = float(value)
     return found
 
 
 def _is_measured(key: str) -> bool:
     plain = key.removesuffix("_sd")
-    return plain in GROUPS or plain in tables.METRICS or key.startswith(BESIDE)
+    return plain in GROUPS or plain in tables.METRICS or key.startswith(COMPARED)
 
 
 if __name__ == "__main__":

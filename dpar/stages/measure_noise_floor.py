@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         warnings = []
         if size < wanted:
             warnings.append(
-                f"the reference has {len(reference)} images: the noise floor is measured at {size} images a side, "
+                f"the reference has {len(reference)} images: the noise floor is measured at {size} images per side, "
                 f"the samples are {wanted}; it would be lower at that number"
             )
             print(f"warning: {warnings[0]}", file=sys.stderr)

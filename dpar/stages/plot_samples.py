@@ -16,7 +16,7 @@ from dpar.report.figures import THUMBNAIL, sample_columns, save
 from dpar.workflow import jobs
 from dpar.workflow.stage import Stage, flag
 
-MOST_CLASSES, PICTURES = 10, 4
+MOST_CLASSES, SHOWN = 10, 4
 DOTS = 150  # an inch: a figure of its own shows pixels as they are
 
 STAGE = Stage(
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         for name, path in samples.items():
             with fields_of(path), np.load(path) as stored:
-                shown = PICTURES if figure is None else figure.images
+                shown = SHOWN if figure is None else figure.images
                 columns[name] = of_classes(stored["arr_0"], stored["labels"], classes, shown)
         side = next(iter(columns.values())).shape[2]
         inches = THUMBNAIL if figure is None else max(THUMBNAIL, side / DOTS)
@@ -81,25 +81,25 @@ def spread(classes: Collection[int]) -> list[int]:
     return sorted(classes)[:: max(1, len(classes) // MOST_CLASSES)][:MOST_CLASSES]
 
 
-def real_images(index: ImageIndex, classes: Sequence[int], side: int) -> UInt8[np.ndarray, "rows pictures side side 3"]:
+def real_images(index: ImageIndex, classes: Sequence[int], side: int) -> UInt8[np.ndarray, "rows images side side 3"]:
     """The first images of each class."""
     labels = np.asarray(index.labels)
-    found = [[index.read(int(i)) for i in np.flatnonzero(labels == c)[:PICTURES]] for c in classes]
-    return np.stack([_filled([np.asarray(center_crop(image, side)) for image in row], PICTURES, side) for row in found])
+    found = [[index.read(int(i)) for i in np.flatnonzero(labels == c)[:SHOWN]] for c in classes]
+    return np.stack([_filled([np.asarray(center_crop(image, side)) for image in row], SHOWN, side) for row in found])
 
 
 def of_classes(
-    images: UInt8[np.ndarray, "N side side 3"], labels: Int[np.ndarray, " N"], classes: Sequence[int], pictures: int
-) -> UInt8[np.ndarray, "rows pictures side side 3"]:
-    """The first `pictures` images of each class, in the order in which they were drawn."""
-    rows = [list(images[np.flatnonzero(labels == c)[:pictures]]) for c in classes]
-    return np.stack([_filled(row, pictures, images.shape[1]) for row in rows])
+    images: UInt8[np.ndarray, "N side side 3"], labels: Int[np.ndarray, " N"], classes: Sequence[int], count: int
+) -> UInt8[np.ndarray, "rows images side side 3"]:
+    """The first `count` images of each class, in the order in which they were drawn."""
+    rows = [list(images[np.flatnonzero(labels == c)[:count]]) for c in classes]
+    return np.stack([_filled(row, count, images.shape[1]) for row in rows])
 
 
-def _filled(pictures: list[np.ndarray], number: int, side: int) -> np.ndarray:
-    """The pictures, and white where there are fewer than `number`."""
+def _filled(images: list[np.ndarray], count: int, side: int) -> np.ndarray:
+    """The first `count` images, and white where there are fewer."""
     blank = np.full((side, side, 3), 255, np.uint8)
-    return np.stack((pictures + [blank] * number)[:number])
+    return np.stack((images + [blank] * count)[:count])
 
 
 if __name__ == "__main__":

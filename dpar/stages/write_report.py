@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _with_notes(tables: Sequence[Path]) -> list[Path]:
-    """Tables, and the files beside them that their notes are taken from."""
+    """Tables, and the files next to them that their notes are taken from."""
     return [path for table in tables for path in (table, table.with_suffix(".md"))]
 
 
@@ -168,7 +168,7 @@ def sections(experiment: Experiment, args: argparse.Namespace, floor: dict[str, 
 
 
 def measurements(frame: pd.DataFrame) -> list[str | None]:
-    """Of each row of a table the file of its first measurement, beside the page; rows that are quoted have none."""
+    """Of each row of a table the file of its first measurement, next to the page; quoted rows have none."""
     return [None if pd.isna(cell) else f"metrics/{cell}" for cell in frame["cell"]]
 
 
@@ -196,7 +196,7 @@ def conditions(markdown: Path) -> list[str]:
         InputError: the table's Markdown file is missing.
     """
     if not markdown.is_file():
-        raise InputError(f"{markdown} is missing beside its CSV file; run make_table again")
+        raise InputError(f"{markdown} is missing next to its CSV file; run make_table again")
     return [
         unescape(line.removeprefix("- ").replace("`", ""))
         for line in markdown.read_text("utf-8").splitlines()

@@ -165,7 +165,7 @@ class Makers:
         return any(True for _ in self._spools(maker))
 
     def ended_badly(self, makers: tuple[str, ...]) -> str:
-        """How the last run of one of these jobs ended, if not well."""
+        """The end of the last run of one of these jobs, if it was not a good one."""
         spools = [spool for maker in makers for spool in self._spools(maker) if (spool / EVENTS).is_file()]
         last = [runs[-1] for runs in (replay(read_events(spool)) for spool in spools) if runs]
         if not last or (run := max(last, key=lambda run: run.ended or math.inf)).status == "FINISHED":

@@ -1,4 +1,4 @@
-"""How long an experiment takes on this machine, by one training step that is timed."""
+"""The time that an experiment takes on this machine, by one training step that is timed."""
 
 import math
 import time

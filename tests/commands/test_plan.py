@@ -53,7 +53,7 @@ def test_the_bill_of_one_table_is_printed(capsys):
     assert {training["model"] for training in found["trainings"]} == {
         "DPAR-L", *(f"DPAR-L_eth{threshold}" for threshold in ("7.6", "7.7", "7.9", "8"))
     }  # fmt: skip
-    # 50 epochs of L-256: 3 x 57.5e9 MACs an image by 2 operations, at 40 % of 312e12 a second
+    # 50 epochs of L-256: 3 x 57.5e9 MACs per image by 2 operations, at 40 % of 312e12 per second
     by_hand = 50 * 1_281_167 * 2 * 172.5e9 / (0.4 * 312e12) / 3600
     (default,) = [t["gpu_hours"] for t in found["trainings"] if t["model"] == "DPAR-L"]
     assert default == pytest.approx(by_hand, rel=0.01)

@@ -72,7 +72,7 @@ def test_a_likelihood_and_a_linear_probe_can_be_missing_too(config, capsys):
 
 
 def test_the_papers_name_of_a_table_is_enough(config, capsys):
-    assert "DPAR beside LlamaGen" in show(capsys, config, "table2")
+    assert "DPAR compared with LlamaGen" in show(capsys, config, "table2")
     assert show(capsys, config, "table2", "--format", "csv").startswith("model,")
     assert r"\toprule" in show(capsys, config, "table2", "--format", "latex")
     with pytest.raises(InputError, match=r"table7 is no part of the experiment demo; no experiment under .* has it"):

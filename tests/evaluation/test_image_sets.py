@@ -55,7 +55,7 @@ def test_every_form_gives_the_same_pictures(tmp_path, pictures):
     (tmp_path / "shards").mkdir()
     for shard, rows in enumerate((range(4), range(4, COUNT))):
         np.savez(tmp_path / "shards" / f"{shard:05d}.npz", arr_0=np.stack([pictures[i] for i in rows]))
-    Image.fromarray(pictures[0]).save(tmp_path / "shards" / "00000.png")  # the contact sheet beside the samples
+    Image.fromarray(pictures[0]).save(tmp_path / "shards" / "00000.png")  # the contact sheet next to the samples
     columns = {"key": [str(i) for i in range(COUNT)], "image": list(map(image_bytes, map(Image.fromarray, pictures)))}
     (tmp_path / "rows").mkdir()
     pq.write_table(pa.table(columns | {"label": labels}), tmp_path / "rows" / "set.parquet")

@@ -1,7 +1,7 @@
-"""Our metrics beside independent ones (torch-fidelity, prdc, clean-fid), where these can be imported.
+"""Our metrics compared with independent ones (torch-fidelity, prdc, clean-fid), where these can be imported.
 
 They are not among the dependencies: each imports torchvision, whose registry wheel is built for CUDA. `make test` puts
-them beside the environment; anywhere else: `pip install --no-deps torchvision torch-fidelity prdc clean-fid`.
+them next to the environment; anywhere else: `pip install --no-deps torchvision torch-fidelity prdc clean-fid`.
 """
 
 from importlib.util import find_spec
@@ -25,7 +25,7 @@ from dpar.evaluation.precision_recall import precision_recall
 
 @pytest.fixture(scope="module", autouse=True)
 def operators():
-    """The two operators that a CUDA build of torchvision looks for when it is imported beside a CPU build of torch."""
+    """The two operators that a CUDA build of torchvision looks for when it is imported with a CPU build of torch."""
     if find_spec("torchvision") is None or torch.cuda.is_available():
         yield
         return

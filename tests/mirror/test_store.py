@@ -269,16 +269,16 @@ def test_a_run_that_was_deleted_in_mlflow_comes_back_with_the_next_sync(results:
 
 
 def test_what_a_killed_sync_left_undone_is_not_done_to_a_new_store(results: Path, store: Store, job, quick):
-    """SQLite keeps what it would undo beside the file, by its name."""
+    """SQLite keeps what it would undo next to the file, by its name."""
     with job("train"):
         pass
     mirror.sync(store)
     assert store.database is not None
-    beside = [store.database.with_name(f"mlflow.db-{rest}") for rest in ("journal", "wal", "shm")]
-    for file in beside:
+    journals = [store.database.with_name(f"mlflow.db-{rest}") for rest in ("journal", "wal", "shm")]
+    for file in journals:
         file.write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + bytes(5000))
     mirror.rebuild(store)
-    assert [file.name for file in beside if file.exists()] == []
+    assert [file.name for file in journals if file.exists()] == []
 
 
 @pytest.mark.parametrize("content", ["[]", '"x"', "5", "{}", '{"name": 5}', '{"name": ""}'])

@@ -1,4 +1,4 @@
-"""Tables: numbers from the right files, the paper's beside ours, nothing that was not measured."""
+"""Tables: numbers from the right files, the paper's next to ours, nothing that was not measured."""
 
 import html
 import math

@@ -224,7 +224,7 @@ def test_a_split_that_cannot_be_used_is_said_and_leaves_no_index(tmp_path, capsy
 def test_inputs_that_went_wrong_for_others(shared, tmp_path):
     cases = shared / "cases"
     if not cases.is_dir():
-        pytest.skip("the folder ../shared/cases is not beside this checkout")
+        pytest.skip("the folder ../shared/cases is not next to this checkout")
 
     def run(source, path, split="train"):
         paths = {"train": str(cases / path), "val": str(cases / "class_mismatch/val")}

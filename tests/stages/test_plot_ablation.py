@@ -90,7 +90,7 @@ def test_a_table_over_the_length_of_training_becomes_curves_beside_the_papers(tm
     assert (list(ours.get_xdata()), list(ours.get_ydata())) == ([50, 300], [5.0, 3.0])
     assert (list(theirs.get_xdata()), list(theirs.get_ydata())) == ([50], [5.96])
     other = plot_ablation.draw(experiment, "t", frame, {**floor, "metric": "FD[classifier,4]"})
-    assert len(other.axes[0].lines) == 1, "the paper's FID says nothing beside another distance"
+    assert len(other.axes[0].lines) == 1, "the paper's FID says nothing next to another distance"
 
 
 def test_rows_of_one_model_with_other_settings_are_curves_of_their_own(tmp_path):

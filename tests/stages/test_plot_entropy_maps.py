@@ -33,7 +33,7 @@ def test_the_outlines_are_those_of_the_calibrated_threshold(tmp_path, monkeypatc
     index.save(tmp_path / "val.json")
     entropy = np.full((count, length), 1.0, np.float32)
     entropy[:, 0] = np.inf
-    entropy[:, 6] = 3.0  # the second token of the second row opens a patch beside those of Algorithm 3
+    entropy[:, 6] = 3.0  # the second token of the second row opens a patch in addition to those of Algorithm 3
     metadata = CodeMetadata(
         grid=grid, vocab_size=256, resolution=32, views=1, tokenizer="t" * 64, entropy_model="e" * 64
     )

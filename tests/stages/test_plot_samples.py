@@ -1,4 +1,4 @@
-"""The stage that shows samples beside real images."""
+"""The stage that shows samples next to real images."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def test_samples_stand_beside_real_images_a_row_a_class(tmp_path, experiment, mo
     assert list(shown["columns"]) == ["real", *(path.parents[1].name for path in samples)]
     assert shown["names"] == [f"class {c}" for c in range(4)]
     real = shown["columns"]["real"]
-    assert real.shape == (4, plot_samples.PICTURES, 32, 32, 3)
+    assert real.shape == (4, plot_samples.SHOWN, 32, 32, 3)
     assert [int(row.max()) for row in real] == [0, 60, 120, 180]
     plot_samples.main([*flags, "--classes", str(tmp_path / "val.json")])
     assert shown["names"] == ["class0", "class1", "class2", "class3"]

@@ -72,15 +72,15 @@ def test_the_page_holds_every_table_figure_and_condition(page, monkeypatch):
     assert re.search(
         r'<p class="made">.* · commit .* · .*, \d+ cores.* · \d+ jobs, \d+ (s|min) one after the other', text
     )
-    assert "DPAR beside LlamaGen. Bars are standard deviations" in text
+    assert "DPAR compared with LlamaGen. Bars are standard deviations" in text
     # tables, one of them with a Pareto plot; figures, one of them the experiment's; curves, reconstructions
     assert text.count("data:image/png;base64,") == 3 + 5 + 1 + 1
     assert "Uncurated, of a kind" in text
     assert " ".join((ROOT / "workflow/report/completions.rst").read_text().split()) in text
     assert "Held-out images (above)" in text
     assert '<a href="metrics/dpar_pmax2">dpar</a>' in text
-    assert "35.6 patches an image are assumed" in text
-    assert "DPAR beside LlamaGen" in text
+    assert "35.6 patches per image are assumed" in text
+    assert "DPAR compared with LlamaGen" in text
     assert "Entropy threshold and maximum patch length" in text
     assert "Not comparable to published numbers" in text
     assert "25.68" in text

@@ -347,7 +347,7 @@ def test_a_full_disk_stops_the_training_and_more_space_lets_it_go_on(tmp_path, m
 @pytest.mark.parametrize(("how", "said"), [("full", "no space left"), ("read-only", "Read-only file system")])
 @pytest.mark.parametrize("first", ["checkpoint", "curves"])
 def test_a_disk_that_fails_in_the_middle_costs_steps_but_no_bit(tmp_path, disk, how, said, first):
-    # the lock beside the state is not on that disk: a file that is open for writing keeps it from becoming read-only
+    # the lock next to the state is not on that disk: a file that is open for writing keeps it from becoming read-only
     (disk.folder / "state").mkdir()
     (tmp_path / "on disk").mkdir()
     (tmp_path / "on disk" / "state").symlink_to(disk.folder / "state")

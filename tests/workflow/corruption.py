@@ -94,7 +94,7 @@ def read_by(job: Job, path: Path) -> bool:
 
 
 def named_by(job: Job, given: Path) -> list[Path]:
-    """What a stage reads where it is given a path: the file, a model's files, or what lies beside it by its name."""
+    """What a stage reads where it is given a path: the file, a model's files, or what lies next to it by its name."""
     found = [given, given / "model.safetensors", given / "config.json"]
     if job.rule == "write_report" and given.suffix == ".csv":
         found.append(given.with_suffix(".md"))

@@ -233,7 +233,7 @@ def test_damaged_records_prove_nothing_and_stop_nothing_that_they_do_not_concern
             finally:
                 path.write_bytes(whole)
             assert sha256_file(made) == before
-    # with neither the record nor the cache beside it nothing says who made it
+    # with neither the record nor the cache next to it nothing says who made it
     for entry in RESULTS.glob("tracking/makers/*"):
         entry.unlink()
     whole = own.read_bytes()

@@ -51,7 +51,7 @@ NEUTRAL = {
         "sampling.compile",
     ),
 }
-# What only the pictures beside a training's curves are drawn with, which are no outputs of it.
+# What only the pictures next to a training's curves are drawn with, which are no outputs of it.
 PICTURED = {"train_model": "sampling."}
 # Another value, where none can be made up from the one that is there.
 OTHER: dict[str, dict[str, Any]] = {

@@ -18,7 +18,7 @@ TRAININGS = {"train_tokenizer", "train_entropy_model", "train_model"}
 
 
 class Checkout:
-    """A copy of the repository's code, and an experiment whose results lie beside it."""
+    """A copy of the repository's code, and an experiment whose results lie next to it."""
 
     def __init__(self, folder):
         self.folder, self.results = folder, folder / "results" / "tiny"

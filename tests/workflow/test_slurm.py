@@ -1,4 +1,4 @@
-"""What is asked of Slurm, beside programs of its names that say what a Slurm would."""
+"""Requests to Slurm, with programs of its names that say what a Slurm would."""
 
 import math
 import stat

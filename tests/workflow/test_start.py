@@ -59,7 +59,7 @@ def test_the_outputs_that_need_the_images_are_those_of_the_jobs_that_read_an_ind
         index = f"results/demo/index/{path.key.removeprefix('images.')}.json"
         read = {output for inputs, made in jobs if index in inputs.split(", ") for output in made.split(", ")}
         assert len(read) > 3
-        beside = {
+        others = {
             output for output in read if output.endswith(("/config.json", "/reconstructions.png", "index/val.json"))
         }
-        assert read - beside == {f"results/demo/{output}" for output in path.outputs} - {index}
+        assert read - others == {f"results/demo/{output}" for output in path.outputs} - {index}
