@@ -1,5 +1,6 @@
 """The device a process computes on."""
 
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -74,6 +75,28 @@ def try_compiler(device: torch.device) -> None:
             f"compiled code was asked for, but PyTorch cannot compile here ({reason.strip():.200}); "
             "install a C++ compiler such as g++, or set `compile: false` (no `--compile`), which is only slower"
         ) from None
+
+
+@contextmanager
+def deterministic_algorithms(wanted: bool) -> Iterator[None]:
+    """On CUDA, sums in this block are made in an order of their own, and not by atomic additions; or nothing changes.
+
+    PyTorch raises a RuntimeError that names the operation where it has no such way. cuBLAS wants to be told before its
+    first product.
+    """
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    memory: Any = torch.utils.deterministic
+    before, filling = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # a check of programs, which is slow
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        memory.fill_uninitialized_memory = filling
 
 
 @contextmanager

@@ -11,7 +11,7 @@ TOKENIZER_PACE = frozenset({"steps", "epochs", "checkpoint_every"})
 TRAINING_PACE = frozenset(
     {
         "steps", "epochs", "milestones", "accumulate", "compile", "activation_checkpointing_above", "fsdp_above",
-        "checkpoint_every", "validate_every", "log_every",
+        "checkpoint_every", "validate_every", "log_every", "deterministic",
     }
 )  # fmt: skip
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
@@ -329,6 +329,12 @@ class Training(Settings):
     )
     fsdp_above: int | None = Field(
         default=None, ge=0, description="parameters; larger models are divided over the processes, not copied to each"
+    )
+    deterministic: bool = Field(
+        default=False,
+        exclude_if=lambda deterministic: not deterministic,
+        description="sums in an order of their own on CUDA, which is slower, so that a resumed training is the same to "
+        "the bit there too; on a CPU it is anyway",
     )
     checkpoint_every: int = Field(default=5000, gt=0, description="steps")
     validate_every: int = Field(default=5000, gt=0, description="steps")

@@ -1,7 +1,9 @@
 """The one trainer: entropy model, gates, LlamaGen and DPAR (Section 4.1), resumable after any step to the bit.
 
 Everything random in a step comes from (seed, step, rank) or (seed, epoch, image), nothing from the steps before: a
-training that was killed and started again gives the same weights as one that ran through.
+training that was killed and started again gives the same weights as one that ran through: to the bit on a CPU. On CUDA
+some sums are atomic additions, in an order that no seed decides, so that two runs differ by rounding unless
+`Training.deterministic` is set.
 """
 
 import contextlib
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dpar.data.loader import batches, prefetched
-from dpar.device import peak_flops
+from dpar.device import deterministic_algorithms, peak_flops
 from dpar.errors import InputError
 from dpar.files import read_json, sha256_file, write_json, write_text
 from dpar.memory import out_of_memory
@@ -38,6 +40,7 @@ from dpar.train.checkpoint import (
     training_lock,
 )
 from dpar.train.distributed import Ranks, full_tensor
+from dpar.train.footprint import check_fits
 from dpar.train.history import HISTORY, History
 from dpar.train.interruption import REQUEUE, Interruption
 from dpar.train.meters import Clock, Outcome, Window, memory_gib
@@ -88,14 +91,16 @@ def train_to(
 
     Raises:
         InputError: the state belongs to another task, or is past `until` and kept no such milestone, and not `restart`;
-            another process trains it; a loss is not finite; a checkpoint cannot be saved.
+            another process trains it; a step does not fit the GPU; a loss is not finite; a checkpoint cannot be saved.
         SystemExit: with status 75 after a signal, when the state has been saved.
     """
     kept = state / "milestones" / f"step{until:08d}"
     again = state / f"again{until:08d}"
-    with training_lock(state) if ranks.main else contextlib.nullcontext():
+    lock = training_lock(state) if ranks.main else contextlib.nullcontext()
+    with lock, deterministic_algorithms(task.training.deterministic):
         folder, done = ranks.from_main(begin(task, until, state, kept, again, restart) if ranks.main else (state, 0))
         if done != until or not ranks.from_main(ranks.main and is_whole(kept, task, until)):
+            check_fits(task, ranks)
             trainer = Trainer(task, folder, ranks, job, done, picture)
             trainer.run(until)
             trainer.keep(kept)

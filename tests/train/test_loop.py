@@ -520,3 +520,21 @@ def test_curves_that_were_changed_are_not_gone_on_with(tmp_path, capsys):
     history.unlink()
     train(tmp_path, "llamagen", 20)
     assert "the curves up to step 16 are lost" in capsys.readouterr().err
+
+
+def test_a_deterministic_training_is_the_same_training(tmp_path, monkeypatch):
+    """Asked of PyTorch in every step and only there; may be changed between two runs of one state."""
+    seen = []
+    advance = loop.Trainer.advance
+
+    def noted(trainer, stream):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        advance(trainer, stream)
+
+    monkeypatch.setattr(loop.Trainer, "advance", noted)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    whole = train(tmp_path / "whole", "dpar", 8)
+    train(tmp_path / "resumed", "dpar", 4)
+    assert same_weights(whole, train(tmp_path / "resumed", "dpar", 8, deterministic=True))
+    assert seen == [False] * 12 + [True] * 4
+    assert not torch.are_deterministic_algorithms_enabled()
