@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dpar.model.layers import Block
-from dpar.sampling import noise
+from dpar.sampling import static_parts
 from dpar.sampling.guidance import DrawSettings
 from dpar.train.meters import Outcome
 from tests.model import test_kernels as kernels
@@ -16,9 +16,13 @@ from tests.train import test_rehearsed as training
 
 
 def test_numbers_made_on_the_host_among_the_noise(float64, monkeypatch):
-    hashed = noise.hashed
-    monkeypatch.setattr(noise, "hashed", lambda x: hashed(x + torch.arange(x.shape[-1])))
-    with pytest.raises(DeviceMismatchError, match=r"add of tensors of the device and of the host .*test_rehearsal_f"):
+    noise_at = static_parts.noise_at
+    monkeypatch.setattr(
+        static_parts,
+        "noise_at",
+        lambda keys, counters, **how: noise_at(keys, torch.arange(len(counters)), **how),
+    )
+    with pytest.raises(DeviceMismatchError, match=r"of tensors of the device and of the host .*dpar/sampling/noise"):
         sampling.rehearse("llamagen")
 
 
