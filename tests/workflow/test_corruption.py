@@ -98,7 +98,7 @@ def test_no_change_of_any_file_is_read(graph):
     assert sum(tried.values()) > 200
     assert min(tried[kind] for kind in ("bit", "cut", "content")) > 20
     # for people alone: LaTeX, Markdown of gates, the report, pictures of other shards and curves than it shows
-    people = {".tex", "comparison.md", "report.html", "00000.png", "00001.png", "history.jsonl"}
+    people = {".tex", "comparison.md", "report.html", "first_report.html", "00000.png", "00001.png", "history.jsonl"}
     assert without_readers == people | {"verified.json"}
 
 
