@@ -55,13 +55,15 @@ localrules:
 
 
 onstart:
-    in_words(lock_results, check_experiment, guard_trainings, check_slurm)
-    in_words(begin_forced_trainings, write_experiment, start_tracking)
+    in_words(lock_results, check_experiment, guard_trainings, check_slurm, announce)
+    in_words(begin_forced_trainings, write_experiment, start_tracking, begin_journal)
 
 
 onsuccess:
+    journal.write(Path(RESULTS), "ended", how="done")
     finish_tracking()
 
 
 onerror:
+    journal.write(Path(RESULTS), "ended", how="failed")
     finish_tracking()

@@ -11,6 +11,7 @@ COMMANDS = {
     "init": "look at a folder of images and write an experiment that fits it",
     "check": "say all that would stop a run, before it starts",
     "run": "run an experiment: everything from images to the report",
+    "status": "how far a run is: done, running, failed",
     "track": "carry records into MLflow, audit them, open the dashboard",
     "lineage": "what a file was made from, back to images, code and settings",
     "convert": "an official file of LlamaGen as a model folder",

@@ -3,6 +3,10 @@
 DOWNSAMPLE, VOCAB_SIZE, NUM_CLASSES = 16, 16384, 1000
 
 
+IMAGENET_IMAGES = (1_281_167, 50_000)
+"""Images for training, and held out."""
+
+
 PAPER_MAX_LENGTH = 4
 """The longest patch of the paper's models, in tokens."""
 

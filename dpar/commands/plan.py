@@ -21,6 +21,7 @@ from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment
 from dpar.files import read_json_lines
 from dpar.model import flops
+from dpar.paper import IMAGENET_IMAGES
 from dpar.report.measured import Steps, read_measured
 from dpar.report.targets import COMPUTED, PAPER_TARGETS, refusal, targets
 from dpar.tracking.ledger import read_events
@@ -28,11 +29,9 @@ from dpar.tracking.makers import check_recorded, recorded_json
 from dpar.tracking.settings import check_settings
 from dpar.workflow.jobs import histories, patch_counts
 from dpar.workflow.jobs import index as images_of
-from dpar.workflow.options import Parser, add_experiment, add_target, read_experiment
-from dpar.workflow.planning import Data, JobCost, Key, Rates, jobs
+from dpar.workflow.options import Parser, add_directory, add_experiment, add_target, read_experiment
+from dpar.workflow.planning import SHORTEST_KERNEL, Data, JobCost, Key, Rates, jobs
 
-IMAGENET = (1_281_167, 50_000)  # images for training, and held out
-SHORTEST_KERNEL = 2.0  # microseconds; a roofline has none, and drawing launches a thousand small kernels per token
 PLACING = ("images", "tokenizer", "entropy_model", "patchify")  # settings that decide how many patches an image has
 STAGES = {
     "preparation": ("encode_images", "train_tokenizer", "train_entropy_model", "score_entropies"),
@@ -69,6 +68,9 @@ def parser() -> argparse.ArgumentParser:
         help="results of an experiment on the same kind of device: its speeds in place of assumed ones, and its images "
         "and patches where they are this experiment's",
     )  # fmt: skip
+    flags.add_argument("--price", type=float, metavar="P", help="of a GPU-hour, in any currency: the bill in money too")
+    flags.add_argument("--left", action="store_true", help="count only what is not there yet below results/NAME")
+    add_directory(flags)
     flags.add_argument("--json", action="store_true", help="print JSON")
     return flags
 
@@ -87,10 +89,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     (data, taken), (rates, source) = known_data(experiment, args), known_rates(args)
     names = args.target or default_targets(experiment)
     needed = {name: jobs(experiment, name, data) for name in names}
+    if args.left:
+        results = args.directory / "results" / experiment.name
+        needed = {name: dict(still_to_do(wanted, results)) for name, wanted in needed.items()}
     found = bill(needed, rates, args.gpus)
     found |= {"experiment": experiment.name, "gpus": args.gpus, "rates": source, "images": [data.train, data.val]}
     found["measured"] = taken
+    found["price"] = args.price
     print(json.dumps(found, indent=2) if args.json else text(found))
+
+
+def still_to_do(wanted: dict[Key, JobCost], results: Path) -> Iterator[tuple[Key, JobCost]]:
+    """The jobs whose outputs are not there; a training that began counts whole."""
+    for key, job in wanted.items():
+        made = output_of(key)
+        if made is None or not any(results.glob(made)):
+            yield key, job
+
+
+def output_of(key: Key) -> str | None:
+    """A pattern of the last output of a job, below the results; None where that is not one file."""
+    name, *part = key
+    return {
+        "train_tokenizer": "tokenizer/model.safetensors",
+        "encode_images": "codes/val/manifest.json",
+        "score_entropies": "scored/val/manifest.json",
+        "train_entropy_model": f"gates/{part[0]}/model.safetensors" if part else "entropy_model/model.safetensors",
+        "train_model": f"models/{'/'.join(part)}/model.safetensors",
+        "sample_images": f"samples/{part[0]}/seed{part[-1]}/*.npz" if part else None,
+        "pixels": f"samples/{part[0]}/seed{part[-1]}/*.npz" if part else None,
+        "extract_features": f"features/{part[0]}/seed{part[-1]}.npz" if part else None,
+        "linear_probe": f"linear_probe/{'/'.join(part)}.json",
+    }.get(name)
 
 
 def default_targets(experiment: Experiment) -> list[str]:
@@ -174,6 +204,9 @@ def text(found: dict[str, Any]) -> str:
     for piece in found["trainings"]:
         name = f"{piece['model']} to {piece['to']}"
         lines.append(f"{name:<48}{_hours(piece['gpu_hours']):>9} h   {', '.join(piece['targets'])}")
+    if found["price"] is not None:
+        money = found["price"] * whole["gpu_hours"]
+        lines += ["", f"At {found['price']:g} per GPU-hour: {money:,.0f} for all together"]
     lines += [
         "",
         "Left out: validation during training (on ImageNet 1.3 % of it), the tokenizer's reconstructions (there about",
@@ -196,13 +229,13 @@ def known_data(experiment: Experiment, args: argparse.Namespace) -> tuple[Data, 
     generated, val = experiment.images.generated, experiment.images.max_val
     measured, counts, taken = counted(experiment, args.measured) if args.measured else (None, {}, None)
     if args.images:
-        images = args.images, val or (IMAGENET[1] if args.images >= IMAGENET[0] else args.images // 10)
+        images = args.images, val or (IMAGENET_IMAGES[1] if args.images >= IMAGENET_IMAGES[0] else args.images // 10)
     elif measured is not None:
         images = measured
     elif generated is not None:
         images = generated.train, generated.val
     elif experiment.images.num_classes == 1000:
-        images = IMAGENET
+        images = IMAGENET_IMAGES
     else:
         raise InputError(f"how many training images {experiment.name} has is not in its file; say it with --images")
     return Data(*images, counts), taken

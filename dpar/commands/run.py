@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import IO
@@ -15,9 +15,12 @@ from dpar.errors import InputError, run_command
 from dpar.experiment.composing import CHANGES, Places
 from dpar.experiment.loading import compose_experiment
 from dpar.experiment.settings import Experiment
+from dpar.files import read_json, unmarked
 from dpar.mirror.store import find_store
 from dpar.report.targets import refusal, targets
 from dpar.train.restarts import restarts
+from dpar.workflow import journal
+from dpar.workflow.announcement import BUDGET, changed_settings
 from dpar.workflow.checks import refuse
 from dpar.workflow.options import (
     Parser,
@@ -44,6 +47,10 @@ def parser() -> argparse.ArgumentParser:
     add_cores(options)
     add_directory(options)
     options.add_argument("-n", "--dry-run", action="store_true", help="list every job with its reason, and run none")
+    options.add_argument(
+        "--budget", type=float, metavar="HOURS", help="of a GPU, or of this machine: stop before a run that takes more"
+    )
+    options.add_argument("--verbose", action="store_true", help="show all that is said, on a terminal too")
     options.add_argument("--retrain", action="store_true", help="do finished trainings again that are out of date")
     options.add_argument("snakemake", nargs="*", metavar="-- ARGUMENT", help="what follows -- goes to snakemake")
     return options
@@ -59,6 +66,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     from dpar.data.changes import say_changes  # takes as long as the rest, and the Snakefile reads this module
 
     args = parser().parse_args(argv)
+    snakemake, experiment, results = prepared(args)
+    say_changes(results)
+    dry = args.dry_run or bool({"-n", "--dry-run", "--dryrun"} & set(args.snakemake))
+    for line in changes_since(results, experiment) if dry else ():
+        print(line, file=sys.stderr)
+    told = {RETRAIN: "1"} if args.retrain else {}
+    told |= {} if args.budget is None else {BUDGET: str(args.budget)}
+    began = time.time()
+    with run_lock(results) as lock:
+        command = [sys.executable, "-m", "snakemake", *snakemake]
+        watched = sys.stderr.isatty() and not (dry or args.verbose)
+        try:
+            status = _watched(command, lock, told, results) if watched else _run(command, lock, told)
+        finally:
+            for message in restarts(results / "state", began):
+                print(f"in this run: {message}", file=sys.stderr)
+    if status:
+        raise InputError(last_words(results, began, status))
+    if not dry:
+        print(where_to_look(results))
+
+
+def prepared(args: argparse.Namespace) -> tuple[list[str], Experiment, Path]:
+    """Arguments of snakemake, the experiment that it runs, and its results, after all that a look shows.
+
+    Raises:
+        InputError: the experiment or the tracking address is not valid, or a target is none.
+    """
     if not Path("Snakefile").is_file():
         raise InputError(f"there is no Snakefile in {Path.cwd()}; call `dpar run` from the top of the repository")
     read_experiment(args)
@@ -72,22 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_targets(experiment, args.target)
     results = folder / "results" / experiment.name
     find_store(results)  # and a tracking address with a typo
-    say_changes(results)
-    began = time.time()
-    with run_lock(results) as lock:
-        command = [sys.executable, "-m", "snakemake", *snakemake]
-        try:
-            status = _run(command, lock, {RETRAIN: "1"} if args.retrain else {})
-        finally:
-            for message in restarts(results / "state", began):
-                print(f"in this run: {message}", file=sys.stderr)
-    if status:
-        raise InputError(
-            f"the run stopped before its end (snakemake's exit status {status}); "
-            "see the first error above, mend its cause and run the same command again: finished work is kept"
-        )
-    if not (args.dry_run or {"-n", "--dry-run", "--dryrun"} & set(args.snakemake)):
-        print(where_to_look(results))
+    return snakemake, experiment, results
 
 
 def as_config(changes: Sequence[str]) -> str:
@@ -142,6 +162,67 @@ def what_runs(arguments: list[str], changes: Sequence[str] = ()) -> tuple[Experi
     return *compose_experiment(given.configfile, config=config), Path(given.directory or "")
 
 
+def changes_since(results: Path, experiment: Experiment) -> list[str]:
+    """Settings that differ from those of the run before, a line each."""
+    path = results / "experiment.json"
+    before = unmarked(read_json(path)) if path.is_file() else None
+    changes = changed_settings(before, experiment.model_dump(mode="json"))
+    return [f"changed since the last run: {key} was {old} and is {new}" for key, (old, new) in changes.items()]
+
+
+def last_words(results: Path, began: float, status: int) -> str:
+    """Why a run stopped: what was refused, or the end of the logs of what failed.
+
+    Args:
+        began: when it was started, seconds since 1970.
+        status: Snakemake's exit status.
+    """
+    state = journal.read(results)
+    if state is None or state.began < began:
+        return (
+            f"the run stopped before its first job (snakemake's exit status {status}); see the first error above, mend "
+            "its cause and run the same command again: finished work is kept"
+        )
+    if state.refused is not None:
+        return state.refused
+    told = "".join(f"\n{line}" for line in journal.failures(state, results.parent.parent))
+    return (
+        f"the run stopped before its end, with {state.done} of {sum(state.planned.values())} jobs done{told}\n"
+        "mend the cause and run the same command again: finished work is kept"
+    )
+
+
+def _watched(command: Sequence[str], lock: IO[str], told: Mapping[str, str], results: Path) -> int:
+    """As `_run`, with a compact view on the terminal; all that is said goes to a log."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    path = results / "logs" / "run.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    print(f"all that is said goes to {path}; `dpar status` in another shell shows what follows too", file=sys.stderr)
+
+    def view() -> Text:
+        state = journal.read(results)
+        fresh = state is not None and state.began >= began
+        found = journal.lines(state, results.parent.parent) if state and fresh else ["looking at what is to be done"]
+        return Text("\n".join([*announcement_in(path), *found]), overflow="ellipsis", no_wrap=True)
+
+    began = time.time()
+    with open(path, "wb") as log:
+        shown = Console(stderr=True)
+        with Live(get_renderable=view, console=shown, refresh_per_second=1, transient=True, redirect_stderr=False):
+            status = _run(command, lock, told, stdout=log, stderr=log)
+    return status
+
+
+def announcement_in(log: Path) -> Iterator[str]:
+    """What a run said before its first job, from its log."""
+    for line in log.read_text("utf-8", errors="replace").splitlines():
+        if line.startswith(("this run: ", "  trains   ", "  takes    ", "  again    ")):
+            yield line
+
+
 def where_to_look(results: Path) -> str:
     """Files and pages to open after a run with outputs in `results`."""
     report, program = results / "report.html", Path(sys.executable).with_name("dpar")
@@ -158,10 +239,10 @@ def where_to_look(results: Path) -> str:
     )
 
 
-def _run(command: Sequence[str], lock: IO[str], told: Mapping[str, str]) -> int:
+def _run(command: Sequence[str], lock: IO[str], told: Mapping[str, str], **streams: IO[bytes]) -> int:
     """Exit status of `command`; who asks this process to stop asks it and its jobs, which save what they have."""
     locked = str(Path(lock.name).resolve().parents[1])
-    running = Supervised(command, env={**os.environ, LOCKED: locked, **told}, pass_fds=(lock.fileno(),))
+    running = Supervised(command, env={**os.environ, LOCKED: locked, **told}, pass_fds=(lock.fileno(),), **streams)
     status = running.wait()
     if running.stopped_by is not None:
         print(

@@ -21,6 +21,7 @@ from dpar.experiment.cells import Row, model_cells, resolved_row, sample_cells, 
 from dpar.experiment.composing import Places
 from dpar.experiment.settings import LEAST_CRITIC_SIDE, Experiment, Patchify
 from dpar.files import sha256_file
+from dpar.paper import IMAGENET_IMAGES, NUM_CLASSES
 from dpar.workflow.image_checks import Looks
 from dpar.workflow.problems import Problem
 from dpar.workflow.recipes import RECIPES
@@ -98,6 +99,16 @@ def look(experiment: Experiment, directory: Path = Path(), to_make: Collection[s
         if counts[split] is None and wanted(f"index/{split}.json")
     ]
     return Findings(list(dict.fromkeys(problems)), unknown, counts)
+
+
+def images_of(experiment: Experiment, directory: Path) -> tuple[int, int] | None:
+    """Images for training and held out, where they can be counted beforehand; ImageNet's, where it has its classes."""
+    results = directory / "results" / experiment.name
+    wanted, looks = _wanted(experiment, directory, None), Looks(experiment, directory)
+    train, val = (_count(experiment, split, results, wanted, looks) for split in SPLITS)
+    if train is not None and val is not None:
+        return sum(train), sum(val)
+    return IMAGENET_IMAGES if experiment.images.num_classes == NUM_CLASSES else None
 
 
 def machine(experiment: Experiment, directory: Path, found: Findings, *, here: bool) -> list[Problem]:

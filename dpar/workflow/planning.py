@@ -8,7 +8,7 @@ likelihoods, comparisons of gates, metrics, tables, figures.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dpar.errors import InputError
 from dpar.evaluation import cost
 from dpar.evaluation.inception import Inception
-from dpar.evaluation.roofline import Card
+from dpar.evaluation.roofline import CARDS, Card
 from dpar.experiment.cells import ModelCell, Row, SampleCell, figure_rows, model_cells, table_rows
 from dpar.experiment.settings import Experiment, Patchify, Training, gate_folder
 from dpar.model import flops
@@ -71,6 +71,12 @@ class Rates:
             assert job.sample_set is not None, "images are drawn, and nothing else is sampling"
             return job.sample_set.seconds(rate)
         return 2 * job.macs / rate
+
+
+SHORTEST_KERNEL = 2.0  # microseconds; a roofline has none, and drawing launches a thousand small kernels per token
+_A100 = CARDS["A100"]
+# As `dpar plan` assumes: 40 % of the bfloat16 peak in training, half of that in float32, and drawing by the roofline.
+ASSUMED = Rates(0.4e12 * _A100.bfloat16, 0.5e12 * _A100.float32, replace(_A100, shortest_kernel=SHORTEST_KERNEL))
 
 
 @dataclass(frozen=True)

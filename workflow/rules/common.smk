@@ -7,12 +7,12 @@ import sys
 
 from pathlib import Path
 
-from dpar.workflow import checks
+from dpar.workflow import announcement, checks, journal
 from dpar.workflow.run import LOCKED, RETRAIN, run_lock, retraining
 from dpar.experiment.settings import FIGURES, TRAINING_PACE, gate_folder
 from dpar.experiment.loading import compose_experiment
 from dpar.errors import InputError, refusal_of_disk
-from dpar.files import digest, write_json
+from dpar.files import digest, read_json, unmarked, write_json
 from dpar.experiment.cells import (
     analysed_cells,
     described_models,

@@ -7,7 +7,9 @@ def in_words(*steps):
         try:
             step()
         except (InputError, OSError) as error:
-            raise WorkflowError(refusal_of_disk(error) or str(error))
+            text = refusal_of_disk(error) or str(error)
+            journal.write(Path(RESULTS), "refused", anew=True, text=text)
+            raise WorkflowError(text)
 
 
 def lock_results():
@@ -59,6 +61,46 @@ def check_experiment():
     unknown = checks.refuse(EXPERIMENT, to_make=to_make, places=PLACES, here=here)
     for line in unknown:
         print(f"not checked: {line}", file=sys.stderr)
+
+
+def needed_jobs():
+    """The jobs that this run does, but for those that only gather others."""
+    return [] if workflow.touch else [job for job in workflow.dag.needrun_jobs() if job.output]
+
+
+def announce():
+    """Before the first job: what this run does, what it costs, and why finished work is done again."""
+    jobs, here = needed_jobs(), "DPAR_SLURM_RUN" not in os.environ
+    planned = [
+        announcement.Planned(
+            job.rule.name, "/".join(job.wildcards_dict.values()), bool(workflow.dag.reason(job).params_changed)
+        )
+        for job in jobs
+    ]
+    costly = [(job.rule.name, job.wildcards_dict) for job in jobs if job.rule.name in (*TRAININGS, "sample_images")]
+    bill = None
+    if costly and (images := checks.images_of(EXPERIMENT, Path())):
+        bill = announcement.bill_of(
+            EXPERIMENT, [(job.rule.name, job.wildcards_dict) for job in jobs], images, here=here
+        )
+    path = Path(RESULTS, "experiment.json")
+    before = read_json(path) if path.is_file() else None
+    changes = announcement.changed_settings(before and unmarked(before), EXPERIMENT.model_dump(mode="json"))
+    for line in announcement.announced(planned, bill, changes):
+        print(line, file=sys.stderr)
+    if bill is not None:
+        announcement.check_budget(bill, announcement.budget_given())
+
+
+def begin_journal():
+    """Writes what Snakemake begins and finishes, for `dpar status` and the view of `dpar run`."""
+    from snakemake.logging import logger
+
+    counts = {}
+    for job in [] if workflow.touch else workflow.dag.needrun_jobs():
+        counts[job.rule.name] = counts.get(job.rule.name, 0) + 1
+    journal.begin(Path(RESULTS), counts)
+    logger.addHandler(journal.JournalHandler(Path(RESULTS)))
 
 
 def guard_trainings():

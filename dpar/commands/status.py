@@ -1,0 +1,37 @@
+"""Says how far a run is, from any shell and afterwards: done, running with a last word, failed with the log."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpar.errors import InputError
+from dpar.workflow import journal
+from dpar.workflow.options import Parser, add_directory, add_experiment, read_experiment
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of this command."""
+    options = Parser(prog="dpar status", description=__doc__)
+    add_experiment(options)
+    add_directory(options)
+    options.add_argument("--results", type=Path, metavar="FOLDER", help="of a run (default: that of --config)")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the state of the last run.
+
+    Raises:
+        InputError: none was made into these results.
+    """
+    args = parser().parse_args(argv)
+    results = args.results or args.directory / "results" / read_experiment(args)[0].name
+    state = journal.read(results)
+    if state is None:
+        raise InputError(f"no run has left a journal in {results}; `dpar run` and snakemake write one")
+    print(f"{results}")
+    for line in [
+        *journal.lines(state, results.resolve().parents[1]),
+        *journal.failures(state, results.resolve().parents[1]),
+    ]:
+        print(line)

@@ -1,0 +1,212 @@
+"""What a run is going to do, before its first job: jobs by kind, trainings by name, time, disk, and why again."""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dpar.errors import InputError
+from dpar.experiment.settings import Experiment, gate_folder
+
+BUDGET = "DPAR_BUDGET"
+"""The variable with the most hours of a GPU (on a CPU of the machine) that a run may begin with."""
+
+KINDS = {
+    "train_model": ("training", "trainings"),
+    "sample_images": ("set of samples", "sets of samples"),
+    "compute_metrics": ("measurement", "measurements"),
+    "extract_features": ("set of features", "sets of features"),
+    "encode_images": ("shard of codes", "shards of codes"),
+    "score_entropies": ("shard of entropies", "shards of entropies"),
+    "make_table": ("table", "tables"),
+}
+# Settings that a rule's recipe reads, where it is not all of them: by these a change says why it is out of date.
+READS = {
+    "index_images": ("images",),
+    "train_tokenizer": ("tokenizer", "images.resolution", "seed"),
+    "encode_images": ("codes", "images.resolution"),
+    "train_entropy_model": ("entropy_model", "gates", "seed"),
+    "calibrate_threshold": ("patchify",),
+    "train_model": ("models", "training", "patchify", "seed"),
+    "sample_images": ("sampling", "patchify", "evaluation.resolution"),
+    "train_classifier": ("evaluation", "seed"),
+    "extract_features": ("evaluation", "seed"),
+    "compute_metrics": ("evaluation", "seed"),
+    "make_table": ("tables",),
+}
+MOST_CHANGES = 5
+TRAININGS = ("train_tokenizer", "train_entropy_model", "train_model")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job that a run does.
+
+    Attributes:
+        rule: its name.
+        part: what tells it apart, such as `dpar/step400`.
+        again: whether it is done because its settings, or its recipe, changed.
+    """
+
+    rule: str
+    part: str
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Bill:
+    """Hours of one device (None: not known), its name, and bytes that are written."""
+
+    hours: float | None
+    device: str
+    bytes: float
+
+
+def announced(planned: Iterable[Planned], bill: Bill | None, changes: Mapping[str, tuple[Any, Any]]) -> Iterator[str]:
+    """The lines that stand before the first job.
+
+    Args:
+        planned: the jobs, without the one that only gathers them.
+        bill: what they cost.
+        changes: setting -> its value before and now.
+    """
+    jobs = list(planned)
+    if not jobs:
+        return
+    counts = Counter(job.rule for job in jobs)
+    yield f"this run: {len(jobs)} jobs ({', '.join(worded(rule, count) for rule, count in counts.most_common())})"
+    if trained := [f"{job.rule.removeprefix('train_')} {job.part}".strip() for job in jobs if job.rule in TRAININGS]:
+        yield f"  trains   {', '.join(trained[:12])}{f', and {len(trained) - 12} more' if len(trained) > 12 else ''}"
+    if bill is not None and bill.hours is not None:
+        yield f"  takes    about {hours_in_words(bill.hours)} of {bill.device}, and {bill.bytes / 1e9:,.2f} GB on disk"
+    yield from (f"  again    {line}" for line in again(jobs, changes))
+
+
+def again(jobs: Iterable[Planned], changes: Mapping[str, tuple[Any, Any]]) -> Iterator[str]:
+    """Why finished work is done again, in settings."""
+    for rule, count in Counter(job.rule for job in jobs if job.again).items():
+        read = READS.get(rule)
+        found = {k: v for k, v in changes.items() if read is None or any(f"{k}.".startswith(f"{r}.") for r in read)}
+        said = [f"{key} was {_said(old)} and is {_said(new)}" for key, (old, new) in found.items()]
+        more = f", and {len(said) - MOST_CHANGES} other settings" if len(said) > MOST_CHANGES else ""
+        why = ", ".join(said[:MOST_CHANGES]) + more if said else "the recipe of the stage is another one"
+        yield f"{worded(rule, count)}, because {why}"
+
+
+def worded(rule: str, count: int) -> str:
+    """So many jobs of a rule, in words."""
+    one, many = KINDS.get(rule, (rule, rule))
+    return f"{count} {one if count == 1 else many}"
+
+
+def changed_settings(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ between two resolved experiments, by their key; none where nothing was before."""
+    if before is None:
+        return {}
+    old, new = dict(_flat(before)), dict(_flat(now))
+    return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return "not set"
+    return f"{value:g}" if isinstance(value, float) else str(value)[:60]
+
+
+def bill_of(
+    experiment: Experiment, jobs: Iterable[tuple[str, Mapping[str, str]]], images: tuple[int, int], *, here: bool
+) -> Bill:
+    """The cost of those of the jobs that take more than minutes.
+
+    Args:
+        jobs: rule and wildcards of each.
+        images: for training, and held out.
+        here: on this machine, by a training step that is timed now; else on an A100, by the rates of `dpar plan`.
+    """
+    from dpar.workflow import planning  # with PyTorch, which takes seconds
+
+    wanted = {key for rule, wildcards in jobs for key in _keys(rule, wildcards)}
+    try:
+        every = planning.jobs(experiment, "report", planning.Data(*images, {}))
+    except InputError:  # how many patches there are is not known yet
+        return Bill(None, "", 0.0)
+    found = {key: job for key, job in every.items() if key in wanted}
+    if not found:
+        return Bill(0.0, "", 0.0)
+    if here:
+        from dpar.device import default_device
+        from dpar.workflow.speed import timed_rates
+
+        rates, device = (
+            timed_rates(experiment),
+            "this machine's GPU" if default_device().type == "cuda" else "this machine",
+        )
+    else:
+        rates, device = planning.ASSUMED, "an A100, in GPU-hours"
+    return Bill(rates.hours(found.values()), device, sum(job.bytes for job in found.values()))
+
+
+def _keys(rule: str, wildcards: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
+    """The names that a job has in a plan."""
+    if rule == "train_model":
+        yield rule, wildcards["model"], wildcards["milestone"]
+    elif rule == "train_entropy_model":
+        network = wildcards["network"]
+        yield (rule,) if network == gate_folder(None) else (rule, network.removeprefix("gates/"))
+    elif rule == "sample_images":
+        yield rule, wildcards["cell"], wildcards["seed"]
+        yield "pixels", wildcards["cell"], wildcards["seed"]
+    elif rule == "linear_probe":
+        yield rule, wildcards["model"], wildcards["milestone"]
+    elif rule == "extract_features":
+        cell, _, seed = wildcards["features"].partition("/seed")
+        yield rule, cell, seed
+    else:
+        yield (rule,)
+
+
+def check_budget(bill: Bill, given: str | None) -> None:
+    """Refuses a run that costs more than was said.
+
+    Args:
+        bill: of the run.
+        given: the budget in hours of a device, as the environment has it; None = none.
+
+    Raises:
+        InputError: it is no number, or less than the bill.
+    """
+    if given is None:
+        return
+    try:
+        budget = float(given)
+    except ValueError:
+        raise InputError(f"{BUDGET}: found {given!r}; expected hours of a GPU, such as 100") from None
+    if bill.hours is not None and bill.hours > budget:
+        meant = math.ceil(1.2 * bill.hours)
+        raise InputError(
+            f"this run takes about {hours_in_words(bill.hours)} of {bill.device}, more than the budget of {budget:g} "
+            "hours; nothing was started. Name a target that costs less (see `dpar plan`), or say that it is meant: "
+            f"`dpar run --budget {meant}`, or {BUDGET}={meant} for snakemake"
+        )
+
+
+def hours_in_words(hours: float) -> str:
+    """Hours for people."""
+    if hours < 1:
+        return f"{max(1, round(60 * hours))} min"
+    return f"{hours:,.1f} hours"
+
+
+def budget_given() -> str | None:
+    """The budget in the environment."""
+    return os.environ.get(BUDGET) or None

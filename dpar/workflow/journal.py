@@ -1,0 +1,190 @@
+"""The journal of a run, `tracking/run.jsonl`: what Snakemake began, finished and failed, for those who watch it."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dpar.errors import shown
+
+NAME = "run.jsonl"
+LAST_LINES = 6  # of the log of a job that failed
+LONGEST_LINE = 100
+
+
+def journal_path(results: Path) -> Path:
+    """The journal of the last run into these results."""
+    return results / "tracking" / NAME
+
+
+def write(results: Path, event: str, *, anew: bool = False, **values: Any) -> None:
+    """Adds an event, or begins the journal `anew` with it; a disk that is full costs the line and no more."""
+    path = journal_path(results)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w" if anew else "a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, "time": time.time(), **values}) + "\n")
+
+
+def begin(results: Path, jobs: Mapping[str, int]) -> None:
+    """Begins the journal of a run of this process.
+
+    Args:
+        jobs: how many there are of each rule.
+    """
+    write(results, "planned", anew=True, pid=os.getpid(), jobs=dict(jobs))
+
+
+class JournalHandler(logging.Handler):
+    """Writes Snakemake's events as its logger is told of them."""
+
+    def __init__(self, results: Path):
+        super().__init__()
+        self._results = results
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One event, if it is about a job."""
+        event = str(getattr(record, "event", "") or "").rpartition(".")[2].lower()
+        if event == "job_info":
+            values = {"job": record.jobid, "name": job_name(record.rule_name, record.wildcards), "log": [*record.log]}  # type: ignore[attr-defined]
+            write(self._results, "started", **values)
+        elif event == "job_finished":
+            write(self._results, "finished", job=record.job_id)  # type: ignore[attr-defined]
+        elif event == "job_error":
+            write(self._results, "failed", job=record.jobid, name=record.rule_name, log=[*record.log])  # type: ignore[attr-defined]
+
+
+def job_name(rule: str, wildcards: Mapping[str, str]) -> str:
+    """A rule with what tells its job apart, such as `train_model dpar/step400`."""
+    return f"{rule} {'/'.join(map(str, wildcards.values()))}".strip()
+
+
+@dataclass
+class Watched:
+    """A job as the journal knows it."""
+
+    name: str
+    log: list[str]
+    since: float
+
+
+@dataclass
+class RunState:
+    """A run, as far as its journal goes.
+
+    Attributes:
+        began: when, seconds since 1970.
+        last: when the last event was.
+        process: the process of the run.
+        planned: how many jobs there are of each rule.
+        running: jobs by number.
+        failed: those that failed.
+        done: how many are finished.
+        ended: how it ended, if it did: `done` or `failed`.
+        refused: why nothing was started.
+    """
+
+    began: float = 0.0
+    last: float = 0.0
+    process: int = 0
+    planned: dict[str, int] = field(default_factory=dict)
+    running: dict[int, Watched] = field(default_factory=dict)
+    failed: list[Watched] = field(default_factory=list)
+    done: int = 0
+    ended: str | None = None
+    refused: str | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the run is going on."""
+        return self.ended is None and self.refused is None and psutil.pid_exists(self.process)
+
+
+def read(results: Path) -> RunState | None:
+    """The last run into these results; None where none left a journal."""
+    try:
+        lines = journal_path(results).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    state = RunState()
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError):  # a line that is half-written
+            _take(state, json.loads(line))
+    return state
+
+
+def _take(state: RunState, event: dict[str, Any]) -> None:
+    kind, state.last = event["event"], event["time"]
+    if kind == "planned":
+        state.began, state.process, state.planned = event["time"], event["pid"], event["jobs"]
+    elif kind == "refused":
+        state.began, state.refused = event["time"], event["text"]
+    elif kind == "started":
+        state.running[event["job"]] = Watched(event["name"], event["log"], event["time"])
+    elif kind == "finished":
+        state.running.pop(event["job"], None)
+        state.done += 1
+    elif kind == "failed":
+        known = state.running.pop(event["job"], None)
+        state.failed.append(known or Watched(event["name"], event["log"], event["time"]))
+    elif kind == "ended":
+        state.ended = event["how"]
+
+
+def lines(state: RunState, directory: Path, now: float | None = None) -> Iterator[str]:
+    """The state in words: one line in all, one per running job with its last word, and the failed with their logs.
+
+    Args:
+        directory: from which the logs' paths count.
+        now: seconds since 1970; by default the present.
+    """
+    now = time.time() if now is None else now
+    total = sum(state.planned.values())
+    if state.refused is not None:
+        yield f"nothing was started: {state.refused}"
+        return
+    how = "running" if state.alive else state.ended or "interrupted"
+    yield f"{how}: {state.done} of {total} jobs, in {duration((now if state.alive else state.last) - state.began)}"
+    for job in state.running.values() if state.alive else ():
+        word = last_line(directory, job.log)
+        yield f"  {job.name} ({duration(now - job.since)}){f': {word}' if word else ''}"
+    for job in state.failed:
+        yield f"  failed: {job.name}, log {', '.join(job.log)}"
+
+
+def failures(state: RunState, directory: Path) -> Iterator[str]:
+    """The last words of the jobs that failed, each once."""
+    for job in {job.name: job for job in state.failed}.values():
+        yield f"{job.name} failed; the end of {', '.join(job.log)}:"
+        yield from (f"  {line}" for line in _tail(directory, job.log, LAST_LINES))
+
+
+def last_line(directory: Path, log: list[str]) -> str:
+    """The last line of a log, cut to what a screen has room for."""
+    found = _tail(directory, log, 1)
+    return found[0][:LONGEST_LINE] if found else ""
+
+
+def _tail(directory: Path, log: list[str], count: int) -> list[str]:
+    for path in log:
+        with suppress(OSError), open(directory / path, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 2**14))
+            text = file.read().decode("utf-8", errors="replace").replace("\r", "\n")
+            return [shown(line) for line in text.splitlines() if line.strip()][-count:]
+    return []
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,70 @@
+"""What is said before the first job: jobs, trainings, time, and why finished work is done again, in settings."""
+
+import pytest
+
+from dpar.errors import InputError
+from dpar.experiment.loading import load_experiment, parse_experiment
+from dpar.workflow.announcement import READS, Bill, Planned, announced, bill_of, changed_settings, check_budget
+from dpar.workflow.recipes import RECIPES
+from tests.experiment.test_settings import CONFIG, demo
+
+
+def dumped(**changes):
+    return parse_experiment(demo(**changes), "test").model_dump(mode="json")
+
+
+def test_a_changed_setting_is_the_reason_of_the_jobs_that_read_it():
+    changes = changed_settings(dumped(), dumped(sampling__cfg_scale=2.5))
+    assert changes == {"sampling.cfg_scale": (2.0, 2.5)}
+    jobs = [Planned("sample_images", f"dpar/{i}", again=True) for i in range(15)]
+    jobs += [Planned("train_model", "dpar/step400"), Planned("make_table", "t", again=True)]
+    assert list(announced(jobs, Bill(1.25, "this machine", 3e9), changes)) == [
+        "this run: 17 jobs (15 sets of samples, 1 training, 1 table)",
+        "  trains   model dpar/step400",
+        "  takes    about 1.2 hours of this machine, and 3.00 GB on disk",
+        "  again    15 sets of samples, because sampling.cfg_scale was 2 and is 2.5",
+        "  again    1 table, because the recipe of the stage is another one",
+    ]
+
+
+def test_settings_that_came_or_went_and_lists_are_said_too():
+    changes = changed_settings(dumped(), dumped(patchify={"threshold": 3.0}, sampling__seeds=[0]))
+    assert changes["patchify.threshold"] == (None, 3.0)
+    assert changes["sampling.seeds"] == ([0, 1, 2], [0])
+    assert changed_settings(None, dumped()) == {}
+    _, line = announced([Planned("a", "", again=True)], None, {"x": (None, 1)})
+    assert line == "  again    1 a, because x was not set and is 1"
+
+
+def test_nothing_is_said_of_a_run_without_jobs():
+    assert list(announced([], None, {"sampling.cfg_scale": (1, 2)})) == []
+
+
+def test_the_rules_whose_settings_are_listed_exist():
+    assert READS.keys() <= RECIPES.keys()
+
+
+def test_the_bill_counts_the_jobs_of_this_run_alone():
+    experiment = load_experiment(CONFIG / "imagenet256.yaml")
+    one = [("train_model", {"model": "DPAR-L", "milestone": "epoch50"})]
+    two = [*one, ("sample_images", {"cell": "DPAR-L-cfg1.9", "seed": "0"})]
+    images = (1_281_167, 50_000)
+    bills = [bill_of(experiment, jobs, images, here=False).hours for jobs in ([], one, two)]
+    assert bills[0] == 0
+    assert 20 < bills[1] < bills[2] < bills[1] + 100
+
+
+@pytest.mark.parametrize(("budget", "refused"), [(None, False), ("7000", True), ("7069", False)])
+def test_a_budget_is_compared_with_the_bill(budget, refused):
+    bill = Bill(7068, "an A100", 0.0)
+    if not refused:
+        check_budget(bill, budget)
+        return
+    with pytest.raises(InputError, match=r"7,068\.0 hours of an A100, more than the budget of 7000 .*--budget 8482"):
+        check_budget(bill, budget)
+
+
+def test_a_budget_that_is_no_number_is_refused_and_what_is_not_known_passes():
+    with pytest.raises(InputError, match="DPAR_BUDGET: found 'much'"):
+        check_budget(Bill(1, "", 0), "much")
+    check_budget(Bill(None, "", 0), "1")

@@ -1,0 +1,74 @@
+"""The journal of a run: what is written as Snakemake says it, and what is read from it."""
+
+import json
+import logging
+import os
+
+from dpar.workflow import journal
+
+
+def told(results, *events):
+    """A journal of these events, each with a number of seconds."""
+    for i, (event, values) in enumerate(events):
+        journal.write(results, event, anew=i == 0, **values)
+    path = journal.journal_path(results)
+    lines = [{**json.loads(line), "time": 100.0 * i} for i, line in enumerate(path.read_text().splitlines())]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return journal.read(results)
+
+
+PLANNED = ("planned", {"pid": os.getpid(), "jobs": {"train_model": 2, "make_table": 1}})
+STARTED = ("started", {"job": 3, "name": "train_model dpar/step4", "log": ["logs/a.log"]})
+
+
+def test_a_run_that_goes_on_shows_the_last_word_of_each_job(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "a.log").write_bytes(b"begun\nstep 1/9\rstep 2/9  loss 3.1  40 s left\n\n")
+    state = told(tmp_path, PLANNED, STARTED, ("started", {"job": 4, "name": "x", "log": []}), ("finished", {"job": 4}))
+    assert list(journal.lines(state, tmp_path, now=400)) == [
+        "running: 1 of 3 jobs, in 7 min",
+        "  train_model dpar/step4 (5 min): step 2/9  loss 3.1  40 s left",
+    ]
+
+
+def test_what_failed_is_told_with_the_end_of_its_log(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "a.log").write_text("\n".join(f"line {i}" for i in range(20)) + "\nerror: too \x1b[2J few\n")
+    failed = ("failed", {"job": 3, "name": "train_model", "log": ["logs/a.log"]})
+    state = told(tmp_path, PLANNED, STARTED, failed, STARTED, failed, ("ended", {"how": "failed"}))
+    assert list(journal.lines(state, tmp_path)) == [
+        "failed: 0 of 3 jobs, in 8 min",
+        *["  failed: train_model dpar/step4, log logs/a.log"] * 2,
+    ]
+    found = list(journal.failures(state, tmp_path))
+    assert found[0] == "train_model dpar/step4 failed; the end of logs/a.log:"
+    assert len(found) == 1 + journal.LAST_LINES, "once, though it was tried twice"
+    assert found[-1] == r"  error: too \x1b[2J few"
+
+
+def test_a_run_whose_process_is_gone_was_interrupted(tmp_path):
+    state = told(tmp_path, ("planned", {"pid": 2**22 + 1, "jobs": {"a": 1}}), STARTED)
+    assert list(journal.lines(state, tmp_path)) == ["interrupted: 0 of 1 jobs, in 100 s"] or not state.alive
+
+
+def test_a_refusal_takes_the_place_of_the_run_before_and_half_a_line_is_left_out(tmp_path):
+    told(tmp_path, PLANNED)
+    journal.write(tmp_path, "refused", anew=True, text="nothing fits")
+    with open(journal.journal_path(tmp_path), "a") as file:
+        file.write('{"event": "star')
+    state = journal.read(tmp_path)
+    assert list(journal.lines(state, tmp_path)) == ["nothing was started: nothing fits"]
+    assert journal.read(tmp_path / "none") is None
+
+
+def test_snakemakes_events_are_written_by_their_kind(tmp_path):
+    journal.begin(tmp_path, {"a": 1})
+    handler = journal.JournalHandler(tmp_path)
+    about = {"jobid": 7, "rule_name": "train_model", "wildcards": {"model": "dpar"}, "log": ["x.log"]}
+    for event, values in (("job_info", about), ("progress", {}), ("job_finished", {"job_id": 7})):
+        record = logging.makeLogRecord({"msg": "said", "event": event, **values})
+        handler.emit(record)
+    handler.emit(logging.makeLogRecord({"msg": "without an event"}))
+    kinds = [json.loads(line)["event"] for line in journal.journal_path(tmp_path).read_text().splitlines()]
+    assert kinds == ["planned", "started", "finished"]
+    assert journal.read(tmp_path).done == 1
