@@ -78,7 +78,7 @@ def partitions() -> Iterator[Problem]:
         for name in os.environ.get(variable, default).split(","):
             if name not in known:
                 allowed = f"one of this cluster's partitions: {', '.join(known)}"
-                yield Problem(variable, f"{name!r}", allowed, f"export {variable}=NAME (docs/slurm.md)")
+                yield Problem(variable, f"{name!r}", allowed, f"export {variable}=NAME (docs/cluster.md)")
 
 
 def deep(experiment: Experiment, directory: Path) -> Iterator[Problem]:

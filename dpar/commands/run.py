@@ -180,7 +180,7 @@ def last_words(results: Path, began: float, status: int) -> str:
     state = journal.read(results)
     if state is None or state.began < began:
         return (
-            f"the run stopped before its first job (snakemake's exit status {status}); see the first error above, mend "
+            f"the run stopped before its end (snakemake's exit status {status}); see the first error above, mend "
             "its cause and run the same command again: finished work is kept"
         )
     if state.refused is not None:
@@ -217,7 +217,7 @@ def _watched(command: Sequence[str], lock: IO[str], told: Mapping[str, str], res
 
 
 def announcement_in(log: Path) -> Iterator[str]:
-    """What a run said before its first job, from its log."""
+    """The lines of a log that a run said before its first job."""
     for line in log.read_text("utf-8", errors="replace").splitlines():
         if line.startswith(("this run: ", "  trains   ", "  takes    ", "  again    ")):
             yield line

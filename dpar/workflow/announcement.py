@@ -1,4 +1,4 @@
-"""What a run is going to do, before its first job: jobs by kind, trainings by name, time, disk, and why again."""
+"""The announcement of a run before its first job: jobs by kind, trainings by name, time, disk, and why again."""
 
 import math
 import os

@@ -8,9 +8,11 @@ import sys
 import pytest
 import yaml
 
-from dpar.commands import run, track
+from dpar.commands import run, status, track
 from dpar.data.images import ImageIndex, open_images
 from dpar.errors import InputError
+from dpar.experiment.loading import parse_experiment
+from dpar.files import write_json
 from dpar.train.restarts import say_restart
 from dpar.workflow.run import RETRAIN, retraining, run_lock
 from tests.data.samples import folder_of_images
@@ -158,6 +160,48 @@ def test_a_target_is_made_alone_and_the_audit_finds_it(tmp_path, monkeypatch, ca
     audit = capfd.readouterr().out
     assert "     6  tracked" in audit
     assert f"missing: {results}/report.html" in audit
+
+
+def test_what_failed_is_said_last_with_the_end_of_its_log_and_status_says_it_too(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(ROOT)
+    folder = folder_of_images(tmp_path / "photos", each=40)
+    (folder / "ant" / "3.png").write_bytes(b"cut off")
+    images = {"source": "folder", "train": str(folder), "held_out": 0.2, "resolution": 64, "num_classes": 3}
+    values = demo(images=images)
+    values["evaluation"]["classifier"] |= {"dims": 8}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(values))
+    flags = ["--config", str(tmp_path / "own.yaml"), "--directory", str(tmp_path)]
+    with pytest.raises(InputError) as error:
+        run.main([*flags, "--cores", "1", "--target", "results/demo/index/train.json"])
+    last = str(error.value).splitlines()
+    assert last[0] == "the run stopped before its end, with 0 of 1 jobs done"
+    assert last[1] == "index_images train failed; the end of results/demo/logs/index_images/train.log:"
+    assert any("ant/3.png" in line for line in last[2:-1])
+    assert "run the same command again" in last[-1]
+    assert "this run: 1 jobs (1 index_images)" in capfd.readouterr().err
+    status.main(flags)
+    said = capfd.readouterr().out
+    assert "failed: 0 of 1 jobs" in said
+    assert "ant/3.png" in said
+
+
+def test_a_run_above_its_budget_is_refused_last_and_before_any_job(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError, match=r"^this run takes about .* of this machine.*--budget") as error:
+        run.main(["--directory", str(tmp_path), "--cores", "1", "--budget", "0"])
+    assert "\n" not in str(error.value)
+    assert "  trains   " in capfd.readouterr().err
+    assert not (tmp_path / "results" / "demo" / "images").exists()
+    with pytest.raises(InputError, match="no run has left a journal"):
+        status.main(["--results", str(tmp_path / "none")])
+
+
+def test_a_dry_run_says_which_settings_changed(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(ROOT)
+    before = parse_experiment(demo(), "test").model_dump(mode="json")
+    write_json(tmp_path / "results" / "demo" / "experiment.json", before)
+    run.main(["--directory", str(tmp_path), "--cores", "1", "-n", "--set", "sampling.cfg_scale=2.5"])
+    assert "changed since the last run: sampling.cfg_scale was 2.0 and is 2.5" in capfd.readouterr().err
 
 
 def test_the_last_words_name_report_and_dashboard(tmp_path):
