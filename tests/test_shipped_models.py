@@ -80,7 +80,7 @@ def test_held_out_likelihood_is_that_of_the_card(held_out):
 def test_it_draws_garments_of_the_classes_that_are_asked_for(held_out):
     """Drawn images are told apart by the means of held-out images of each class, nearly as well as real ones."""
     labels = np.repeat(np.arange(CLASSES), 4)
-    drawn = Generator.from_pretrained(FASHION, device="cpu")(labels, seed=0, cfg_scale=1.5)
+    drawn = Generator.from_pretrained(FASHION, device="cpu")(labels.tolist(), seed=0, cfg_scale=1.5)
     assert drawn.shape == (len(labels), 28, 28, 3)
     real = pixels(held_out)[:, 0].flatten(1).double()
     means = torch.stack([real[torch.from_numpy(held_out.labels) == c].mean(0) for c in range(CLASSES)])
