@@ -56,6 +56,7 @@ def test_every_mean_is_that_of_a_loop(results):
     codes = open_codes(results.folder / "scored/val/manifest.json")
     tokens, labels = (torch.from_numpy(a.astype(np.int64)) for a in (codes.tokens[:, 0], codes.labels))
     rule = {"threshold": found["rule"]["threshold"], "max_length": 3, "grid_width": 4}
+    assert codes.entropy is not None
     entropy = torch.from_numpy(codes.entropy[:, 0].copy())
     starts = patch_starts(entropy, **rule)
     dpar, llamagen = (load_model(results.folder / "models" / name / "step8", name) for name in ("dpar", "llamagen"))
