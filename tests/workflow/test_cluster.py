@@ -250,11 +250,12 @@ def test_the_graph_survives_all_that_happens_on_a_cluster(folder):
 def test_a_failing_job_shows_its_log_and_one_over_its_memory_says_so(folder):
     experiment = folder / "experiment.yaml"
     values = yaml.safe_load(experiment.read_text())
-    values["images"] |= {"source": "folder", "train": "photos/train", "val": "photos/val", "generated": None}
+    paths = {split: f"photos/{split}.parquet" for split in ("train", "val")}
+    values["images"] |= {"source": "parquet", "generated": None, **paths}
     experiment.write_text(yaml.safe_dump(values))
-    for split in ("train", "val"):  # folders that are not there would be refused before any job
-        (folder / "photos" / split / "a").mkdir(parents=True)
-        (folder / "photos" / split / "a" / "0.png").write_bytes(b"no image")
+    (folder / "photos").mkdir()
+    for split, path in paths.items():  # files that are not there would be refused before any job
+        (folder / path).write_bytes(f"no Parquet file of {split}".encode())
     run = Run(folder, "results/tiny/index/train.json", "--retries", "0")
     assert run.end() != 0
     assert re.search(r"error: .*photos/train", run.text())
