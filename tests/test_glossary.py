@@ -68,7 +68,7 @@ PHRASES = {
     r"by the toss of a coin": "independent with equal probability",
     r"None if `root` is none": "None outside a git checkout",
     r"\bbeside\b": "next to, compared with, in addition to",
-    r"\b(?:rows|images|tokens|patches|G?MACs|multiply-accumulates) an? (?:image|split|patch|side)\b(?! may| has)": "per",
+    r"\b(?:rows|images|tokens|patches|MACs|accumulates) an? (?:image|split|patch|side)\b(?! may| has)": "per",
 }
 
 
