@@ -127,11 +127,11 @@ def _row(row: Row, tokens: int, given: Measurements) -> dict[str, Any]:
     for state in states:
         if state in likelihoods:
             expect_patches(likelihoods[state], "/".join(state), is_dpar=is_dpar)
-    patch_length = _mean_sd([found["mean_patch_length"] for (found,) in predicted if is_dpar])[0]
+    mean_patch_length = _mean_sd([found["mean_patch_length"] for (found,) in predicted if is_dpar])[0]
     # Table 6, gates: the likelihood was measured with the patches of training
     if sample.patchify != row.model.patchify or sample.gate:
         predicted, steps = [], over_seeds["steps"]
-        patch_length = tokens / steps if steps else None
+        mean_patch_length = tokens / steps if steps else None
     probed = [[probes[state]] for state in states if state in probes]
     found: dict[str, Any] = {
         "model": row.values["model"],
@@ -139,7 +139,7 @@ def _row(row: Row, tokens: int, given: Measurements) -> dict[str, Any]:
         "milestone": sample.milestone,
         "threshold": threshold_of(sample.patchify, given.thresholds) if is_dpar and not sample.gate else None,
         "max_length": sample.patchify.max_length if is_dpar and sample.patchify.is_dynamic else None,
-        "patch_length": patch_length,
+        "patch_length": mean_patch_length,
         **mean_and_sd("nll", predicted),
         **over_seeds,
         **{name: value for metric in PROBED for name, value in mean_and_sd(metric, probed).items()},

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dpar import tracking
 from dpar.errors import run_command
 from dpar.experiment.settings import Experiment
 from dpar.report.figures import curves, error_bars, heat_maps, save
@@ -15,6 +14,7 @@ from dpar.report.labels import axis_label, label, level
 from dpar.report.measured import Floor, read_measured
 from dpar.report.tables import MADE, read_table
 from dpar.report.verdict import ties
+from dpar.workflow import jobs
 from dpar.workflow.stage import Stage, flag
 
 PANELS = {
@@ -40,10 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, experiment = run.args, run.experiment
     with run.job(
         args.table,
-        inputs=[
-            *tracking.made_by(f"make_table[{args.table}]", args.csv),
-            *tracking.made_by("measure_noise_floor", args.noise_floor),
-        ],
+        inputs=jobs.tables([args.csv], args.noise_floor),
         outputs=[args.output],
         params={"table": args.table},
     ) as job:

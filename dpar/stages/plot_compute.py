@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from dpar import tracking
 from dpar.errors import run_command
 from dpar.experiment.cells import described_models
 from dpar.report.figures import metric_against_cost, save
@@ -29,12 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = STAGE.start(argv)
     args, experiment = run.args, run.experiment
     with run.job(
-        inputs=[
-            *jobs.by_stem("make_table", args.tables),
-            *tracking.made_by("measure_noise_floor", args.noise_floor),
-        ],
+        inputs=jobs.tables(args.tables, args.noise_floor),
         outputs=[args.output],
-        params={},
     ) as job:
         floor = read_measured(args.noise_floor, Floor)
         tables = [read_table(path) for path in args.tables]

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from dpar import tracking
 from dpar.errors import InputError, run_command
 from dpar.experiment.settings import Experiment
 from dpar.report.figures import pareto, save
 from dpar.report.labels import label
 from dpar.report.measured import Floor, read_measured
 from dpar.report.tables import read_table
+from dpar.workflow import jobs
 from dpar.workflow.stage import Stage, flag
 
 COSTS = {"training_gmacs": "training GMACs/image", "sampling_gmacs": "sampling GMACs/image"}
@@ -36,10 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, experiment = run.args, run.experiment
     with run.job(
         args.table,
-        inputs=[
-            *tracking.made_by(f"make_table[{args.table}]", args.csv),
-            *tracking.made_by("measure_noise_floor", args.noise_floor),
-        ],
+        inputs=jobs.tables([args.csv], args.noise_floor),
         outputs=[args.output],
         params={"table": args.table},
     ) as job:

@@ -119,6 +119,11 @@ def noise_floor(paths: Iterable[Path]) -> list[Wanted]:
     return made_by("measure_noise_floor", *paths)
 
 
+def tables(paths: Iterable[Path], noise_floor: Path) -> list[Wanted]:
+    """Tables, tables/TABLE.csv, and the noise floor that they are shown with."""
+    return by_stem("make_table", paths) + made_by("measure_noise_floor", noise_floor)
+
+
 def metrics(paths: Iterable[Path]) -> list[Wanted]:
     """Measurements of sets of samples, metrics/CELL/seedN.json."""
     return [wanted for p in paths for wanted in made_by(f"compute_metrics[{p.parent.name},{p.stem}]", p)]
