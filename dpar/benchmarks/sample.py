@@ -211,7 +211,7 @@ class Pair:
             model.to(PRECISIONS[settings.precision])
         return cls(networks, baseline, rule, DrawSettings(settings.cfg_scale))
 
-    def sampled(self, name: str, request: dict[str, Tensor], observe: Callable[[Step], object] | None = None) -> Any:
+    def sampled(self, name: str, request: dict[str, Any], observe: Callable[[Step], object] | None = None) -> Any:
         """A batch of that variant: `DPAR` or `LlamaGen`, `, compiled` or not."""
         model = self.networks.model if name.startswith("DPAR") else self.baseline
         draw = replace(self.draw, compile=name in COMPILED)
