@@ -1,6 +1,5 @@
 """A model folder gives back the network that was put in, or a refusal: never other weights."""
 
-import json
 import os
 import shutil
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 from dpar.errors import InputError
-from dpar.files import read_json
+from dpar.files import read_json, write_json
 from dpar.patches.rule import PatchRule
 from dpar.weights import load_model, model_config, provenance_of, save_model
 from tests.train.tiny import tiny_task
@@ -105,12 +104,12 @@ def test_a_provenance_of_other_types_is_refused_by_field(tmp_path, changes, said
     config = tmp_path / "m" / "config.json"
     whole = read_json(config)
     assert model_config(tmp_path / "m") == whole
-    config.write_text(json.dumps(whole | {"provenance": ORIGIN | changes}))
+    write_json(config, whole | {"provenance": ORIGIN | changes})
     with pytest.raises(InputError, match=rf"config\.json lacks a field, or has another .*{said}") as refusal:
         model_config(tmp_path / "m")
     assert "\n" not in str(refusal.value)
     for grid in ("text", None, [4], [4, "x"]):
-        config.write_text(json.dumps(whole | {"model": whole["model"] | {"grid": grid}}))
+        write_json(config, whole | {"model": whole["model"] | {"grid": grid}})
         with pytest.raises(InputError, match=r"config\.json lacks a field, or has another .*grid"):
             model_config(tmp_path / "m")
 

@@ -129,7 +129,8 @@ def measure(folder: Path, *, images: int, views: int, resolution: int, suffix: s
             "suffix": suffix,
             "shards": len(stored.shards),
             "shard_bytes_per_row": sum(shard.bytes for shard in stored.shards) / stored.num_rows,
-            "cache_bytes_per_row": sum(file.stat().st_size for file in cache.iterdir()) / stored.num_rows,
+            "cache_bytes_per_row": sum(file.stat().st_size for file in cache.iterdir() if file.suffix != ".json")
+            / stored.num_rows,
         },
         "conditions": {"cores": cores, **conditions(torch.device("cpu"))},
     }

@@ -108,7 +108,7 @@ def tests(report: Report, args: argparse.Namespace) -> None:
         report.row("tests", "no pytest here")
         return
     options = ["-m", "gpu", "-p", "no:cacheprovider", "--no-header", "-rs"]
-    done = subprocess.run([sys.executable, "-m", "pytest", *options, *TESTS], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "pytest", *options, *TESTS], capture_output=True, encoding="utf-8")
     lines = done.stdout.strip().splitlines()
     report.save(output=lines[-60:])
     report.row("tests marked gpu", lines[-1] if lines else done.stderr.strip()[-200:], status=done.returncode)
@@ -175,7 +175,7 @@ def draw_and_report(
 def roofline(batches: Sequence[int]) -> dict[int, dict[str, Any]]:
     """The counted kernels and bytes of XL at 256 px; nothing where they cannot be had."""
     command = [sys.executable, "-m", "dpar.cli", "bench", "roofline", "--size", "XL", "--resolution", "256", "--json"]
-    done = subprocess.run([*command, "--batches", *map(str, batches)], capture_output=True, text=True)
+    done = subprocess.run([*command, "--batches", *map(str, batches)], capture_output=True, encoding="utf-8")
     return {row["batch"]: row for row in json.loads(done.stdout)["rows"]} if done.returncode == 0 else {}
 
 

@@ -42,7 +42,7 @@ def test_sync_status_audit_rebuild_and_views_work_together(results: Path, capsys
     track.main(["audit", "--outputs", "outputs.txt"])
     assert "     1  tracked" in capsys.readouterr().out
     track.main(["views"])
-    assert "dpar/demo/train: 1 Trainings\n    http://127.0.0.1:5000/#/experiments/" in capsys.readouterr().out
+    assert "dpar/demo/train: 1 Trainings\n    http://dpar.localhost:5000/#/experiments/" in capsys.readouterr().out
     (results / "a.txt").write_text("b")
     with pytest.raises(SystemExit) as ended:
         track.main(["audit", "--outputs", "outputs.txt"])
@@ -195,7 +195,7 @@ def test_the_dashboard_listens_on_this_machine_alone_and_calls_nobody(results: P
         listening = {c.laddr.ip for child in children for c in child.net_connections("inet") if c.status == "LISTEN"}
         process.terminate()
         process.communicate(timeout=120)
-    assert f"http://127.0.0.1:{port}" in first
+    assert f"http://dpar.localhost:{port}" in first
     assert listening == {"127.0.0.1"}
     assert connections.processes() >= 2
     assert connections.abroad() == []
