@@ -101,7 +101,7 @@ def _every_image(experiment: Experiment, directory: Path) -> Iterator[Problem]:
     for split in SPLITS:
         path = from_jobs(images.path(split) or "", directory)
         try:
-            found = open_images(images.source, path)
+            found = open_images(images.source, path, every_class=split == "train")
             if images.held_out is not None:
                 found = found.keep((held_out(found, images.held_out) == (split == "val")).nonzero()[0])
             found = numbered_as(found, indices[0].images.classes) if indices else found

@@ -73,7 +73,7 @@ def survey(folder: Path) -> Survey:
     images = open_images(source, train)
     if len(images) and images.labels.min() < 0:
         raise InputError(f"{train} has the label {images.labels.min()}; labels count the classes from 0")
-    held_out = open_images(source, val) if val else None
+    held_out = open_images(source, val, every_class=False) if val else None
     read = [(images, i) for i in _spaced(len(images))]
     read += [(held_out, i) for i in _spaced(len(held_out))] if held_out is not None else []
     looks = mapped(lambda place: _look(*place), read, threads=len(os.sched_getaffinity(0)), ahead=64)

@@ -53,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         params={"split": args.split, "source": source, "path": path, "max_unreadable": images.max_unreadable},
     ) as job:
         training = None if args.classes_of is None else ImageIndex.load(args.classes_of)
-        found = images_of_split(open_images(source, path), args.split, images, training)
+        found = images_of_split(
+            open_images(source, path, every_class=args.split == "train"), args.split, images, training
+        )
         index = ImageIndex.build(
             found,
             resolution=images.resolution,

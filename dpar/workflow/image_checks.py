@@ -49,7 +49,9 @@ class Looks:
             return dict.fromkeys(SPLITS)
         for split in SPLITS if images.held_out is None else ("train",):
             try:
-                found[split] = open_images("folder", self._places[split]) if _is_short(self._places[split]) else None
+                place = self._places[split]
+                every = split == "train"
+                found[split] = open_images("folder", place, every_class=every) if _is_short(place) else None
             except InputError as error:
                 found[split] = error
         whole = found["train"]

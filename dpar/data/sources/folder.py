@@ -28,28 +28,34 @@ class FolderImages(ImageSource):
         """All images, by class and then by name.
 
         Raises:
-            InputError: no class folders, one without images, images outside of them, or an unreadable folder.
+            InputError: no class folders, images outside of them, or an unreadable folder.
         """
         tree = _Tree(path)
         keys, labels = [], []
         for label, name in enumerate(tree.classes):
             found = sorted(key for key, _ in tree.images(name))
-            if not found:
-                raise InputError(
-                    f"the class folder {shown(str(tree.root / name))} holds no images ({', '.join(SUFFIXES)}); "
-                    f"add some, or remove the folder{described(tree.left_alone.summary(), '; left alone: ')}"
-                )
             keys += found
             labels += [label] * len(found)
         return cls(
             path,
             [str(tree.root)],
             keys,
-            np.array(labels),
+            np.array(labels, np.int64),
             {},
             classes=tree.classes,
             left_alone=tree.left_alone.summary(),
         )
+
+    def expect_every_class(self) -> None:
+        """Raises `InputError` if a class folder holds no images."""
+        used = set(self.labels.tolist())
+        empty = [str(name) for label, name in enumerate(self.classes or ()) if label not in used]
+        if empty:
+            raise InputError(
+                f"the class folder {shown(os.path.join(self.files[0], empty[0]))} holds no images "
+                f"({', '.join(SUFFIXES)}); add some, or remove the folder"
+                f"{described(self.left_alone, '; left alone: ')}"
+            )
 
     @classmethod
     def stamps(cls, path: str) -> dict[str, Stamp]:

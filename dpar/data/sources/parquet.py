@@ -4,6 +4,8 @@ import json
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +33,8 @@ class ParquetImages(ImageSource):
     """Parquet files with columns `image` (the bytes of an image file) and `label` (a whole number).
 
     `image` may also be Hugging Face's struct of `bytes` and `path`. Without a column `key` images are called by file
-    and row. Class names come from a column `class_name`, or from the schema: a list `classes` in its metadata, or the
-    features that Hugging Face keeps there.
+    and row. Class names come from a column `class_name`, or from the schema: `classes` in its metadata (a list, or
+    names by number), or the features that Hugging Face keeps there.
 
     An image is read with its row group; recently used row groups are kept, up to 1 GiB. Sets larger than that are read
     quickly in order, and in random order only if their row groups are small.
@@ -76,7 +78,7 @@ class ParquetImages(ImageSource):
                     ):
                         locations[name].append(values)
                     row += count
-                listed = _schema_names(parquet.schema_arrow)
+                listed = _schema_names(file, parquet.schema_arrow)
                 own = labels[len(labels) - parquet.num_row_groups :]
                 expect_named(file, np.concatenate([labels[0], *own]), listed, names)
                 merge_names(names, listed, file)
@@ -134,6 +136,25 @@ def _check_columns(file: str, schema: pa.Schema) -> None:
         raise InputError(f"column image of {file} is {kind}, expected binary: the bytes of an image file")
     if not pa.types.is_integer(schema.field("label").type):
         raise InputError(f"column label of {file} is {schema.field('label').type}, expected whole numbers")
+    for name in {"key", "class_name"} & set(schema.names):
+        kind = schema.field(name).type
+        inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (_is_text(inner) or pa.types.is_integer(inner) or pa.types.is_null(inner)):
+            raise InputError(f"column {name} of {file} is {kind}, expected text: one name per image")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether values are text, or the bytes of text."""
+    tests = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "fixed_size_binary")
+    return any(getattr(pa.types, f"is_{test}")(kind) for test in tests)
+
+
+def _text(file: str, column: str, value: Any) -> str:
+    """A key or a class name; bytes are UTF-8."""
+    try:
+        return value.decode() if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError:
+        raise InputError(f"column {column} of {file} holds {value[:40]!r}, expected text in UTF-8") from None
 
 
 def _keys(file: str, table: pa.Table, first: int) -> list[str]:
@@ -143,7 +164,7 @@ def _keys(file: str, table: pa.Table, first: int) -> list[str]:
     column = table.column("key")
     if column.null_count:
         raise InputError(f"column key of {file} has {column.null_count} nulls; give every image a key, or remove it")
-    return list(map(str, column.to_pylist()))
+    return [_text(file, "key", value) for value in column.to_pylist()]
 
 
 def _labels(file: str, table: pa.Table, first: int) -> Int[np.ndarray, "N"]:
@@ -167,24 +188,60 @@ def _column_names(file: str, table: pa.Table) -> dict[int, str]:
     if "class_name" not in table.column_names or not len(table):
         return {}
     names: dict[int, str] = {}
+    kind = table.schema.field("class_name").type
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):  # these cannot be grouped
+        plain = table["class_name"].cast(pa.large_binary())
+        table = table.set_column(table.column_names.index("class_name"), "class_name", plain)
     pairs = table.select(["label", "class_name"]).group_by(["label", "class_name"]).aggregate([])
     for label, name in zip(pairs["label"].to_pylist(), pairs["class_name"].to_pylist(), strict=True):
         if name is None:
             raise InputError(
                 f"column class_name of {file} is null for label {label}; name the class, or drop the column"
             )
-        merge_names(names, {label: str(name)}, file)
+        merge_names(names, {label: _text(file, "class_name", name)}, file)
     return names
 
 
-def _schema_names(schema: pa.Schema) -> dict[int, str]:
-    """Label -> name by the list `classes` in the schema, or by the `ClassLabel` of Hugging Face's `datasets`."""
+def _schema_names(file: str, schema: pa.Schema) -> dict[int, str]:
+    """Label -> name by `classes` in the schema, or by the `ClassLabel` of Hugging Face's `datasets`; empty without.
+
+    Raises:
+        InputError: there are names in another form than a list, or an object of names by the numbers 0 to n - 1.
+    """
     metadata = schema.metadata or {}
-    try:
-        if b"classes" in metadata:
-            names = json.loads(metadata[b"classes"])
-        else:
-            names = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
-        return dict(enumerate(map(str, names))) if isinstance(names, list) else {}
-    except (KeyError, TypeError, ValueError):
+    key = next((key for key in ("classes", "huggingface") if key.encode() in metadata), None)
+    if key is None:
         return {}
+    try:
+        found: Any = json.loads(metadata[key.encode()])
+        if key == "huggingface":
+            for part in ("info", "features", "label"):
+                found = found.get(part) if isinstance(found, dict) else None
+            found = next(_names_below(found), None)
+        return {} if found is None else _numbered_names(found)
+    except (ValueError, RecursionError):
+        raise InputError(
+            f"the schema's metadata of {file} has class names under {key!r} that cannot be read, expected a JSON list "
+            'of names, or an object with a name for each number from 0 on, {"0": "cat", "1": "dog"}; '
+            "correct or remove it"
+        ) from None
+
+
+def _names_below(feature: Any) -> Iterator[Any]:
+    """The `names` of a feature, or of the features that are nested in it."""
+    if isinstance(feature, dict):
+        if feature.get("names") is not None:
+            yield feature["names"]
+        for part in feature.values():
+            yield from _names_below(part)
+
+
+def _numbered_names(found: Any) -> dict[int, str]:
+    """Raises `ValueError` unless it is a list, or an object of names by the numbers 0 to n - 1."""
+    if isinstance(found, dict):
+        if found.keys() != {str(label) for label in range(len(found))}:
+            raise ValueError
+        found = [found[str(label)] for label in range(len(found))]
+    if not isinstance(found, list) or not all(isinstance(name, str) and name for name in found):
+        raise ValueError
+    return dict(enumerate(found))

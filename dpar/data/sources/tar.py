@@ -238,17 +238,24 @@ def _rest(name: str) -> str:
 
 
 def _check_end(file: str, offset: int) -> None:
-    """Raises `TarError` unless the tar ends at `offset` as tars do, with blocks of zeros and nothing after them."""
+    """Raises `TarError` unless the tar ends at `offset` as tars do: two blocks of zeros, less than a record more."""
     with open(file, "rb") as tar:
+        zeros = os.fstat(tar.fileno()).st_size - offset
         tar.seek(offset)
-        block = tar.read(_BLOCK)
-        if len(block) < _BLOCK:
-            raise tarfile.ReadError("it is cut off: the blocks that end a tar are missing")
-        if any(block):
+        if any(tar.read(_BLOCK)):
             raise tarfile.ReadError(f"no member begins at byte {offset}, where one is expected")
+        if zeros < 2 * _BLOCK:
+            raise tarfile.ReadError(
+                f"it is cut off at byte {offset + zeros}: the two blocks of zeros that end a tar are missing"
+            )
         while rest := tar.read(2**20):
             if rest.count(0) < len(rest):
                 raise tarfile.ReadError("something follows its end, as in tars that were put together; unpack them")
+        if zeros >= 2 * _BLOCK + tarfile.RECORDSIZE:
+            raise tarfile.ReadError(
+                f"from byte {offset} on it is {zeros} zeros, as in a file of which only the beginning was written; "
+                f"a tar ends with less than {2 * _BLOCK + tarfile.RECORDSIZE}: if it is whole, use `tar -b 20`"
+            )
 
 
 def _listed_names(path: str) -> Mapping[int, str]:

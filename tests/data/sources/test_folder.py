@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from dpar.data.class_names import numbered_as
 from dpar.data.images import ImageIndex, open_images
 from dpar.data.sources import folder
 from dpar.errors import InputError
@@ -157,3 +158,15 @@ def test_an_empty_class_folder_says_what_it_holds_instead(tmp_path):
     (root / "dog/1.heic").write_text("")
     with pytest.raises(InputError, match=r"x/dog holds no images .*; left alone: 1 \.heic$"):
         open_images("folder", str(root))
+
+
+def test_held_out_images_may_have_an_empty_class_folder(tmp_path):
+    root = folder_of_images(tmp_path / "val")
+    for name in ("bat", "unknown"):
+        (root / name).mkdir()
+    found = numbered_as(open_images("folder", str(root), every_class=False), ["ant", "bat", "bee", "cat"])
+    index = ImageIndex.build(found, resolution=8, num_classes=4, every_class=False)
+    assert index.class_counts.tolist() == [3, 0, 3, 3]
+    folder_of_images(tmp_path / "none", each=0)
+    with pytest.raises(InputError, match="holds no images"):
+        open_images("folder", str(tmp_path / "none"), every_class=False)

@@ -41,13 +41,6 @@ def test_few_row_groups_are_kept(tmp_path, monkeypatch):
         assert len(source._groups) <= 2
 
 
-@pytest.mark.parametrize(("classes", "expected"), [('["a", "b"]', ["a", "b"]), ("{", None), ('{"0": "a"}', None)])
-def test_a_list_in_the_schema_names_the_classes(tmp_path, classes, expected):
-    table = pa.table({"image": [image_bytes(sample_image(0))], "label": [1]})
-    pq.write_table(table.replace_schema_metadata({"classes": classes}), tmp_path / "a.parquet")
-    assert open_images("parquet", str(tmp_path / "a.parquet")).classes == expected
-
-
 def test_files_that_do_not_fit_are_named(tmp_path):
     path = tmp_path / "a.parquet"
     with pytest.raises(InputError, match=r"no Parquet file matches .*a\.parquet"):
@@ -176,13 +169,73 @@ class TestClassNames:
         with pytest.raises(InputError, match=r"b\.parquet calls label 0 b, which is a elsewhere"):
             open_images("parquet", str(tmp_path / "*.parquet"))
 
+    @staticmethod
+    def described(path, key, metadata):
+        with_columns(path, label=[0, 1, 2])
+        pq.write_table(pq.read_table(path).replace_schema_metadata({key: metadata}), path)
+        return open_images("parquet", str(path)).classes
+
+    @pytest.mark.parametrize("label", ['{"dtype": "int64", "_type": "Value"}', '{"names": null}', "null", "[]"])
+    def test_features_without_names_name_nothing(self, tmp_path, label):
+        assert self.described(tmp_path / "a.parquet", "huggingface", b"[]") is None
+        assert self.described(tmp_path / "a.parquet", "huggingface", b'{"info": null}') is None
+        features = f'{{"info": {{"features": {{"label": {label}}}}}}}'
+        assert self.described(tmp_path / "a.parquet", "huggingface", features) is None
+
     @pytest.mark.parametrize(
-        "metadata", [b"{", b"[]", b'{"info": null}', b'{"info": {"features": {"label": {"names": 3}}}}']
+        "names", ['["a", "b", "c"]', '{"0": "a", "1": "b", "2": "c"}', '{"2":"c","0":"a","1":"b"}']
     )
-    def test_features_of_another_form_name_nothing(self, tmp_path, metadata):
-        path = with_columns(tmp_path / "a.parquet", label=[0, 1, 2])
-        pq.write_table(pq.read_table(path).replace_schema_metadata({"huggingface": metadata}), path)
-        assert open_images("parquet", path).classes is None
+    def test_names_are_a_list_or_stand_by_number(self, tmp_path, names):
+        path = tmp_path / "a.parquet"
+        assert self.described(path, "classes", names) == ["a", "b", "c"]
+        for label in (
+            f'{{"names": {names}, "_type": "ClassLabel"}}',
+            f'{{"feature": {{"names": {names}, "_type": "ClassLabel"}}, "_type": "Sequence"}}',
+            f'{{"dtype": {{"class_label": {{"names": {names}}}}}}}',
+        ):
+            features = f'{{"info": {{"features": {{"label": {label}}}}}}}'
+            assert self.described(path, "huggingface", features) == ["a", "b", "c"]
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            "{",
+            "3",
+            '"abc"',
+            '{"0": "a", "2": "c"}',
+            '{"1": "a", "2": "b"}',
+            '{"a": 0, "b": 1}',
+            '["a", null]',
+            "[1, 2]",
+        ],
+    )
+    def test_names_in_another_form_are_refused_by_file_and_key(self, tmp_path, names):
+        features = f'{{"info": {{"features": {{"label": {{"names": {names}}}}}}}}}'
+        for key, metadata in (("classes", names), ("huggingface", features)):
+            with pytest.raises(InputError, match=rf"a\.parquet has class names under '{key}' that cannot be read"):
+                self.described(tmp_path / "a.parquet", key, metadata)
+
+    @pytest.mark.parametrize(
+        "kind",
+        [pa.binary(), pa.large_binary(), pa.binary_view(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())],
+    )
+    def test_names_may_be_the_bytes_of_text(self, tmp_path, kind):
+        names = pa.array(["caf\u00e9", "b", "caf\u00e9"]).cast(kind)
+        path = with_columns(tmp_path / "a.parquet", label=[0, 1, 0], class_name=names)
+        assert open_images("parquet", path).classes == ["caf\u00e9", "b"]
+        path = with_columns(tmp_path / "a.parquet", label=[0, 1, 0], key=pa.array(["x", "y", "z"]).cast(kind))
+        assert open_images("parquet", path).keys == ["x", "y", "z"]
+
+    @pytest.mark.parametrize("column", ["key", "class_name"])
+    def test_names_of_another_type_are_refused_with_it(self, tmp_path, column):
+        for values, message in (
+            ([["a"], ["b"], ["c"]], rf"column {column} of .*a\.parquet is list<.*string>, expected text"),
+            ([0.5, 1.5, 2.5], rf"column {column} of .* is double, expected text"),
+            ([b"a", b"\xff", b"c"], rf"column {column} of .* holds b'\\xff', expected text in UTF-8"),
+        ):
+            path = with_columns(tmp_path / "a.parquet", **{"label": [0, 1, 2], column: pa.array(values)})
+            with pytest.raises(InputError, match=message):
+                open_images("parquet", path)
 
 
 def test_labels_of_every_width_are_read(tmp_path):

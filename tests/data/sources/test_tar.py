@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import tarfile
 
 import pytest
@@ -161,8 +162,43 @@ class TestEnds:
             path.write_bytes(whole[:length])
             with pytest.raises(InputError, match=r"a\.tar is not a whole, uncompressed tar"):
                 open_images("webdataset", str(path))
-        path.write_bytes(whole[: places[-1] + 512])
+        path.write_bytes(whole[: places[-1] + 1023])
+        with pytest.raises(InputError, match=rf"cut off at byte {places[-1] + 1023}: the two blocks of zeros"):
+            open_images("webdataset", str(path))
+        path.write_bytes(whole[: places[-1] + 1024])
         assert len(open_images("webdataset", str(path))) == 4
+
+    def test_a_tar_of_which_only_the_beginning_was_written_is_refused(self, tmp_path):
+        path = self.tar(tmp_path, samples=8)
+        with tarfile.open(path) as tar:
+            offset = tar.getmember("4.png").offset
+        whole = path.read_bytes()
+        path.write_bytes(whole[:offset] + bytes(len(whole) - offset))
+        with pytest.raises(InputError, match=rf"from byte {offset} on it is {len(whole) - offset} zeros"):
+            open_images("webdataset", str(path))
+
+    @pytest.mark.parametrize(("padding", "whole"), [(0, True), (512, True), (10_239, True), (10_240, False)])
+    def test_less_than_a_record_follows_the_end(self, tmp_path, padding, whole):
+        path = self.tar(tmp_path)
+        with tarfile.open(path) as tar:
+            offset = [m.offset for m in tar] and tar.offset
+        path.write_bytes(path.read_bytes()[:offset] + bytes(1024 + padding))
+        if whole:
+            assert len(open_images("webdataset", str(path))) == 4
+        else:
+            with pytest.raises(InputError, match="as in a file of which only the beginning was written"):
+                open_images("webdataset", str(path))
+
+    @pytest.mark.parametrize("samples", range(1, 21))
+    def test_tars_of_gnu_tar_are_whole(self, tmp_path, samples):
+        (tmp_path / "x").mkdir()
+        for i in range(samples):
+            (tmp_path / f"x/{i}.png").write_bytes(PNG)
+            (tmp_path / f"x/{i}.cls").write_text("0")
+        names = sorted(file.name for file in (tmp_path / "x").iterdir())
+        subprocess.run(["tar", "-cf", tmp_path / "a.tar", "-C", tmp_path / "x", *names], check=True)
+        assert len(open_images("webdataset", str(tmp_path / "a.tar"))) == samples
+        assert len(open_images("webdataset", str(self.tar(tmp_path, samples)))) == samples
 
     def test_a_damaged_header_does_not_end_the_list(self, tmp_path):
         path = self.tar(tmp_path)
