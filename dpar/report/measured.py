@@ -1,6 +1,6 @@
 """Measurements of the stages, read for tables and the report: unexpected files are refused, none is passed over."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +31,12 @@ class _Values(_Fields):
 class _Drawn(_Fields):
     cell: str
     seed: int
+    sampling: dict[str, Any] | None = None  # older ones do not say these
+    patchify: dict[str, Any] | None = None
+    networks: dict[str, Any] | None = None
+    step: int | None = None
+    threshold: float | None = None
+    resolution: int | None = None
 
 
 class _Conditions(_Fields):
@@ -52,7 +58,12 @@ class Metrics(_Fields):
     comparable_reason: str
 
 
-class Likelihood(_Fields):
+class _OfState(_Fields):
+    model: str | None = None  # digest of its weights; older ones do not say these
+    step: int | None = None
+
+
+class Likelihood(_OfState):
     """The output of evaluate_likelihood."""
 
     nll: Number
@@ -67,7 +78,7 @@ class StatedLikelihood(Likelihood):
     precision: str
 
 
-class _Protocol(_Fields):
+class _Protocol(_OfState):
     states: str
     training_images: int
     training_views: str
@@ -208,62 +219,3 @@ def read_metrics(path: Path, read: Callable[..., Any] = read_json) -> dict[str, 
             "or delete it and run compute_metrics again"
         )
     return found
-
-
-def expect_patches(likelihood: Mapping[str, Any], state: str, *, is_dpar: bool) -> None:
-    """Makes sure that a likelihood was measured with patches if that is how its model reads images.
-
-    Raises:
-        InputError: it was not, or with patches of a model that has none.
-    """
-    if (likelihood["mean_patch_length"] is not None) != is_dpar:
-        found, expected = ("no patches", "a DPAR") if is_dpar else ("patches", "a LlamaGen, which has none")
-        raise InputError(
-            f"the likelihood of {state} was measured with {found}, but that is {expected}: two files were exchanged; "
-            f"delete likelihood/{state}.json and run evaluate_likelihood again"
-        )
-
-
-SHARED = (
-    "reference", "reference_source", "reference_digest", "reference_samples", "reference_statistics", "extractor",
-    "extractor_sha256", "resolution", "crop", "profile", "resize", "dims", "k", "kernel", "dtype",
-)  # fmt: skip
-"""Conditions of compute_metrics that all numbers of a table share; `splits` and batches of sampling may differ."""
-PROBES_SHARED = (
-    "training_images", "training_views", "val_images", "states", "penalty", "iterations",
-)  # fmt: skip
-"""The same of linear_probe."""
-
-
-def expect_shared(measured: Mapping[str, Mapping[str, Any]], fields: Sequence[str]) -> None:
-    """Makes sure that measurements stand under the same conditions, as far as they state them.
-
-    Args:
-        measured: the file of each, for messages -> what it holds.
-        fields: of `conditions`.
-
-    Raises:
-        InputError: two files differ.
-    """
-    stated = {file: {"metric": found.get("metric"), **found.get("conditions", {})} for file, found in measured.items()}
-    for name in ("metric", *fields):
-        known = [(file, value) for file, values in stated.items() if (value := values.get(name)) is not None]
-        for file, value in known[1:]:
-            if value != known[0][1]:
-                raise InputError(
-                    f"{file} and {known[0][0]} do not belong into one table: their `{name}` differs "
-                    f"({value!r:.80} and {known[0][1]!r:.80}); measure both again under the same settings"
-                )
-
-
-def expect_samples(file: str, found: Mapping[str, Any], wanted: int) -> None:
-    """Makes sure that so many samples were measured as the experiment asks for.
-
-    Raises:
-        InputError: it was another number.
-    """
-    if (samples := found["conditions"]["samples"]) != wanted:
-        raise InputError(
-            f"{file} measures {samples} samples, `sampling.num_images` of its cell is {wanted}: draw and measure them "
-            "again, or put the setting back"
-        )

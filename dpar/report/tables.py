@@ -14,7 +14,8 @@ from dpar.experiment.cells import Row, table_rows, threshold_of
 from dpar.experiment.settings import Experiment
 from dpar.files import fields_of
 from dpar.report import paper
-from dpar.report.measured import PROBES_SHARED, SHARED, Measurements, expect_patches, expect_samples, expect_shared
+from dpar.report.agreement import expect_agreement, expect_patches
+from dpar.report.measured import Measurements
 
 # Not shown: names for programs, and what has a column of its own.
 HIDDEN = {"cell", "training", "patchify.max_length", "patchify.threshold", "inference.threshold", "sampling.cfg_scale"}
@@ -71,9 +72,9 @@ def build(experiment: Experiment, name: str, measured: Measurements) -> pd.DataF
     """The table `name` with plain column names; a quantity that was not measured is missing, never zero.
 
     Raises:
-        InputError: two measurements differ in conditions that a table's numbers share.
+        InputError: a measurement is not of what its row says, or two do not belong together.
     """
-    _expect_comparable(experiment, name, measured)
+    expect_agreement(experiment, name, measured)
     tokens = math.prod(experiment.grid)
     rows = []
     for row in table_rows(experiment, name):
@@ -84,18 +85,6 @@ def build(experiment: Experiment, name: str, measured: Measurements) -> pd.DataF
     frame = pd.DataFrame(rows).astype({"max_length": "Int64"})  # integers, of which some may be missing
     empty = [column for column in frame if column != "frechet_distance" and frame[column].isna().to_numpy().all()]
     return frame.drop(columns=empty)
-
-
-def _expect_comparable(experiment: Experiment, name: str, measured: Measurements) -> None:
-    wanted = {s.slug: s.sampling.num_images for row in table_rows(experiment, name) for s in row.samples}
-    named = {f"metrics/{cell}/seed{seed}.json": (cell, found) for (cell, seed), found in measured.metrics.items()}
-    for file, (cell, found) in named.items():
-        if cell in wanted:
-            expect_samples(file, found, wanted[cell])
-    expect_shared({file: found for file, (_, found) in named.items()}, SHARED)
-    expect_shared(
-        {f"linear_probe/{'/'.join(state)}.json": found for state, found in measured.probes.items()}, PROBES_SHARED
-    )
 
 
 def with_quoted(frame: pd.DataFrame, quoted: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

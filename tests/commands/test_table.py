@@ -8,8 +8,9 @@ import yaml
 from dpar import cli
 from dpar.commands import table
 from dpar.errors import InputError
+from dpar.experiment.cells import sample_cells
 from dpar.experiment.loading import parse_experiment
-from dpar.files import write_json
+from dpar.files import read_json, write_json
 from tests.experiment.test_settings import CONFIG, demo
 from tests.report import made_up
 
@@ -101,3 +102,23 @@ def test_what_is_no_table_of_measurements_is_printed_from_its_file_or_refused(co
     tables.mkdir(parents=True)
     (tables / "table1.md").write_text("## Models\n")
     assert "## Models" in show(capsys, config, "table1")
+
+
+def test_numbers_of_other_settings_are_not_shown_under_these(config, capsys):
+    results = config.parent / "results" / "demo"
+    experiment = parse_experiment(demo(), "test")
+    made_up.write(results, experiment)
+    for slug, cell in sample_cells(experiment).items():
+        for seed in cell.sampling.seeds:
+            path = results / "metrics" / slug / f"seed{seed}.json"
+            found = read_json(path)
+            sampling = cell.sampling.model_dump(mode="json", exclude={"seeds", "compile"})
+            found["conditions"]["drawn"] = {"cell": slug, "seed": seed, "sampling": sampling, "step": 400}
+            write_json(path, found)
+    assert "FD[classifier, 4]" in show(capsys, config, "comparison")
+    for change, said in (
+        ("sampling.cfg_scale=3", r"sampling\.cfg_scale 2\.0, its row asks for 3\.0: `dpar run` draws and measures"),
+        ("training.steps=800", r"after training step 400, its row asks for \w+/step800: `dpar run` trains and"),
+    ):
+        with pytest.raises(InputError, match=rf"^metrics/\w+/seed0\.json measures .*{said}"):
+            show(capsys, config, "comparison", "--set", change)

@@ -11,7 +11,6 @@ from dpar.report.measured import (
     Likelihood,
     Metrics,
     Probe,
-    expect_patches,
     read_measured,
     read_metrics,
 )
@@ -88,10 +87,3 @@ def test_metrics_of_other_samples_are_refused(tmp_path):
         else:
             with pytest.raises(InputError, match=f"{name}.json holds the metrics of the samples dpar/seed1"):
                 read_metrics(path)
-
-
-@pytest.mark.parametrize("is_dpar", [True, False])
-def test_exchanged_likelihoods_are_refused(is_dpar):
-    expect_patches({"mean_patch_length": 1.8 if is_dpar else None}, "m/step4", is_dpar=is_dpar)
-    with pytest.raises(InputError, match=r"the likelihood of m/step4 was measured with .*: two files were exchanged"):
-        expect_patches({"mean_patch_length": None if is_dpar else 1.8}, "m/step4", is_dpar=is_dpar)
