@@ -42,14 +42,16 @@ class Classes:
             index: of the images, or its file; without it, or where that is missing, only a list gives names.
 
         Raises:
-            InputError: the list of names cannot be read, or names another number of classes.
+            InputError: the list of names cannot be read, names another number of classes, or does not fit the names
+                that the images have.
         """
-        if images.classes is not None:
-            return cls(images.num_classes, listed_names(images.classes, images.num_classes))
         if isinstance(index, Path):
-            names = indexed_names(index) if index.exists() else None
+            index, names = (index, indexed_names(index)) if index.exists() else (None, None)
         else:
             names = index.images.classes if index is not None else None
+        if images.classes is not None:
+            found = None if index is None else names or [None] * images.num_classes
+            return cls(images.num_classes, listed_names(images.classes, images.num_classes, found))
         return cls(images.num_classes, names and plain_names(names))
 
     @classmethod
@@ -87,6 +89,25 @@ class Classes:
         if not self.names:
             return f"{self.count} classes, 0 to {self.count - 1}"
         return enumerated([self.title(label) for label in range(self.count)], most)
+
+    def paired(self, found: ClassNames | None) -> str:
+        """The same; where the images call a class otherwise, all as `name of the images=name`.
+
+        Args:
+            found: names that the images have.
+        """
+        if not self.names or found is None or list(found) == list(self.names):
+            return self.listed()
+        own = [other if (other := found[label]) is not None else f"class {label}" for label in range(self.count)]
+        return enumerated([f"{own[label]}={self.title(label)}" for label in range(self.count)], _LISTED)
+
+    def repeated(self) -> str:
+        """The names that several classes have, with these classes' numbers; empty if there are none."""
+        labels: dict[str, list[str]] = {}
+        for label, name in enumerate(self.names or ()):
+            if name is not None:
+                labels.setdefault(name, []).append(str(label))
+        return enumerated([f"{name} ({', '.join(own)})" for name, own in labels.items() if len(own) > 1])
 
     def example(self, count: int) -> str:
         """The first classes as `labels` takes them, by name if that needs no explanation."""
@@ -194,18 +215,20 @@ def indexed_names(path: Path) -> ClassNames | None:
     return ImageIndex.load(path).images.classes  # older ones have none, or know them by their folders
 
 
-def listed_names(path: str, count: int) -> ClassNames:
-    """The names in a file: a JSON list, or a line per class; `imagenet` stands for ImageNet's 1,000.
+def listed_names(path: str, count: int, found: ClassNames | None = None) -> ClassNames | None:
+    """The names in a file: a JSON list, a line per class, or a JSON object of the images' names and those to show.
 
     Args:
-        path: of the file, or `imagenet`.
+        path: of the file; `imagenet` stands for ImageNet's 1,000.
         count: of the classes.
+        found: names that the images have, by label; null = not known, so that an object gives none.
 
     Raises:
-        InputError: it cannot be read, or has another number of names.
+        InputError: it cannot be read, has another number of names, or a list seems to be in another order than the
+            images' classes.
     """
     if path == IMAGENET:
-        names = list(imagenet_names().values())
+        names: Any = list(imagenet_names().values())
     else:
         file = Path(path).expanduser()
         try:
@@ -215,7 +238,9 @@ def listed_names(path: str, count: int) -> ClassNames:
             raise InputError(
                 f"images.classes: {path} cannot be read ({reason}); give a file of names in UTF-8"
             ) from None
-        names = read_json(file) if text.lstrip().startswith("[") else [line.strip() for line in text.splitlines()]
+        names = read_json(file) if text.lstrip()[:1] in ("[", "{") else [line.strip() for line in text.splitlines()]
+    if isinstance(names, dict):
+        return found and _shown_names(path, names, found)
     wrong = [i for i, name in enumerate(names) if not (isinstance(name, str) and name.strip())]
     if len(names) != count or wrong:
         found = f"entry {wrong[0]} is no name" if wrong else f"{len(names)} names"
@@ -223,7 +248,59 @@ def listed_names(path: str, count: int) -> ClassNames:
             f"images.classes: {path} holds {found}, expected a name for each of the {count} classes, in the order of "
             "their numbers; correct the file, or images.num_classes"
         )
+    if found is not None:
+        _check_order(path, names, [*found, *[None] * count][:count])
     return names
+
+
+def _shown_names(path: str, names: dict[str, Any], found: ClassNames) -> ClassNames:
+    """The names to show, by label, by an object of the images' names and these."""
+    own = [name for name in found if name is not None]
+    missing, unknown = [name for name in own if name not in names], [name for name in names if name not in own]
+    wrong = [name for name in names if not (isinstance(names[name], str) and names[name].strip())]
+    if missing or unknown or wrong:
+        said = [
+            f"{what} {enumerated(listed)}"
+            for what, listed in (("lacks", missing), ("knows", unknown), ("has no name to show for", wrong))
+            if listed
+        ]
+        raise InputError(
+            f"images.classes: {path} {', and '.join(said)}; the classes of the images are "
+            f"{enumerated(own, _LISTED) or 'numbers without names'}: expected a JSON object with a name to show for "
+            "each of them, or a list where they have no names"
+        )
+    return [name and names[name] for name in found]
+
+
+def _check_order(path: str, names: ClassNames, found: ClassNames) -> None:
+    """Raises `InputError` if a list that renames the images' classes seems to be in another order than these."""
+    plain = plain_names(found)
+    if list(names) in (list(found), list(plain)):
+        return
+    known = [{_letters(own[label]) for own in (found, plain)} - {""} for label in range(len(found))]
+    places = {name: label for label, alike in enumerate(known) for name in alike}
+    at_home = [_letters(name) in alike for name, alike in zip(names, known, strict=True)]
+    moved = [i for i, name in enumerate(names) if not (at_home[i] or at_home[places.get(_letters(name), i)])]
+    moved = [i for i in moved if _letters(names[i]) in places]  # a name that two classes may have is in none's place
+    own = [name for name in found if name is not None]
+    numbers = [[int(number) for number in re.findall("[0-9]+", name)] for name in own]
+    if moved:
+        other = found[places[_letters(names[moved[0]])]]
+        reason = f"calls {shown(str(found[moved[0]]))} {shown(str(names[moved[0]]))}, as if it were {shown(str(other))}"
+    elif len({re.sub("[0-9]+", "0", name) for name in own}) == 1 and numbers != sorted(numbers):
+        reason = "is a list, and the numbers in the names of the images are not in order"
+    else:
+        return
+    example = json.dumps(dict.fromkeys(own[:2], "..."))
+    raise InputError(
+        f"images.classes: {path} {reason}; classes are counted as the images have them: {enumerated(own, _LISTED)}; "
+        f"write the name to show for each of these as a JSON object, {shown(example)}, or leave `images.classes` out"
+    )
+
+
+def _letters(name: str | None) -> str:
+    """A name without case, and with one space for all signs between letters."""
+    return "" if name is None else re.sub(r"[\W_]+", " ", name.casefold()).strip() or name
 
 
 def plain_names(names: ClassNames) -> ClassNames:

@@ -69,8 +69,8 @@ class Images(Settings):
     classes: str | None = Field(
         default=None,
         exclude_if=lambda classes: classes is None,
-        description="names of the classes in the order of their numbers: a file (JSON list, or a line per class), or "
-        "`imagenet`; null = those of the images",
+        description="names of the classes in the order of their numbers: a file (JSON list, a line per class, or a "
+        "JSON object of the images' names and those to show), or `imagenet`; null = those of the images",
     )
     max_val: int | None = Field(
         default=None,

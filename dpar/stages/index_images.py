@@ -69,8 +69,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         index.save(args.output)
         print(f"{path}: {said(index)}{described(found.left_alone, '; left alone: ')}")
         if classes.names:
-            print(f"classes: {classes.listed()}")
-            job.tags({"dpar.classes": classes.listed()})
+            print(f"classes: {classes.paired(index.images.classes)}")
+            job.tags({"dpar.classes": classes.paired(index.images.classes)})
+        if training is None and (repeated := classes.repeated()):
+            print(
+                f"warning: several classes of {path} have one name: {repeated}; if they are one class, correct the "
+                "labels, else give each a name of its own",
+                file=sys.stderr,
+            )
         job.summary(counts(index) | {"images/left_alone": sum(found.left_alone.values())})
 
 

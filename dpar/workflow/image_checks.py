@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from dpar.data.class_names import numbered_as
+from dpar.data.classes import listed_names
 from dpar.data.held_out import held_out
 from dpar.data.images import ImageSource, open_images
 from dpar.errors import InputError, shown
-from dpar.experiment.settings import Experiment
+from dpar.experiment.settings import IMAGENET, Experiment
 from dpar.files import sha256_file
 from dpar.workflow.problems import Problem
 from dpar.workflow.user_paths import SPLITS, from_jobs
@@ -38,6 +39,8 @@ class Looks:
 
     def __init__(self, experiment: Experiment, directory: Path):
         self._settings = experiment.images
+        names = self._settings.classes
+        self._names = names if names in (None, IMAGENET) else from_jobs(names, directory)
         self._places = {split: from_jobs(self._settings.path(split) or "", directory) for split in SPLITS}
 
     @cached_property
@@ -100,6 +103,11 @@ class Looks:
             if isinstance(source, InputError) and _classes(self._places[split]):
                 yield Problem(f"images.{split}", f"{source}", "one sub-folder of images per class", "mend the folder")
         train, val = self._listed["train"], self._listed["val"]
+        if isinstance(train, ImageSource) and self._names and (self._names == IMAGENET or os.path.isfile(self._names)):
+            try:
+                listed_names(self._names, images.num_classes, train.classes)
+            except InputError as error:
+                yield Problem("images.classes", f"{error}", "names for the classes of images.train", "correct the file")
         if isinstance(train, ImageSource) and train.classes and len(train.classes) < images.num_classes:
             found = f"{images.num_classes}, but images.train has {len(train.classes)} folders, one per class"
             yield Problem("images.num_classes", found, f"{len(train.classes)}", "lower it, or add folders")

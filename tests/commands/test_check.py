@@ -56,6 +56,15 @@ def said(photos, *flags, **changes):
     return []
 
 
+def test_a_list_of_names_in_another_order_than_the_folders_is_said_before_anything_starts(photos):
+    (photos / "names.txt").write_text("Cat\nBee\nAnt\n")
+    (line,) = said(photos, images__classes="names.txt")
+    assert "images.classes" in line
+    assert "calls ant Cat, as if it were cat" in line
+    (photos / "names.txt").write_text('{"cat": "Cat", "bee": "Bee", "ant": "Ant"}')
+    assert said(photos, images__classes="names.txt") == []
+
+
 def test_what_is_in_order_is_said_to_be(photos, capsys):
     assert said(photos) == []
     assert "demo: nothing is wrong with it (60 images train, 12 images val)" in capsys.readouterr().out

@@ -124,6 +124,12 @@ def test_an_experiment_names_its_classes_by_its_index_or_a_list(index, tmp_path)
     (tmp_path / "names.txt").write_text("one\ntwo \n")
     listed = images("photos", classes=str(tmp_path / "names.txt"))
     assert Classes.of_images(listed, index).names == ["one", "two"]
+    (tmp_path / "names.txt").write_text("goldfish\ntench\n")
+    with pytest.raises(InputError, match="calls n01440764 goldfish, as if it were n01443537"):
+        Classes.of_images(listed, index)
+    write_json(tmp_path / "names.txt", {"n01443537": "gold", "n01440764": "other"})
+    assert Classes.of_images(listed, index).names == ["other", "gold"]
+    assert Classes.of_images(listed, None).names is None
     (tmp_path / "names.json").write_text(json.dumps(["uno", "dos"]))
     assert listed_names(str(tmp_path / "names.json"), 2) == ["uno", "dos"]
     assert listed_names("imagenet", 1000)[999] == "toilet tissue"
@@ -135,6 +141,75 @@ def test_an_index_of_before_names_were_written_down_has_those_of_its_folders(ind
         del values[key]
     write_json(index, values)
     assert indexed_names(index) == ["n01440764", "n01443537"]
+
+
+@pytest.mark.parametrize(
+    ("found", "names"),
+    [
+        (["a", "b", "c", "d"], ["d", "c", "b", "a"]),
+        (["a", "b", "c", "d"], ["b", "c", "d", "e"]),
+        (["cat", "big_dog"], ["Big Dog", "Cat"]),
+        (["n01440764", "n01443537"], ["goldfish", "tench"]),
+        (["1", "10", "2", "3"], ["one", "two", "three", "ten"]),
+        (["class1", "class10", "class2"], ["one", "two", "ten"]),
+    ],
+)
+def test_a_list_in_another_order_than_the_images_classes_is_refused_and_an_object_is_the_way_out(
+    tmp_path, found, names
+):
+    path = str(tmp_path / "names.json")
+    write_json(path, names)
+    order = ", ".join(found)
+    with pytest.raises(InputError, match=rf"images\.classes: .* counted as the images have them: {order};"):
+        listed_names(path, len(found), found)
+    write_json(path, dict(zip(found[::-1], names[::-1], strict=True)))
+    assert listed_names(path, len(found), found) == names
+    assert listed_names(path, len(found)) is None, "nothing is known of the images yet"
+
+
+@pytest.mark.parametrize(
+    ("found", "names"),
+    [
+        (["a", "b"], ["a", "b"]),
+        (["a", "b"], ["ant", "bee"]),
+        (["a", "b"], ["b", "b"]),  # not told apart, and warned of
+        (["a", None], ["ant", "a thing"]),
+        (["n01440764", "n01443537"], ["tench", "gold fish"]),
+        (["0", "1", "2"], ["zero", "one", "two"]),
+        (["01", "02", "10"], ["one", "two", "ten"]),
+        (["1", "10", "2"], ["1", "10", "2"]),
+        ([None, None], ["ant", "bee"]),
+    ],
+)
+def test_a_list_that_fits_the_images_classes_is_taken(tmp_path, found, names):
+    write_json(tmp_path / "names.json", names)
+    assert listed_names(str(tmp_path / "names.json"), len(found), found) == names
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"a": "ant"}, r"lacks b; the classes of the images are a, b"),
+        ({"a": "ant", "b": "bee", "c": "cat"}, r"knows c; "),
+        ({"A": "ant", "b": "bee"}, r"lacks a, and knows A; "),
+        ({"a": "ant", "b": 3}, r"has no name to show for b; "),
+    ],
+)
+def test_an_object_that_does_not_name_every_class_is_refused(tmp_path, names, message):
+    write_json(tmp_path / "names.json", names)
+    with pytest.raises(InputError, match=rf"images\.classes: .*names\.json {message}"):
+        listed_names(str(tmp_path / "names.json"), 2, ["a", "b"])
+
+
+def test_classes_are_told_with_the_names_that_the_images_have():
+    assert Classes(3, ["ant", "bee", "c"]).paired(["a", None, "c"]) == "a=ant, class 1=bee, c=c"
+    assert Classes(2, ["a", "b"]).paired(["a", "b"]) == Classes(2, ["a", "b"]).paired(None) == "a, b"
+    assert Classes(2).paired(["a", "b"]) == "2 classes, 0 to 1"
+
+
+def test_names_of_several_classes_are_told_with_their_numbers():
+    assert Classes(5, ["x", "x", "y", None, "x"]).repeated() == "x (0, 1, 4)"
+    assert Classes(2, ["x", "y"]).repeated() == Classes(2, [None, None]).repeated() == Classes(2).repeated() == ""
 
 
 @pytest.mark.parametrize(

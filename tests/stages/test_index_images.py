@@ -63,10 +63,19 @@ def test_classes_are_named_by_a_list_and_told(tmp_path, capsys):
     experiment = two_folders(tmp_path, ["a", "b", "c"], ["a", "b", "c"], classes=str(tmp_path / "names.txt"))
     index = indexed(tmp_path, experiment, "train")
     assert index.images.classes == ["a", "b", "c"], "held-out classes are found by the names of the images"
-    assert "classes: tulips, <b>\\x1b[31m</b>, c\n" in capsys.readouterr().out
+    assert "classes: a=tulips, b=<b>\\x1b[31m</b>, c=c\n" in capsys.readouterr().out
     (tmp_path / "names.txt").write_text("tulips\n")
     with pytest.raises(InputError, match=r"images\.classes: .* holds 1 names, expected a name for each of the 3"):
         main(flags(experiment, "val", tmp_path))
+
+
+def test_classes_of_one_name_are_told(tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("x\nx\ny\n")
+    experiment = two_folders(tmp_path, ["a", "b", "c"], ["a", "c"], classes=str(tmp_path / "names.txt"))
+    (tmp_path / "val/b").mkdir()  # an empty class folder
+    for split, said in (("train", True), ("val", False)):
+        assert len(indexed(tmp_path, experiment, split)) == {"train": 6, "val": 4}[split]
+        assert ("have one name: x (0, 1); if they are one class" in capsys.readouterr().err) == said
 
 
 def test_held_out_images_can_be_fewer_evenly_spaced_and_training_images_are_all_used(tmp_path):
