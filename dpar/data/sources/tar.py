@@ -7,7 +7,7 @@ import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,22 +53,23 @@ class TarImages(ImageSource):
         labels: list[int] = []
         locations = {name: [] for name in cls.location_names}
         left_alone, names = LeftAlone(), {}
+        lists = {folder: _listed_names(folder) for folder in sorted({os.path.dirname(file) for file in files})}
         for number, file in enumerate(files):
             members = _Members.of(file)
-            merge_names(names, members.class_names(), file)
+            called = lists[os.path.dirname(file)].called  # beside WordNet ids, which are the names that count
+            own_names = {label: name for label, name in members.class_names().items() if called.get(label) != name}
+            merge_names(names, own_names, file)
             for key, image, label in members.samples(left_alone):
                 keys.append(key)
                 labels.append(label)
                 for name, value in zip(cls.location_names, (number, image.offset, image.size), strict=True):
                     locations[name].append(value)
-        for folder in sorted({os.path.dirname(file) for file in files}):
-            described = os.path.join(folder, "classes.json")
-            listed = _listed_names(described)
+        for folder, listed in lists.items():
             own = [
                 label for label, n in zip(labels, locations["file"], strict=True) if os.path.dirname(files[n]) == folder
             ]
-            expect_named(described, np.array(own, np.int64), listed, names)
-            merge_names(names, listed, described)
+            expect_named(listed.file, np.array(own, np.int64), listed.names, names)
+            merge_names(names, listed.names, listed.file)
         columns = {name: np.array(values, np.int64) for name, values in locations.items()}
         keys = distinct_keys(keys, locations["file"], files)
         return cls(
@@ -258,16 +259,27 @@ def _check_end(file: str, offset: int) -> None:
             )
 
 
-def _listed_names(path: str) -> Mapping[int, str]:
-    """Label -> name by `classes.json`: a list of names, or of objects with `wnid` or `name`; empty without it."""
+class _Listed(NamedTuple):
+    """Label -> name by a file, and label -> the `name` of those that are known by their WordNet ids."""
+
+    file: str
+    names: Mapping[int, str]
+    called: Mapping[int, str]
+
+
+def _listed_names(folder: str) -> _Listed:
+    """The names in `classes.json`: a list of names, or of objects with `wnid` or `name`; empty without it."""
+    path = os.path.join(folder, "classes.json")
     if not os.path.exists(path):
-        return {}
+        return _Listed(path, {}, {})
     try:
         with open(path, encoding="utf-8") as file:
             listed = json.load(file)
         if not isinstance(listed, list):
             raise TypeError(listed)
-        return {label: _name(value) for label, value in enumerate(listed)}
+        named = {label: value.get("name") for label, value in enumerate(listed) if isinstance(value, dict)}
+        called = {label: name for label, name in named.items() if isinstance(name, str)}
+        return _Listed(path, {label: _name(value) for label, value in enumerate(listed)}, called)
     except (OSError, ValueError, TypeError, KeyError):
         raise InputError(
             f"{path} is no list of class names by label, as JSON; correct it, or take it away from the tars: "

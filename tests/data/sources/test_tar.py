@@ -272,6 +272,15 @@ class TestClassNames:
                 "webdataset", str(tar_of_images(tmp_path / "c.tar", members | {"2.json": b'{"class_name": "cow"}'}))
             )
 
+    def test_members_may_call_a_class_as_the_list_does_beside_its_wordnet_id(self, tmp_path):
+        (tmp_path / "classes.json").write_text(json.dumps([{"wnid": "n1", "name": "cat"}, {"wnid": "n2"}]))
+        members = {"a.png": PNG, "a.cls": b"0", "a.json": b'{"class_name": "cat"}'}
+        path = tar_of_images(tmp_path / "a.tar", members)
+        assert open_images("webdataset", str(path)).classes == ["n1", "n2"]
+        tar_of_images(path, members | {"a.json": b'{"class_name": "dog"}'})
+        with pytest.raises(InputError, match="calls label 0 n1, which is dog elsewhere"):
+            open_images("webdataset", str(path))
+
     def test_without_it_there_are_numbers_only(self, tmp_path):
         assert tar_of(tmp_path / "a.tar", "a.png", "a.cls").classes is None
 
