@@ -56,7 +56,7 @@ class TarImages(ImageSource):
         lists = {folder: _listed_names(folder) for folder in sorted({os.path.dirname(file) for file in files})}
         for number, file in enumerate(files):
             members = _Members.of(file)
-            called = lists[os.path.dirname(file)].called  # beside WordNet ids, which are the names that count
+            called = lists[os.path.dirname(file)].called  # next to WordNet ids, which are the names that count
             own_names = {label: name for label, name in members.class_names().items() if called.get(label) != name}
             merge_names(names, own_names, file)
             for key, image, label in members.samples(left_alone):
