@@ -30,6 +30,7 @@ from dpar.workflow.options import (
     add_target,
     read_experiment,
 )
+from dpar.workflow.provenance import expect_records
 from dpar.workflow.recipes import RECIPES
 from dpar.workflow.run import LOCKED, RETRAIN, run_lock
 from dpar.workflow.supervision import Supervised
@@ -71,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     dry = args.dry_run or bool({"-n", "--dry-run", "--dryrun"} & set(args.snakemake))
     for line in changes_since(results, experiment) if dry else ():
         print(line, file=sys.stderr)
+    expect_records(results, experiment.model_dump(mode="json"), args.snakemake)
     told = {RETRAIN: "1"} if args.retrain else {}
     told |= {} if args.budget is None else {BUDGET: str(args.budget)}
     began = time.time()

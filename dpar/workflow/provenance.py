@@ -1,0 +1,75 @@
+"""Refusal of changed settings where Snakemake has no records of the results: it would take all for current."""
+
+from base64 import urlsafe_b64decode
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dpar.errors import InputError
+from dpar.experiment.settings import TOKENIZER_PACE, TRAINING_PACE
+from dpar.files import read_json, unmarked
+from dpar.tracking.places import CONFIG
+from dpar.workflow.announcement import READS, flat
+
+# Those of a rule's settings that make nothing out of date.
+FREE = {f"training.{name}" for name in TRAINING_PACE} | {f"tokenizer.training.{name}" for name in TOKENIZER_PACE}
+FREE |= {f"sampling.{name}" for name in ("seeds", "batch_size", "compile")}
+# Arguments of snakemake by which outputs are done again, or taken as they are, whatever is recorded of them.
+MEANT = {"--forcerun", "-R", "--forceall", "-F", "--force", "-f", "--touch", "-t"}
+
+
+def expect_records(results: Path, now: Mapping[str, Any], arguments: Sequence[str]) -> None:
+    """Makes sure that Snakemake can tell what a change of settings makes out of date.
+
+    Args:
+        results: of the experiment, in `results/` of the folder that Snakemake works in.
+        now: the experiment, as JSON.
+        arguments: those of snakemake.
+
+    Raises:
+        InputError: settings that rules read differ from those of the run before, and nothing is recorded of it.
+    """
+    path = results / CONFIG
+    made = path.is_file() and any(found.name not in (CONFIG, "tracking", "logs") for found in results.iterdir())
+    if not made or MEANT & {word.partition("=")[0] for word in arguments} or has_records(results):
+        return
+    old, new = dict(flat(unmarked(read_json(path)))), dict(flat(now))
+    changed = {key: (old[key], new[key]) for key in old if key in new and old[key] != new[key] and not _is_free(key)}
+    rules = {rule: [key for key in changed if _reads(rule, key)] for rule in READS}
+    if stale := [rule for rule, keys in rules.items() if keys]:
+        first = next(key for key in changed if key in rules[stale[0]])
+        was, is_now = changed[first]
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise InputError(
+            f"{first} was {was!s:.60} when {results} was made and is {is_now!s:.60}{more}; Snakemake has no records of "
+            f"these results, and takes them as current: copy {results.parent.parent / '.snakemake'} with them, put "
+            f"settings back, or say what to do again: `dpar run -- --forcerun {' '.join(stale)}`"
+        )
+
+
+def has_records(results: Path) -> bool:
+    """Whether Snakemake has recorded how a file of these results was made.
+
+    Its records are called after the paths of the files, in Base64, which is four letters for three bytes.
+    """
+    kept = results.parent.parent / ".snakemake"
+    begin = f"{results.parent.name}/{results.name}/".encode()
+    letters = 4 * -(-len(begin) // 3)
+    heads = (path.name.removeprefix("@")[:letters] for path in (kept / "metadata").glob("*"))
+    return (kept / "metadata.db").exists() or any(_decoded(head).startswith(begin) for head in heads)
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return urlsafe_b64decode(text)
+    except ValueError:  # no record
+        return b""
+
+
+def _is_free(key: str) -> bool:
+    _, of_training, name = f".{key}".rpartition(".training.")
+    return key in FREE or (bool(of_training) and name in TRAINING_PACE - {"steps", "epochs"})
+
+
+def _reads(rule: str, key: str) -> bool:
+    return any(f"{key}.".startswith(f"{read}.") for read in READS[rule])
