@@ -173,10 +173,32 @@ def _lines(whole: bytes) -> tuple[bytes, dict]:
 
 def _expect(path: Path, sha256: str, found: str, job: str) -> None:
     if found != sha256:
-        raise InputError(
-            f"{path} is not what {job} left: put it back, or delete it and run again what makes it; "
-            f"`dpar track accept {path}` says that it is meant as it is"
-        )
+        meant = "" if path.suffix == ".safetensors" else f"; `dpar track accept {path}` says that it is meant as it is"
+        raise InputError(f"{path} is not what {job} left: put it back, or delete it and run again what makes it{meant}")
+
+
+def restated(path: Path) -> tuple[Path, bytes] | None:
+    """A file, and its content with a statement that fits `path`: Markdown, the CSV file next to it, or JSON lines.
+
+    It goes on to name the job that made `path`. None where that is as it was left, or nothing states what it was.
+    """
+    try:
+        stated(path)
+        return None
+    except InputError:
+        pass
+    if path.suffix == ".jsonl":
+        above, last = _lines(path.read_bytes())
+        said = last.pop(MADE_BY) | {"sha256": _sha256(above + json.dumps(last).encode())}
+        return path, above + json.dumps(last | {MADE_BY: said}).encode() + b"\n"
+    if path.suffix not in (".md", ".csv"):
+        return None
+    words = path.with_suffix(".md")
+    whole = words.read_bytes()
+    said = json.loads(_COMMENT.search(whole)[1])  # pyright: ignore[reportOptionalSubscript]  # which `stated` has read
+    text = _COMMENT.sub(b"", whole)
+    said |= {"csv": _sha256(path.read_bytes())} if path.suffix == ".csv" else {"sha256": _sha256(text)}
+    return words, text + f"\n<!-- made_by {json.dumps(said)} -->\n".encode()
 
 
 _READ = {

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from dpar.commands import track
 from dpar.data.shards import CodeMetadata, read_shard, rows_of_images, write_shard
 from dpar.errors import InputError
 from dpar.files import atomic_write, is_sealed, read_json, read_json_lines, reseal, write_bytes, write_json, write_text
@@ -114,7 +115,11 @@ def test_markdown_and_the_table_next_to_it_are_held_together(tmp_path):
         path.write_text(whole.replace("a", "c", 1))
         with pytest.raises(InputError, match=rf"{path.name} is not what measure\[dpar/seed0\] left.*track accept"):
             stated(path)
-        path.write_text(whole)
+        track.main(["accept", str(path)])
+        assert stated(path) == NAME, "accepted as it is"
+        with pytest.raises(InputError, match="nothing to accept"):
+            track.main(["accept", str(path)])
+    assert unstamped(words.read_text()) == "| c | b |\n"
     words.unlink()
     assert stated(table) is None
 
@@ -126,5 +131,20 @@ def test_lines_that_were_changed_are_refused(tmp_path, lines):
         write_text(path, lines)
     assert stated(path) == NAME
     path.write_text('{"step": 3}\n' + path.read_text())
-    with pytest.raises(InputError, match=r"x\.jsonl is not what measure"):
+    with pytest.raises(InputError, match=r"x\.jsonl is not what measure.*track accept"):
         stated(path)
+    track.main(["accept", str(path)])
+    assert stated(path) == NAME
+    assert path.read_text().startswith('{"step": 3}\n')
+
+
+def test_weights_that_were_changed_are_refused_without_a_word_on_accepting_them(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"others")
+    with making(NAME, [tmp_path]):
+        write_json(tmp_path / "config.json", {"sha256": "0" * 64})
+    with pytest.raises(InputError, match=r"model\.safetensors is not what measure\[dpar/seed0\] left") as refusal:
+        stated(path)
+    assert "accept" not in str(refusal.value), "the network is not loaded with other weights than its description says"
+    with pytest.raises(InputError, match="nothing to accept"):
+        track.main(["accept", str(path)])

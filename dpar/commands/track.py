@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpar.errors import InputError
-from dpar.files import read_json, reseal
+from dpar.files import read_json, reseal, write_bytes
 from dpar.mirror import audit, dashboard, status
 from dpar.mirror import sync as mirror
 from dpar.mirror.audit import graph_outputs
 from dpar.mirror.store import URI_VARIABLE, Store, find_store
+from dpar.statement import restated
 from dpar.tracking.makers import accept
 from dpar.tracking.places import CONFIG, results_above, results_folder
 from dpar.workflow.options import Parser
@@ -100,6 +101,9 @@ def _accept(paths: Sequence[Path]) -> None:
 def _reseals(path: Path) -> bool:
     from dpar.weights import has_lost_seal  # which imports torch
 
+    if path.is_file() and (mended := restated(path)) is not None:
+        write_bytes(*mended)
+        return True
     return path.is_file() and _is_json(path) and reseal(path, lost=has_lost_seal(path))
 
 
