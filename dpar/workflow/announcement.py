@@ -31,6 +31,7 @@ READS = {
     "calibrate_threshold": ("patchify",),
     "train_model": ("models", "training", "patchify", "seed"),
     "sample_images": ("sampling", "patchify", "evaluation.resolution"),
+    "complete_images": ("sampling", "seed"),
     "train_classifier": ("evaluation", "seed"),
     "extract_features": ("evaluation", "seed"),
     "compute_metrics": ("evaluation", "seed"),

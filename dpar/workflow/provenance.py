@@ -39,11 +39,13 @@ def expect_records(results: Path, now: Mapping[str, Any], arguments: Sequence[st
     if stale := [rule for rule, keys in rules.items() if keys]:
         first = next(key for key in changed if key in rules[stale[0]])
         was, is_now = changed[first]
+        own = "import_tokenizer" if now["tokenizer"].get("weights") else "train_tokenizer"
+        again = " ".join(own if rule == "train_tokenizer" else rule for rule in stale)  # the graph has one of the two
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise InputError(
             f"{first} was {was!s:.60} when {results} was made and is {is_now!s:.60}{more}; Snakemake has no records of "
             f"these results, and takes them as current: copy {results.parent.parent / '.snakemake'} with them, put "
-            f"settings back, or say what to do again: `dpar run -- --forcerun {' '.join(stale)}`"
+            f"settings back, or say what to do again: `dpar run -- --forcerun {again}`"
         )
 
 

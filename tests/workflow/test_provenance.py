@@ -31,7 +31,10 @@ def results(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"sampling": {"cfg_scale": 3.0}}, r"sampling\.cfg_scale was 2\.0 .* is 3\.0; .* --forcerun sample_images`"),
+        (
+            {"sampling": {"cfg_scale": 3.0}},
+            r"sampling\.cfg_scale was 2\.0 .* is 3\.0; .* --forcerun sample_images complete_images`",
+        ),
         (
             {"patchify": {"max_length": 3}},
             r"patchify\.max_length was 4 .* calibrate_threshold train_model sample_images`",
