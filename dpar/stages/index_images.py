@@ -53,15 +53,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         params={"split": args.split, "source": source, "path": path, "max_unreadable": images.max_unreadable},
     ) as job:
         training = None if args.classes_of is None else ImageIndex.load(args.classes_of)
-        found = images_of_split(
-            open_images(source, path, every_class=args.split == "train"), args.split, images, training
-        )
+        every_class = args.split == "train"
+        found = images_of_split(open_images(source, path, every_class=every_class), args.split, images, training)
         index = ImageIndex.build(
             found,
             resolution=images.resolution,
             num_classes=images.num_classes,
             max_unreadable=images.max_unreadable,
-            every_class=args.split == "train",
+            every_class=every_class,
         )
         if training is not None:
             _check_shared(index, training, images)
@@ -69,15 +68,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         index.save(args.output)
         print(f"{path}: {said(index)}{described(found.left_alone, '; left alone: ')}")
         if classes.names:
-            print(f"classes: {classes.paired(index.images.classes)}")
-            job.tags({"dpar.classes": classes.paired(index.images.classes)})
-        if training is None and (repeated := classes.repeated()):
-            print(
-                f"warning: several classes of {path} have one name: {repeated}; if they are one class, correct the "
-                "labels, else give each a name of its own",
-                file=sys.stderr,
-            )
+            job.tags({"dpar.classes": say_names(classes, index, path, training)})
         job.summary(counts(index) | {"images/left_alone": sum(found.left_alone.values())})
+
+
+def say_names(classes: Classes, index: ImageIndex, path: str, training: ImageIndex | None) -> str:
+    """The names of the classes, printed and given back, next to those of the images where they differ."""
+    paired = classes.paired(index.images.classes)
+    print(f"classes: {paired}")
+    if training is None and (repeated := classes.repeated()):
+        print(
+            f"warning: several classes of {path} have one name: {repeated}; if they are one class, correct the labels, "
+            "else give each a name of its own",
+            file=sys.stderr,
+        )
+    return paired
 
 
 def counts(index: ImageIndex) -> dict[str, int]:

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, experiment = run.args, run.experiment
     with run.job(
         args.table,
-        inputs=jobs.tables([args.csv], args.noise_floor),
+        inputs=jobs.table(args.table, args.csv, args.noise_floor),
         outputs=[args.output],
         params={"table": args.table},
     ) as job:

@@ -14,6 +14,8 @@ from dpar.tracking.hashes import Artefact, FileRecord
 from dpar.tracking.places import EVENTS, LOCK, MANIFEST, spool_root
 from dpar.tracking.replay import Run
 
+_ROUNDED = 0.002  # seconds: times in records are rounded to a thousandth
+
 
 def spools(results: str | Path) -> list[Path]:
     """The folders of all recorded jobs, oldest first."""
@@ -117,7 +119,7 @@ def faults(spool: Path, run: Run | None, running: bool | None) -> list[str]:
     if run.status == "RUNNING":
         manifest = load_manifest(spool) if running is False else None
         began = max(event["t"] for event in read_events(spool) if event["event"] == "start") / 1000
-        broken = manifest is not None and manifest.ended >= began  # else it is that of a rerun before
+        broken = manifest is not None and manifest.ended >= began - _ROUNDED  # else it is that of a rerun before
         return [f"{spool / EVENTS} breaks off: its manifest says that the job ended well"] if broken else []
     try:
         if run.status == "FINISHED":

@@ -119,6 +119,11 @@ def noise_floor(paths: Iterable[Path]) -> list[Wanted]:
     return made_by("measure_noise_floor", *paths)
 
 
+def table(name: str, path: Path, noise_floor: Path) -> list[Wanted]:
+    """The table of this name, and the noise floor that it is shown with."""
+    return made_by(f"make_table[{name}]", path) + made_by("measure_noise_floor", noise_floor)
+
+
 def tables(paths: Iterable[Path], noise_floor: Path) -> list[Wanted]:
     """Tables, tables/TABLE.csv, and the noise floor that they are shown with."""
     return by_stem("make_table", paths) + made_by("measure_noise_floor", noise_floor)
