@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,12 @@ CONTEXT.set_forkserver_preload(["tests.train.tiny", "torch._dynamo"])
 
 
 def _run(
-    environment: dict[str, str], die_at: int | None, said: Path, work: Callable[..., Any], arguments: dict[str, Any]
+    environment: dict[str, str],
+    die_at: int | None,
+    die_after: float | None,
+    said: Path,
+    work: Callable[..., Any],
+    arguments: dict[str, Any],
 ) -> None:
     os.environ.update(environment | ({LAUNCHER: str(os.getppid())} if "RANK" in environment else {}))
     torch.set_num_threads(1)  # the bits of a sum depend on how it is divided
@@ -27,7 +34,17 @@ def _run(
         os.dup2(file.fileno(), 2)
     if die_at is not None:
         _die_at_file_operation(die_at)
+    if die_after is not None:
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, die_after)
+    began = time.process_time()
     work(**arguments)
+    cpu_seconds(said).write_text(str(time.process_time() - began))
+
+
+def cpu_seconds(said: Path) -> Path:
+    """The file in which a process that wrote to `said` leaves the CPU seconds of its work."""
+    return said.with_name(f"{said.name}.cpu_seconds")
 
 
 def _die_at_file_operation(number: int) -> None:
@@ -48,9 +65,11 @@ def _die_at_file_operation(number: int) -> None:
         setattr(os, name, deadly(getattr(os, name)))
 
 
-def start(folder: Path, kind: tiny.Kind, *, die_at: int | None = None, **settings: Any) -> Any:
-    """A process that runs `tiny.train`."""
-    return _start(tiny.train, {}, folder / "said", {"folder": folder, "kind": kind, **settings}, die_at)
+def start(
+    folder: Path, kind: tiny.Kind, *, die_at: int | None = None, die_after: float | None = None, **settings: Any
+) -> Any:
+    """A process that runs `tiny.train`, and dies at its file operation `die_at` or after `die_after` CPU seconds."""
+    return _start(tiny.train, {}, folder / "said", {"folder": folder, "kind": kind, **settings}, die_at, die_after)
 
 
 def _start(
@@ -59,8 +78,9 @@ def _start(
     said: Path,
     arguments: dict[str, Any],
     die_at: int | None = None,
+    die_after: float | None = None,
 ) -> Any:
-    process = CONTEXT.Process(target=_run, args=(environment, die_at, said, work, arguments), daemon=True)
+    process = CONTEXT.Process(target=_run, args=(environment, die_at, die_after, said, work, arguments), daemon=True)
     process.start()
     return process
 

@@ -1,24 +1,24 @@
 """`kill -9` at any moment, then the same command again: the weights of a training that was left alone, to the bit."""
 
 import random
+import signal
 import time
 
 import pytest
 
 from dpar.errors import InputError
 from dpar.train.checkpoint import newest_checkpoint
-from tests.train.processes import start
+from tests.train.processes import cpu_seconds, start
 from tests.train.test_loop import same_weights
 from tests.train.tiny import Recorder, history, train
 
 
 def finished(folder, kind, **settings):
-    """The model folder of a training in a process of its own, and the seconds it took."""
-    began = time.monotonic()
+    """The model folder of a training in a process of its own, and the CPU seconds it took."""
     process = start(folder, kind, **settings)
     process.join(300)
     assert process.exitcode == 0
-    return folder / f"model{settings['until']}", time.monotonic() - began
+    return folder / f"model{settings['until']}", float(cpu_seconds(folder / "said").read_text())
 
 
 @pytest.mark.parametrize("kind", ["dpar", "llamagen"])
@@ -27,13 +27,13 @@ def test_killed_at_random_moments_and_started_again(tmp_path, kind):
     finished(tmp_path / "warm", kind, until=2)
     whole, seconds = finished(tmp_path / "whole", kind, **settings)
     rng, kills = random.Random(kind), 0
+    # Moments in CPU time, which other work on the machine moves little: three of them are less than half a training.
     while kills < 40:
-        process = start(tmp_path / "killed", kind, **settings)
-        process.join(rng.uniform(0, 0.4 * seconds))
-        if process.exitcode is not None:
+        process = start(tmp_path / "killed", kind, die_after=rng.uniform(0, 0.15 * seconds), **settings)
+        process.join(300)
+        if process.exitcode == 0:
             break
-        process.kill()
-        process.join()
+        assert process.exitcode == -signal.SIGPROF
         kills += 1
     assert kills > 2
     killed, _ = finished(tmp_path / "killed", kind, **settings)
