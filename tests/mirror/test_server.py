@@ -4,7 +4,6 @@ import base64
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -188,13 +187,11 @@ def test_a_server_that_is_slow_is_left_after_a_while_and_the_records_wait(
 
     with serving(answer) as place:
         store = find_store(results, f"http://{place}")
-        began = time.monotonic()
         with pytest.raises(
             InputError, match=r"has not taken everything in 1 s; the rest waits on disk: `dpar track sync`"
         ):
             mirror.sync(store)
         ended.set()
-        assert time.monotonic() - began < 60  # and not as long as all answers take
 
 
 SECRETS = [

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -288,13 +287,25 @@ def test_sixteen_jobs_at_once_do_not_disturb_each_other(results: Path, job):
     assert all((spool / MANIFEST).exists() for spool in spools(results))
 
 
-def test_speaking_costs_a_training_next_to_nothing(results: Path, job):
+def test_speaking_costs_a_training_a_write_and_no_wait_for_the_disk(results: Path, job, monkeypatch):
+    calls = dict.fromkeys(("write", "open", "fsync", "replace"), 0)
+
+    def counted(name: str):
+        function = getattr(os, name)
+
+        def call(*args, **kwargs):
+            calls[name] += 1
+            return function(*args, **kwargs)
+
+        return call
+
     with job("train_model") as running:
-        started = time.perf_counter()
-        for step in range(1000):
+        for name in calls:
+            monkeypatch.setattr(os, name, counted(name))
+        for step in range(100):
             running.metrics({"train/loss": 1.0, "train/grad_norm": 2.0, "perf/step_ms": 3.0}, step=step)
-        seconds = time.perf_counter() - started
-    assert seconds < 1.0  # a millisecond each, on a busy machine; 20 microseconds on an idle one
+        monkeypatch.undo()
+    assert calls == {"write": 100, "open": 0, "fsync": 0, "replace": 0}
 
 
 def test_a_folder_that_cannot_be_written_is_said_at_the_start(results: Path, job):

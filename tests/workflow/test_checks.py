@@ -1,6 +1,5 @@
 """What is refused before the first job: every check has an experiment that fails it, and one that just passes."""
 
-import time
 from copy import deepcopy
 
 import numpy as np
@@ -36,11 +35,8 @@ def problems(directory=None, to_make=(), **changes):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_experiment_passes_quickly_without_its_data(name):
-    experiment = load_experiment(CONFIG / f"{name}.yaml")
-    start = time.monotonic()
-    assert refuse(experiment, to_make=()) == []
-    assert time.monotonic() - start < 10
+def test_every_shipped_experiment_passes_without_its_data(name):
+    assert refuse(load_experiment(CONFIG / f"{name}.yaml"), to_make=()) == []
 
 
 PLAIN = table({"model": "dpar"})
