@@ -8,8 +8,9 @@ and patches are taken from measured results only as far as they are those of thi
 import argparse
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.left:
         results = args.directory / "results" / experiment.name
         needed = {name: dict(still_to_do(wanted, results)) for name, wanted in needed.items()}
-    found = bill(needed, rates, args.gpus)
+    found = bill(needed, rates, args.gpus, () if args.target else experiment.requested_tables)
     found |= {"experiment": experiment.name, "gpus": args.gpus, "rates": source, "images": [data.train, data.val]}
     found["measured"] = taken
     found["price"] = args.price
@@ -124,17 +125,22 @@ def output_of(key: Key) -> str | None:
 
 
 def default_targets(experiment: Experiment) -> list[str]:
-    """The paper's tables and figures in this experiment by number, then its own tables."""
+    """The paper's tables and figures in this experiment by number, then its own tables, those on request last."""
     made = targets(experiment)
-    own = [*experiment.tables, *experiment.figures]
+    own = [*experiment.shown_tables, *experiment.figures, *experiment.requested_tables]
     standing = {n for n, table in experiment.tables.items() if table.paper}
     return [n for n in PAPER_TARGETS if n in made and n not in COMPUTED] + [
         n for n in own if n not in {*standing, *PAPER_TARGETS}
     ]
 
 
-def bill(needed: dict[str, dict[Key, JobCost]], rates: Rates, gpus: int) -> dict[str, Any]:
-    """Cost of each target alone and beyond those before it; the total; and each training with its targets."""
+def bill(needed: dict[str, dict[Key, JobCost]], rates: Rates, gpus: int, apart: Container[str] = ()) -> dict[str, Any]:
+    """Cost of each target alone and beyond those before it; the total; and each training with its targets.
+
+    Args:
+        needed: the jobs of each target.
+        apart: targets that are made on request alone, the last ones, which the total leaves out.
+    """
     paid: dict[Key, JobCost] = {}
     lines = []
     for name, wanted in needed.items():
@@ -142,6 +148,7 @@ def bill(needed: dict[str, dict[Key, JobCost]], rates: Rates, gpus: int) -> dict
         lines.append(
             {
                 "target": name,
+                "on_request": name in apart,
                 "alone": amounts(wanted, rates, gpus),
                 "beyond_those_above": amounts(new, rates, gpus),
             }
@@ -156,10 +163,11 @@ def bill(needed: dict[str, dict[Key, JobCost]], rates: Rates, gpus: int) -> dict
             else:
                 pieces.append({"model": key[1], "to": key[2], "gpu_hours": rates.hours([job]), "targets": users})
     papers = {key: job for name in needed if name in PAPER_TARGETS for key, job in needed[name].items()}
+    whole = {key: job for name in needed if name not in apart for key, job in needed[name].items()}
     return {
         "targets": lines,
         "paper": amounts(papers, rates, gpus),
-        "whole": amounts(paid, rates, gpus),
+        "whole": amounts(whole, rates, gpus),
         "trainings": pieces,
     }
 
@@ -188,6 +196,7 @@ def text(found: dict[str, Any]) -> str:
         hours = [_hours(hours) for hours in (alone, *(new[k] for k in ("gpu_hours", *STAGES)))]
         return line([name, *hours, f"{new['days']:.2f}", f"{new['gigabytes']:,.0f}"])
 
+    apart = itemgetter("on_request")
     whole = found["whole"]
     lines = [
         f"{found['experiment']}: {found['images'][0]:,} training images, {found['gpus']} devices; {found['rates']}",
@@ -195,9 +204,11 @@ def text(found: dict[str, Any]) -> str:
         "Hours of one device for each target alone, and what is new of it after those above; days of all together",
         "",
         line(head),
-        *(row(t["target"], t["alone"]["gpu_hours"], t["beyond_those_above"]) for t in found["targets"]),
+        *(row(t["target"], t["alone"]["gpu_hours"], t["beyond_those_above"]) for t in found["targets"] if not apart(t)),
         row("the paper's together", found["paper"]["gpu_hours"], found["paper"]),
         row("all together", whole["gpu_hours"], whole),
+        *(row(t["target"], t["alone"]["gpu_hours"], t["beyond_those_above"]) for t in found["targets"] if apart(t)),
+        *["  (after the total: made only when they are named)"] * any(map(apart, found["targets"])),
         "",
         "Trainings, each once; a longer one goes on from the shorter",
     ]

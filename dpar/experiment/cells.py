@@ -105,11 +105,16 @@ def figure_rows(experiment: Experiment, name: str) -> list[Row]:
 
 
 def written_rows(experiment: Experiment) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every row of every table and figure as it is written, with where that is, such as `tables.comparison`."""
-    for name, table in experiment.tables.items():
-        yield from ((f"tables.{name}", values) for values in _expanded(table))
+    """Every row of every table and figure as it is written, with where that is, such as `tables.comparison`.
+
+    Those on request come last, so that what a run chooses of all cells is among those that it makes anyway.
+    """
+    for name in experiment.shown_tables:
+        yield from ((f"tables.{name}", values) for values in _expanded(experiment.tables[name]))
     for name, figure in experiment.figures.items():
         yield from ((f"figures.{name}", values) for values in figure.rows)
+    for name in experiment.requested_tables:
+        yield from ((f"tables.{name}", values) for values in _expanded(experiment.tables[name]))
 
 
 def model_cells(experiment: Experiment) -> dict[str, ModelCell]:

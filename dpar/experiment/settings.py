@@ -536,6 +536,11 @@ class Table(Settings):
     linear_probe: bool = Field(
         default=False, description="also the accuracy of a linear classifier on the models' states"
     )
+    on_request: bool = Field(
+        default=False,
+        exclude_if=lambda on_request: not on_request,
+        description="made only when it is asked for by name: no part of `all`, `all_tables`, the report and Figure 1b",
+    )
 
     @property
     def is_grid(self) -> bool:
@@ -600,6 +605,8 @@ class Experiment(Settings):
             )
         if taken := {*self.tables, *FIGURES} & {*self.figures} | {*self.tables} & {*FIGURES, "table1", "table8"}:
             raise ValueError(f"{', '.join(sorted(taken))}: a table or figure of this name exists; give it another")
+        if self.tables and not self.shown_tables:
+            raise ValueError(f"every table is `on_request` ({', '.join(self.tables)}): the report would show none")
         for name, figure in self.figures.items():
             if max(figure.classes) >= self.images.num_classes:
                 raise ValueError(
@@ -612,6 +619,16 @@ class Experiment(Settings):
                 f"{self.tokenizer.downsample} (tokenizer.pixel_shuffle x 2 to the number of multipliers less one)"
             )
         return self
+
+    @property
+    def shown_tables(self) -> list[str]:
+        """The tables that a run without a target makes: those that are not on request."""
+        return [name for name, table in self.tables.items() if not table.on_request]
+
+    @property
+    def requested_tables(self) -> list[str]:
+        """The tables that are made only when they are asked for by name."""
+        return [name for name, table in self.tables.items() if table.on_request]
 
     @property
     def networks(self) -> dict[str, EntropyModel]:

@@ -49,7 +49,10 @@ def targets(experiment: Experiment) -> dict[str, list[str]]:
             found[target] = list(dict.fromkeys([*found.get(target, []), *files]))
     found |= {name: [f"figures/{name}.png"] for name in experiment.figures}
     every = [
-        file for name in (*COMPUTED, *experiment.tables) for file in found[name] if not file.startswith("figures/")
+        file
+        for name in (*COMPUTED, *experiment.shown_tables)
+        for file in found[name]
+        if not file.startswith("figures/")
     ]
     found["all_tables"] = list(dict.fromkeys(every))
     return found
@@ -110,7 +113,7 @@ def sized_tables(experiment: Experiment) -> list[str]:
     found = [
         name
         for name, table in experiment.tables.items()
-        if not (table.linear_probe or table.is_training_curve)
+        if not (table.on_request or table.linear_probe or table.is_training_curve)
         and any(
             row.model.slug in described and row.sample.milestone == row.model.milestones[-1]
             for row in table_rows(experiment, name)

@@ -139,7 +139,8 @@ def bill_of(
 
     wanted = {key for rule, wildcards in jobs for key in _keys(rule, wildcards)}
     try:
-        every = planning.jobs(experiment, "report", planning.Data(*images, {}))
+        asked = ["report", *experiment.requested_tables]
+        every = {k: job for t in asked for k, job in planning.jobs(experiment, t, planning.Data(*images, {})).items()}
     except InputError:  # how many patches there are is not known yet
         return Bill(None, "", 0.0)
     found = {key: job for key, job in every.items() if key in wanted}

@@ -121,7 +121,7 @@ def shown_by(experiment: Experiment, target: str) -> tuple[list[str], list[str]]
     if target in experiment.figures:
         return [], [target]
     if target in ("all_tables", "report"):
-        return list(experiment.tables), list(experiment.figures) if target == "report" else []
+        return experiment.shown_tables, list(experiment.figures) if target == "report" else []
     return sized_tables(experiment) if target == "figure1b" else tables_of(experiment, [target]), []
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from dpar.errors import InputError
-from dpar.experiment.cells import figure_rows, sample_cells
+from dpar.experiment.cells import figure_rows, table_rows
 from dpar.report import targets
 from tests.experiment.test_settings import CONFIG, SHIPPED, demo, load_experiment, parse_experiment
 
@@ -29,10 +29,9 @@ def test_all_tables_are_all_of_them_in_three_forms(name):
     found = targets.targets(experiment)["all_tables"]
     assert len(found) == len(set(found))
     tables = [file for file in found if file.startswith("tables/")]
-    assert len(tables) == 3 * (len(experiment.tables) + 2)
-    pictured = {row.sample.slug for name in experiment.figures for row in figure_rows(experiment, name)}
-    cells = {slug: cell for slug, cell in sample_cells(experiment).items() if slug not in pictured}
-    assert set(found) >= {*tables, *targets.metric_files(cells.values())}
+    assert len(tables) == 3 * (len(experiment.shown_tables) + 2)
+    cells = [row.sample for name in experiment.shown_tables for row in table_rows(experiment, name)]
+    assert set(found) >= {*tables, *targets.metric_files(cells)}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -99,3 +98,15 @@ def test_a_figure_that_cannot_be_is_named(figures, named):
     values = {name: {"title": "F", "rows": [{"model": "dpar"}], "classes": c} for name, c in figures.items()}
     with pytest.raises(InputError, match=named):
         parse_experiment(demo(figures=values), "test")
+
+
+def test_a_table_on_request_is_made_by_its_name_alone_and_not_every_table_may_be_one():
+    tables = demo()["tables"]
+    asked = next(iter(tables))
+    experiment = parse_experiment(demo(tables={**tables, asked: tables[asked] | {"on_request": True}}), "the test")
+    found = targets.targets(experiment)
+    assert set(targets.table_files(asked)) <= set(found[asked])
+    assert not any(asked in file.split("/")[-1] for file in found["all_tables"] if file.startswith("tables/"))
+    assert asked not in targets.sized_tables(experiment)
+    with pytest.raises(InputError, match="every table is `on_request`"):
+        parse_experiment(demo(tables={asked: tables[asked] | {"on_request": True}}), "the test")

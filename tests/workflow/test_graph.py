@@ -10,7 +10,7 @@ import pytest
 import yaml
 import yte
 
-from dpar.experiment.cells import model_cells, sample_cells, table_rows
+from dpar.experiment.cells import figure_rows, model_cells, sample_cells, table_rows
 from dpar.experiment.loading import load_experiment
 from dpar.report import targets
 from dpar.weights import CONFIG as MODEL_CONFIG
@@ -30,7 +30,10 @@ def test_an_experiment_resolves_to_its_full_list_of_jobs_without_any_data(snakem
     assert run.returncode == 0, run.stdout + run.stderr
     jobs = job_counts(run.stdout + run.stderr)
 
-    cells = sample_cells(experiment).values()
+    rows = [row for table in experiment.shown_tables for row in table_rows(experiment, table)]
+    rows += [row for figure in experiment.figures for row in figure_rows(experiment, figure)]
+    cells = {cell.slug: cell for row in rows for cell in row.samples}.values()
+    assert len(sample_cells(experiment)) - len(cells) == 2 * (name in ("imagenet256", "imagenet384"))  # XXL, on request
     states = set()
     for cell in cells:  # a state needs those before it
         milestones = model_cells(experiment)[cell.model].milestones
@@ -39,7 +42,7 @@ def test_an_experiment_resolves_to_its_full_list_of_jobs_without_any_data(snakem
     assert jobs["sample_images"] == sum(len(c.sampling.seeds) * c.sampling.shards for c in cells)
     assert jobs["compute_metrics"] == sum(len(c.sampling.seeds) for c in cells)
     assert jobs["encode_images"] == experiment.codes.train_shards + experiment.codes.val_shards
-    assert jobs["make_table"] == len(experiment.tables)
+    assert jobs["make_table"] == len(experiment.shown_tables)
     networks = experiment.networks.values()
     assert jobs.get("train_entropy_model", 0) == sum(network.training is not None for network in networks)
     assert jobs.get("import_entropy_model", 0) == sum(network.weights is not None for network in networks)

@@ -54,8 +54,10 @@ def test_a_linear_probe_costs_a_forward_pass_of_each_image(imagenet):
 
 
 def test_the_report_needs_every_table_and_the_samples_of_every_figure(imagenet):
-    apart = [planning.jobs(imagenet, name, DATA) for name in (*imagenet.tables, *imagenet.figures)]
+    apart = [planning.jobs(imagenet, name, DATA) for name in (*imagenet.shown_tables, *imagenet.figures)]
     assert planning.jobs(imagenet, "report", DATA).keys() == {key for found in apart for key in found}
+    assert not any("XXL" in key[1] for found in apart for key in found if key[0] == "train_model")
+    assert ("train_model", "DPAR-XXL", "epoch300") in planning.jobs(imagenet, "largest", DATA)
 
 
 def test_computed_tables_cost_nothing_and_unknown_ones_are_refused(imagenet):

@@ -113,12 +113,19 @@ def table_cells(name):
     return list({cell.slug: cell for row in table_rows(EXPERIMENT, name) for cell in row.samples}.values())
 
 
+def shown_cells():
+    """The cells of the tables and figures that are made without being asked for."""
+    rows = [row for name in EXPERIMENT.shown_tables for row in table_rows(EXPERIMENT, name)]
+    rows += [row for name in EXPERIMENT.figures for row in figure_rows(EXPERIMENT, name)]
+    return [cell for row in rows for cell in row.samples]
+
+
 def pictured_cells(figure):
     """The cells of a figure; for `samples` one of each model, fully trained rather than not."""
     if figure in EXPERIMENT.figures:
         return [row.sample for row in figure_rows(EXPERIMENT, figure)]
     chosen, described = {}, described_models(EXPERIMENT)
-    for row in (row for name in EXPERIMENT.tables for row in table_rows(EXPERIMENT, name)):
+    for row in (row for name in EXPERIMENT.shown_tables for row in table_rows(EXPERIMENT, name)):
         if row.sample.milestone == row.model.milestones[-1] or row.model.slug not in described:
             chosen.setdefault(row.model.slug, row.sample)
     return list(chosen.values())

@@ -222,11 +222,13 @@ rule write_first_report:
 rule write_report:
     """The report: one page that needs no other file."""
     input:
-        tables=expand("<results>/tables/{table}.csv", table=EXPERIMENT.tables),
-        notes=expand("<results>/tables/{table}.md", table=EXPERIMENT.tables),
+        tables=expand("<results>/tables/{table}.csv", table=EXPERIMENT.shown_tables),
+        notes=expand("<results>/tables/{table}.md", table=EXPERIMENT.shown_tables),
         models=expand("<results>/tables/{table}.csv", table=COMPUTED),
-        ablations=expand("<results>/figures/{table}.png", table=EXPERIMENT.tables),
-        paretos=[f"<results>/{pareto_file(name)}" for name, table in EXPERIMENT.tables.items() if table.is_grid],
+        ablations=expand("<results>/figures/{table}.png", table=EXPERIMENT.shown_tables),
+        paretos=[
+            f"<results>/{pareto_file(name)}" for name in EXPERIMENT.shown_tables if EXPERIMENT.tables[name].is_grid
+        ],
         figures=expand("<results>/figures/{figure}.png", figure=[*FIGURES, *EXPERIMENT.figures]),
         gates=["<results>/gates/comparison.json"] if EXPERIMENT.gates else [],
         tokenizer="<results>/tokenizer/report.json",
@@ -235,7 +237,7 @@ rule write_report:
         thresholds=[threshold_file(p_avg) for p_avg in p_avg_targets(EXPERIMENT)],
         histories=[
             f"<results>/models/{cell.model}/{cell.milestone}/history.jsonl"
-            for cell in {(c.model, c.milestone): c for c in SAMPLES.values()}.values()
+            for cell in {(c.model, c.milestone): c for c in shown_cells()}.values()
         ],
     output:
         "<results>/report.html",
