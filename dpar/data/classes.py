@@ -109,6 +109,12 @@ class Classes:
                 labels.setdefault(name, []).append(str(label))
         return enumerated([f"{name} ({', '.join(own)})" for name, own in labels.items() if len(own) > 1])
 
+    def misnumbered(self) -> str:
+        """The names that are numbers of classes, but not their own: `10` of class 2; empty if there are none."""
+        numbered = [(i, name) for i, name in enumerate(self.names or ()) if name and re.fullmatch("[0-9]{1,9}", name)]
+        wrong = [f"{name} has label {label}" for label, name in numbered if label != int(name) < self.count]
+        return enumerated(wrong, 3)
+
     def example(self, count: int) -> str:
         """The first classes as `labels` takes them, by name if that needs no explanation."""
         first = range(min(count, self.count))

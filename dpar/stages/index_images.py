@@ -82,6 +82,12 @@ def say_names(classes: Classes, index: ImageIndex, path: str, training: ImageInd
             "else give each a name of its own",
             file=sys.stderr,
         )
+    if training is None and (misnumbered := classes.misnumbered()):
+        print(
+            f"warning: classes of {path} that are named by a number have another as their label: {misnumbered}; labels "
+            "follow the order of the names as text, so pad the numbers with zeros if names are to be labels",
+            file=sys.stderr,
+        )
     return paired
 
 

@@ -253,3 +253,13 @@ def test_inputs_that_went_wrong_for_others(shared, tmp_path):
     run("folder", "class_mismatch/train")
     with pytest.raises(InputError, match=r"lack: e; the training images have a, b, c, d, these have b, c, d, e"):
         run("folder", "class_mismatch/train", "val")
+
+
+def test_numbers_as_names_that_are_not_their_labels_are_said(tmp_path, capsys):
+    experiment = two_folders(tmp_path, [str(i) for i in range(11)], ["0"], each=1)
+    index = indexed(tmp_path, experiment, "train")
+    assert index.images.classes is not None and index.images.classes[2] == "10"
+    said = capsys.readouterr().err
+    assert "another as their label: 10 has label 2, 2 has label 3, 3 has label 4" in said
+    indexed(tmp_path, experiment, "val")
+    assert "has label" not in capsys.readouterr().err, "once is enough"
