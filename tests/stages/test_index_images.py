@@ -258,7 +258,8 @@ def test_inputs_that_went_wrong_for_others(shared, tmp_path):
 def test_numbers_as_names_that_are_not_their_labels_are_said(tmp_path, capsys):
     experiment = two_folders(tmp_path, [str(i) for i in range(11)], ["0"], each=1)
     index = indexed(tmp_path, experiment, "train")
-    assert index.images.classes is not None and index.images.classes[2] == "10"
+    assert index.images.classes is not None
+    assert index.images.classes[2] == "10"
     said = capsys.readouterr().err
     assert "another as their label: 10 has label 2, 2 has label 3, 3 has label 4" in said
     indexed(tmp_path, experiment, "val")
