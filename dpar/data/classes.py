@@ -196,13 +196,17 @@ class Classes:
             )
         known = [other for other in self.names if other is not None]
         wanted = name.casefold()
-        close = difflib.get_close_matches(wanted, [other.casefold() for other in known], n=2)
-        close = [
-            other for other in known if other.casefold() in close or wanted in re.findall(r"\w+", other.casefold())
+        written = difflib.get_close_matches(wanted, [other.casefold() for other in known], n=2)
+        near = [
+            n for n in known if n.casefold() in written or difflib.get_close_matches(wanted, _words(n), cutoff=0.85)
         ]
-        near = list(dict.fromkeys(close))[:4]
-        meant = f"; did you mean {' or '.join(map(shown, near))}?" if near else ""
+        near = list(dict.fromkeys(near))[:4]
+        meant = f"; did you mean {' or '.join(map(shown, near))}?" if near else "."
         return InputError(f"there is no class {shown(name)!r}{meant} The classes are {self.listed()}")
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[^\W_]+", name.casefold())
 
 
 def indexed_names(path: Path) -> ClassNames | None:

@@ -52,7 +52,7 @@ def test_labels(text, expected):
         ("3-1", "the range runs backwards; write 1-3"),
         ("", "no class ''"),
         ("daisy,", "no class ''"),
-        ("name:rose", "no class 'rose'"),
+        ("name:rose", r"no class 'rose'\. The classes are"),
         ('"daisy', "expected names or numbers of classes with commas between"),
         ("a\nb", "expected names or numbers of classes"),
         ("\x1b[31m", r"no class '\\\\x1b\[31m'"),
@@ -234,3 +234,10 @@ def test_a_list_that_cannot_be_read_is_refused(tmp_path):
             listed_names(str(tmp_path / name), 2)
     with pytest.raises(InputError, match="imagenet holds 1000 names, expected a name for each of the 2 classes"):
         listed_names("imagenet", 2)
+
+
+def test_a_word_of_a_name_is_enough_for_a_suggestion():
+    garments = Classes(3, ["t-shirt_top", "ankle_boot", "bag"])
+    for text, meant in (("boots", "ankle_boot"), ("Ankle boot", "ankle_boot"), ("shirt", "t-shirt_top")):
+        with pytest.raises(InputError, match=f"did you mean {meant}[?]"):
+            garments.labels(text)
