@@ -20,11 +20,11 @@ from filelock import lock_descriptor
 from pydantic_core import ValidationError
 
 from dpar.errors import InputError
-from dpar.statement import MADE_BY, maker_of, stamp
+from dpar.statement import MADE_BY, MADE_OF, fields_for, stamp
 
 SEALED, SEAL = "sealed", "seal"
 """The first and the last key of a JSON object that carries its own checksum."""
-MARKS = (SEALED, MADE_BY, SEAL)
+MARKS = (SEALED, MADE_BY, MADE_OF, SEAL)
 
 _AGAIN = "delete it and run the stage that makes it again"
 _MEANT = (
@@ -140,13 +140,13 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def sealed(value: Mapping[str, Any], maker: str | None = None) -> dict[str, Any]:
-    """`value`, a JSON object, with the marks of a file that carries its own checksum, and the job that made it, if any.
+def sealed(value: Mapping[str, Any], said: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`value`, a JSON object, with the marks of a file that carries its own checksum, and of the job that made it.
 
     Several, so that damage to one of them does not make the file look like an old one, which has none.
     """
     plain = json.loads(json.dumps(unmarked(value)))
-    said = {} if maker is None else {MADE_BY: maker}
+    said = {name: said[name] for name in (MADE_BY, MADE_OF) if said and name in said}
     return {SEALED: 1, **said, **plain, SEAL: digest(said | plain)}
 
 
@@ -162,7 +162,7 @@ def write_json(path: str | Path, value: Any) -> None:
         InputError: a number is NaN or infinite.
     """
     try:
-        whole = sealed(value, maker_of(path)) if isinstance(value, dict) else value
+        whole = sealed(value, fields_for(path)) if isinstance(value, dict) else value
         text = json.dumps(whole, indent=2, allow_nan=False)
     except ValueError as error:
         raise InputError(f"{path} would hold a number that is not finite ({error}): {value!r:.300}") from None
@@ -186,7 +186,7 @@ def read_json(path: str | Path, *, kind: type = object) -> Any:
                 f"{path} was changed after it was written (its `{SEAL}` does not fit the rest): "
                 + (_RESOLVED if Path(path).name == "experiment.json" else _MEANT.format(path=path))
             )
-        value.pop(MADE_BY, None)
+        value = unmarked(value)
     if not isinstance(value, kind):
         raise InputError(f"{path} holds a JSON {type(value).__name__}; {_AGAIN}")
     return value
@@ -194,6 +194,13 @@ def read_json(path: str | Path, *, kind: type = object) -> Any:
 
 def _is_marked(value: Mapping[str, Any]) -> bool:
     return any(mark in value for mark in MARKS)
+
+
+def seems_sealed(path: str | Path) -> bool:
+    """Whether a file begins as JSON of ours with a seal does, without reading it: files may be long."""
+    with suppress(OSError), open(path, "rb") as file:
+        return f'"{SEALED}"'.encode() in file.read(64)
+    return False
 
 
 def is_sealed(path: str | Path) -> bool:
@@ -212,7 +219,7 @@ def reseal(path: str | Path, *, lost: bool = False) -> bool:
     value = _parsed(path)
     if not isinstance(value, dict) or not (lost or _is_marked(value)):
         return False
-    if value == (whole := sealed(value, value.get(MADE_BY))):
+    if value == (whole := sealed(value, value)):
         return False
     write_text(path, json.dumps(whole, indent=2) + "\n")
     return True

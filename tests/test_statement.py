@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from contextlib import suppress
 
 import numpy as np
@@ -13,7 +14,7 @@ from dpar.commands import track
 from dpar.data.shards import CodeMetadata, read_shard, rows_of_images, write_shard
 from dpar.errors import InputError
 from dpar.files import atomic_write, is_sealed, read_json, read_json_lines, reseal, write_bytes, write_json, write_text
-from dpar.statement import making, stated, unstamped
+from dpar.statement import Statement, making, stated, statement_of, unstamped
 
 NAME = "measure[dpar/seed0]"
 
@@ -68,7 +69,24 @@ def test_damage_of_a_statement_is_no_traceback(tmp_path, name):
         with suppress(InputError):
             stated(path)
         path.write_bytes(whole[:end])
-        stated(path)
+        with suppress(InputError):
+            stated(path)
+
+
+def test_a_damaged_comment_of_arrays_is_not_none(tmp_path):
+    path = tmp_path / "x.npz"
+    with making(NAME, [path], {"features/reference.npz": "0" * 64}):
+        WRITERS["x.npz"](path)
+    whole = path.read_bytes()
+    assert statement_of(path) == Statement(NAME, {"features/reference.npz": "0" * 16})
+    begin = whole.rindex(b'{"made_by"')
+    for changed in (whole[:-1], whole[:begin] + whole[begin:].replace(b"made_by", b"mode_by"), whole[:-1] + b"\x80"):
+        path.write_bytes(changed)
+        with pytest.raises(InputError, match=r"x\.npz has a comment that does not say which job made it.*track accept"):
+            stated(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", b"")
+    assert stated(path) is None, "there is none"
 
 
 def test_what_others_read_of_a_file_stays(tmp_path):

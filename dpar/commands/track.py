@@ -17,7 +17,7 @@ from dpar.mirror.audit import graph_outputs
 from dpar.mirror.store import URI_VARIABLE, Store, find_store
 from dpar.statement import restated
 from dpar.tracking.makers import accept
-from dpar.tracking.places import CONFIG, results_above, results_folder
+from dpar.tracking.places import CONFIG, results_around, results_folder
 from dpar.workflow.options import Parser
 
 PORT = 5000
@@ -81,7 +81,7 @@ def _accept(paths: Sequence[Path]) -> None:
             raise InputError(
                 f"{path} is written anew by each run: change the experiment's YAML file, and run `dpar run` with that"
             )
-        results = results_above(path / "any")
+        results = results_around(path / "any")
         if results is not None:
             inside.setdefault(results, []).append(Path(os.path.abspath(path)))
         elif _reseals(path):

@@ -21,7 +21,7 @@ from dpar.data.sources.source import ClassNames, enumerated, file_stamp
 from dpar.data.workers import mapped, reported
 from dpar.errors import InputError, shown
 from dpar.files import read_json, sealed, write_text
-from dpar.statement import maker_of
+from dpar.statement import fields_for
 
 __all__ = ["FolderImages", "ImageIndex", "ImageSource", "open_images", "shared_images"]
 
@@ -181,7 +181,7 @@ class ImageIndex:
             "checks": self.checks,
             "locations": {name: column.tolist() for name, column in self.images.locations.items()},
         }
-        whole = sealed(values, maker_of(path)).items()
+        whole = sealed(values, fields_for(path)).items()
         lines = (f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}" for name, value in whole)
         write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 

@@ -21,7 +21,7 @@ from pydantic import Field
 from dpar.errors import InputError
 from dpar.experiment.settings import EntropyPrecision, Settings
 from dpar.files import atomic_write
-from dpar.statement import statement
+from dpar.statement import header_for
 
 _HEADER = "dpar"  # key of the header in a Parquet schema and in a tar's global record
 
@@ -148,7 +148,7 @@ def write_shard(path: str | Path, rows: CodeRows) -> None:
         raise InputError(f"{path} is no name for a shard; it must end in {' or '.join(FORMATS)}")
     header = json.dumps(rows.metadata.model_dump(mode="json") | {"content": _content(rows)}, sort_keys=True)
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        FORMATS[path.suffix].write(file, rows, {_HEADER: header} | statement(path))
+        FORMATS[path.suffix].write(file, rows, {_HEADER: header} | header_for(path))
 
 
 def read_shard(path: str | Path) -> CodeRows:

@@ -13,7 +13,7 @@ from dpar.data.generated import CLASSES, draw
 from dpar.data.workers import reported
 from dpar.errors import InputError, run_command
 from dpar.files import atomic_write, digest
-from dpar.statement import statement
+from dpar.statement import header_for
 from dpar.workflow.stage import SPLIT, Stage, flag
 
 _ROW_GROUP = 1024  # images
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         seed = int(digest([experiment.seed, args.split]), 16)
         schema = pa.schema(
             {"key": pa.string(), "image": pa.binary(), "label": pa.int32()},
-            metadata={"classes": json.dumps(CLASSES[: images.num_classes])} | statement(args.output),
+            metadata={"classes": json.dumps(CLASSES[: images.num_classes])} | header_for(args.output),
         )
         groups = _groups(args.split, count, images.num_classes, seed, images.resolution)
         with (

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +34,15 @@ class Artefact:
     bytes: int
     sha256: str
     files: tuple[FileRecord, ...]
+
+    def only(self, own: Callable[[Path], bool]) -> "Artefact":
+        """The same with those files of a folder alone that are wanted; itself where that is none of them.
+
+        Args:
+            own: of a file's path below the folder, whether it is wanted.
+        """
+        records = [file for file in self.files if own(Path(file.path))] if self.kind == "folder" else []
+        return _artefact(self.path, True, records) if 0 < len(records) < len(self.files) else self
 
     def as_json(self) -> dict[str, Any]:
         """A JSON value with one entry for each file."""

@@ -17,12 +17,12 @@ from typing import Any
 
 from dpar import files
 from dpar.errors import InputError
-from dpar.statement import stated
 from dpar.tracking.hashes import Artefact, HashCache, content_files, portable_path
 from dpar.tracking.ledger import JobManifest, Ledger, files_of, read_events
-from dpar.tracking.places import CONFIG, EVENTS, MANIFEST, names_of, slug_of, spool_root
+from dpar.tracking.places import CONFIG, EVENTS, MANIFEST, names_of, results_around, slug_of, spool_root
 from dpar.tracking.replay import replay
 from dpar.tracking.settings import check_settings
+from dpar.tracking.unrecorded import Unrecorded, check_alone, cure, listed, wrong
 
 ACCEPT, ACCEPTED = "accept", "accepted by hand"
 """The rule of records that were made by hand, and how their names begin."""
@@ -72,6 +72,11 @@ class Makers:
         """All manifests, read when they are needed."""
         return Ledger(self.results)
 
+    @cached_property
+    def unrecorded(self) -> Unrecorded:
+        """The files that have no record."""
+        return Unrecorded(self.results, lambda path: (found := self.last(path)) and found.when, self.digest_of)
+
     def checked(self, wanted: str | Path | Wanted) -> Artefact:
         """The artefact to read, with its digests, if it is as its maker left it and of the right maker.
 
@@ -100,10 +105,14 @@ class Makers:
 
     def last(self, path: str, sha256: str | None = None) -> Record | None:
         """The record of who made the file `path` last; the first that fits, where it is known to be `sha256` now."""
-        record = self._kept(path)
-        if record and record.sha256 == sha256 and (spool_root(self.results) / record.spool / MANIFEST).exists():
-            return record
-        if (found := self.ledger.last(path)) is None:
+        kept = self._kept(path)
+        stands = kept is not None and (spool_root(self.results) / kept.spool / MANIFEST).exists()
+        if kept and stands and kept.sha256 == sha256:
+            return kept
+        found = self.ledger.last(path)
+        if kept and (found is None or (not stands and kept.when > found[0].ended)):  # the manifest was lost
+            return kept
+        if found is None:
             return None
         manifest, file = found
         key = f"{manifest.spool.parent.name}/{manifest.spool.name}"
@@ -136,25 +145,26 @@ class Makers:
         """
         record = self.last(path, sha256)
         if record is None:
-            _check_stated(self.results / path, makers)
+            self.unrecorded.check(self.results / path, makers)
             if any(map(self._ran, makers)) or (makers and (self.ledger.damaged or self.ledger.made_as(sha256))):
                 raise InputError(self._unknown(path, sha256, makers))
         elif record.sha256 != sha256:
+            file = self.results / path
             raise InputError(
-                f"{self.results / path} is not what {record.maker or 'its record'} left on {_day(record.when)} "
+                f"{file} is not what {record.maker or 'its record'} left on {_day(record.when)} "
                 f"(sha256 {record.sha256[:12]}, now {sha256[:12]}){self._what(path, sha256)}"
-                f"{self.ended_badly((record.maker,) if record.maker else ())}: put it back, or {self._cure(path)}"
+                f"{self.ended_badly((record.maker,) if record.maker else ())}: put it back, or {cure(file)}"
             )
         elif makers and record.maker is not None and record.maker not in makers:
-            raise InputError(_wrong(self.results / path, record.maker, makers))
+            raise InputError(wrong(self.results / path, record.maker, makers))
 
     def _check_copy(self, path: str, sha256: str, makers: tuple[str, ...]) -> None:
         if (known := self.ledger.made_as(sha256)) is not None:
             name = self._name(*known)
             if name is not None and name not in makers:
-                raise InputError(_wrong(Path(path), name, makers))
+                raise InputError(wrong(Path(path), name, makers))
         else:
-            _check_stated(Path(path), makers)
+            _check_unrecorded(Path(path), results_around(Path(path)), makers, self._known)
 
     def _spools(self, maker: str) -> Iterator[Path]:
         """The records that jobs of this name have left here, finished or not."""
@@ -173,11 +183,11 @@ class Makers:
         return f"; {run.about['name']}, in its last run, did not end well" + (f" ({run.reason})" if run.reason else "")
 
     def _unknown(self, path: str, sha256: str, makers: tuple[str, ...]) -> str:
-        why = "no finished job has it among its outputs" + (f", expected {_or(makers)}" if makers else "")
+        why = "no finished job has it among its outputs" + (f", expected {listed(makers)}" if makers else "")
         if self.ledger.damaged:
             why += f"; {len(self.ledger.damaged)} records are damaged, such as {self.ledger.damaged[0]}"
         why += self._what(path, sha256) + self.ended_badly(makers)
-        return f"{self.results / path}: {why}: {self._cure(path)}"
+        return f"{self.results / path}: {why}: {cure(self.results / path)}"
 
     def _what(self, path: str, sha256: str) -> str:
         """Digest of the content, where it is known."""
@@ -187,10 +197,6 @@ class Makers:
         if place == path:
             return f"; it is what {manifest.name} had made on {_day(manifest.ended)}"
         return f"; it is the content of {place}, made by {manifest.name}"
-
-    def _cure(self, path: str) -> str:
-        file = self.results / path
-        return f"delete it and run again what makes it; `dpar track accept {file}` says that it is meant as it is"
 
     def _entry(self, path: str) -> Path:
         return self.folder / f"{files.digest(path)}.json"
@@ -229,13 +235,14 @@ def check_recorded(*wanted: str | Path | Wanted) -> None:
         InputError: a file was changed or exchanged.
     """
     known: dict[Path, Makers] = {}
-    inside: dict[Path, bool] = {}
+    inside: dict[Path, tuple[bool, Path | None]] = {}  # folder -> whether it has records; its results folder
     items = (item if isinstance(item, Wanted) else Wanted(Path(item)) for item in wanted)
     for file, makers in ((f, w.makers) for w in items if w.path.exists() for f in content_files(w.path)):
         if file.parent not in inside:  # asked once of a folder: there may be millions of images that are nobody's
-            inside[file.parent] = bool(names_of(file.parent / "any"))
-        if not (inside[file.parent] or file.is_symlink()) or not _check_known(file, known, makers):
-            _check_stated(file, makers)
+            inside[file.parent] = bool(names_of(file.parent / "any")), results_around(file.parent / "any")
+        recorded, results = inside[file.parent]
+        if not (recorded or file.is_symlink()) or not _check_known(file, known, makers):
+            _check_unrecorded(file, results_around(file) if file.is_symlink() else results, makers, known)
 
 
 def _check_known(
@@ -252,10 +259,12 @@ def _check_known(
     return found
 
 
-def _check_stated(file: Path, makers: tuple[str, ...]) -> None:
-    """Makes sure of a file that has no record by what it says of itself; older ones say nothing."""
-    if makers and (maker := stated(file)) is not None and maker not in makers:
-        raise InputError(_wrong(file, maker, makers))
+def _check_unrecorded(file: Path, results: Path | None, makers: tuple[str, ...], known: dict[Path, Makers]) -> None:
+    """Makes sure of a file that has no record by what it says of itself, and what others in its results folder say."""
+    if results is not None:
+        known.setdefault(results, Makers(results, keep=False)).unrecorded.check(file, makers)
+    elif makers:
+        check_alone(file, makers)
 
 
 def recorded_json(wanted: str | Path | Wanted) -> dict[str, Any]:
@@ -323,14 +332,6 @@ def _acceptable(results: Path, path: Path) -> Iterator[Path]:
         parts = Path(portable_path(file, results)).parts
         if parts[0] not in ("tracking", "logs", CONFIG) and not any(part.startswith(".") for part in parts):
             yield file
-
-
-def _wrong(path: Path, maker: str, makers: tuple[str, ...]) -> str:
-    return f"{path} was made by {maker}, expected is what {_or(makers)} makes: give that"
-
-
-def _or(makers: tuple[str, ...]) -> str:
-    return " or ".join(makers[:4]) + (" ..." if len(makers) > 4 else "")
 
 
 def _day(when: float) -> str:

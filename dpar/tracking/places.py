@@ -33,6 +33,19 @@ def results_above(path: Path) -> Path | None:
     return next((folder for folder, _ in names_of(path)), None)
 
 
+def results_around(path: Path) -> Path | None:
+    """The results folder that `path` lies in, with records or without: there, `experiment.json` lies at its top.
+
+    That of a model's export lies next to the model, and marks no results.
+    """
+    if (found := results_above(path)) is not None:
+        return found
+    for place in map(Path, (os.path.abspath(path), os.path.realpath(path))):
+        if folder := next((folder for folder in place.parents if (folder / CONFIG).is_file()), None):
+            return None if (folder / "config.json").exists() else folder.resolve()
+    return None
+
+
 def results_folder(given: Path | None) -> Path:
     """`given`, or the folder below results/ that was worked on last.
 

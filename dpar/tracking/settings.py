@@ -41,7 +41,7 @@ def check_settings(path: Path, *, by_job: bool) -> dict[str, Any]:
     in_graph = results.parent.name == "results"
     recorded = next(spool_root(results).glob(f"*/*/{CONFIG}"), None)
     others = [recorded] if recorded else islice(results.glob("*/*.json"), _LOOKED_AT if in_graph else 0)
-    if not files.is_sealed(path) and any(map(_is_sealed, others)):
+    if not files.is_sealed(path) and any(map(files.seems_sealed, others)):
         raise InputError(f"{path} has lost its seal, so that nobody knows whether it was changed; {again}")
     name, known = settings.get("name"), None
     if recorded is not None:
@@ -50,15 +50,14 @@ def check_settings(path: Path, *, by_job: bool) -> dict[str, Any]:
     elif by_job and in_graph:
         known = results.name
     if known is not None and name not in (known, results.name):
-        raise InputError(f"{path} is that of the experiment {name!r}, in the results of {known!r}; {again}")
+        named = (
+            f"name the folder {name!r} again, or set `name: {results.name}` in the experiment's YAML file and run that"
+        )
+        raise InputError(
+            f"{path} is that of the experiment {name!r}, in the results of {known!r}; "
+            + (again if recorded else f"where the folder was renamed, {named}; else {again}")
+        )
     digest, _, where = os.environ.get(RUNNING, "").partition(" ")
     if by_job and where == os.path.realpath(results) and digest != files.digest(settings):
         raise InputError(f"{path} is not the experiment that is running, with which it was written; {again}")
     return settings
-
-
-def _is_sealed(path: Path) -> bool:
-    """Whether JSON of ours begins with the mark of a seal: files may be long."""
-    with suppress(OSError), open(path, "rb") as file:
-        return b'"sealed"' in file.read(64)
-    return False

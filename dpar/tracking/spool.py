@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from dpar.launched import launched
 from dpar.statement import making
 from dpar.tracking.environment import git_commit, machine, versions
 from dpar.tracking.hashes import Artefact, HashCache, portable_path
+from dpar.tracking.ledger import files_of
 from dpar.tracking.makers import ACCEPT, Makers, Wanted
 from dpar.tracking.places import CONFIG, EVENTS, LOCK, MANIFEST, slug_of, spool_root
 from dpar.tracking.settings import check_settings
@@ -279,6 +280,12 @@ class _Work:
         """The folder of the record."""
         return spool_root(self.experiment.parent) / self.rule / f"{slug_of(self.name)}-{self.identity}"
 
+    @property
+    def read_here(self) -> dict[str, str]:
+        """Path -> SHA-256 of each file of the results folder that is read."""
+        found = (file for artefact in self.read for file in files_of(artefact))
+        return {path: sha256 for path, sha256 in found if not Path(path).is_absolute()}
+
     def about(self) -> dict[str, Any]:
         """Everything that the record says of the job before it runs, on this machine and at this commit."""
         commit, dirty = git_commit()
@@ -322,6 +329,11 @@ def _locked(work: _Work) -> Iterator[None]:
         yield
 
 
+def _made(found: Artefact, path: Path, wrote: Callable[[Path], bool]) -> Artefact:
+    """An output as it was found, without files of other jobs next to those of a folder that this one wrote."""
+    return found.only(lambda name: wrote(path / name))
+
+
 @contextmanager
 def _recorded(work: _Work) -> Iterator[Job]:
     """The record from start to end; its lock is held."""
@@ -335,12 +347,12 @@ def _recorded(work: _Work) -> Iterator[Job]:
         events.append("start", pid=os.getpid(), inputs=[_brief(artefact) for artefact in work.read], **about)
         with (
             _terminable(),
-            making(work.name, work.outputs),
+            making(work.name, work.outputs, work.read_here) as wrote,
             SystemSampler(lambda values: events.append("system", values=values)) as sampler,
         ):
             running = Job(spool, events)
             yield running
-            written = [work.cache.artefact(path) for path in work.outputs]
+            written = [_made(work.cache.artefact(path), path, wrote) for path in work.outputs]
             running.summary({"io/out_bytes": sum(artefact.bytes for artefact in written), **sampler.peaks()})
             work.finish(about, started, written)
         status = "FINISHED"

@@ -253,3 +253,38 @@ def test_a_damaged_manifest_stops_no_job_that_it_says_nothing_of(results: Path, 
     reads(results, *made_by("draw[0]", path))
     with pytest.raises(InputError, match="1 records are damaged"):
         reads(results, *made_by("draw[1]", results / "b.npz"))
+
+
+def test_files_around_makers_that_are_lost_are_known_by_what_is_kept_of_them(results: Path, make):
+    """A spool was deleted: the small file about its output is left, and has the word unless a manifest is newer."""
+    path, other = make("draw[0]", "a.npz"), make("draw[1]", "b.npz")
+    (spool,) = [spool for spool in spools(results) if spool.name.startswith("draw-0")]
+    shutil.rmtree(spool)
+    reads(results, *made_by("draw[0]", path))
+    with pytest.raises(InputError, match=r"a\.npz was made by draw\[0\], expected is what draw\[1\]"):
+        reads(results, *made_by("draw[1]", path))
+    path.write_bytes(other.read_bytes() + b" ")
+    for wanted in (path, *made_by("draw[0]", path)):
+        with pytest.raises(InputError, match=r"a\.npz is not what draw\[0\] left"):
+            reads(results, wanted)
+        with pytest.raises(InputError, match=r"a\.npz is not what draw\[0\] left"):
+            check_recorded(wanted)
+    # an older manifest of the same path is not taken for it
+    make("draw[2]", "c.npz", "older")
+    make("draw[3]", "c.npz", "newer")
+    (spool,) = [spool for spool in spools(results) if spool.name.startswith("draw-3")]
+    shutil.rmtree(spool)
+    reads(results, *made_by("draw[3]", results / "c.npz"))
+    (results / "c.npz").write_text("older")
+    with pytest.raises(InputError, match=r"c\.npz is not what draw\[3\] left"):
+        reads(results, results / "c.npz")
+
+
+def test_what_other_jobs_have_put_into_a_folder_is_not_recorded_as_this_ones(results: Path, make, job):
+    make("evaluate", "tokenizer/report.json", "{}")
+    with job("train_tokenizer", name="train_tokenizer", outputs=("tokenizer",)):
+        files.write_json(results / "tokenizer/config.json", {"a": 1})
+    (record,) = [m for m in Ledger(results).manifests if m.rule == "train_tokenizer"]
+    assert [file.path for file in record.outputs[0].files] == ["config.json"]
+    reads(results, *made_by("evaluate", results / "tokenizer/report.json"))
+    reads(results, *made_by("train_tokenizer", results / "tokenizer/config.json"))

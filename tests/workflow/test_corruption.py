@@ -5,24 +5,32 @@ there see every byte), what no stage reads (`verified.json`, LaTeX, the report),
 (`corruption.unread`).
 """
 
+import io
 import json
 import random
+import re
 import shutil
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
 from dpar import tracking
 from dpar.commands import export, track
 from dpar.errors import InputError
-from dpar.files import is_sealed, read_json, sha256_file, write_json, write_text
+from dpar.files import is_sealed, read_json, sha256_file, unmarked, write_json, write_text
 from dpar.generator import Generator
+from dpar.statement import unstamped
 from dpar.tracking.lineage import of_file
+from dpar.tracking.makers import Makers
 from dpar.tracking.settings import RUNNING, check_settings, running
 from dpar.weights import write_tensors
 from dpar.workflow import jobs
@@ -390,3 +398,130 @@ def test_models_and_exports_from_before_seals_draw_and_are_exported_with_them(gr
     Generator.from_pretrained(tmp_path / "again", device="cpu")
     assert is_sealed(tmp_path / "again" / "config.json")
     assert not is_sealed(out / "config.json")
+
+
+def stripped(path: Path) -> bytes:
+    """A file as before there were seals and statements, with the same content for whoever reads it."""
+    whole = path.read_bytes()
+    if path.suffix == ".json":
+        return json.dumps(unmarked(json.loads(whole))).encode()
+    if path.suffix == ".npz":
+        with zipfile.ZipFile(path) as archive:
+            return whole[: len(whole) - 2 - len(archive.comment)] + b"\0\0"
+    if path.suffix == ".png":
+        out = io.BytesIO()
+        with Image.open(path) as image:
+            Image.fromarray(np.asarray(image)).save(out, "PNG")
+        return out.getvalue()
+    if path.suffix == ".parquet":
+        table, out = pq.read_table(path), io.BytesIO()
+        kept = {key: value for key, value in table.schema.metadata.items() if not key.startswith(b"made_")}
+        pq.write_table(table.replace_schema_metadata(kept), out)
+        return out.getvalue()
+    if path.suffix == ".tar":
+        return whole.replace(b"made_by", b"mode_by")  # the header's checksum is not of its content
+    if path.suffix == ".md":
+        return unstamped(whole.decode()).encode()
+    if path.suffix == ".jsonl":
+        return b"".join(json.dumps(unmarked(json.loads(line))).encode() + b"\n" for line in whole.splitlines())
+    return whole
+
+
+@pytest.mark.parametrize("records", ["none", "all but its own"])
+def test_a_file_that_lost_its_marks_is_no_old_one_next_to_files_that_have_theirs(graph, records):
+    """Of every format, where `tracking/` is gone, and where only what is known of this file is."""
+    rng, formats = random.Random(3), defaultdict(list)
+    for path in graph.files:
+        if path.suffix != ".safetensors" and path.suffix != ".csv" and graph.readers(path):
+            formats[path.suffix].append(path)
+    assert set(formats) == {".json", ".npz", ".png", ".md", ".jsonl", ".tar", ".parquet"}
+    with without_records() if records == "none" else nullcontext():
+        for path in (path for found in formats.values() for path in rng.sample(found, min(3, len(found)))):
+            job = next(job for job in graph.readers(path))
+            with nullcontext() if records == "none" else without_own_record(path):
+                said = refusal(job, Corruption(path, "no marks", stripped(path)))
+            assert re.search(rf"{path.stem}\.\w+ has lost its (seal|statement)", said), said
+            assert "track accept" in said
+            assert "\n" not in said
+            if records == "none":
+                shutil.rmtree(RESULTS / "tracking", ignore_errors=True)
+
+
+@contextmanager
+def without_own_record(path: Path) -> Iterator[None]:
+    """The results without the records of all jobs of the rule that made a file."""
+    name = path.relative_to(RESULTS).as_posix()
+    maker = Makers(RESULTS, keep=False).last(name)
+    assert maker is not None
+    rule, entry = RESULTS / "tracking/spool" / Path(maker.spool).parent, Makers(RESULTS)._entry(name)
+    entry.unlink(missing_ok=True)
+    rule.rename(RESULTS.with_name("rule"))
+    try:
+        yield
+    finally:
+        shutil.rmtree(rule, ignore_errors=True)
+        RESULTS.with_name("rule").rename(rule)
+
+
+def test_results_from_before_statements_are_read_without_records_and_go_on(graph, tmp_path):
+    """All marks are gone, and `tracking/` is: the first job's new file makes no suspects of the old ones."""
+    whole = {path: path.read_bytes() for path in [*graph.files, RESULTS / "experiment.json"]}
+    table = graph.of("make_table", "comparison")
+    try:
+        with without_records():
+            for path in whole:
+                path.write_bytes(stripped(path))
+            for job in [graph.of("compute_metrics", "dpar/seed0"), table] * 2:
+                job.run()
+            (RESULTS / "metrics/dpar/seed1.json").write_text("{}")  # of now, when others state their makers
+            with pytest.raises(InputError, match=r"seed1\.json has lost its seal"):
+                table.run()
+    finally:
+        for path, content in whole.items():
+            path.write_bytes(content)
+
+
+def test_what_was_made_from_other_files_than_are_here_is_refused_without_records(graph):
+    """A model of the same name and settings, trained on other codes: its folder fits all but what it was made of."""
+    path, job = RESULTS / "scored/train/manifest.json", graph.of("evaluate_likelihood", "dpar/step4")
+    whole = path.read_bytes()
+    with without_records():
+        job.run()
+        shutil.rmtree(RESULTS / "tracking")
+        try:
+            write_json(path, read_json(path) | {"another": 1})
+            with pytest.raises(
+                InputError, match=r"was made by train_model\[dpar/step4\] from another \S+/scored/train/manifest\.json"
+            ):
+                job.run()
+            with pytest.raises(InputError, match=r"from another \S+/scored/train/manifest\.json.*track accept"):
+                Generator.from_pretrained(RESULTS / "models/dpar/step4", device="cpu")
+        finally:
+            path.write_bytes(whole)
+
+
+def test_a_renamed_cell_without_records_is_accepted_by_name(graph, capsys):
+    old, new = RESULTS / "models/dpar/step4", RESULTS / "models/dpar/renamed"
+    with without_records():
+        old.rename(new)
+        try:
+            with pytest.raises(InputError, match=rf"made by train_model\[dpar/step4\], expected.*track accept {new}"):
+                Generator.from_pretrained(new, device="cpu")
+            track.main(["accept", str(new)])
+            assert "accepted by hand" in capsys.readouterr().out
+            Generator.from_pretrained(new, device="cpu")
+        finally:
+            new.rename(old)
+
+
+def test_a_folder_that_was_renamed_alone_is_told_what_to_do(graph):
+    path = RESULTS.with_name("renamed")
+    with without_records():
+        RESULTS.rename(path)
+        try:
+            with pytest.raises(
+                InputError, match=r"name the folder 'tiny' again, or set `name: renamed` in the .* YAML"
+            ):
+                check_settings(path / "experiment.json", by_job=True)
+        finally:
+            path.rename(RESULTS)
