@@ -17,6 +17,7 @@ COMMANDS = {
     "convert": "an official file of LlamaGen as a model folder",
     "export": "a trained model as one folder that draws anywhere, with its card",
     "sample": "draw images from a trained model",
+    "play": "a page in the browser to draw with a trained model",
     "patchify": "patch boundaries of stored entropies",
     "table": "a table from what has been made so far, and the commands for what is missing",
     "plan": "GPU-hours, storage and time of each table, before anything is run",

@@ -1,6 +1,7 @@
 """Images from Python as `dpar sample` draws them: `dpar.Generator.from_pretrained(folder)([3, 7])`."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ from torch import Tensor
 from dpar.data.classes import Classes
 from dpar.device import default_device
 from dpar.errors import InputError
+from dpar.experiment.settings import Patchify
 from dpar.files import fields_of
 from dpar.patches.rule import PatchRule
 from dpar.sampling.captured import GraphStore
 from dpar.sampling.drawing import ImageSampler
 from dpar.sampling.guidance import DrawSettings
-from dpar.sampling.networks import Networks, load_networks
+from dpar.sampling.networks import Networks, gate_threshold, load_networks
 from dpar.sampling.request import Request
 from dpar.tracking.makers import check_recorded
 from dpar.weights import CONFIG, model_config
@@ -49,18 +51,16 @@ class Generator:
             InputError: a network is missing, damaged or was not made for the others. Nothing is ever downloaded.
         """
         folder = Path(folder)
-        check_recorded(*jobs.named_model(folder))
         with fields_of(folder / CONFIG):
-            config = model_config(folder)
-            rule, classes = PatchRule.of_model(config), Classes.of_model(folder, config)
+            origin, classes = find_origin(folder), Classes.of_model(folder, model_config(folder))
         networks = load_networks(
             folder,
-            find_network(folder, "entropy_model") if rule is not None and rule.is_dynamic else None,
+            origin.boundary_network,
             find_network(folder, "tokenizer"),
             precision=precision,
             device=default_device() if device is None else torch.device(device),
         )
-        return cls(networks, rule, classes)
+        return cls(networks, origin.rule, classes)
 
     @property
     def side(self) -> int:
@@ -121,6 +121,59 @@ class Generator:
                 "replace fields of `generator.rule`"
             )
         return rule
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the patches of a model's images begin, and the folder of the network that is asked; the name of a gate."""
+
+    rule: PatchRule | None
+    boundary_network: Path | None
+    gate: str | None
+
+
+def find_origin(
+    model: Path,
+    *,
+    threshold: float | None = None,
+    max_length: int | None = None,
+    gate: Path | None = None,
+    entropy_model: Path | None = None,
+) -> Origin:
+    """The patches of training, but for what is given.
+
+    Args:
+        threshold: E_Th in nats; of a gate, by default, the one that was calibrated for it.
+        gate: a gate's name, or its folder.
+        entropy_model: folder; by default the one in the model's folder, or next to it.
+
+    Raises:
+        InputError: what is given does not fit the model, or a network is missing.
+    """
+    check_recorded(*jobs.named_model(model))
+    described = model_config(model)
+    with fields_of(model / CONFIG):
+        rule = PatchRule.of_model(described)
+    if rule is None or not rule.is_dynamic:
+        kind = "is a model without patches" if rule is None else "was trained on static patches"
+        for name, value in (("threshold", threshold), ("max_length", max_length)):
+            if value is not None:
+                raise InputError(f"{name} is {value}, but {model} {kind}; leave it out")
+        if gate is not None:
+            raise InputError(f"gate {gate}: the patches of {model}, if any, depend on no entropy; leave it out")
+        return Origin(rule, None, None)
+    patchify = Patchify.model_validate(described["provenance"]["patchify"])
+    if max_length is not None:
+        patchify = patchify.model_copy(update={"max_length": max_length})
+    if gate is not None:
+        folder = gate if (gate / CONFIG).exists() else find_network(model, f"gates/{gate}")
+        name = model_config(folder)["provenance"].get("gate", folder.name)
+        if threshold is None:
+            threshold = gate_threshold(folder, patchify)
+    else:
+        folder, name = entropy_model or find_network(model, "entropy_model"), None
+        threshold = rule.threshold if threshold is None else threshold
+    return Origin(PatchRule.of(patchify, threshold, rule.grid_width), folder, name)
 
 
 def find_network(model: Path, name: str) -> Path:

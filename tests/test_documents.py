@@ -153,7 +153,9 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path
 
 
-READ_ME = [words[1:] for words in commands(TEXTS["README.md"]) if words[0] == "dpar" and words[1] != "run"]
+READ_ME = [
+    words[1:] for words in commands(TEXTS["README.md"]) if words[0] == "dpar" and words[1] not in ("run", "play")
+]
 
 
 def test_the_commands_of_the_readme_run(checkout, capsys):

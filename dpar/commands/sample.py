@@ -5,7 +5,6 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,17 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from dpar.data.classes import Classes
-from dpar.data.crops import center_crop
-from dpar.data.decoding import decode
 from dpar.data.sources.source import enumerated
 from dpar.device import default_device
 from dpar.errors import InputError
-from dpar.experiment.settings import Patchify
 from dpar.files import write_bytes
-from dpar.generator import find_network
-from dpar.patches.rule import PatchRule
+from dpar.generator import Origin, find_network, find_origin
 from dpar.sampling.drawing import ImageSampler
 from dpar.sampling.guidance import CHOICES, DrawSettings
-from dpar.sampling.networks import Networks, gate_threshold, load_networks
+from dpar.sampling.networks import Networks, load_networks
 from dpar.sampling.picture import contact_sheet
 from dpar.sampling.request import Request
-from dpar.tracking.makers import check_recorded
-from dpar.weights import CONFIG, model_config
-from dpar.workflow import jobs
+from dpar.weights import model_config
 from dpar.workflow.options import Parser
 
 COLUMNS = 8  # of the picture
@@ -112,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.n = max(IMAGES, len(chosen)) if args.n is None else args.n
     _check(args, chosen)
     settings = DrawSettings(args.cfg, args.cfg_interval, args.temperature, args.top_k, args.top_p, args.compile)
-    origin = _origin(args)
+    given = {name: getattr(args, name) for name in ("threshold", "max_length", "gate", "entropy_model")}
+    origin = find_origin(args.checkpoint, **given)
     networks = load_networks(
         args.checkpoint,
         origin.boundary_network,
@@ -122,14 +116,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         device=default_device(),
     )
     start = time.monotonic()
-    labels = np.array(chosen)[np.sort(np.arange(args.n) % len(chosen))]
-    request = Request.of(labels, args.seed, _prefix(args, networks))
-    drawn = ImageSampler(networks, origin.rule, settings).images(request)
+    request = Request.shared(chosen, args.n, args.seed).beginning(_beginning(args, networks))
+    labels, drawn = request.labels, ImageSampler(networks, origin.rule, settings).images(request)
     seconds = time.monotonic() - start
     write_bytes(args.out, contact_sheet(_lines(drawn.images, labels)))
-    found = _found(args, networks, origin, labels, drawn.patches, seconds) | {
-        "classes": [classes.title(label) for label in labels.tolist()]
-    }
+    found = _found(args, networks, origin, labels, drawn.patches, seconds)
+    found["classes"] = [classes.title(label) for label in labels.tolist()]
     if args.json:
         print(json.dumps(found))
         return
@@ -140,54 +132,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where the patches of the images begin, and the folder of the network that is asked; the name of a gate."""
-
-    rule: PatchRule | None
-    boundary_network: Path | None
-    gate: str | None
-
-
-def _origin(args: argparse.Namespace) -> Origin:
-    """The patches of training, but for the flags.
+def _beginning(args: argparse.Namespace, networks: Networks) -> Int[Tensor, " n"] | None:
+    """The tokens of the rows of --image that are kept.
 
     Raises:
-        InputError: a flag does not fit the model, or a network is missing.
+        InputError: it cannot be read, or has no such rows.
     """
-    check_recorded(*jobs.named_model(args.checkpoint))
-    described = model_config(args.checkpoint)
-    patchify = described["provenance"].get("patchify")
-    patchify = None if patchify is None else Patchify.model_validate(patchify)
-    for name in ("threshold", "max_length"):
-        if getattr(args, name) is not None and (patchify is None or not patchify.is_dynamic):
-            kind = "is a model without patches" if patchify is None else "was trained on static patches"
-            raise InputError(f"--{name.replace('_', '-')}: {args.checkpoint} {kind}")
-    if patchify is None or not patchify.is_dynamic:
-        if args.gate:
-            raise InputError(f"--gate {args.gate}: the patches of {args.checkpoint}, if any, depend on no entropy")
-        return Origin(PatchRule.of_model(described), None, None)
-    if args.max_length is not None:
-        patchify = patchify.model_copy(update={"max_length": args.max_length})
-    if args.gate:
-        folder = args.gate if (args.gate / CONFIG).exists() else find_network(args.checkpoint, f"gates/{args.gate}")
-        gate = model_config(folder)["provenance"].get("gate", folder.name)
-        threshold = gate_threshold(folder, patchify) if args.threshold is None else args.threshold
-    else:
-        folder, gate = args.entropy_model or find_network(args.checkpoint, "entropy_model"), None
-        threshold = described["provenance"]["threshold"] if args.threshold is None else args.threshold
-    return Origin(PatchRule.of(patchify, threshold, described["model"]["grid"][1]), folder, gate)
-
-
-def _prefix(args: argparse.Namespace, networks: Networks) -> Int[Tensor, "N n"] | None:
-    """The tokens of the rows of --image that are kept, for each image to draw."""
-    if args.image is None:
+    path = args.image
+    if path is None:
         return None
-    rows, columns = networks.model.config.grid
-    if not 1 <= args.keep_rows < rows:
-        raise InputError(f"--keep-rows {args.keep_rows}: an image has {rows} rows of tokens; keep 1 to {rows - 1}")
-    tokens = networks.tokens(_image(args.image, networks.side)[None])
-    return tokens[:, : args.keep_rows * columns].expand(args.n, -1)
+    if not path.is_file():
+        raise InputError(f"--image {path} is {'no file' if path.exists() else 'not there'}; give the file of an image")
+    try:
+        return networks.beginning(path.read_bytes(), args.keep_rows)
+    except OSError as error:
+        raise InputError(f"--image {path}: it cannot be read ({error.strerror}); give the file of an image") from None
+    except InputError as error:
+        raise InputError(f"--image {path}: {error}") from None
 
 
 def _lines(
@@ -250,18 +211,3 @@ def _check(args: argparse.Namespace, labels: Sequence[int]) -> None:
     for name, (fits, expected) in allowed.items():
         if not fits:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {expected}")
-
-
-def _image(path: Path, side: int) -> UInt8[np.ndarray, "side side 3"]:
-    """The central square of the image in a file, decoded as for training.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    if not path.is_file():
-        raise InputError(f"--image {path} is {'no file' if path.exists() else 'not there'}; give the file of an image")
-    try:
-        return np.array(center_crop(decode(path.read_bytes()), side))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"--image {path} cannot be read ({reason}); give the whole file of an 8-bit image") from None

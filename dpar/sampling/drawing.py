@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from dpar.device import full_float32
 from dpar.memory import in_pieces
@@ -22,11 +22,16 @@ BATCH = 32  # images
 
 
 class Drawn(NamedTuple):
-    """Consecutive images of a request, the first of which is number `start` in it, and how many patches each has."""
+    """Consecutive images of a request, the first of which is number `start` in it, and how many patches each has.
+
+    Where these begin, and the entropies in nats, if any were asked for, are known of a batch and not kept with samples.
+    """
 
     start: int
     images: UInt8[np.ndarray, "n side side 3"]
     patches: Int[np.ndarray, " n"]
+    starts: Bool[np.ndarray, "n T"] | None = None
+    entropy: Float[np.ndarray, "n T"] | None = None
 
     @property
     def stop(self) -> int:
@@ -94,7 +99,9 @@ class ImageSampler:
 
         def finish(first: int, result: SampleResult) -> Drawn:
             images = self.networks.pixels(result.tokens, self.side)
-            drawn = Drawn(first, images, result.starts.sum(1).cpu().numpy())
+            starts = result.starts.cpu().numpy()
+            entropy = None if result.entropy is None else result.entropy.cpu().numpy()
+            drawn = Drawn(first, images, starts.sum(1), starts, entropy)
             if keep is not None:
                 keep(drawn)
             return drawn
@@ -111,5 +118,5 @@ class ImageSampler:
 
     def images(self, request: Request) -> Drawn:
         """All images of `request`, of which there is at least one."""
-        _, images, patches = zip(*self.batches(request), strict=True)
+        _, images, patches, *_ = zip(*self.batches(request), strict=True)
         return Drawn(0, np.concatenate(images), np.concatenate(patches))

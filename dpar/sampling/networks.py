@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from dpar.data.crops import to_model_input
+from dpar.data.crops import center_crop, to_model_input
+from dpar.data.decoding import UNREADABLE, decode
 from dpar.device import full_float32, without_tf32
 from dpar.errors import InputError
 from dpar.experiment.settings import EntropyPrecision, Patchify
@@ -81,6 +82,21 @@ class Networks:
         with torch.inference_mode(), full_float32():
             codes = torch.cat(list(in_pieces(encode, 0, len(pixels), self._at_once(images.shape[1]))))
         return codes.clone()  # made in inference mode, usable outside
+
+    def beginning(self, file: bytes, keep_rows: int) -> Int[Tensor, " n"]:
+        """The tokens of the rows from the top that are kept of an image, decoded and cropped as for training.
+
+        Raises:
+            InputError: there are no such rows, or the file cannot be read.
+        """
+        rows, columns = self.model.config.grid
+        if not 1 <= keep_rows < rows:
+            raise InputError(f"an image has {rows} rows of tokens; keep 1 to {rows - 1}, not {keep_rows}")
+        try:
+            image = np.array(center_crop(decode(file), self.side))
+        except UNREADABLE as error:
+            raise InputError(f"it cannot be read ({error}); give the whole file of an 8-bit image") from None
+        return self.tokens(image[None])[0, : keep_rows * columns]
 
     @staticmethod
     def _at_once(side: int) -> int:

@@ -1,6 +1,7 @@
 """The images that a job draws: image i of a set of samples has its own seed and label, whichever job draws it."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int
@@ -32,6 +33,15 @@ class Request:
         """The first N images of a set with that seed: an image of each of these labels."""
         images = np.arange(len(labels))
         return cls(images, labels, image_seeds(seed, images), prefix)
+
+    @classmethod
+    def shared(cls, classes: Sequence[int], count: int, seed: int) -> "Request":
+        """So many whole images, shared evenly by the classes, those of a class one after the other."""
+        return cls.of(np.array(classes)[np.sort(np.arange(count) % len(classes))], seed)
+
+    def beginning(self, tokens: Int[Tensor, " n"] | None) -> "Request":
+        """The same with each image beginning with these tokens."""
+        return self if tokens is None else replace(self, prefix=tokens.expand(len(self), -1))
 
     def __len__(self) -> int:
         return len(self.images)
