@@ -75,7 +75,7 @@ format: .venv/.installed-dev
 	$(BIN)/snakefmt workflow Snakefile
 
 slurm-dry-run: .venv/.installed-dev
-	$(BIN)/snakemake --profile slurm --dry-run
+	$(BIN)/snakemake --profile slurm --dry-run all
 
 clean:
 	rm -rf results .snakemake

@@ -12,6 +12,7 @@ from dpar.data.images import ImageIndex, open_images, shared_images
 from dpar.data.manifest import Manifest
 from dpar.errors import InputError
 from dpar.experiment.settings import Experiment
+from dpar.workflow.announcement import said_of_smoke
 from dpar.workflow.checks import Findings, located, look, machine
 from dpar.workflow.image_checks import MOST_SHARED, NEXT
 from dpar.workflow.options import Parser, add_directory, add_experiment, read_experiment
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if problems:
         lines = "".join(f"\n  {located(problem, places)}" for problem in dict.fromkeys(problems))
         raise InputError(f"experiment {experiment.name} cannot be run as it is written:{lines}")
+    if experiment.is_smoke:
+        print(said_of_smoke(experiment))
     print(f"{experiment.name}: nothing is wrong with it{counted(found)}")
 
 

@@ -13,16 +13,17 @@ from typing import IO
 
 from dpar.errors import InputError, run_command
 from dpar.experiment.composing import CHANGES, Places
-from dpar.experiment.loading import compose_experiment
 from dpar.experiment.settings import Experiment
+from dpar.experiment.smoke import composed
 from dpar.files import read_json, unmarked
 from dpar.mirror.store import find_store
 from dpar.report.targets import refusal, targets
 from dpar.train.restarts import restarts
 from dpar.workflow import journal
-from dpar.workflow.announcement import BUDGET, changed_settings
+from dpar.workflow.announcement import BUDGET, changed_settings, said_of_smoke
 from dpar.workflow.checks import refuse
 from dpar.workflow.options import (
+    DEFAULT_EXPERIMENT,
     Parser,
     add_cores,
     add_directory,
@@ -32,7 +33,7 @@ from dpar.workflow.options import (
 )
 from dpar.workflow.provenance import expect_records
 from dpar.workflow.recipes import RECIPES
-from dpar.workflow.run import LOCKED, RETRAIN, run_lock
+from dpar.workflow.run import LOCKED, RETRAIN, SMOKE, run_lock, smoke_unasked
 from dpar.workflow.supervision import Supervised
 
 # Not `code`: Snakemake would retrain a model for a blank in a shell command; dpar/workflow/recipes.py says what is out
@@ -43,7 +44,11 @@ TRIGGERS = ("mtime", "params", "input", "software-env")
 def parser() -> argparse.ArgumentParser:
     """The options of `dpar run`."""
     options = Parser(prog="dpar run", description=__doc__)
-    add_experiment(options)
+    add_experiment(options, default=None)
+    options.add_argument(
+        "--profile", metavar="NAME",
+        help="of snakemake, such as slurm; its experiment, unless --config is given, and the smoke, unless a target is",
+    )  # fmt: skip
     add_target(options)
     add_cores(options)
     add_directory(options)
@@ -70,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     snakemake, experiment, results = prepared(args)
     say_changes(results)
     dry = args.dry_run or bool({"-n", "--dry-run", "--dryrun"} & set(args.snakemake))
-    for line in changes_since(results, experiment) if dry else ():
+    for line in [*said_before(experiment), *changes_since(results, experiment)] if dry else ():
         print(line, file=sys.stderr)
     expect_records(results, experiment.model_dump(mode="json"), args.snakemake)
-    told = {RETRAIN: "1"} if args.retrain else {}
+    told = {SMOKE: args.smoke or ""} | ({RETRAIN: "1"} if args.retrain else {})
     told |= {} if args.budget is None else {BUDGET: str(args.budget)}
     began = time.time()
     with run_lock(results) as lock:
@@ -93,18 +98,27 @@ def main(argv: Sequence[str] | None = None) -> None:
 def prepared(args: argparse.Namespace) -> tuple[list[str], Experiment, Path]:
     """Arguments of snakemake, the experiment that it runs, and its results, after all that a look shows.
 
+    A run under the Slurm profile that names no target becomes the smoke, and says so.
+
     Raises:
         InputError: the experiment or the tracking address is not valid, or a target is none.
     """
     if not Path("Snakefile").is_file():
         raise InputError(f"there is no Snakefile in {Path.cwd()}; call `dpar run` from the top of the repository")
-    read_experiment(args)
-    snakemake = ["--directory", str(args.directory), "--configfile", str(args.config.resolve())]
+    if args.config is None and args.profile is None:
+        args.config = DEFAULT_EXPERIMENT
+    if args.config is not None:
+        read_experiment(args)
+    snakemake = ["--directory", str(args.directory)]
+    snakemake += [] if args.config is None else ["--configfile", str(args.config.resolve())]
+    snakemake += [] if args.profile is None else ["--profile", args.profile]
     # Snakemake's own lock outlives a run that is killed, and covers other experiments' results too; ours does not.
     # An option ends the list of triggers, to which a target would otherwise be added.
-    snakemake += ["--cores", str(args.cores), "--rerun-triggers", *TRIGGERS, "--nolock", "--rerun-incomplete"]
+    cores = args.cores or (os.cpu_count() if args.profile is None else None)
+    snakemake += ["--cores", str(cores)] if cores else []
+    snakemake += ["--rerun-triggers", *TRIGGERS, "--nolock", "--rerun-incomplete"]
     snakemake = [*args.target, *snakemake, *["--dry-run"] * args.dry_run, *args.snakemake]
-    experiment, places, folder = what_runs(snakemake, args.set)
+    experiment, places, folder = what_runs(snakemake, args)
     refuse(experiment, to_make=(), places=places)
     check_targets(experiment, args.target)
     results = folder / "results" / experiment.name
@@ -136,11 +150,12 @@ def check_targets(experiment: Experiment, names: Sequence[str]) -> None:
             raise InputError(f"--target: {refusal(name, experiment, Path('config'), '--config config')}")
 
 
-def what_runs(arguments: list[str], changes: Sequence[str] = ()) -> tuple[Experiment, Places, Path]:
+def what_runs(arguments: list[str], args: argparse.Namespace) -> tuple[Experiment, Places, Path]:
     """The experiment that snakemake runs with these arguments, where its settings are written, and the folder.
 
     Args:
-        arguments: those of snakemake, to which `changes` are added; of several `--config` the last alone counts.
+        arguments: those of snakemake, to which the changes of `--set` are added; of several `--config` the last counts.
+        args: of this command, whose smoke is set where nobody asked for it.
 
     Raises:
         InputError: the experiment is not valid.
@@ -152,16 +167,24 @@ def what_runs(arguments: list[str], changes: Sequence[str] = ()) -> tuple[Experi
     try:
         with redirect_stderr(said):
             _, given = parse_args(arguments)
-        own = [*(given.config or []), *([as_config(changes)] if changes else [])]
+        own = [*(given.config or []), *([as_config(args.set)] if args.set else [])]
         config = parse_config(own)
     except ValueError as error:
         raise InputError(f"--config: {error}") from None
     except SystemExit:
         print(said.getvalue(), file=sys.stderr)
         raise
-    if changes:
+    if args.set:
         arguments += ["--config", *own]
-    return *compose_experiment(given.configfile, config=config), Path(given.directory or "")
+    if args.smoke is None and (smoke := smoke_unasked(given.targets)):
+        args.smoke = smoke
+        print("no target is named: this is the smoke; `--target all` names everything", file=sys.stderr)
+    return *composed(given.configfile, config=config, smoke=args.smoke), Path(given.directory or "")
+
+
+def said_before(experiment: Experiment) -> list[str]:
+    """The line of an announcement that a dry run begins with too."""
+    return [said_of_smoke(experiment)] if experiment.is_smoke else []
 
 
 def changes_since(results: Path, experiment: Experiment) -> list[str]:
@@ -221,7 +244,7 @@ def _watched(command: Sequence[str], lock: IO[str], told: Mapping[str, str], res
 def announcement_in(log: Path) -> Iterator[str]:
     """The lines of a log that a run said before its first job."""
     for line in log.read_text("utf-8", errors="replace").splitlines():
-        if line.startswith(("this run: ", "  trains   ", "  takes    ", "  again    ")):
+        if line.startswith(("smoke: ", "this run: ", "  trains   ", "  takes    ", "  again    ")):
             yield line
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpar.errors import InputError
+from dpar.experiment.settings import SMOKE_SUFFIX
 from dpar.workflow import journal
 from dpar.workflow.options import Parser, add_directory, add_experiment, read_experiment
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     state = journal.read(results)
     if state is None:
         raise InputError(f"no run has left a journal in {results}; `dpar run` and snakemake write one")
-    print(f"{results}")
+    print(f"{results}{', a smoke: its numbers say nothing' * results.name.endswith(SMOKE_SUFFIX)}")
     for line in [
         *journal.lines(state, results.resolve().parents[1]),
         *journal.failures(state, results.resolve().parents[1]),

@@ -35,9 +35,13 @@ class Comparison:
 
 
 def metric_name(features: Features) -> str:
-    """Name of the Frechet distance of these features: FID for Inception's alone."""
+    """Name of the Frechet distance of these features: FID for all of Inception's alone."""
     extractor = features.conditions.get("extractor", "features")
-    return "FID" if extractor == "inception" else f"FD[{extractor},{features.features.shape[1]}]"
+    return (
+        "FID"
+        if extractor == "inception" and "dimensions" not in features.conditions
+        else f"FD[{extractor},{features.features.shape[1]}]"
+    )
 
 
 def compare(
@@ -192,6 +196,8 @@ def comparable(samples: Features, reference: Features, conditions: Mapping[str, 
         against.append(f"the feature network is {extractor or 'unknown'}, not Inception v3 of 2015-12-05")
     elif samples.conditions.get("profile", "adm") != "adm":
         against.append(f"images were resized by {samples.conditions['resize']}, not as ADM does")
+    if dimensions := samples.conditions.get("dimensions"):
+        against.append(f"the first {dimensions} dimensions of the features alone are compared")
     if not reference.statistics:
         against.append("the reference is a set of images, not ADM's file of training-set statistics")
     elif made_from := (reference.conditions.get("drawn") or {}).get("made_from"):

@@ -214,6 +214,7 @@ class Extractor:
         name: `classifier`, `inception`, or the name of the user's file.
         sha256: of the file of its weights.
         resolution: the side in pixels that images must have; null = any.
+        dimensions: of pooled and of spatial features, the first so many are given; null = all.
         provenance: what the network was made from, as its folder says.
     """
 
@@ -222,6 +223,18 @@ class Extractor:
     resolution: int | None
     forward: Callable[[UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]], Sequence[Tensor]]
     provenance: dict[str, Any] = field(default_factory=dict)
+    dimensions: int | None = None
+
+    def first(self, dimensions: int | None) -> "Extractor":
+        """The same, of whose features all but the first dimensions are left away; null = all of them."""
+        if dimensions is None:
+            return self
+
+        def forward(images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Sequence[Tensor]:
+            features, *logits = self.forward(images)
+            return [features[:, :dimensions], *logits[:1], *(spatial[:, :dimensions] for spatial in logits[1:])]
+
+        return replace(self, forward=forward, dimensions=dimensions)
 
 
 def open_extractor(path: str | Path, device: torch.device) -> Extractor:

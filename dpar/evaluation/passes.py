@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -121,6 +121,7 @@ class Pass:
             {
                 "extractor": extractor.name,
                 "extractor_sha256": extractor.sha256,
+                **({"dimensions": extractor.dimensions} if extractor.dimensions else {}),
                 "extractor_accuracy": extractor.provenance.get("accuracy"),
                 "profile": self.profile,
                 "resize": RESIZE[self.profile] if extractor.name == "inception" else "none",
@@ -163,10 +164,11 @@ def _statistics(images: ImageSet, extractor: Extractor) -> dict[str, Gaussian]:
                 file=sys.stderr,
             )
         return {}
-    statistics = {}
+    statistics, first = {}, slice(extractor.dimensions)
     for name, mean, covariance in (("features", "mu", "sigma"), ("spatial", "mu_s", "sigma_s")):
         if mean in images.moments or covariance in images.moments:
-            statistics[name] = read_gaussian(images.source, images.moments, mean, covariance)
+            whole = read_gaussian(images.source, images.moments, mean, covariance)
+            statistics[name] = replace(whole, mean=whole.mean[first], covariance=whole.covariance[first, first])
     return statistics
 
 

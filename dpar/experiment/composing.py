@@ -46,6 +46,10 @@ class Places:
 
     sources: tuple[Source, ...] = ()
 
+    def over(self, where: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> "Places":
+        """The same under what `where` changed of the settings."""
+        return Places((Source(where, _changed(before, after)), *self.sources))
+
     def of(self, key: Sequence[str | int]) -> str | None:
         """The place of a setting, as `FILE:LINE`; of the group that it belongs to where nobody says it."""
         found = [(*_reach(source, key), source) for source in self.sources]
@@ -59,6 +63,21 @@ class Places:
         parts = re.split(r", row |: |\s", key)[0]
         values = {} if not self.sources else self.sources[0].values
         return self.of(_split(parts, values))
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `after` that differ, in their groups."""
+    found = {}
+    for key, value in after.items():
+        old = before.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            value = _changed(old, value)
+            if not value:
+                continue
+        elif value == old:
+            continue
+        found[key] = value
+    return found
 
 
 def compose(

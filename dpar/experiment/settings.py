@@ -20,6 +20,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 LEAST_CRITIC_SIDE = 24  # pixels of the images that the tokenizer's adversarial loss needs
 IMAGENET = "imagenet"  # as `images.classes`: the names of its 1,000 classes, which come with the package
+SMOKE_SUFFIX = ".smoke"  # of the name of an experiment that was cut short to try everything
 LONGEST_NAME = 100  # bytes: names are parts of files' names, of which a file system takes 255
 
 
@@ -71,6 +72,12 @@ class Images(Settings):
         exclude_if=lambda classes: classes is None,
         description="names of the classes in the order of their numbers: a file (JSON list, a line per class, or a "
         "JSON object of the images' names and those to show), or `imagenet`; null = those of the images",
+    )
+    max_train: int | None = Field(
+        default=None,
+        gt=0,
+        exclude_if=lambda images: images is None,
+        description="training images to use, the first of each class in turn; null = all",
     )
     max_val: int | None = Field(
         default=None,
@@ -501,6 +508,13 @@ class Evaluation(Settings):
     linear_probe: LinearProbe = LinearProbe()
     reference: Literal["train", "val"] | str = Field(default="train", description="a split, or an ADM npz file")
     reference_images: int | None = Field(default=None, gt=0, description="null = all")
+    dimensions: int | None = Field(
+        default=None,
+        gt=0,
+        exclude_if=lambda dimensions: dimensions is None,
+        description="of the features, the first so many are compared, and the distance is not called FID: for a run "
+        "with few images; null = all",
+    )
     resolution: int | None = Field(
         default=None, gt=0, description="samples are resized to this side first (384 -> 256)"
     )
@@ -569,7 +583,7 @@ FIGURES = ("samples", "completions", "entropy_maps", "compute")
 class Experiment(Settings):
     """One YAML file under config/: everything that a run of the graph depends on."""
 
-    name: Name = Field(pattern=r"^[a-z0-9_]+$", description="of its folder under results/")
+    name: Name = Field(pattern=r"^[a-z0-9_]+(\.smoke)?$", description="of its folder under results/")
     seed: Seed = 0
     images: Images
     tokenizer: Tokenizer
@@ -619,6 +633,11 @@ class Experiment(Settings):
                 f"{self.tokenizer.downsample} (tokenizer.pixel_shuffle x 2 to the number of multipliers less one)"
             )
         return self
+
+    @property
+    def is_smoke(self) -> bool:
+        """Whether it is an experiment that was cut short, whose numbers say nothing."""
+        return self.name.endswith(SMOKE_SUFFIX)
 
     @property
     def shown_tables(self) -> list[str]:

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         device = default_device()
         tokenizer = load_model(args.tokenizer, "tokenizer", device)
         check_fit(experiment, args.index, index, args.tokenizer, tokenizer)
-        extractor = open_extractor(args.extractor, device)
+        extractor = open_extractor(args.extractor, device).first(experiment.evaluation.dimensions)
         chosen = np.concatenate(class_rows(index.labels, SHOWN_EACH, SHOWN_CLASSES))
         measured = measure(index, side, tokenizer, extractor, set(chosen), device)
         tokens = side**2 // tokenizer.config.downsample**2
@@ -145,7 +145,7 @@ def reconstruction_distance(
     Null where the images are no more than the features' dimensions.
     """
     dims = originals.dims
-    name = "rFID" if extractor.name == "inception" else f"rFD[{extractor.name},{dims}]"
+    name = "rFID" if extractor.name == "inception" and extractor.dimensions is None else f"rFD[{extractor.name},{dims}]"
     if originals.count <= dims:
         print(f"warning: {originals.count} images are too few for a {name}; not measured", file=sys.stderr)
         return name, None

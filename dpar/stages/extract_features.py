@@ -29,6 +29,8 @@ from dpar.workflow import jobs
 from dpar.workflow.recipes import RECIPES
 from dpar.workflow.stage import Stage, flag
 
+REFERENCE = "features/reference"
+
 STAGE = Stage(
     "extract_features",
     __doc__,
@@ -56,14 +58,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             },
         ) as job,
     ):
-        extractor = open_extractor(args.extractor, here.device)
+        extractor = open_extractor(args.extractor, here.device).first(experiment.evaluation.dimensions)
         if experiment.evaluation.extractor == "inception" and extractor.name != "inception":
             raise InputError(f"{args.extractor} holds {extractor.name}, the experiment's extractor is inception")
         side = experiment.evaluation.resolution or experiment.images.resolution
         images = open_set(args.images)
         if isinstance(images, Files):
             raise InputError(f"{images.source}: expected an index (.json), or images in npz files")
-        rows, left_out = choose(images, extractor, experiment)
+        rows, left_out = choose(images, extractor, experiment, reference=name == REFERENCE)
         whole = Pass(images, extractor, side, rows=rows)
         parts = Parts(args.output, here.from_main(identity(whole, here.device) if here.main else ""))
         add_missing(parts, whole, here)
@@ -83,7 +85,7 @@ def described_images(experiment: Experiment, name: str, paths: Sequence[Path]) -
     Raises:
         InputError: another number of shards.
     """
-    if name == "features/reference":
+    if name == REFERENCE:
         reference = experiment.evaluation.reference
         return jobs.index(reference, *paths) if reference in ("train", "val") else [Wanted(p) for p in paths]
     cell, _, seed = name.partition("/")
@@ -104,22 +106,28 @@ def identity(whole: Pass, device: torch.device) -> str:
             whole.chosen.tolist(),
             whole.side,
             whole.extractor.sha256,
+            *([whole.extractor.dimensions] if whole.extractor.dimensions else []),
             RECIPES["extract_features"],
             device.type,  # which rounds in its own way
         ]
     )
 
 
-def choose(images: ImageSet, extractor: Extractor, experiment: Experiment) -> tuple[Int[np.ndarray, "n"], int]:
+def choose(
+    images: ImageSet, extractor: Extractor, experiment: Experiment, *, reference: bool
+) -> tuple[Int[np.ndarray, "n"], int]:
     """Which images are described, in their order, and how many are left out as the classifier's own.
 
+    Args:
+        reference: whether they are what samples are compared with, as any index is; of samples all are described.
+
     Raises:
-        InputError: fewer than `evaluation.reference_images` of an index are left.
+        InputError: fewer than `evaluation.reference_images` of the reference are left.
     """
     rows = unseen(images, extractor)
     left_out = len(images) - len(rows)
     wanted = experiment.evaluation.reference_images
-    if wanted is not None and isinstance(images, Indexed):
+    if wanted is not None and (reference or isinstance(images, Indexed)):
         if wanted > len(rows):
             raise InputError(
                 f"`evaluation.reference_images` asks for {wanted} images, {len(rows)} can be used "

@@ -33,8 +33,8 @@ STAGE = Stage(
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage.
 
-    A class without images is an error for the training split. Held-out images may lack some classes, and take the
-    numbers of the training images' classes by name.
+    A class without images is an error for the training split, unless fewer images than classes are to be used. Held-out
+    images may lack some classes, and take the numbers of the training images' classes by name.
 
     Raises:
         InputError: no images, unreadable ones beyond what the experiment allows, labels that do not fit it, or
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             resolution=images.resolution,
             num_classes=images.num_classes,
             max_unreadable=images.max_unreadable,
-            every_class=every_class,
+            every_class=every_class and (images.max_train or images.num_classes) >= images.num_classes,
         )
         if training is not None:
             _check_shared(index, training, images)
@@ -138,7 +138,17 @@ def images_of_split(found: ImageSource, split: str, images: Images, training: Im
         found = numbered_as(found, training.images.classes)
     if split == "val" and images.max_val is not None and images.max_val < len(found):
         found = found.keep(spread_over_classes(found.labels, images.max_val))
+    if split == "train" and images.max_train is not None and images.max_train < len(found):
+        found = found.keep(first_of_classes(found.labels, images.max_train))
     return found
+
+
+def first_of_classes(labels: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " {count}"]:
+    """`count` of the N images, the first of each class, then the second of each, by rising number."""
+    by_class = np.argsort(labels, kind="stable")
+    _, first = np.unique(labels[by_class], return_index=True)
+    place = np.arange(len(labels)) - np.repeat(first, np.diff([*first, len(labels)]))
+    return np.sort(by_class[np.lexsort((labels[by_class], place))[:count]])
 
 
 def spread_over_classes(labels: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " {count}"]:

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ) as job:
         reference, device = load_features(args.reference), default_device()
         worse = open_degrader(args, experiment, device, dims=reference.features.shape[1])
-        extractor = open_same_extractor(args, reference, device)
+        extractor = open_same_extractor(args, reference, device).first(experiment.evaluation.dimensions)
         found = measure(distances(worse, extractor, reference, experiment.evaluation.resolution or worse.side))
         conditions = shared_conditions(experiment, reference) | {
             "samples": worse.size, "draws": DRAWS, "seed": experiment.seed, "held_out": worse.index.digest,

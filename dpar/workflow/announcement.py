@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpar.errors import InputError
-from dpar.experiment.settings import Experiment, gate_folder
+from dpar.experiment.settings import SMOKE_SUFFIX, Experiment, gate_folder
 
 BUDGET = "DPAR_BUDGET"
 """The variable with the most hours of a GPU (on a CPU of the machine) that a run may begin with."""
@@ -65,10 +65,13 @@ class Bill:
     bytes: float
 
 
-def announced(planned: Iterable[Planned], bill: Bill | None, changes: Mapping[str, tuple[Any, Any]]) -> Iterator[str]:
+def announced(
+    experiment: Experiment, planned: Iterable[Planned], bill: Bill | None, changes: Mapping[str, tuple[Any, Any]]
+) -> Iterator[str]:
     """The lines that stand before the first job.
 
     Args:
+        experiment: the one that is run.
         planned: the jobs, without the one that only gathers them.
         bill: what they cost.
         changes: setting -> its value before and now.
@@ -76,6 +79,8 @@ def announced(planned: Iterable[Planned], bill: Bill | None, changes: Mapping[st
     jobs = list(planned)
     if not jobs:
         return
+    if experiment.is_smoke:
+        yield said_of_smoke(experiment)
     counts = Counter(job.rule for job in jobs)
     yield f"this run: {len(jobs)} jobs ({', '.join(worded(rule, count) for rule, count in counts.most_common())})"
     if trained := [f"{job.rule.removeprefix('train_')} {job.part}".strip() for job in jobs if job.rule in TRAININGS]:
@@ -83,6 +88,14 @@ def announced(planned: Iterable[Planned], bill: Bill | None, changes: Mapping[st
     if bill is not None and bill.hours is not None:
         yield f"  takes    about {hours_in_words(bill.hours)} of {bill.device}, and {bill.bytes / 1e9:,.2f} GB on disk"
     yield from (f"  again    {line}" for line in again(jobs, changes))
+
+
+def said_of_smoke(experiment: Experiment) -> str:
+    """A line on what a smoke is."""
+    return (
+        f"smoke: every command of {experiment.name.removesuffix(SMOKE_SUFFIX)} once, on few images and steps, into "
+        f"results/{experiment.name}; its numbers say nothing"
+    )
 
 
 def again(jobs: Iterable[Planned], changes: Mapping[str, tuple[Any, Any]]) -> Iterator[str]:

@@ -22,7 +22,7 @@ from dpar.experiment.composing import Places
 from dpar.experiment.settings import LEAST_CRITIC_SIDE, Experiment, Patchify
 from dpar.files import sha256_file
 from dpar.paper import IMAGENET_IMAGES, NUM_CLASSES
-from dpar.workflow.image_checks import Looks
+from dpar.workflow.image_checks import Looks, most_images
 from dpar.workflow.problems import Problem
 from dpar.workflow.recipes import RECIPES
 from dpar.workflow.user_paths import SPLITS, UserPath, found_instead, from_jobs, other_kind, user_paths
@@ -269,11 +269,10 @@ def _needed(experiment: Experiment) -> tuple[int, str]:
     """Number of images that every metric needs on either side, and why."""
     evaluation = experiment.evaluation
     reasons = [(evaluation.k + 1, f"precision and recall reach to neighbour {evaluation.k} (evaluation.k)")]
-    if (
-        dims := evaluation.classifier.dims
-        if evaluation.extractor == "classifier"
-        else DIMENSIONS.get(evaluation.extractor)
-    ):
+    of_network = (
+        evaluation.classifier.dims if evaluation.extractor == "classifier" else DIMENSIONS.get(evaluation.extractor)
+    )
+    if dims := evaluation.dimensions or of_network:
         reasons += [
             (dims + 1, f"the Frechet distance needs more than the {dims} dimensions of the features"),
             (2 * evaluation.splits, f"the Inception Score has {evaluation.splits} splits of two or more"),
@@ -325,9 +324,9 @@ def _count(
         count = _parquet_rows(from_jobs(images.path(split) or "", results.parent.parent))
         if count is not None and images.held_out is not None:
             held = round(count * images.held_out)  # of classes that are not known here
-            return [held if split == "val" else count - held]
+            count = held if split == "val" else count - held
         if count is not None:
-            return [min(count, images.max_val or count) if split == "val" else count]
+            return [min(count, most_images(images, split) or count)]
     return looks.counts(split)
 
 
@@ -382,13 +381,6 @@ def _few_references(
         unseen = evaluation.reference == "train" and evaluation.extractor == "classifier"
         count = sum(n // 2 for n in classes) if unseen else sum(classes)
         source = f"{count} images" + (", the half that the classifier does not learn from" if unseen else "")
-        if (chosen := evaluation.reference_images) is not None:
-            if chosen > count:
-                allowed = f"at most the {source}, of evaluation.reference"
-                yield Problem("evaluation.reference_images", f"{chosen}", allowed, "lower it")
-            elif chosen < 2 * needed:
-                allowed = f"at least {2 * needed}, two halves of {needed} for the noise floor: {why}"
-                yield Problem("evaluation.reference_images", f"{chosen}", allowed, "raise it, or lower that setting")
     else:
         if not wanted("features/reference.npz"):
             return
@@ -400,6 +392,13 @@ def _few_references(
         if shape[1] != side:
             allowed = f"images of {side} pixels, at which the samples are measured"
             yield Problem("evaluation.reference", f"images of {shape[1]} pixels", allowed, "give others, or correct it")
+    if (chosen := evaluation.reference_images) is not None:
+        if chosen > count:
+            allowed = f"at most the {source}, of evaluation.reference"
+            yield Problem("evaluation.reference_images", f"{chosen}", allowed, "lower it")
+        elif chosen < 2 * needed:
+            allowed = f"at least {2 * needed}, two halves of {needed} for the noise floor: {why}"
+            yield Problem("evaluation.reference_images", f"{chosen}", allowed, "raise it, or lower that setting")
     if count < 2 * needed:
         allowed = f"at least {2 * needed}, two halves of {needed} for the noise floor: {why}"
         yield Problem("evaluation.reference", source, allowed, "give more images, or lower that setting")

@@ -7,7 +7,7 @@ when it is indexed, or by `dpar check --deep`.
 import glob
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from dpar.data.classes import listed_names
 from dpar.data.held_out import held_out
 from dpar.data.images import ImageSource, open_images
 from dpar.errors import InputError, shown
-from dpar.experiment.settings import IMAGENET, Experiment
+from dpar.experiment.settings import IMAGENET, Experiment, Images
 from dpar.files import sha256_file
 from dpar.workflow.problems import Problem
 from dpar.workflow.user_paths import SPLITS, from_jobs
@@ -66,15 +66,14 @@ class Looks:
         return found
 
     def counts(self, split: str) -> list[int] | None:
-        """Images of each class of a split; None where that is not known."""
-        source = self._listed[split]
+        """Images of each class of a split, or in all if only so many are used; None where that is not known."""
+        source, most = self._listed[split], most_images(self._settings, split)
         if not isinstance(source, ImageSource):
-            return None
+            return None if most is None or isinstance(source, InputError) else [most]
         counts = np.bincount(source.labels, minlength=self._settings.num_classes)
-        most = self._settings.max_val
-        if split == "val" and most is not None and most < counts.sum():
-            return [most]
-        return counts.tolist()
+        if most is None or most >= counts.sum():
+            return counts.tolist()
+        return [most] if split == "val" else dealt(counts.tolist(), most)
 
     def problems(self) -> Iterator[Problem]:
         """Splits that are one or share images, and classes that do not fit."""
@@ -138,6 +137,22 @@ class Looks:
         if self._settings.held_out is not None:
             return {}
         return {path: path for path in glob.glob(self._places[split]) if os.path.isfile(path)}
+
+
+def most_images(images: Images, split: str) -> int | None:
+    """The most images of a split that are used, if the settings say one."""
+    return images.max_train if split == "train" else images.max_val
+
+
+def dealt(counts: Sequence[int], most: int) -> list[int]:
+    """So many images, the first of each class, then the second of each: how many each class has of them."""
+    each = 0
+    while sum(min(count, each + 1) for count in counts) <= most and each < max(counts):
+        each += 1
+    taken = [min(count, each) for count in counts]
+    for label, count in enumerate(counts):
+        taken[label] += sum(taken) < most and count > each
+    return taken
 
 
 def same_files(known: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str] | None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dpar.experiment.composing import Places
-from dpar.experiment.loading import compose_experiment
 from dpar.experiment.settings import Experiment
+from dpar.experiment.smoke import SMOKES, composed
 
 DEFAULT_EXPERIMENT = Path("config/demo.yaml")
 
@@ -33,12 +33,17 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"formatter_class": Help, **kwargs})
 
 
-def add_experiment(flags: argparse.ArgumentParser) -> None:
-    """Adds `--config` and `--set`."""
-    flags.add_argument("--config", type=Path, default=DEFAULT_EXPERIMENT, metavar="FILE", help="the experiment")
+def add_experiment(flags: argparse.ArgumentParser, default: Path | None = DEFAULT_EXPERIMENT) -> None:
+    """Adds `--config`, `--set` and `--smoke`; without a default, a profile may say which experiment it is."""
+    other = "" if default else f" (default: {DEFAULT_EXPERIMENT}, or the profile's)"
+    flags.add_argument("--config", type=Path, default=default, metavar="FILE", help=f"the experiment{other}")
     flags.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE",
         help="one setting of it, such as sampling.cfg_scale=2.5; may be given again",
+    )  # fmt: skip
+    flags.add_argument(
+        "--smoke", nargs="?", choices=SMOKES, const="short", metavar="tiny",
+        help="the experiment cut to a few images, steps and samples, in results/NAME.smoke; tiny: small networks too",
     )  # fmt: skip
 
 
@@ -50,8 +55,9 @@ def add_target(flags: argparse.ArgumentParser) -> None:
 
 
 def add_cores(flags: argparse.ArgumentParser) -> None:
-    """Adds `--cores`."""
-    flags.add_argument("--cores", type=int, default=os.cpu_count(), metavar="N", help="CPU cores to use")
+    """Adds `--cores`, of which a profile may decide."""
+    help = f"CPU cores to use (default: {os.cpu_count()}, or the profile's)"
+    flags.add_argument("--cores", type=int, metavar="N", help=help)
 
 
 def add_directory(flags: argparse.ArgumentParser) -> None:
@@ -65,4 +71,4 @@ def read_experiment(args: argparse.Namespace) -> tuple[Experiment, Places]:
     Raises:
         InputError: it is not valid.
     """
-    return compose_experiment([args.config], args.set)
+    return composed([args.config], args.set, smoke=args.smoke)

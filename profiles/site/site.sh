@@ -1,5 +1,5 @@
 # An example of what differs between clusters. Copy it to a place of your own, fill it in, and load it before a run:
-#     source ~/dpar-site.sh && snakemake --profile slurm
+#     source ~/dpar-site.sh && dpar run --profile slurm
 export DPAR_SLURM_ACCOUNT=myproject           # who pays
 export DPAR_GPU_PARTITION=a100                # as `sinfo` lists them
 export DPAR_CPU_PARTITION=standard

@@ -10,6 +10,7 @@ from dpar.data.images import ImageIndex
 from dpar.errors import InputError
 from dpar.evaluation import inception, shared_pass
 from dpar.evaluation.classifier import ImageClassifier, training_half
+from dpar.evaluation.comparison import metric_name
 from dpar.evaluation.features import BATCH, load_features
 from dpar.files import sha256_file
 from dpar.stages import extract_features
@@ -17,9 +18,9 @@ from tests.evaluation.tiny import CLASSES, DIMS, SIDE, write_classifier, write_e
 from tests.train.processes import run_on_ranks
 
 
-def run(results, *images, extractor=None, **changes):
+def run(results, *images, extractor=None, name="out", **changes):
     experiment = write_experiment(results, **changes)
-    output = results / "features" / "out.npz"
+    output = results / "features" / f"{name}.npz"
     command = ["--experiment", experiment, "--extractor", extractor or results / "classifier", "--output", output]
     extract_features.main(list(map(str, [*command, "--images", *images])))
     return load_features(output)
@@ -54,6 +55,14 @@ def test_a_number_of_reference_images_is_drawn_at_random_and_kept_in_order(tmp_p
     assert rows == sorted(rows) != list(range(7))
     with pytest.raises(InputError, match="asks for 19 images, 18 can be used"):
         run(tmp_path, path, evaluation={"reference_images": 19})
+
+
+def test_a_number_of_images_of_a_reference_file_is_taken_and_samples_are_taken_whole(tmp_path):
+    write_classifier(tmp_path / "classifier")
+    path = write_samples(tmp_path / "reference.npz", 6)
+    settings = {"reference": str(path), "reference_images": 4}
+    assert len(run(tmp_path, path, name="reference", evaluation=settings)) == 4
+    assert len(run(tmp_path, path, evaluation=settings)) == 6
 
 
 def test_samples_come_in_the_order_of_their_shards(tmp_path):
@@ -177,6 +186,15 @@ def test_inception_keeps_spatial_features_and_the_references_own_statistics(tmp_
     assert found.conditions["extractor"] == "inception"
     np.testing.assert_array_equal(found.statistics["features"].mean, moments["mu"])
     assert found.statistics["spatial"].covariance.shape == (2023, 2023)
+    assert metric_name(found) == "FID"
+
+    few = run(tmp_path, path, extractor=weights, evaluation=settings | {"dimensions": 5})
+    np.testing.assert_array_equal(few.features, found.features[:, :5])
+    np.testing.assert_array_equal(few.spatial, found.spatial[:, :5])
+    np.testing.assert_array_equal(few.logits, found.logits)
+    np.testing.assert_array_equal(few.statistics["features"].mean, moments["mu"][:5])
+    assert few.statistics["spatial"].covariance.shape == (5, 5)
+    assert metric_name(few) == "FD[inception,5]"
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # a form that users have

@@ -10,7 +10,8 @@ from dpar.data.changes import compared
 from dpar.data.images import ImageIndex, open_images
 from dpar.errors import InputError, run_command
 from dpar.stages import generate_images
-from dpar.stages.index_images import main, spread_over_classes
+from dpar.stages.index_images import first_of_classes, main, spread_over_classes
+from dpar.workflow.image_checks import dealt
 from tests.data.samples import folder_of_images, image_bytes, parquet_of_images, sample_image, tar_of_images
 from tests.stages.experiments import write_experiment
 
@@ -84,6 +85,25 @@ def test_held_out_images_can_be_fewer_evenly_spaced_and_training_images_are_all_
     assert len(every) == 12
     assert some.keys == [every.keys[i] for i in (0, 3, 6, 8, 11)]
     assert some.class_counts.tolist() == [2, 1, 2]
+
+
+def test_training_images_can_be_fewer_than_their_classes(tmp_path):
+    experiment = two_folders(tmp_path, ["a", "b", "c"], ["a", "b", "c"], each=4, max_train=2)
+    few, every = (indexed(tmp_path, experiment, split) for split in ("train", "val"))
+    assert (few.class_counts.tolist(), few.images.classes) == ([1, 1, 0], ["a", "b", "c"])
+    assert len(every) == 12
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 9, 12, 13])
+def test_the_first_training_images_of_each_class_are_taken_in_turn(count):
+    labels = np.array([2, 0, 2, 1, 2, 0, 2, 2, 1, 2, 2, 2, 2], np.int32)
+    chosen = first_of_classes(labels, count)
+    assert len(chosen) == count
+    assert (np.diff(chosen) > 0).all()
+    counts = np.bincount(labels[chosen], minlength=3)
+    assert counts.tolist() == dealt(np.bincount(labels).tolist(), count)
+    for label in range(3):
+        assert chosen[labels[chosen] == label].tolist() == np.flatnonzero(labels == label)[: counts[label]].tolist()
 
 
 @pytest.mark.parametrize("count", [4, 10, 20, 25, 49])

@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,14 @@ def planned(folder: Path) -> list[Job]:
     """The graph's jobs on results in `folder`, each after those that it waits for."""
     (folder / "small.yaml").write_text(yaml.safe_dump(small_experiment()))
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--configfile", "small.yaml"]
+    return listed_jobs([*command, "--dry-run", "--printshellcmds", "--cores", "1"], folder, folder)
+
+
+def listed_jobs(command: Sequence[str | Path], folder: Path, cwd: Path) -> list[Job]:
+    """The jobs that a dry run with `--printshellcmds` names, with a cache of Snakemake's in `folder`."""
     listed = subprocess.run(
-        [*map(str, command), "--dry-run", "--printshellcmds", "--cores", "1"],
-        cwd=folder, env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")},
+        list(map(str, command)),
+        cwd=cwd, env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache")},
         capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert listed.returncode == 0, listed.stdout + listed.stderr

@@ -8,6 +8,8 @@ from dpar.workflow.announcement import READS, Bill, Planned, announced, bill_of,
 from dpar.workflow.recipes import RECIPES
 from tests.experiment.test_settings import CONFIG, demo
 
+DEMO = load_experiment(CONFIG / "demo.yaml")
+
 
 def dumped(**changes):
     return parse_experiment(demo(**changes), "test").model_dump(mode="json")
@@ -18,7 +20,7 @@ def test_a_changed_setting_is_the_reason_of_the_jobs_that_read_it():
     assert changes == {"sampling.cfg_scale": (2.0, 2.5)}
     jobs = [Planned("sample_images", f"dpar/{i}", again=True) for i in range(15)]
     jobs += [Planned("train_model", "dpar/step400"), Planned("make_table", "t", again=True)]
-    assert list(announced(jobs, Bill(1.25, "this machine", 3e9), changes)) == [
+    assert list(announced(DEMO, jobs, Bill(1.25, "this machine", 3e9), changes)) == [
         "this run: 17 jobs (15 sets of samples, 1 training, 1 table)",
         "  trains   model dpar/step400",
         "  takes    about 1.2 hours of this machine, and 3.00 GB on disk",
@@ -32,12 +34,12 @@ def test_settings_that_came_or_went_and_lists_are_said_too():
     assert changes["patchify.threshold"] == (None, 3.0)
     assert changes["sampling.seeds"] == ([0, 1, 2], [0])
     assert changed_settings(None, dumped()) == {}
-    _, line = announced([Planned("a", "", again=True)], None, {"x": (None, 1)})
+    _, line = announced(DEMO, [Planned("a", "", again=True)], None, {"x": (None, 1)})
     assert line == "  again    1 a, because x was not set and is 1"
 
 
 def test_nothing_is_said_of_a_run_without_jobs():
-    assert list(announced([], None, {"sampling.cfg_scale": (1, 2)})) == []
+    assert list(announced(DEMO, [], None, {"sampling.cfg_scale": (1, 2)})) == []
 
 
 def test_the_rules_whose_settings_are_listed_exist():

@@ -63,6 +63,7 @@ OTHER: dict[str, dict[str, Any]] = {
     },
     "images.resolution": {"images.resolution": 128},
     "images.max_unreadable": {"images.max_unreadable": 0.5},
+    "images.max_train": {"images.max_train": 20},
     "images.max_val": {"images.max_val": 20},
     "tokenizer.variant": {"tokenizer.multipliers": [1, 2, 2]},
     "tokenizer.weights": {"tokenizer.weights": "vq.pt", "tokenizer.training": None},
@@ -103,6 +104,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "images.num_classes": {"images.num_classes": 7},  # the package draws eight at most
     "evaluation.reference": {"evaluation.reference": "val"},
     "evaluation.reference_images": {"evaluation.reference_images": 100},
+    "evaluation.dimensions": {"evaluation.dimensions": 4},
     "evaluation.resolution": {"evaluation.resolution": 32},
     "tables": {"tables.comparison.title": "Another"},
     "figures": {"figures": {"f": {"title": "F", "rows": [{"model": "dpar"}], "classes": [1]}}},

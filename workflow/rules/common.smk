@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from dpar.workflow import announcement, checks, journal
-from dpar.workflow.run import LOCKED, RETRAIN, run_lock, retraining
+from dpar.workflow.run import LOCKED, RETRAIN, run_lock, retraining, smoke_of_run
 from dpar.experiment.settings import FIGURES, TRAINING_PACE, gate_folder
-from dpar.experiment.loading import compose_experiment
+from dpar.experiment.smoke import composed
 from dpar.errors import InputError, refusal_of_disk
 from dpar.files import digest, read_json, unmarked, write_json
 from dpar.experiment.cells import (
@@ -36,10 +36,18 @@ if {"{", "}"} & set(str(workflow.basedir)):  # in a path of its own, Snakemake t
     )
 
 
+def named_targets():
+    """The targets on the command line, of which Snakemake says nothing to a Snakefile."""
+    from snakemake.cli import parse_args
+
+    return parse_args(sys.argv[1:])[1].targets
+
+
 def read_experiment():
     try:
         # the files themselves, not what Snakemake made of them: it takes a key that is there twice, and no `extends`
-        experiment, places = compose_experiment(workflow.configfiles, config=workflow.config_settings.config)
+        smoke = smoke_of_run(named_targets)
+        experiment, places = composed(workflow.configfiles, config=workflow.config_settings.config, smoke=smoke)
         checks.refuse(experiment, to_make=(), places=places)  # by the file alone: a dry run needs no data
         if not sample_cells(experiment):
             raise InputError(f"experiment {experiment.name} has no tables: it would train models and compare nothing")

@@ -86,7 +86,7 @@ def announce():
     path = Path(RESULTS, "experiment.json")
     before = read_json(path) if path.is_file() else None
     changes = announcement.changed_settings(before and unmarked(before), EXPERIMENT.model_dump(mode="json"))
-    for line in announcement.announced(planned, bill, changes):
+    for line in announcement.announced(EXPERIMENT, planned, bill, changes):
         print(line, file=sys.stderr)
     if bill is not None:
         announcement.check_budget(bill, announcement.budget_given())
@@ -109,7 +109,7 @@ def guard_trainings():
     for job, reason in planned_trainings():
         if all(map(os.path.exists, job.output)) and not (reason.forced or reason.incomplete_output):
             again[os.path.dirname(job.output[0])] = ", ".join(reason.get_names())
-    if again and RETRAIN not in os.environ:
+    if again and RETRAIN not in os.environ and not EXPERIMENT.is_smoke:
         raise WorkflowError(retraining(again, meant=False))
     if again:
         print(retraining(again, meant=True), file=sys.stderr)

@@ -22,6 +22,11 @@ def precision_of(network):
     return [network.precision] if network and "precision" in network.model_dump() else []
 
 
+def dimensions():
+    """How many dimensions of features are compared, as one of the settings; none where it is all."""
+    return [["dimensions", EXPERIMENT.evaluation.dimensions]] if EXPERIMENT.evaluation.dimensions else []
+
+
 def of_split(settings, wildcards):
     """Those of the settings `train`, `val`, `train_shards` and `val_shards` that are of this split."""
     return getattr(settings, wildcards.split, None) or getattr(settings, f"{wildcards.split}_shards", None)
@@ -39,6 +44,8 @@ def indexing_recipe(wildcards):
     settings = [images.source, where, images.resolution, images.num_classes, images.max_unreadable]
     if images.held_out is not None:
         settings.append(["held_out", images.held_out])
+    if wildcards.split == "train" and images.max_train is not None:
+        settings.append(["the first of each class", images.max_train])
     if wildcards.split == "val" and images.max_val is not None:
         settings.append(["of each class", images.max_val])
     if wildcards.split == "val" and images.allow_shared:
@@ -77,4 +84,4 @@ def sampling_recipe(wildcards):
 def features_recipe(wildcards):
     read = EXPERIMENT.evaluation
     of_reference = (read.reference, read.reference_images) if wildcards.features == "reference" else ()
-    return recipe("extract_features", EXPERIMENT.seed, EXTRACTOR, read.resolution, *of_reference)
+    return recipe("extract_features", EXPERIMENT.seed, EXTRACTOR, read.resolution, *of_reference, *dimensions())

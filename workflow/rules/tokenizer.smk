@@ -74,7 +74,12 @@ rule evaluate_tokenizer:
     resources:
         gpu=0,
     params:
-        recipe=recipe("evaluate_tokenizer", EXPERIMENT.evaluation.extractor, EXPERIMENT.evaluation.inception_weights),
+        recipe=recipe(
+            "evaluate_tokenizer",
+            EXPERIMENT.evaluation.extractor,
+            EXPERIMENT.evaluation.inception_weights,
+            *dimensions(),
+        ),
         folder=in_results("tokenizer"),
         extractor=lambda wildcards: user_path(EXTRACTOR),
     shell:
