@@ -24,6 +24,8 @@ from dpar.statement import MADE_BY, MADE_OF, fields_for, stamp
 
 SEALED, SEAL = "sealed", "seal"
 """The first and the last key of a JSON object that carries its own checksum."""
+EXPORTED = "export.json"
+"""The list of an exported model's descriptions, with digests."""
 MARKS = (SEALED, MADE_BY, MADE_OF, SEAL)
 
 _AGAIN = "delete it and run the stage that makes it again"
@@ -225,9 +227,18 @@ def reseal(path: str | Path, *, lost: bool = False) -> bool:
     return True
 
 
+def with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that is there twice all values but the last would be lost without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in (other for other, _ in pairs[:i]))
+        raise ValueError(f"the key {twice!r:.80} is there twice")
+    return found
+
+
 def _parsed(path: str | Path) -> Any:
     try:
-        return json.loads(Path(path).read_text("utf-8"))
+        return json.loads(Path(path).read_text("utf-8"), object_pairs_hook=with_each_key_once)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; run the stage that makes it, or check the path") from None
     except OSError as error:  # a folder, or below a file

@@ -15,7 +15,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,16 +67,11 @@ class Statement:
 
 
 _making: dict[str, Statement] = {}  # absolute paths of the outputs of running jobs
-_written: set[str] = set()  # those of the files that they have written
 
 
 @contextmanager
-def making(
-    name: str, outputs: Iterable[str | Path], inputs: Mapping[str, str] | None = None
-) -> Iterator[Callable[[Path], bool]]:
+def making(name: str, outputs: Iterable[str | Path], inputs: Mapping[str, str] | None = None) -> Iterator[None]:
     """A block in which what is written to `outputs`, files or folders, says that the job `name` made it.
-
-    It is told of a file whether it has been written in it.
 
     Args:
         inputs: path in the results folder -> SHA-256 of what the job reads.
@@ -85,11 +80,10 @@ def making(
     added = {os.path.abspath(path): Statement(name, stated) for path in outputs}
     _making.update(added)
     try:
-        yield lambda file: os.path.abspath(file) in _written
+        yield
     finally:
         for path in added:
             _making.pop(path, None)
-        _written.difference_update([file for file in _written if statement_for(file) is None])
 
 
 def statement_for(path: str | Path) -> Statement | None:
@@ -114,7 +108,6 @@ def stamp(written: Path, path: Path) -> None:
     said = statement_for(path)
     if said is None:
         return
-    _written.add(os.path.abspath(path))
     if path.suffix == ".npz" and zipfile.is_zipfile(written):
         with zipfile.ZipFile(written, "a") as archive:
             archive.comment = json.dumps(said.fields).encode()

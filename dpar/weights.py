@@ -17,10 +17,11 @@ from torch import Tensor
 
 from dpar.errors import InputError
 from dpar.experiment.settings import Patchify
-from dpar.files import atomic_write, fields_of, is_sealed, read_json, sha256_file, write_json
+from dpar.files import EXPORTED, atomic_write, fields_of, is_sealed, read_json, sha256_file, write_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+RESOLVED = "experiment.json"
 WITH_SEALED_CONFIG = {CONFIG: "sealed"}
 """The word in the header of weights since their description carries a checksum: one that has lost it is refused."""
 
@@ -140,6 +141,45 @@ def save_model(folder: str | Path, model: Any, provenance: dict[str, Any]) -> No
     )
 
 
+def seal_export(folder: str | Path) -> None:
+    """Writes into an exported model the digests of its descriptions, each of which has that of its weights."""
+    folder = Path(folder)
+    found = [*folder.glob(f"*/{CONFIG}"), folder / CONFIG, folder / RESOLVED]
+    digests = {path.relative_to(folder).as_posix(): sha256_file(path) for path in sorted(found) if path.is_file()}
+    write_json(folder / EXPORTED, {"files": digests})
+
+
+def export_of(path: Path) -> Path | None:
+    """The exported model that a file belongs to, with the digests of its files; None for others."""
+    for folder in (path.parent, path.parent.parent):
+        with fields_of(folder / EXPORTED):
+            if (folder / EXPORTED).is_file() and path.relative_to(folder).as_posix() in _exported(folder):
+                return folder
+    return None
+
+
+def _exported(folder: Path) -> dict[str, str]:
+    return dict(read_json(folder / EXPORTED, kind=dict)["files"])
+
+
+def check_export(folder: str | Path) -> None:
+    """Makes sure of the descriptions in the exported model that a folder is or belongs to; others are not looked at.
+
+    Raises:
+        InputError: one was changed, exchanged or lost since.
+    """
+    exported = export_of(Path(folder) / CONFIG)
+    for name, sha256 in _exported(exported).items() if exported else ():
+        path = Path(exported or "", name)
+        if (
+            sha256_file(path) != sha256 if path.is_file() else name != RESOLVED
+        ):  # which nothing reads: it may be left out
+            raise InputError(
+                f"{path} is not what was exported with the files around it (sha256 {sha256[:12]} in {EXPORTED}): put "
+                f"it back, or export the model again; `dpar track accept {path}` says that it is meant as it is"
+            )
+
+
 def model_files(folder: str | Path) -> list[Path]:
     """The files of a model, weights and description; other stages put theirs next to them."""
     return [Path(folder) / WEIGHTS, Path(folder) / CONFIG]
@@ -236,6 +276,7 @@ def load_model(folder: str | Path, kind: str, device: str | torch.device = "cpu"
             tensors that do not fit it, or numbers that are not finite.
     """
     folder = Path(folder)
+    check_export(folder)
     config = model_config(folder)
     if config["kind"] != kind:
         raise InputError(f"{folder} holds a {config['kind']}, expected a {kind}")

@@ -30,7 +30,16 @@ from dpar.tracking.makers import check_recorded, recorded_json
 from dpar.tracking.places import results_folder
 from dpar.tracking.settings import check_settings
 from dpar.tracking.spool import CONFIG as SETTINGS
-from dpar.weights import CONFIG, WEIGHTS, WITH_SEALED_CONFIG, check_finite, model_config, verify_model, write_tensors
+from dpar.weights import (
+    CONFIG,
+    WEIGHTS,
+    WITH_SEALED_CONFIG,
+    check_finite,
+    model_config,
+    seal_export,
+    verify_model,
+    write_tensors,
+)
 from dpar.workflow import jobs
 from dpar.workflow.options import Parser
 
@@ -131,6 +140,7 @@ def export(folder: Path, out: Path, *, half: bool = False) -> None:
         **facts,
     )
     files.write_text(out / CARD, card)
+    seal_export(out)
 
 
 def _with_names(out: Path, classes: Classes) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dpar.experiment.cells import SampleCell, p_avg_targets, table_rows
 from dpar.experiment.settings import Experiment
 from dpar.files import fields_of
 from dpar.report import paper, tables
+from dpar.report.made_under import expect_settings
 from dpar.report.measured import Counts, Floor, Likelihood, Measurements, Probe, read_measured, read_metrics
 from dpar.report.notes import notes
 from dpar.report.targets import SHARED, likelihood_files, metric_files, probe_files, refusal, tables_of, targets
@@ -85,6 +86,7 @@ def table(experiment: Experiment, name: str, args: argparse.Namespace) -> str:
         probes=probes,
     )
     frame = tables.build(experiment, name, measured)
+    expect_settings(results, experiment, name, measured)
     whole = tables.with_quoted(frame, paper.quoted(experiment, name))
     if args.format == "csv":
         return whole.to_csv(index=False)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpar.errors import InputError
-from dpar.files import read_json, reseal, write_bytes
+from dpar.files import EXPORTED, read_json, reseal, write_bytes
 from dpar.mirror import audit, dashboard, status
 from dpar.mirror import sync as mirror
 from dpar.mirror.audit import graph_outputs
@@ -77,7 +77,7 @@ def _accept(paths: Sequence[Path]) -> None:
     for path in paths:
         if not path.exists():
             raise InputError(f"{path} does not exist; give files or folders of a results folder")
-        if path.name == CONFIG:
+        if path.name == CONFIG and not (path.parent / EXPORTED).is_file():
             raise InputError(
                 f"{path} is written anew by each run: change the experiment's YAML file, and run `dpar run` with that"
             )
@@ -99,8 +99,14 @@ def _accept(paths: Sequence[Path]) -> None:
 
 
 def _reseals(path: Path) -> bool:
-    from dpar.weights import has_lost_seal  # which imports torch
+    from dpar.weights import export_of, has_lost_seal, seal_export  # which imports torch
 
+    exported = export_of(path) if path.is_file() else None
+    if exported is not None:
+        before = (exported / EXPORTED).read_bytes()
+        reseal(path, lost=has_lost_seal(path))
+        seal_export(exported)
+        return (exported / EXPORTED).read_bytes() != before
     if path.is_file() and (mended := restated(path)) is not None:
         write_bytes(*mended)
         return True

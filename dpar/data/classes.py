@@ -248,7 +248,10 @@ def listed_names(path: str, count: int, found: ClassNames | None = None) -> Clas
             raise InputError(
                 f"images.classes: {path} cannot be read ({reason}); give a file of names in UTF-8"
             ) from None
-        names = read_json(file) if text.lstrip()[:1] in ("[", "{") else [line.strip() for line in text.splitlines()]
+        try:
+            names = read_json(file) if text.lstrip()[:1] in ("[", "{") else [line.strip() for line in text.splitlines()]
+        except InputError as error:
+            raise InputError(f"images.classes: {str(error).partition(';')[0]}; correct the file") from None
     if isinstance(names, dict):
         return found and _shown_names(path, names, found)
     wrong = [i for i, name in enumerate(names) if not (isinstance(name, str) and name.strip())]

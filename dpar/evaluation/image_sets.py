@@ -25,7 +25,7 @@ from torch import Tensor
 from dpar.data.crops import center_crop, to_uint8
 from dpar.data.decoding import UNREADABLE, decode_whole
 from dpar.data.images import FolderImages, ImageIndex, ImageSource, open_images
-from dpar.data.sources.source import described
+from dpar.data.sources.source import described, enumerated
 from dpar.data.workers import mapped
 from dpar.errors import InputError, shown
 from dpar.evaluation.features import BATCH, ImageArray
@@ -265,7 +265,7 @@ def _folder(path: Path) -> ImageSet:
     contents = Contents.of(path)
     kind = contents.only_kind(path)
     if kind == "folder":
-        return _files(str(path), open_images("folder", str(path)))
+        return _files(str(path), _class_folders(path))
     names = contents.here[kind]
     if kind == ".npz":
         return Arrays([ImageArray.open(path / name) for name in names])
@@ -276,6 +276,19 @@ def _folder(path: Path) -> ImageSet:
         if (path / name).exists() and not (path / name).is_file():
             raise InputError(f"{shown(str(path / name))} is no file but a pipe, a socket or a device; remove it")
     return _files(str(path), FolderImages(str(path), [str(path)], names, np.full(len(names), -1), {}), contents)
+
+
+def _class_folders(path: Path) -> FolderImages:
+    """The images of class folders; those without images are counted among what was left alone.
+
+    The others keep their numbers: an empty folder counts as a class, of which there is no image.
+    """
+    images = open_images("folder", str(path), every_class=False)
+    assert isinstance(images, FolderImages)
+    if empty := images.empty_classes():
+        named = f"class folders without images ({enumerated(empty, 3)})"
+        images.left_alone = {**images.left_alone, named: len(empty)}
+    return images
 
 
 def _files(source: str, images: ImageSource, contents: Contents | None = None) -> Files:

@@ -35,13 +35,13 @@ class Artefact:
     sha256: str
     files: tuple[FileRecord, ...]
 
-    def only(self, own: Callable[[Path], bool]) -> "Artefact":
+    def only(self, own: Callable[[FileRecord], bool]) -> "Artefact":
         """The same with those files of a folder alone that are wanted; itself where that is none of them.
 
         Args:
-            own: of a file's path below the folder, whether it is wanted.
+            own: whether a file is wanted.
         """
-        records = [file for file in self.files if own(Path(file.path))] if self.kind == "folder" else []
+        records = [file for file in self.files if own(file)] if self.kind == "folder" else []
         return _artefact(self.path, True, records) if 0 < len(records) < len(self.files) else self
 
     def as_json(self) -> dict[str, Any]:

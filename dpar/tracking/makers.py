@@ -17,6 +17,7 @@ from typing import Any
 
 from dpar import files
 from dpar.errors import InputError
+from dpar.statement import may_state, stated
 from dpar.tracking.hashes import Artefact, HashCache, content_files, portable_path
 from dpar.tracking.ledger import JobManifest, Ledger, files_of, read_events
 from dpar.tracking.places import CONFIG, EVENTS, MANIFEST, names_of, results_around, slug_of, spool_root
@@ -128,6 +129,15 @@ class Makers:
             return manifest.name
         jobs = (m for m in reversed(self.ledger.manifests) if m.rule != ACCEPT)
         return next((m.name for m in jobs if any(path == made for a in m.outputs for made, _ in files_of(a))), None)
+
+    def owner(self, path: str, sha256: str) -> str | None:
+        """The job that a file says, or that is kept, to have made it as it is; None if that is not known."""
+        file = self.results / path
+        with suppress(InputError):  # it was changed
+            if may_state(file) and (said := stated(file)) is not None:
+                return said
+        kept = self._kept(path)
+        return kept.maker if kept and kept.sha256 == sha256 else None
 
     def knows(self, path: str) -> bool:
         """Whether a file has a record."""

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -286,6 +286,13 @@ class _Work:
         found = (file for artefact in self.read for file in files_of(artefact))
         return {path: sha256 for path, sha256 in found if not Path(path).is_absolute()}
 
+    def made(self, path: Path) -> Artefact:
+        """An output as it is now, without the files that other jobs have put into a folder."""
+        found = self.cache.artefact(path)
+        if found.kind == "file":
+            return found
+        return found.only(lambda file: self.makers.owner(f"{found.path}/{file.path}", file.sha256) in (None, self.name))
+
     def about(self) -> dict[str, Any]:
         """Everything that the record says of the job before it runs, on this machine and at this commit."""
         commit, dirty = git_commit()
@@ -329,11 +336,6 @@ def _locked(work: _Work) -> Iterator[None]:
         yield
 
 
-def _made(found: Artefact, path: Path, wrote: Callable[[Path], bool]) -> Artefact:
-    """An output as it was found, without files of other jobs next to those of a folder that this one wrote."""
-    return found.only(lambda name: wrote(path / name))
-
-
 @contextmanager
 def _recorded(work: _Work) -> Iterator[Job]:
     """The record from start to end; its lock is held."""
@@ -347,12 +349,12 @@ def _recorded(work: _Work) -> Iterator[Job]:
         events.append("start", pid=os.getpid(), inputs=[_brief(artefact) for artefact in work.read], **about)
         with (
             _terminable(),
-            making(work.name, work.outputs, work.read_here) as wrote,
+            making(work.name, work.outputs, work.read_here),
             SystemSampler(lambda values: events.append("system", values=values)) as sampler,
         ):
             running = Job(spool, events)
             yield running
-            written = [_made(work.cache.artefact(path), path, wrote) for path in work.outputs]
+            written = [work.made(path) for path in work.outputs]
             running.summary({"io/out_bytes": sum(artefact.bytes for artefact in written), **sampler.peaks()})
             work.finish(about, started, written)
         status = "FINISHED"

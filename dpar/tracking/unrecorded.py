@@ -54,7 +54,7 @@ class Unrecorded:
         if not makers:
             return
         said = check_alone(file, makers)
-        if said is None and may_state(file):
+        if said is None and may_state(file) and file.suffix != ".json":  # sealed, by a command that is no job
             self._expect_old(file, self._stated_since, "has lost its statement of which job made it")
         for path, digits in said.inputs.items() if said else ():
             if (self.results / path).is_file() and self._digest_of(path)[:DIGITS] != digits:

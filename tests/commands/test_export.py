@@ -64,20 +64,15 @@ def results(tmp_path_factory):
         name = f"compute_metrics[dpar,seed{seed}]"
         with tracking.job(rule="compute_metrics", name=name, experiment=experiment, inputs=[folder], outputs=[path]):
             write_json(path, measured(results, "dpar", seed))
-    write_json(
-        results / "likelihood/dpar/step1.json",
-        {
-            "model": model_config(folder)["sha256"],
-            "nll": 3.25,
-            "mean_patch_length": 1.6,
-            "images": 4,
-            "tokens": 64,
-            "precision": "float32",
-        },
-    )
+    likelihood = {"nll": 3.25, "mean_patch_length": 1.6, "images": 4, "tokens": 64, "precision": "float32"}
+    measure, path = "evaluate_likelihood", results / "likelihood/dpar/step1.json"
+    with tracking.job(rule=measure, name=f"{measure}[dpar/step1]", experiment=experiment, outputs=[path]):
+        write_json(path, {"model": model_config(folder)["sha256"]} | likelihood)
     Image.new("RGB", (8, 8), (9, 9, 9)).save(results / "grid.png")
-    (results / "samples/dpar/seed0").mkdir(parents=True)
-    shutil.copy(results / "grid.png", results / "samples/dpar/seed0/00000.png")
+    drawn, rule = results / "samples/dpar/seed0/00000.png", "sample_images"
+    drawn.parent.mkdir(parents=True)
+    with tracking.job(rule=rule, name=f"{rule}[dpar/seed0/0]", experiment=experiment, outputs=[drawn]):
+        shutil.copy(results / "grid.png", drawn)
     with tracking.job(rule="make_table", experiment=experiment, inputs=metrics, outputs=[results / "t.csv"]) as job:
         (results / "t.csv").write_text("fd\n1.5\n")
         job.result(table="t", cell="dpar", params={}, metrics={"eval/frechet_distance": 1.5}, sources=metrics)
@@ -96,7 +91,7 @@ def test_the_folder_draws_without_the_results(results, tmp_path, capsys):
     export.main([str(results / "models/dpar/step1"), str(out)])
     assert f"next: dpar sample --checkpoint {out} --labels 0" in capsys.readouterr().out
     inside = [f"{network}/{name}" for network in ("entropy_model", "tokenizer") for name in NETWORK]
-    assert files_in(out) == sorted(["README.md", "experiment.json", "samples.png", *NETWORK, *inside])
+    assert files_in(out) == sorted(["README.md", "experiment.json", "export.json", "samples.png", *NETWORK, *inside])
 
     away = tmp_path / "elsewhere" / "model"
     shutil.copytree(out, away)

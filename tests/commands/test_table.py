@@ -5,7 +5,7 @@ import shutil
 import pytest
 import yaml
 
-from dpar import cli
+from dpar import cli, tracking
 from dpar.commands import table
 from dpar.errors import InputError
 from dpar.experiment.cells import sample_cells
@@ -122,3 +122,62 @@ def test_numbers_of_other_settings_are_not_shown_under_these(config, capsys):
     ):
         with pytest.raises(InputError, match=rf"^metrics/\w+/seed0\.json measures .*{said}"):
             show(capsys, config, "comparison", "--set", change)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("training.learning_rate=0.5", r"training\.learning_rate"),
+        ("training.steps=800", r"training\.steps step400, this experiment has step800"),
+        ("models.dpar.width=48", r"model\.width"),
+        ("models.llamagen.width=48", r"metrics/llamagen/seed0\.json was made with model\.width"),
+        ("tokenizer.training.steps=7", r"tokenizer\.training\.steps"),
+        ("tokenizer.channels=64", r"tokenizer\.channels"),
+        ("entropy_model.training.steps=7", r"metrics/dpar/seed0\.json was made with entropy_model\.training\.steps"),
+        ("images.generated.train=99999", r"images\.generated"),
+        ("evaluation.k=7", r"evaluation\.k"),
+        ("evaluation.classifier.steps=7", r"evaluation\.classifier"),
+        ("seed=7", "seed 0, this experiment has 7"),
+    ],
+)
+def test_settings_that_no_measurement_states_are_those_of_the_last_run(config, capsys, change, said):
+    made_up.write(config.parent / "results" / "demo", parse_experiment(demo(), "test"))
+    with pytest.raises(InputError, match=said):
+        show(capsys, config, "comparison", "--set", change)
+
+
+@pytest.mark.parametrize(
+    "change", ["training.validate_every=7", "images.credits=me", "codes.train_shards=7", "training.compile=true"]
+)
+def test_settings_that_decide_no_number_may_change(config, capsys, change):
+    made_up.write(config.parent / "results" / "demo", parse_experiment(demo(), "test"))
+    assert "FD[classifier, 4]" in show(capsys, config, "comparison", "--set", change)
+
+
+def test_the_record_of_a_job_says_what_its_settings_were(config, capsys):
+    """A run with other settings was begun and stopped: `experiment.json` is new, the numbers are old."""
+    results = config.parent / "results" / "demo"
+    old = parse_experiment(demo(), "test")
+    made_up.write(results, old)
+    for path in results.glob("metrics/*/seed*.json"):
+        name, found = f"compute_metrics[{path.parent.name},{path.stem}]", read_json(path)
+        with tracking.job(rule="compute_metrics", name=name, experiment=results / "experiment.json", outputs=[path]):
+            write_json(path, found)
+    for path in results.glob("likelihood/*/*.json"):
+        name, found = f"evaluate_likelihood[{path.parent.name}/{path.stem}]", read_json(path)
+        with tracking.job(
+            rule="evaluate_likelihood", name=name, experiment=results / "experiment.json", outputs=[path]
+        ):
+            write_json(path, found)
+    for path in (results / "patch_counts.json", results / "metrics/noise_floor.json"):
+        rule, found = ("count_patches" if "counts" in path.name else "measure_noise_floor"), read_json(path)
+        with tracking.job(rule=rule, experiment=results / "experiment.json", outputs=[path]):
+            write_json(path, found)
+    assert "FD[classifier, 4]" in show(capsys, config, "comparison")
+    config.write_text(yaml.safe_dump(demo(training__learning_rate=0.5)))
+    new = parse_experiment(yaml.safe_load(config.read_text()), "test")
+    write_json(results / "experiment.json", new.model_dump(mode="json"))
+    with pytest.raises(
+        InputError, match=r"seed0\.json was made with training\.learning_rate .* this experiment has 0\.5"
+    ):
+        show(capsys, config, "comparison")

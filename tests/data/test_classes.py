@@ -219,6 +219,7 @@ def test_names_of_several_classes_are_told_with_their_numbers():
         ("one\n\n", "holds entry 1 is no name"),
         ('["one", 2]', "entry 1 is no name"),
         ("[", "is not JSON"),
+        ('{"a": "cat", "b": "dog", "a": "cow"}', r"images\.classes: .*the key 'a' is there twice\); correct the file"),
     ],
 )
 def test_a_list_that_is_none_is_refused(tmp_path, text, message):

@@ -328,6 +328,17 @@ def test_what_is_left_alone_is_counted(tmp_path, pictures, capsys):
         assert len(found) == COUNT
 
 
+def test_a_class_folder_without_images_is_counted_and_keeps_its_number(tmp_path, pictures, capsys):
+    for label in "ac":
+        folder_of(tmp_path / label, pictures)
+    (tmp_path / "b").mkdir()
+    found = open_set([tmp_path])
+    assert "left alone: 1 class folders without images (b)" in capsys.readouterr().err
+    assert found.labels is not None
+    assert np.unique(found.labels).tolist() == [0, 2], "as a class that has images elsewhere is numbered"
+    assert describe(found, fake()).conditions["left_alone"] == {"class folders without images (b)": 1}
+
+
 def test_links_are_followed_once_and_names_may_be_of_any_bytes(tmp_path, pictures):
     folder_of(tmp_path / "classes" / "a", pictures)
     (tmp_path / "classes" / "a" / "up").symlink_to(tmp_path / "classes")

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from dpar import tracking
 from dpar.commands import export, track
 from dpar.errors import InputError
-from dpar.files import is_sealed, read_json, sha256_file, unmarked, write_json, write_text
+from dpar.files import is_sealed, read_json, sealed, sha256_file, unmarked, write_json, write_text
 from dpar.generator import Generator
 from dpar.statement import unstamped
 from dpar.tracking.lineage import of_file
@@ -382,6 +382,38 @@ def test_a_description_without_its_seal_is_refused_next_to_weights_that_had_one(
             path.write_bytes(whole)
 
 
+def test_an_exports_files_belong_together(graph, tmp_path, capsys):
+    """Descriptions of another milestone with their weights, networks of another export, edits of the experiment."""
+    two, four = tmp_path / "two", tmp_path / "four"
+    export.main([str(RESULTS / "models/dpar/step2"), str(two)])
+    export.main([str(RESULTS / "models/dpar/step4"), str(four)])
+    Generator.from_pretrained(four, device="cpu")
+    model, tokenizer = ["config.json", "model.safetensors"], ["tokenizer/config.json"]
+    whole = {name: (four / name).read_bytes() for name in [*model, *tokenizer, "experiment.json"]}
+    other = {name: (two / name).read_bytes() for name in model}
+    resolved = read_json(four / "experiment.json")
+    edited = json.dumps(sealed(resolved | {"seed": resolved["seed"] + 1})).encode()
+    for changed in (other, {"experiment.json": edited}, {tokenizer[0]: whole[tokenizer[0]].replace(b"{", b"{ ", 1)}):
+        for name, content in changed.items():
+            (four / name).write_bytes(content)
+        with pytest.raises(InputError, match=r"is not what was exported with the files around it.*track accept"):
+            Generator.from_pretrained(four, device="cpu")
+        for name, content in whole.items():
+            (four / name).write_bytes(content)
+    (four / "tokenizer/config.json").rename(tmp_path / "aside")
+    with pytest.raises(InputError):
+        Generator.from_pretrained(four, device="cpu")
+    (tmp_path / "aside").rename(four / "tokenizer/config.json")
+    (four / "experiment.json").write_bytes(edited)
+    track.main(["accept", str(four / "experiment.json")])
+    assert "sealed as it is" in capsys.readouterr().out
+    Generator.from_pretrained(four, device="cpu")
+    (four / "experiment.json").unlink()
+    Generator.from_pretrained(four, device="cpu")
+    (four / "export.json").unlink()
+    Generator.from_pretrained(four, device="cpu"), "one from before"
+
+
 def test_models_and_exports_from_before_seals_draw_and_are_exported_with_them(graph, tmp_path):
     out = tmp_path / "out"
     export.main([str(RESULTS / "models/dpar/step4"), str(out)])
@@ -393,6 +425,7 @@ def test_models_and_exports_from_before_seals_draw_and_are_exported_with_them(gr
         known = {other: digests[other] for other in described["provenance"].keys() & digests.keys()}
         changed = {"sha256": digests[name], "provenance": described["provenance"] | known}
         write_text(config, json.dumps(described | changed))
+    (out / "export.json").unlink()
     Generator.from_pretrained(out, device="cpu")
     export.main([str(out), str(tmp_path / "again")])
     Generator.from_pretrained(tmp_path / "again", device="cpu")

@@ -48,14 +48,17 @@ class FolderImages(ImageSource):
 
     def expect_every_class(self) -> None:
         """Raises `InputError` if a class folder holds no images."""
-        used = set(self.labels.tolist())
-        empty = [str(name) for label, name in enumerate(self.classes or ()) if label not in used]
-        if empty:
+        if empty := self.empty_classes():
             raise InputError(
                 f"the class folder {shown(os.path.join(self.files[0], empty[0]))} holds no images "
                 f"({', '.join(SUFFIXES)}); add some, or remove the folder"
                 f"{described(self.left_alone, '; left alone: ')}"
             )
+
+    def empty_classes(self) -> list[str]:
+        """Names of the class folders that hold no images."""
+        used = set(self.labels.tolist())
+        return [str(name) for label, name in enumerate(self.classes or ()) if label not in used]
 
     @classmethod
     def stamps(cls, path: str) -> dict[str, Stamp]:

@@ -22,9 +22,11 @@ from dpar.data.sources.source import (
     merge_names,
 )
 from dpar.errors import InputError, shown
+from dpar.files import with_each_key_once
 
 _LABEL = re.compile(rb"\s*[+-]?[0-9]{1,18}\s*")
 _BLOCK = tarfile.BLOCKSIZE
+_LARGEST_RECORD = 2**20  # bytes
 _JSON = 2**16  # bytes of the largest `.json` member that is looked into
 
 
@@ -114,9 +116,12 @@ class _Members:
         found = cls(file)
         try:
             with tarfile.open(file, "r:") as tar:
+                last = None
                 for member in tar:
                     found._add(tar, member)
                     tar.members = []  # type: ignore  # every header would be kept
+                    last = member
+                _check_last(file, last)
                 _check_end(file, tar.offset)
         except InputError:
             raise
@@ -238,10 +243,30 @@ def _rest(name: str) -> str:
     return "." + os.path.basename(name).partition(".")[2].lower()
 
 
-def _check_end(file: str, offset: int) -> None:
-    """Raises `TarError` unless the tar ends at `offset` as tars do: two blocks of zeros, less than a record more."""
+def _check_last(file: str, member: tarfile.TarInfo | None) -> None:
+    """Raises `TarError` if the last image or label ends in a block of zeros: the end of the tar was never written.
+
+    Files of which a part is missing are zeros from a multiple of 512 bytes on; neither images nor labels end in them.
+    """
+    if member is None or not member.isfile() or not member.size or not _is_read(member):
+        return
+    rest = (member.size - 1) % _BLOCK + 1  # in its last block
     with open(file, "rb") as tar:
-        zeros = os.fstat(tar.fileno()).st_size - offset
+        tar.seek(member.offset_data + member.size - rest)
+        if not any(tar.read(rest)):
+            raise tarfile.ReadError(f"its last member, {shown(member.name)}, ends in zeros: the rest was never written")
+
+
+def _is_read(member: tarfile.TarInfo) -> bool:
+    suffix = os.path.splitext(member.name)[1].lower()
+    return suffix in SUFFIXES or suffix == ".cls"
+
+
+def _check_end(file: str, offset: int) -> None:
+    """Raises `TarError` unless the tar ends at `offset` as tars do: two blocks of zeros, and more to fill a record."""
+    with open(file, "rb") as tar:
+        size = os.fstat(tar.fileno()).st_size
+        zeros = size - offset
         tar.seek(offset)
         if any(tar.read(_BLOCK)):
             raise tarfile.ReadError(f"no member begins at byte {offset}, where one is expected")
@@ -252,11 +277,27 @@ def _check_end(file: str, offset: int) -> None:
         while rest := tar.read(2**20):
             if rest.count(0) < len(rest):
                 raise tarfile.ReadError("something follows its end, as in tars that were put together; unpack them")
-        if zeros >= 2 * _BLOCK + tarfile.RECORDSIZE:
+        if size % _BLOCK:
+            raise tarfile.ReadError(f"it is cut off at byte {size}, in the middle of a block of {_BLOCK} bytes")
+        if not _fills_a_record(size, zeros):
             raise tarfile.ReadError(
-                f"from byte {offset} on it is {zeros} zeros, as in a file of which only the beginning was written; "
-                f"a tar ends with less than {2 * _BLOCK + tarfile.RECORDSIZE}: if it is whole, use `tar -b 20`"
+                f"from byte {offset} on it is {zeros} zeros, as in a file of which only the beginning was written; a "
+                f"tar in records of {tarfile.RECORDSIZE} bytes ends with less than {2 * _BLOCK + tarfile.RECORDSIZE}: "
+                "if it is whole, write it with `tar -b 20`"
             )
+
+
+def _fills_a_record(size: int, zeros: int) -> bool:
+    """Whether zeros at the end of a tar are no more than fill a record.
+
+    Records have 10,240 bytes unless `tar -b` or another program had it otherwise, which is believed where they do not
+    divide the tar and another size does.
+    """
+    filling = zeros - 2 * _BLOCK
+    if filling < tarfile.RECORDSIZE:
+        return True
+    larger = range((filling // _BLOCK + 1) * _BLOCK, _LARGEST_RECORD + 1, _BLOCK)
+    return size % tarfile.RECORDSIZE != 0 and any(size % record == 0 for record in larger)
 
 
 class _Listed(NamedTuple):
@@ -274,7 +315,7 @@ def _listed_names(folder: str) -> _Listed:
         return _Listed(path, {}, {})
     try:
         with open(path, encoding="utf-8") as file:
-            listed = json.load(file)
+            listed = json.load(file, object_pairs_hook=with_each_key_once)
         if not isinstance(listed, list):
             raise TypeError(listed)
         named = {label: value.get("name") for label, value in enumerate(listed) if isinstance(value, dict)}

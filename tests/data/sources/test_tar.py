@@ -177,17 +177,53 @@ class TestEnds:
         with pytest.raises(InputError, match=rf"from byte {offset} on it is {len(whole) - offset} zeros"):
             open_images("webdataset", str(path))
 
-    @pytest.mark.parametrize(("padding", "whole"), [(0, True), (512, True), (10_239, True), (10_240, False)])
-    def test_less_than_a_record_follows_the_end(self, tmp_path, padding, whole):
+    @pytest.mark.parametrize(("padding", "reason"), [(0, ""), (512, ""), (9728, ""), (10_239, "in the middle of a")])
+    def test_less_than_a_record_follows_the_end(self, tmp_path, padding, reason):
         path = self.tar(tmp_path)
         with tarfile.open(path) as tar:
             offset = [m.offset for m in tar] and tar.offset
         path.write_bytes(path.read_bytes()[:offset] + bytes(1024 + padding))
-        if whole:
-            assert len(open_images("webdataset", str(path))) == 4
-        else:
-            with pytest.raises(InputError, match="as in a file of which only the beginning was written"):
+        if reason:
+            with pytest.raises(InputError, match=reason):
                 open_images("webdataset", str(path))
+        else:
+            assert len(open_images("webdataset", str(path))) == 4
+
+    def test_more_zeros_are_those_of_a_larger_record_or_of_what_was_never_written(self, tmp_path):
+        path = self.tar(tmp_path)
+        with tarfile.open(path) as tar:
+            offset = [m.offset for m in tar] and tar.offset
+        whole = path.read_bytes()[:offset]
+        for size, record in ((2**15, True), (3 * 10_240, False), (5 * 2**15, False), (2**21, False), (37_888, True)):
+            path.write_bytes(whole + bytes(size - offset))
+            if record:
+                assert len(open_images("webdataset", str(path))) == 4
+            else:
+                with pytest.raises(InputError, match=f"from byte {offset} on it is {size - offset} zeros.*tar -b 20"):
+                    open_images("webdataset", str(path))
+
+    @pytest.mark.parametrize("member", ["3.cls", "3.png"])
+    def test_the_last_member_does_not_end_in_zeros(self, tmp_path, member):
+        """Of a file that was to be written in parts the last is missing: less than a record, and no header with it."""
+        path = self.tar(tmp_path)
+        with tarfile.open(path) as tar:
+            place = tar.getmember(member)
+        lost = place.offset_data if member.endswith("cls") else place.offset_data + (place.size - 1) // 512 * 512
+        whole = path.read_bytes()
+        path.write_bytes(whole[:lost] + bytes(len(whole) - lost))
+        with pytest.raises(InputError, match=rf"its last member, {member}, ends in zeros|cls of .* expected a label"):
+            open_images("webdataset", str(path))
+
+    @pytest.mark.parametrize("blocks", [1, 2, 7, 20, 64, 128, 2048])
+    def test_records_may_have_any_size(self, tmp_path, blocks):
+        (tmp_path / "x").mkdir()
+        for i in range(7):
+            (tmp_path / f"x/{i}.png").write_bytes(PNG)
+            (tmp_path / f"x/{i}.cls").write_text("0")
+        names = sorted(file.name for file in (tmp_path / "x").iterdir())
+        command = ["tar", "-b", str(blocks), "-cf", tmp_path / "a.tar", "-C", tmp_path / "x", *names]
+        subprocess.run(command, check=True)
+        assert len(open_images("webdataset", str(tmp_path / "a.tar"))) == 7
 
     @pytest.mark.parametrize("samples", range(1, 21))
     def test_tars_of_gnu_tar_are_whole(self, tmp_path, samples):
