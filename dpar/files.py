@@ -62,6 +62,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise InputError(f"cannot write {path}: {error.strerror}; choose a folder that you may write to") from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST) and not path.parent.is_dir():
+            raise InputError(f"cannot write {path}: a file is where its folder should be; move that away") from error
         raise
     finally:
         with suppress(OSError):  # a file system that has become read-only refuses this too, and would hide the reason

@@ -15,9 +15,10 @@ from dpar.errors import InputError, run_command
 from dpar.experiment.composing import CHANGES, Places
 from dpar.experiment.settings import Experiment
 from dpar.experiment.smoke import composed
-from dpar.files import read_json, unmarked
+from dpar.files import read_json, unmarked, write_json
 from dpar.mirror.store import find_store
 from dpar.report.targets import refusal, targets
+from dpar.tracking.places import CONFIG
 from dpar.train.restarts import restarts
 from dpar.workflow import journal
 from dpar.workflow.announcement import BUDGET, changed_settings, said_of_smoke
@@ -89,10 +90,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         finally:
             for message in restarts(results / "state", began):
                 print(f"in this run: {message}", file=sys.stderr)
+        if not (status or dry or args.target or args.smoke or args.snakemake):
+            keep_settings(results, experiment)
     if status:
         raise InputError(last_words(results, began, status))
     if not dry:
         print(where_to_look(results))
+
+
+def keep_settings(results: Path, experiment: Experiment) -> None:
+    """Writes `experiment.json` anew after a whole run; one that had nothing to do has not written it.
+
+    What differs makes nothing out of date, such as how often a training is validated.
+    """
+    path, now = results / CONFIG, experiment.model_dump(mode="json")
+    if path.is_file() and unmarked(read_json(path)) != now:
+        write_json(path, now)
 
 
 def prepared(args: argparse.Namespace) -> tuple[list[str], Experiment, Path]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dpar.errors import InputError
 from dpar.files import is_sealed, seems_sealed
-from dpar.statement import DIGITS, Statement, may_state, seems_to_state, statement_of
+from dpar.statement import DIGITS, Statement, may_state, rule_stated_in, seems_to_state, statement_of
 from dpar.tracking.places import CONFIG
 
 _ASIDE = ("tracking", "logs", "state")
@@ -38,6 +38,7 @@ class Unrecorded:
 
     def __init__(self, results: Path, recorded: Callable[[str], float | None], digest_of: Callable[[str], str]):
         self.results, self._recorded, self._digest_of = results, recorded, digest_of
+        self._by_rule: dict[str, _Since | None] = {}
 
     def check(self, file: Path, makers: tuple[str, ...]) -> None:
         """Makes sure of a file without a record by what it says of itself.
@@ -54,8 +55,11 @@ class Unrecorded:
         if not makers:
             return
         said = check_alone(file, makers)
-        if said is None and may_state(file) and file.suffix != ".json":  # sealed, by a command that is no job
-            self._expect_old(file, self._stated_since, "has lost its statement of which job made it")
+        if said is None and may_state(file):
+            since = self._stated_since
+            if file.suffix == ".json":  # it is sealed, as a command writes it that is no job
+                since = next(filter(None, (self._rule_since(maker.partition("[")[0]) for maker in makers)), None)
+            self._expect_old(file, since, "has lost its statement of which job made it")
         for path, digits in said.inputs.items() if said else ():
             if (self.results / path).is_file() and self._digest_of(path)[:DIGITS] != digits:
                 raise InputError(
@@ -79,6 +83,12 @@ class Unrecorded:
     @cached_property
     def _stated_since(self) -> _Since | None:
         return self._since(lambda file: may_state(file) and seems_to_state(file))
+
+    def _rule_since(self, rule: str) -> _Since | None:
+        """From when on JSON of a rule says which job made it."""
+        if rule not in self._by_rule:
+            self._by_rule[rule] = self._since(lambda file: file.suffix == ".json" and rule_stated_in(file) == rule)
+        return self._by_rule[rule]
 
     def _since(self, carries: Callable[[Path], bool]) -> _Since | None:
         """From when on files carry a mark: from ever where one without a record does."""

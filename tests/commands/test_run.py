@@ -12,7 +12,7 @@ from dpar.commands import run, status, track
 from dpar.data.images import ImageIndex, open_images
 from dpar.errors import InputError
 from dpar.experiment.loading import parse_experiment
-from dpar.files import write_json
+from dpar.files import read_json, write_json
 from dpar.train.restarts import say_restart
 from dpar.workflow.run import RETRAIN, SMOKE, retraining, run_lock
 from tests.data.samples import folder_of_images
@@ -247,6 +247,19 @@ def test_images_that_changed_since_they_were_indexed_are_told_even_if_nothing_is
     (tmp_path / "x/cat/1.png").unlink()
     run.main(arguments)
     assert f"files of {tmp_path}/x since then: 1 gone; delete {index}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flags", "written"), [([], True), (["-n"], False), (["--target", "table1"], False)])
+def test_settings_that_make_nothing_out_of_date_are_kept_where_nothing_is_to_be_done(
+    tmp_path, monkeypatch, flags, written
+):
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "results" / "demo" / "experiment.json"
+    old = parse_experiment(demo(), "test").model_dump(mode="json")
+    write_json(path, old)
+    monkeypatch.setattr(run, "_run", lambda *_: 0)
+    run.main(["--config", "config/demo.yaml", "--directory", str(tmp_path), "--set", "training.log_every=7", *flags])
+    assert (read_json(path)["training"]["log_every"] == 7) == written
 
 
 @pytest.mark.parametrize("status", [0, 1])

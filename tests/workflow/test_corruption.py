@@ -558,3 +558,33 @@ def test_a_folder_that_was_renamed_alone_is_told_what_to_do(graph):
                 check_settings(path / "experiment.json", by_job=True)
         finally:
             path.rename(RESULTS)
+
+
+def test_a_seal_made_by_hand_is_no_statement(graph):
+    """Of records and what is kept of them nothing is left for this rule; the other seed's file says who made it."""
+    path, job = RESULTS / "metrics/dpar/seed0.json", graph.of("make_table", "comparison")
+    whole = path.read_bytes()
+    found = read_json(path)
+    found["values"]["frechet_distance"] = 1.0
+    forged = [{"made_of": ["x"]}, {"made_of": {"../x": "0" * 16}}, {"made_of": {"features/reference.npz": 5}}, {}]
+    with without_own_record(path):
+        for more in forged:
+            content = json.dumps(sealed(found, {"made_by": "compute_metrics[dpar,seed0]"} | more if more else None))
+            said = refusal(job, Corruption(path, "sealed anew", content.encode()))
+            assert "seed0.json has lost its statement" in said
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["tracking", "tracking/spool", "tracking/makers"])
+def test_a_file_in_the_place_of_the_records_is_one_line(graph, name):
+    place, aside = RESULTS / name, RESULTS.with_name("aside")
+    place.rename(aside)
+    try:
+        place.write_text("x")
+        with pytest.raises(InputError, match=r"a file is where its folder should be|cannot record the job") as caught:
+            graph.of("compute_metrics", "dpar/seed0").run()
+        assert "\n" not in str(caught.value)
+    finally:
+        place.unlink()
+        aside.rename(place)
+    graph.of("compute_metrics", "dpar/seed0").run()

@@ -1,5 +1,7 @@
 """Results without Snakemake's records: a change of settings is refused there, and nowhere else."""
 
+import subprocess
+import sys
 from base64 import urlsafe_b64encode
 
 import pytest
@@ -90,3 +92,21 @@ def test_a_run_refuses_before_snakemake_begins(results, monkeypatch, capsys):
         with pytest.raises(InputError, match=r"sampling\.cfg_scale was 2\.0 when .* takes them as current"):
             run.main([*flags, *more])
     assert not (directory / ".snakemake").exists()
+
+
+@pytest.mark.parametrize(("changes", "status"), [(["sampling={cfg_scale: 3}"], 1), (["seed=0"], 0)])
+def test_snakemake_itself_refuses_too(results, changes, status):
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        ROOT / "Snakefile",
+        "--directory",
+        results.parent.parent,
+    ]
+    command += ["--configfile", ROOT / "config/demo.yaml", "--config", *changes, "--cores", "1", "-n", "--quiet"]
+    run = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    said = run.stdout + run.stderr
+    assert run.returncode == status, said
+    assert ("sampling.cfg_scale was 2.0 when results/demo was made and is 3.0" in said) == (status != 0)

@@ -23,6 +23,7 @@ from dpar.experiment.cells import (
     sample_cells,
     table_rows,
 )
+from dpar.workflow.provenance import expect_records
 from dpar.workflow.recipes import recipe_number
 from dpar.report import paper
 from dpar.report.targets import COMPUTED, metric_files, pareto_file, sized_tables, table_files
@@ -58,6 +59,21 @@ def read_experiment():
 
 EXPERIMENT, PLACES = read_experiment()
 RESULTS = f"results/{EXPERIMENT.name}"  # in the rules' inputs, outputs and logs: <results>
+
+
+def refuse_settings_without_records():
+    """Where Snakemake's own records are gone it would say that nothing is to be done, whatever was changed.
+
+    `dpar run` has asked before, and jobs belong to a run that has.
+    """
+    if workflow.is_main_process and os.environ.get(LOCKED) != os.path.realpath(RESULTS):
+        try:
+            expect_records(Path(RESULTS), EXPERIMENT.model_dump(mode="json"), sys.argv[1:])
+        except InputError as error:
+            raise WorkflowError(str(error))
+
+
+refuse_settings_without_records()
 
 
 pathvars:
