@@ -84,10 +84,8 @@ def table1(size: str, resolution: int) -> Sizes:
 def untrained(sizes: Sizes, device: torch.device) -> tuple[Networks, PatchRule]:
     """Networks whose predictions vary, and the rule that gives patches of about `sizes.p_avg` tokens."""
     torch.manual_seed(0)
-    model, entropy_model = (
-        random_weights(DPAR(sizes.dpar)).to(device),
-        random_weights(LlamaGen(sizes.entropy_model)).to(device),
-    )
+    with device:  # a GPU makes the weights of an XL in no time, a CPU in some ten seconds
+        model, entropy_model = random_weights(DPAR(sizes.dpar)), random_weights(LlamaGen(sizes.entropy_model))
     tokens = torch.randint(0, sizes.dpar.vocab_size, (16, sizes.dpar.tokens), device=device)
     with torch.inference_mode():
         entropy = token_entropies(entropy_model, tokens, "unconditional").cpu()

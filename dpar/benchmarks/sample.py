@@ -1,7 +1,9 @@
 """Images per second of the sampler, of Algorithm 2 as written and of LlamaGen, and where the time goes.
 
 Networks have random weights and thresholds that give patches as long as the paper's; speed depends on sizes alone. By
-default two pairs are timed: the demo's, and the B variants of Table 1 on 16 x 16 tokens of 16,384 codes.
+default two pairs are timed: the demo's, and the B variants of Table 1 on 16 x 16 tokens of 16,384 codes. On a GPU the
+sampler's parts are captured as CUDA graphs, as in all batches of `dpar sample` but the first, and launched kernel by
+kernel in other turns.
 """
 
 import argparse
@@ -13,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -27,28 +29,32 @@ from dpar.benchmarks.timing import Timings, clock, in_turns, say, timed, warm_up
 from dpar.benchmarks.train import PAPER_P_AVG
 from dpar.device import default_device
 from dpar.errors import InputError
-from dpar.experiment.settings import VARIANTS
+from dpar.experiment.settings import VARIANTS, EntropyPrecision
 from dpar.memory import out_of_memory
+from dpar.model.entropy import computed_precision, entropy_weights
 from dpar.model.flops import sampling_gmacs
 from dpar.model.llamagen import LlamaGen
 from dpar.patches.rule import PatchRule
+from dpar.sampling.captured import GraphStore
 from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.networks import PRECISIONS, Networks
-from dpar.sampling.sampler import SampleResult, Step, sample
+from dpar.sampling.sampler import SampleResult, Step, by_static_parts, sample
 from dpar.workflow.options import Parser
 
 EAGER = ("DPAR", "LlamaGen")
 COMPILED = tuple(f"{name}, compiled" for name in EAGER)
+LAUNCHED = tuple(f"{name}, launched" for name in EAGER)  # on a GPU, where the others are captured
 ORIGINAL = "LlamaGen's own code"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The precision of the two models (the entropy model's is always float32), guidance, a checkout of LlamaGen."""
+    """The precision of the two models, guidance, a checkout of LlamaGen, the precision of the entropy model."""
 
     precision: str
     cfg_scale: float
     llamagen: Path | None
+    gate_precision: EntropyPrecision = "tf32"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,6 +72,12 @@ def parser() -> argparse.ArgumentParser:
         "--resolution", type=int, choices=PAPER_P_AVG, default=256, help="pixels, of pairs of Table 1 (default: 256)"
     )
     flags.add_argument("--precision", choices=PRECISIONS, help="default: bfloat16 on a GPU, else float32")
+    flags.add_argument(
+        "--gate-precision",
+        choices=get_args(EntropyPrecision),
+        default="tf32",
+        help="of the entropy model (default: tf32, which on a CPU is float32)",
+    )
     flags.add_argument("--cfg", type=float, default=2.0, metavar="SCALE", help="of guidance (default: 2)")
     flags.add_argument(
         "--batches",
@@ -113,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = parser().parse_args(argv)
     device = default_device()
-    settings = Settings(args.precision or ("bfloat16" if device.type == "cuda" else "float32"), args.cfg, args.llamagen)
+    precision = args.precision or ("bfloat16" if device.type == "cuda" else "float32")
+    settings = Settings(precision, args.cfg, args.llamagen, args.gate_precision)
     start, busy = time.monotonic(), time.process_time()
     models = {name: measure(sizes, settings, device) for name, sizes in chosen(args).items()}
     compiled = {
@@ -130,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "processor_seconds": time.process_time() - busy,
         "conditions": conditions(device)
         | {"weights": "random", "precision": settings.precision, "cfg_scale": settings.cfg_scale}
+        | {"gate_precision": computed_precision(settings.gate_precision, device)}
         | {"seconds_of": clock(device)}
         | ({"llamagens_own_code": described(args.llamagen, device)} if args.llamagen else {}),
     }
@@ -151,7 +165,7 @@ def measure(sizes: Sizes, settings: Settings, device: torch.device) -> dict[str,
     for batch in sizes.batches:
         say(f"{batch} images at a time")
         try:
-            seconds, first, timing, drawn = measure_batch(pair, sizes, settings, batch)
+            turns = measure_batch(pair, sizes, settings, batch)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -159,16 +173,13 @@ def measure(sizes: Sizes, settings: Settings, device: torch.device) -> dict[str,
                 raise InputError(f"{batch} images at a time do not fit the memory; give fewer: --batches") from None
             say(f"{batch} images at a time do not fit the memory")
             break
-        found = compared(sizes, settings, drawn, seconds["DPAR"], seconds["LlamaGen"], timing, pixels)
-        if COMPILED[0] in seconds:
-            found["compiled"] = speeds(found, *(seconds[name] for name in COMPILED))
-            found["compiled"]["first_draws_seconds"] = sum(first[name] for name in COMPILED)
+        found = compared(sizes, settings, turns, pixels)
         if settings.llamagen:
-            found["llamagens_own_code"] = compare_with_original(batch, seconds)
+            found["llamagens_own_code"] = compare_with_original(batch, turns.seconds)
         engine.append(found)
         if batch in sizes.literal:
             request = request_of(batch, sizes, device)
-            plain.append(measure_literal(pair.networks, drawn, request, pair.rule, pair.draw, whole=sizes.whole))
+            plain.append(measure_literal(pair.networks, turns.drawn, request, pair.rule, pair.draw, whole=sizes.whole))
             plain[-1]["speedup"] = found["images_per_s"] / plain[-1]["images_per_s"]
             if "compiled" in found:
                 plain[-1]["speedup_compiled"] = found["compiled"]["images_per_s"] / plain[-1]["images_per_s"]
@@ -204,41 +215,86 @@ class Pair:
 
     @classmethod
     def untrained(cls, sizes: Sizes, settings: Settings, device: torch.device) -> "Pair":
-        """New networks in the precision of `settings`."""
+        """New networks in the precisions of `settings`."""
         networks, rule = untrained(sizes, device)
-        baseline = random_weights(LlamaGen(sizes.llamagen)).to(device)
+        with device:
+            baseline = random_weights(LlamaGen(sizes.llamagen))
         for model in (networks.model, baseline):
             model.to(PRECISIONS[settings.precision])
-        return cls(networks, baseline, rule, DrawSettings(settings.cfg_scale))
+        pair = cls(networks, baseline, rule, DrawSettings(settings.cfg_scale))
+        return pair.with_entropies(settings.gate_precision)
 
-    def sampled(self, name: str, request: dict[str, Any], observe: Callable[[Step], object] | None = None) -> Any:
-        """A batch of that variant: `DPAR` or `LlamaGen`, `, compiled` or not."""
+    def with_entropies(self, precision: EntropyPrecision) -> "Pair":
+        """The same pair, its entropy model in that precision; bfloat16 rounds the weights for good."""
+        assert self.networks.entropy_model is not None
+        entropy_model = entropy_weights(self.networks.entropy_model.float(), precision)
+        networks = replace(self.networks, entropy_model=entropy_model, entropy_precision=precision)
+        return replace(self, networks=networks)
+
+    def sampled(
+        self,
+        name: str,
+        request: dict[str, Any],
+        observe: Callable[[Step], object] | None = None,
+        store: GraphStore | None = None,
+    ) -> SampleResult:
+        """A batch of that variant: `DPAR` or `LlamaGen`, `, compiled` or not; without a store, a GPU launches it."""
         model = self.networks.model if name.startswith("DPAR") else self.baseline
-        draw = replace(self.draw, compile=name in COMPILED)
-        return sample(model, self.networks.entropy_model, **request, rule=self.rule, settings=draw, observe=observe)
+        settings = replace(self.draw, compile=name in COMPILED, entropy_precision=self.networks.entropy_precision)
+        return sample(
+            model,
+            self.networks.entropy_model,
+            **request,
+            rule=self.rule,
+            settings=settings,
+            observe=observe,
+            store=store,
+        )
 
 
-def measure_batch(
-    pair: Pair, sizes: Sizes, settings: Settings, batch: int
-) -> tuple[dict[str, list[float]], dict[str, float], Timings, SampleResult]:
-    """Draws batches of one size with all variants in turns.
+@dataclass
+class Turns:
+    """What the draws of one batch size by all variants gave.
 
-    Returns:
-        seconds of each variant turn by turn, seconds of the first draw of those that compile, the parts of one more
-        draw of DPAR, and what that drew.
+    Attributes:
+        seconds: of each variant, turn by turn.
+        first: seconds of the first draw of those that compile or capture.
+        captured: variants whose draws were CUDA graphs.
+        timing: the parts of one more draw of DPAR, kernel by kernel.
+        drawn: the batch of that.
     """
+
+    seconds: dict[str, list[float]]
+    first: dict[str, float]
+    captured: list[str]
+    timing: Timings
+    drawn: SampleResult
+
+
+def measure_batch(pair: Pair, sizes: Sizes, settings: Settings, batch: int) -> Turns:
+    """Draws batches of one size with all variants in turns."""
     device, request = pair.networks.device, request_of(batch, sizes, pair.networks.device)
     names = [*EAGER, *(COMPILED if sizes.compiled and batch > 1 else ())]
-    works: dict[str, Callable[..., Any]] = {name: partial(pair.sampled, name, request) for name in names}
+    stores = {name: GraphStore() for name in names if by_static_parts(device)}
+    names += LAUNCHED if stores else ()
+    works: dict[str, Callable[..., Any]] = {
+        name: partial(pair.sampled, name, request, store=stores.get(name)) for name in names
+    }
     if settings.llamagen:
         works[ORIGINAL] = partial(own_sampler(settings.llamagen, pair.baseline, settings.cfg_scale), batch)
-    for name in EAGER:
-        warm_up(partial(pair.sampled, name, request))
-    first = {name: timed(work, device)[0] for name, work in works.items() if name not in EAGER}
+    first = {}
+    for name, work in works.items():
+        if name in (*EAGER, *LAUNCHED) and name not in stores:
+            warm_up(work)
+            continue
+        first[name] = timed(work, device)[0]
+        if name in stores:
+            work()  # a part is captured when it is called for the second time
     seconds = dict(zip(works, in_turns(list(works.values()), sizes.turns, device), strict=True))
     with watched(pair.networks) as timing:
-        timing.total, drawn = timed(works["DPAR"], device)
-    return seconds, first, timing, drawn
+        timing.total, drawn = timed(partial(pair.sampled, "DPAR", request), device)
+    captured = [name for name, store in stores.items() if store.captured]
+    return Turns(seconds, first, captured, timing, drawn)
 
 
 def pixel_seconds(networks: Networks, sizes: Sizes) -> float:
@@ -251,54 +307,51 @@ def pixel_seconds(networks: Networks, sizes: Sizes) -> float:
     return timed(lambda: networks.pixels(tokens, side), device)[0] / count
 
 
-def compared(
-    sizes: Sizes,
-    settings: Settings,
-    drawn: SampleResult,
-    ours: Sequence[float],
-    theirs: Sequence[float],
-    timing: Timings,
-    pixels: float,
-) -> dict[str, Any]:
+def compared(sizes: Sizes, settings: Settings, turns: Turns, pixels: float) -> dict[str, Any]:
     """One batch size: images per second, calls of the patch transformer, and multiply-adds, next to LlamaGen's.
 
     Images per second are medians of the turns without pixels; the ratio is the median of the turns' own.
 
     Args:
-        ours: seconds that the batch took, turn by turn.
-        theirs: seconds that LlamaGen took for as many images.
         pixels: seconds per image.
     """
-    patches = drawn.starts.sum(1).cpu().numpy()
+    patches = turns.drawn.starts.sum(1).cpu().numpy()
     batch, branches = len(patches), 1 if settings.cfg_scale in (0, 1) else 2
     guided = branches == 2
     gmacs = float(np.mean(sampling_gmacs(sizes.dpar, patches, entropy_model=sizes.entropy_model, guided=guided)))
     llamagen_gmacs = float(sampling_gmacs(sizes.llamagen, guided=guided))
-    calls = timing.calls["patch_transformer"]
+    calls = turns.timing.calls["patch_transformer"]
     found = {
         "batch": batch,
         "inverse_gmacs_ratio": llamagen_gmacs / gmacs,
         "gmacs_per_image": gmacs,
         "llamagen_gmacs_per_image": llamagen_gmacs,
     }
+    ways = {"compiled": COMPILED, "launched": LAUNCHED}
+    others = {way: _speeds(found, turns, names) for way, names in ways.items() if names[0] in turns.seconds}
+    if "compiled" in others:
+        others["compiled"]["first_draws_seconds"] = sum(turns.first[name] for name in COMPILED)
     return {
         **found,
-        **speeds(found, ours, theirs),
+        **_speeds(found, turns, EAGER),
         "mean_patches": float(patches.mean()),
         "patch_transformer_calls": calls,
         "patch_transformer_rows_per_call": branches * float(patches.sum()) / calls,
-        "shares": timing.shares(batch * pixels),
+        "shares": turns.timing.shares(batch * pixels),
+        **others,
     }
 
 
-def speeds(found: dict[str, Any], ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Images per second in batches of `found`, and over LlamaGen's, from seconds turn by turn."""
+def _speeds(found: dict[str, Any], turns: Turns, names: Sequence[str]) -> dict[str, Any]:
+    """Images per second of two variants in batches of `found`, and of the first over the second; whether by graphs."""
+    ours, theirs = (turns.seconds[name] for name in names)
     ratio = statistics.median(their / our for our, their in zip(ours, theirs, strict=True))
     return {
         "images_per_s": found["batch"] / statistics.median(ours),
         "llamagen_images_per_s": found["batch"] / statistics.median(theirs),
         "over_llamagen": ratio,
         "over_gmacs_ratio": ratio / found["inverse_gmacs_ratio"],
+        "captured": all(name in turns.captured for name in names),
     }
 
 
@@ -316,6 +369,7 @@ def compare_with_original(batch: int, seconds: dict[str, list[float]]) -> dict[s
 def differing(sizes: Sizes, pair: Pair) -> dict[str, float]:
     """The share of images that are not the same in a batch of another size and order, by precision."""
     count, device = 64, pair.networks.device
+    pair = pair.with_entropies("float32")
     model, entropy_model = pair.networks.model, pair.networks.entropy_model
     assert entropy_model is not None
     images, shares = request_of(count, sizes, device), {}
@@ -346,16 +400,17 @@ def table(found: dict[str, Any]) -> str:
             for plain in model["literal"]
         ]
         lines += [
-            f"  {'sampler':22}{e['batch']:>6}{e['images_per_s']:>10.3g}{e['patch_transformer_calls']:>7}"
+            f"  {_way('sampler', e):22}{e['batch']:>6}{e['images_per_s']:>10.3g}{e['patch_transformer_calls']:>7}"
             f"{e['patch_transformer_rows_per_call']:>11.1f}{e['llamagen_images_per_s']:>10.3g}"
             f"{e['over_llamagen']:>7.2f}{e['inverse_gmacs_ratio']:>9.2f}{e['over_gmacs_ratio']:>9.2f}"
             for e in model["engine"]
         ]
         lines += [
-            f"  {'sampler, compiled':22}{e['batch']:>6}{c['images_per_s']:>10.3g}{'':>18}"
+            f"  {_way(f'sampler, {way}', c):22}{e['batch']:>6}{c['images_per_s']:>10.3g}{'':>18}"
             f"{c['llamagen_images_per_s']:>10.3g}{c['over_llamagen']:>7.2f}{e['inverse_gmacs_ratio']:>9.2f}{c['over_gmacs_ratio']:>9.2f}"
+            for way in ("launched", "compiled")
             for e in model["engine"]
-            if (c := e.get("compiled"))
+            if (c := e.get(way))
         ]
         lines += [
             f"  {'LlamaGen, own code':22}{e['batch']:>6}{'':>28}{own['images_per_s']:>10.3g}  (LlamaGen here is "
@@ -376,3 +431,7 @@ def table(found: dict[str, Any]) -> str:
             lines.append(f"  images that change with the batch: {differ}")
         lines.append("")
     return "\n".join([*lines, "", f"{found['seconds']:.0f} s; {found['conditions']}"])
+
+
+def _way(name: str, speeds: dict[str, Any]) -> str:
+    return f"{name}, graphs" if speeds["captured"] else name

@@ -111,6 +111,11 @@ class GraphStore:
         self._key: Any = None
         self._kept: tuple[DPARParts | LlamaGenParts, Graphs] | None = None
 
+    @property
+    def captured(self) -> bool:
+        """Whether the last batch was drawn by graphs, and none of its parts could not be captured."""
+        return self._kept is not None and self._kept[1].works and bool(self._kept[1].captured)
+
     def get(self, key: Any, make: Callable[[], tuple[DPARParts | LlamaGenParts, Graphs]]) -> Any:
         """The parts and graphs that were made for an equal key the last time, or are made now."""
         if self._kept is None or self._key != key:

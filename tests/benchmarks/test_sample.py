@@ -15,6 +15,8 @@ from dpar.model.flops import sampling_gmacs
 from dpar.model.llamagen import LlamaGen
 from dpar.sampling.sampler import sample
 from tests.benchmarks.tiny import TINY
+from tests.recorded import stand_in_for_graphs
+from tests.rehearsal import rehearsing
 
 
 @pytest.fixture
@@ -147,3 +149,38 @@ def test_batches_beyond_the_memory_end_the_list(tiny, capsys, monkeypatch):
     assert "16 images at a time do not fit the memory" in shown.err
     with pytest.raises(InputError, match="16 images at a time do not fit the memory; give fewer: --batches"):
         main(["--size", "demo", "--batches", "16"])
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_gpu_is_timed_captured_and_launched(tiny, capsys, monkeypatch, works):
+    """In rehearsal: both take turns, and it is said whether what was captured is what was timed."""
+    drawn = []
+
+    def sampled(model, gate, **given):
+        result = sample(model, gate, **given)  # the first tokens of a warm-up end in an exception
+        drawn.append((type(model), given["store"], given["settings"].entropy_precision))
+        return result
+
+    few = {
+        name: getattr(TINY, name).model_copy(update={"grid": (2, 3)}) for name in ("dpar", "entropy_model", "llamagen")
+    }
+    monkeypatch.setattr(benchmark, "DEMO", replace(TINY, **few, batches=(3,), literal=(3,), whole=False))
+    monkeypatch.setattr(benchmark, "sample", sampled)
+    graphs = stand_in_for_graphs(monkeypatch) if works else []
+    with rehearsing():
+        main(["--json", "--size", "demo", "--precision", "float32"])
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    (e,) = found["models"]["demo"]["engine"]
+    assert e["captured"] == works == bool(graphs)
+    assert not e["launched"]["captured"]
+    assert e["launched"]["over_llamagen"] > 0
+    for kind in (DPAR, LlamaGen):
+        stores = [store for model, store, _ in drawn if model is kind]
+        assert len({store for store in stores if store is not None}) == 1, "graphs are made anew in each turn"
+        assert stores.count(None) == 1 + (kind is DPAR), "once in the turn, once watched"
+        assert len(stores) - stores.count(None) == 3, "once to launch, once to capture, once in the turn"
+    assert {precision for _, _, precision in drawn} == {"tf32"}
+    assert found["conditions"]["gate_precision"] == "tf32"
+    assert ("sampler, graphs" in shown.err) == works
+    assert "sampler, launched" in shown.err
