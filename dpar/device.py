@@ -100,6 +100,17 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
+def any_order() -> Iterator[None]:
+    """A part of such a block that need not repeat itself, and may use operations that have no order of their own."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
 def full_float32() -> Iterator[None]:
     """float32 products keep their 24 bits in this block: no TF32 in matrix products, nor in convolutions.
 

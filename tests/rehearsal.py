@@ -47,6 +47,13 @@ FREE = {
     "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_", "_unsafe_view",
     "_reshape_alias", "lift", "lift_fresh", "is_same_size", "_local_scalar_dense", "device",
 }  # fmt: skip
+# Operations that CUDA refuses where sums must have an order of their own (of the documented ones, those without layers
+# that the project has not): `torch.use_deterministic_algorithms`.
+UNORDERED = {
+    "nll_loss2d_forward", "histc", "median", "put_", "upsample_bilinear2d_backward", "upsample_bicubic2d_backward",
+    "_upsample_bilinear2d_aa_backward", "reflection_pad2d_backward", "_adaptive_avg_pool2d_backward",
+    "grid_sampler_2d_backward",
+}  # fmt: skip
 # Functions that are one kernel on a GPU and several operations on a CPU.
 FUSED = {"scaled_dot_product_attention", "rms_norm", "layer_norm"}
 
@@ -295,6 +302,7 @@ class Rehearsal(TorchFunctionMode):
             return self._copied(func, args, kwargs)
         self._check_mixing(name, given)
         self._check_waits(name, args, kwargs)
+        self._check_order(name, args)
         outer = {id(x.host): x for x in given if isinstance(x, GpuTensor)}
         hosts = {id(x) for x in given if not isinstance(x, GpuTensor)}
         args, kwargs = tree_map(_host, args), tree_map(_host, dict(kwargs))
@@ -345,6 +353,11 @@ class Rehearsal(TorchFunctionMode):
                     self.wait("mask as index")
                 elif index is not None and not isinstance(index, GpuTensor) and index.ndim:
                     self.wait("index of the host")
+
+    def _check_order(self, name: str, args: tuple) -> None:
+        sums = name == "cumsum" and args[0].is_floating_point()
+        if torch.are_deterministic_algorithms_enabled() and (sums or name in UNORDERED):
+            raise RuntimeError(f"{name}_cuda does not have a deterministic implementation, at {_here()}")
 
     def _count(self, name: str, given: Sequence[Tensor], *, free: bool = False) -> None:
         if free or getattr(self._fused, "on", False):

@@ -27,6 +27,7 @@ from dpar.data.codes import CodeStore, open_codes
 from dpar.data.loader import Batch, batches, sequential
 from dpar.data.manifest import Manifest
 from dpar.data.shards import CodeMetadata, CodeRows, rows_of_images, write_shard
+from dpar.data.workers import cores
 from dpar.device import PEAK_BF16
 from dpar.experiment.settings import Transformer
 from dpar.model.flops import training_gmacs
@@ -95,7 +96,7 @@ def measure(folder: Path, *, images: int, views: int, resolution: int, suffix: s
         suffix: of the shards.
         seconds: of CPU time that each way of reading is given.
     """
-    manifest, cores = folder / "manifest.json", len(os.sched_getaffinity(0))
+    manifest, processes = folder / "manifest.json", cores()
     found: dict[str, Any] = {
         "write": alone(write, [(folder, images, views, resolution, suffix)]),
         "index": alone(index, [(folder, suffix)]),
@@ -114,8 +115,8 @@ def measure(folder: Path, *, images: int, views: int, resolution: int, suffix: s
         "in random order": reading(),
         "in the order stored": reading(order="sequential"),
         "in random order, with patches": reading(patches=PAPER_PATCHES[resolution]),
-        EVERY_CORE: reading(cores),
-        f"{EVERY_CORE}, with patches": reading(cores, patches=PAPER_PATCHES[resolution]),
+        EVERY_CORE: reading(processes),
+        f"{EVERY_CORE}, with patches": reading(processes, patches=PAPER_PATCHES[resolution]),
     }
     forget(cache)
     found["read"]["in random order, from the disk"] = reading()
@@ -132,7 +133,7 @@ def measure(folder: Path, *, images: int, views: int, resolution: int, suffix: s
             "cache_bytes_per_row": sum(file.stat().st_size for file in cache.iterdir() if file.suffix != ".json")
             / stored.num_rows,
         },
-        "conditions": {"cores": cores, **conditions(torch.device("cpu"))},
+        "conditions": {"cores": processes, **conditions(torch.device("cpu"))},
     }
 
 
@@ -323,6 +324,6 @@ def table(found: dict[str, Any]) -> str:
     lines += ["", f"{'8 GPUs at 45 % MFU consume':<48}{'images/s':>12}{'read / it':>12}{f'cores for {BAR}x':>22}"]
     for card, consumed in found["consumed_per_s"].items():
         for model, rate in consumed.items():
-            ratio, cores = (found[name][card][model] for name in ("read_over_consumed", "cores_for_the_bar"))
-            lines.append(f"  {model + ', ' + card:<46}{rate:>12.0f}{ratio:>11.0f}x{cores:>22.2f}")
+            ratio, needed = (found[name][card][model] for name in ("read_over_consumed", "cores_for_the_bar"))
+            lines.append(f"  {model + ', ' + card:<46}{rate:>12.0f}{ratio:>11.0f}x{needed:>22.2f}")
     return "\n".join(lines)

@@ -59,8 +59,9 @@ class Plan:
         p_avg: mean patch length in tokens to which E_Th is calibrated.
         training: of both.
         turns: that count.
-        attention: back ends of packed attention to compare; the first that works is the headline's, and the only one if
-            compiled code is compared with eager code.
+        attention: back ends of packed attention to compare; the first that works is the headline's, and the only one
+            where code is compiled.
+        eager: whether eager code is timed next to compiled code.
     """
 
     dpar: Transformer
@@ -70,6 +71,7 @@ class Plan:
     training: Training
     turns: int
     attention: tuple[Backend, ...]
+    eager: bool = True
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -210,7 +212,7 @@ def _variants(
         stream = cast(Generator, prefetched(trainer.stream()))
         return Variant(trainer, stack.enter_context(contextlib.closing(stream)), attention, compiled)
 
-    modes = (True, False) if plan.training.compile else (False,)
+    modes = ((True, False) if plan.eager else (True,)) if plan.training.compile else (False,)
     variants = [variant_of(llamagen, None, mode) for mode in modes]
     variants += [variant_of(dpar, working[0], mode) for mode in modes]
     if not plan.training.compile:

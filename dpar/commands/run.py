@@ -11,6 +11,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import IO
 
+from dpar.data.workers import cores
 from dpar.errors import InputError, run_command
 from dpar.experiment.composing import CHANGES, Places
 from dpar.experiment.settings import Experiment
@@ -127,8 +128,8 @@ def prepared(args: argparse.Namespace) -> tuple[list[str], Experiment, Path]:
     snakemake += [] if args.profile is None else ["--profile", args.profile]
     # Snakemake's own lock outlives a run that is killed, and covers other experiments' results too; ours does not.
     # An option ends the list of triggers, to which a target would otherwise be added.
-    cores = args.cores or (os.cpu_count() if args.profile is None else None)
-    snakemake += ["--cores", str(cores)] if cores else []
+    wanted = args.cores or (cores() if args.profile is None else None)
+    snakemake += ["--cores", str(wanted)] if wanted else []
     snakemake += ["--rerun-triggers", *TRIGGERS, "--nolock", "--rerun-incomplete"]
     snakemake = [*args.target, *snakemake, *["--dry-run"] * args.dry_run, *args.snakemake]
     experiment, places, folder = what_runs(snakemake, args)

@@ -64,8 +64,8 @@ def _places(names: Sequence[str], images: ImageSource, known: ClassNames) -> lis
 
 def _case(unknown: Sequence[str], known: ClassNames) -> str:
     """Which of the unknown names differ from a known one by case, or by the bytes of the same letters, alone."""
-    folded = {_letters(name): name for name in known if name is not None}
-    pairs = [(name, folded[_letters(name)]) for name in unknown if _letters(name) in folded]
+    folded = {_folded(name): name for name in known if name is not None}
+    pairs = [(name, folded[_folded(name)]) for name in unknown if _folded(name) in folded]
     by_case = [f"{shown(name)} is not {shown(other)}" for name, other in pairs if _written(name) != _written(other)]
     alike = [f"{name!a} is not {other!a}" for name, other in pairs if _written(name) == _written(other)]
     said = f" (names that differ by case are different: {enumerated(by_case, 3)})" if by_case else ""
@@ -81,7 +81,7 @@ def _written(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _letters(name: str) -> str:
+def _folded(name: str) -> str:
     return _written(_written(name).casefold())
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from dpar.data.decoding import UNREADABLE, decode
 from dpar.data.sources import SOURCES, FolderImages, ImageSource, open_images
 from dpar.data.sources.source import ClassNames, enumerated, file_stamp
-from dpar.data.workers import mapped, reported
+from dpar.data.workers import cores, mapped, reported
 from dpar.errors import InputError, shown
 from dpar.files import read_json, sealed, write_text
 from dpar.statement import fields_for
@@ -87,7 +87,7 @@ class ImageIndex:
         _check_labels(images, num_classes)
         good, skipped, checks, sha = [], [], [], hashlib.sha256()
         chunks = [range(i, min(i + _CHUNK, len(images))) for i in range(0, len(images), _CHUNK)]
-        threads = len(os.sched_getaffinity(0))
+        threads = cores()
         checked = mapped(lambda chunk: [_check(images, i) for i in chunk], chunks, threads=threads, ahead=2 * threads)
         for chunk, results in zip(chunks, reported(checked, len(images), "read", size=_CHUNK), strict=True):
             for i, (sha256, reason) in zip(chunk, results, strict=True):

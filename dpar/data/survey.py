@@ -2,7 +2,6 @@
 
 import glob
 import io
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 
 from dpar.data.decoding import FORMATS, UNREADABLE, decode
 from dpar.data.images import ImageSource, open_images
-from dpar.data.workers import mapped, reported
+from dpar.data.workers import cores, mapped, reported
 from dpar.errors import InputError, did_you_mean, shown
 
 MOST_READ = 2_000  # images of a split that are decoded, evenly spaced
@@ -76,7 +75,7 @@ def survey(folder: Path) -> Survey:
     held_out = open_images(source, val, every_class=False) if val else None
     read = [(images, i) for i in _spaced(len(images))]
     read += [(held_out, i) for i in _spaced(len(held_out))] if held_out is not None else []
-    looks = mapped(lambda place: _look(*place), read, threads=len(os.sched_getaffinity(0)), ahead=64)
+    looks = mapped(lambda place: _look(*place), read, threads=cores(), ahead=64)
     found = list(reported(looks, len(read), "read"))
     sizes = [look for look in found if isinstance(look, tuple)]
     if not sizes:

@@ -1,5 +1,6 @@
 """Passes over many images: threads that read ahead, and a progress line now and then."""
 
+import os
 import sys
 import time
 from collections import deque
@@ -9,6 +10,11 @@ from typing import TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def mapped(function: Callable[[S], T], items: Iterable[S], *, threads: int, ahead: int) -> Iterator[T]:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import warnings
 import zipfile
 import zlib
@@ -19,7 +18,7 @@ from torch import Tensor
 from dpar.data.arrays import foreign, read_header, read_npy, read_npz
 from dpar.data.crops import center_crop, to_model_input, to_uint8
 from dpar.data.images import ImageIndex
-from dpar.data.workers import mapped
+from dpar.data.workers import cores, mapped
 from dpar.device import full_float32
 from dpar.errors import InputError
 from dpar.evaluation.frechet import Gaussian
@@ -311,7 +310,7 @@ def index_batches(
     index: ImageIndex, rows: Int[np.ndarray, "n"], side: int, size: int = BATCH
 ) -> Iterator[UInt8[Tensor, "B 3 side side"]]:
     """These images of an index, cropped as ADM does to `side` pixels, read ahead by threads."""
-    threads = len(os.sched_getaffinity(0))
+    threads = cores()
     pixels = mapped(
         lambda i: to_uint8(center_crop(index.read(i), side)), map(int, rows), threads=threads, ahead=2 * size
     )

@@ -26,7 +26,7 @@ from dpar.data.crops import center_crop, to_uint8
 from dpar.data.decoding import UNREADABLE, decode_whole
 from dpar.data.images import FolderImages, ImageIndex, ImageSource, open_images
 from dpar.data.sources.source import described, enumerated
-from dpar.data.workers import mapped
+from dpar.data.workers import cores, mapped
 from dpar.errors import InputError, shown
 from dpar.evaluation.features import BATCH, ImageArray
 from dpar.evaluation.folders import Contents
@@ -300,4 +300,4 @@ def _files(source: str, images: ImageSource, contents: Contents | None = None) -
 
 
 def _ahead(load: Any, rows: Int[np.ndarray, "n"]) -> Iterator[UInt8[Tensor, "3 H W"]]:
-    return mapped(load, map(int, rows), threads=len(os.sched_getaffinity(0)), ahead=2 * BATCH)
+    return mapped(load, map(int, rows), threads=cores(), ahead=2 * BATCH)

@@ -24,7 +24,7 @@ FREE = {
     "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "_unsafe_view", "_reshape_alias",
     "promote_types", "scalar_tensor", "lift_fresh",
 }  # fmt: skip
-ATTENTION = {"scaled_dot_product_attention", "_varlen_attn"}
+ATTENTION = {"scaled_dot_product_attention", "_varlen_attn", "_flash_attention_forward"}
 PICKING = {"index_select", "embedding", "gather", "index"}  # read as much as they give
 PLACING = {
     "index_copy_",
@@ -33,7 +33,7 @@ PLACING = {
     "index_put",
     "_index_put_impl_",
 }  # write as much as they are given
-SEVERAL = {"nonzero_static": 3, "sort": 4, "topk": 3, "cumsum": 2, "_varlen_attn": 2}
+SEVERAL = {"nonzero_static": 3, "sort": 4, "topk": 3, "cumsum": 2, "_varlen_attn": 2, "_flash_attention_forward": 2}
 """Launches of operations that are more than one; of the last, the second fills two numbers that nothing uses."""
 
 

@@ -1,6 +1,5 @@
 """Passes over a set of images: resizing, batches, features."""
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from dpar import __version__
-from dpar.data.workers import mapped, reported
+from dpar.data.workers import cores, mapped, reported
 from dpar.errors import InputError
 from dpar.evaluation.classifier import training_half
 from dpar.evaluation.features import BATCH, Extractor, Features, extract, read_gaussian
@@ -38,7 +37,7 @@ def batches(
     """
     found = images.read(rows, side)
     if profile == "clean":
-        found = mapped(resize_clean, found, threads=len(os.sched_getaffinity(0)), ahead=2 * BATCH)
+        found = mapped(resize_clean, found, threads=cores(), ahead=2 * BATCH)
     batch: list[Tensor] = []
     expected = None
     for number, image in enumerate(found):

@@ -28,8 +28,12 @@ class PatchDecoderLayer(nn.Module):
     def add_patch_state(
         self, tokens: Float[Tensor, "B T D"], patches: Float[Tensor, "M D"], rows: Int[Tensor, "B T"]
     ) -> Float[Tensor, "B T D"]:
-        """Tokens with the states of their patches added (Eq. 6)."""
-        return tokens + self.projection(self.norm(patches)).index_select(0, rows.flatten()).view_as(tokens)
+        """Tokens with the states of their patches added (Eq. 6).
+
+        Widened before they are copied to the tokens: the gradients of a patch's tokens are then summed in float32.
+        """
+        states = self.projection(self.norm(patches)).to(tokens.dtype)
+        return tokens + states.index_select(0, rows.flatten()).view_as(tokens)
 
 
 class PatchDecoder(nn.Module):

@@ -48,7 +48,8 @@ class Graphs:
     def __init__(self, device: torch.device):
         self.captured: dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, Any]] = {}
         self.called: set[tuple[Any, ...]] = set()
-        self.works, self.stream = True, None
+        self.failure: str | None = None
+        self.stream: torch.cuda.Stream | None = None
         try:
             self.pool = torch.cuda.graph_pool_handle()
             self.stream = torch.cuda.Stream(device)
@@ -58,7 +59,7 @@ class Graphs:
     def __call__(self, part: Part, *choice: Any) -> Any:
         """As `launched`."""
         key = (part.__name__, *choice)
-        if self.works and key in self.called and key not in self.captured:
+        if self.failure is None and key in self.called and key not in self.captured:
             self._capture(key, part, choice)
         if key in self.captured:
             graph, result = self.captured[key]
@@ -82,9 +83,9 @@ class Graphs:
         self.captured[key] = graph, result
 
     def _give_up(self, error: RuntimeError) -> None:
-        self.works = False
-        reason = str(error).strip().splitlines()[0]
-        logger.warning("sampling goes on without further CUDA graphs, which is slower; capturing failed: %s", reason)
+        self.failure = str(error).strip().splitlines()[0]
+        said = "sampling goes on without further CUDA graphs, which is slower; capturing failed: %s"
+        logger.warning(said, self.failure)
 
     @contextmanager
     def in_order(self) -> Iterator[None]:
@@ -114,7 +115,12 @@ class GraphStore:
     @property
     def captured(self) -> bool:
         """Whether the last batch was drawn by graphs, and none of its parts could not be captured."""
-        return self._kept is not None and self._kept[1].works and bool(self._kept[1].captured)
+        return self._kept is not None and self.failure is None and bool(self._kept[1].captured)
+
+    @property
+    def failure(self) -> str | None:
+        """Why a part of the last batch could not be captured; None if none was tried in vain."""
+        return None if self._kept is None else self._kept[1].failure
 
     def get(self, key: Any, make: Callable[[], tuple[DPARParts | LlamaGenParts, Graphs]]) -> Any:
         """The parts and graphs that were made for an equal key the last time, or are made now."""

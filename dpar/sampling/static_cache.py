@@ -2,7 +2,7 @@
 
 Where the new entries go is a tensor, and so is how many entries each row has. Attention reads the filled entries where
 they lie, without gathering rows, by PyTorch's variable-length kernel: its offsets into the keys are those of the rows
-that enter. Where that kernel does not serve (float32, an older PyTorch, a CPU), masked attention reads the entries of
+that enter. Where that kernel does not serve (float32, an older card, a CPU), masked attention reads the entries of
 all rows up to a length that the host knows, in steps of `STRIDE`.
 
 A row more than there are sequences takes what is written for places that no sequence fills (`scratch`).
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 
 from dpar.model.layers import Attend
 
@@ -65,12 +66,10 @@ def _attend_in_place(
     values: Float[Tensor, "R capacity H head_dim"],
     slots: InPlaceSlots,
 ) -> Float[Tensor, "n H head_dim"]:
-    from torch.nn.attention.varlen import varlen_attn
-
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)
     keys.index_copy_(0, slots.entries, k.to(keys.dtype))
     values.index_copy_(0, slots.entries, v.to(values.dtype))
-    found = varlen_attn(
+    found = VARLEN(
         q.to(keys.dtype),
         keys,
         values,
@@ -82,6 +81,26 @@ def _attend_in_place(
     )
     assert isinstance(found, Tensor)
     return found.type_as(q)
+
+
+def _flash_attention(
+    q: Float[Tensor, "n H head_dim"],
+    keys: Float[Tensor, "N H head_dim"],
+    values: Float[Tensor, "N H head_dim"],
+    query_offsets: Int[Tensor, " n+1"],
+    key_offsets: Int[Tensor, " n+1"],
+    longest_query: int,
+    longest: int,
+    *,
+    seqused_k: Int[Tensor, " n"],
+) -> Float[Tensor, "n H head_dim"]:
+    """What `varlen_attn` calls: in PyTorch 2.10 and 2.11 that one takes no lengths yet, the operation does."""
+    offsets = query_offsets, key_offsets, longest_query, longest
+    attend = torch.ops.aten._flash_attention_forward
+    return attend(q, keys, values, *offsets, 0.0, False, False, seqused_k=seqused_k)[0]
+
+
+VARLEN = varlen_attn if "seqused_k" in inspect.signature(varlen_attn).parameters else _flash_attention
 
 
 def _attend_masked(
@@ -177,7 +196,7 @@ def _in_strides(length: int) -> int:
 def reads_in_place(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether the variable-length kernel reads rows where they lie, by trial: rows out of order, lengths of their own.
 
-    The choice is logged once. It wants half precision and a PyTorch whose kernel takes lengths (`seqused_k`).
+    The choice is logged once. It wants half precision.
     """
     if device.type != "cuda":
         return False
@@ -189,12 +208,6 @@ def reads_in_place(device: torch.device, dtype: torch.dtype, head_dim: int) -> b
 
 def _trial(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     """Why the kernel does not serve, or None."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return "this PyTorch has no varlen_attn"
-    if "seqused_k" not in inspect.signature(varlen_attn).parameters:
-        return "varlen_attn of this PyTorch takes no lengths (seqused_k)"
     rows, heads, positions = torch.tensor([2, 0, 3, 3, 1]), 2, torch.tensor([3, 20, 0, 0, 7])
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, len(rows), heads, head_dim, generator=generator).to(device, dtype)

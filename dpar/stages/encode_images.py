@@ -1,6 +1,5 @@
 """Turns the views of one shard of images into codes (Section 3.1, Section 4.1's crops)."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ from torch import Tensor
 from dpar.data.crops import center_crop, to_model_input, to_uint8, views
 from dpar.data.images import ImageIndex
 from dpar.data.shards import CodeMetadata, rows_of_images, write_shard
-from dpar.data.workers import mapped, reported
+from dpar.data.workers import cores, mapped, reported
 from dpar.device import default_device, full_float32, pad_batch
 from dpar.errors import InputError, run_command
 from dpar.experiment.settings import Experiment
@@ -115,7 +114,7 @@ def encode(
         return torch.cat([cut(index.read(i)) for i in chunk])
 
     chunks = [numbers[i : i + size] for i in range(0, len(numbers), size)]
-    threads = len(os.sched_getaffinity(0))
+    threads = cores()
     for chunk, pixels in zip(chunks, mapped(load, chunks, threads=threads, ahead=2 * threads), strict=True):
         whole = pad_batch(pixels, len(pixels) // len(chunk) * size).to(device)
         with full_float32():

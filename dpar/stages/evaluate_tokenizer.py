@@ -1,6 +1,5 @@
 """Measures a tokenizer on held-out images and shows some next to their reconstructions."""
 
-import os
 import sys
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor
 from dpar.data.classes import Classes
 from dpar.data.crops import center_crop, resized, to_model_input, to_uint8
 from dpar.data.images import ImageIndex
-from dpar.data.workers import mapped, reported
+from dpar.data.workers import cores, mapped, reported
 from dpar.device import default_device, full_float32
 from dpar.errors import run_command
 from dpar.evaluation.features import Extractor, open_extractor
@@ -159,7 +158,7 @@ def _batches(index: ImageIndex, side: int, size: int) -> Iterator[tuple[range, U
         return torch.stack([to_uint8(center_crop(index.read(i), side)) for i in numbers])
 
     batches = [range(i, min(i + size, len(index))) for i in range(0, len(index), size)]
-    loaded = mapped(load, batches, threads=len(os.sched_getaffinity(0)), ahead=4)
+    loaded = mapped(load, batches, threads=cores(), ahead=4)
     return zip(batches, reported(loaded, len(index), "reconstructed", size=size), strict=True)
 
 

@@ -9,13 +9,11 @@ from matplotlib.figure import Figure
 
 from dpar.errors import run_command
 from dpar.experiment.settings import Experiment
-from dpar.report.figures import curves, error_bars, heat_maps, save
+from dpar.report.figures import curves, error_bars, heat_maps
 from dpar.report.labels import axis_label, label, level
-from dpar.report.measured import Floor, read_measured
-from dpar.report.tables import MADE, read_table
+from dpar.report.tables import MADE
 from dpar.report.verdict import ties
-from dpar.workflow import jobs
-from dpar.workflow.stage import Stage, flag
+from dpar.workflow.table_figure import draw_table, table_stage
 
 PANELS = {
     "nll": "validation NLL (nats/token)",
@@ -24,29 +22,12 @@ PANELS = {
     "patch_length": "P_avg",
 }
 
-STAGE = Stage(
-    "plot_ablation",
-    __doc__,
-    flag("--table", type=str),
-    flag("--csv", "tables/TABLE.csv"),
-    flag("--noise-floor"),
-    flag("--output"),
-)
+STAGE = table_stage("plot_ablation", __doc__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage."""
-    run = STAGE.start(argv)
-    args, experiment = run.args, run.experiment
-    with run.job(
-        args.table,
-        inputs=jobs.table(args.table, args.csv, args.noise_floor),
-        outputs=[args.output],
-        params={"table": args.table},
-    ) as job:
-        figure = draw(experiment, args.table, read_table(args.csv), read_measured(args.noise_floor, Floor))
-        save(figure, args.output)
-        job.figure(args.output)
+    draw_table(STAGE, argv, draw)
 
 
 def draw(experiment: Experiment, table: str, frame: pd.DataFrame, floor: dict) -> Figure:

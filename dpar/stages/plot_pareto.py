@@ -4,26 +4,17 @@ import sys
 from collections.abc import Sequence
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from dpar.errors import InputError, run_command
 from dpar.experiment.settings import Experiment
-from dpar.report.figures import pareto, save
+from dpar.report.figures import pareto
 from dpar.report.labels import label
-from dpar.report.measured import Floor, read_measured
-from dpar.report.tables import read_table
-from dpar.workflow import jobs
-from dpar.workflow.stage import Stage, flag
+from dpar.workflow.table_figure import draw_table, table_stage
 
 COSTS = {"training_gmacs": "training GMACs/image", "sampling_gmacs": "sampling GMACs/image"}
 
-STAGE = Stage(
-    "plot_pareto",
-    __doc__,
-    flag("--table", type=str),
-    flag("--csv", "tables/TABLE.csv"),
-    flag("--noise-floor", "for the name of the metric"),
-    flag("--output"),
-)
+STAGE = table_stage("plot_pareto", __doc__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,17 +23,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         InputError: no cell of the table has a metric and a cost.
     """
-    run = STAGE.start(argv)
-    args, experiment = run.args, run.experiment
-    with run.job(
-        args.table,
-        inputs=jobs.table(args.table, args.csv, args.noise_floor),
-        outputs=[args.output],
-        params={"table": args.table},
-    ) as job:
-        panels = points(experiment, args.table, read_table(args.csv))
-        save(pareto(panels, read_measured(args.noise_floor, Floor)["metric"]), args.output)
-        job.figure(args.output)
+    draw_table(STAGE, argv, draw)
+
+
+def draw(experiment: Experiment, table: str, frame: pd.DataFrame, floor: dict) -> Figure:
+    """The figure of a table as its CSV file has it."""
+    return pareto(points(experiment, table, frame), floor["metric"])
 
 
 def points(experiment: Experiment, table: str, frame: pd.DataFrame) -> dict[str, list[tuple[str, float, float]]]:

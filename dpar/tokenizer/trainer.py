@@ -6,7 +6,6 @@ image) or (seed, step), nothing from the steps before it.
 
 import contextlib
 import itertools
-import os
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from dpar.data.classes import Classes
 from dpar.data.crops import center_crop, to_model_input, to_uint8, with_shorter_side
 from dpar.data.images import ImageIndex
 from dpar.data.loader import epoch_order, random_bits, random_uniform
-from dpar.data.workers import mapped
+from dpar.data.workers import cores, mapped
 from dpar.device import to_device
 from dpar.errors import InputError
 from dpar.experiment.settings import TOKENIZER_PACE, TokenizerTraining
@@ -251,7 +250,7 @@ class TokenizerTrainer:
             image, epoch = place
             return random_crop(task.train, image, task.resolution, task.training.crop_range, task.seed, epoch)
 
-        threads = max(1, len(os.sched_getaffinity(0)) - 1)
+        threads = max(1, cores() - 1)
         pieces = mapped(cut, places(), threads=threads, ahead=4 * share)
         while True:
             yield torch.stack(list(itertools.islice(pieces, share)))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dpar.data.loader import batches, prefetched
-from dpar.device import deterministic_algorithms, peak_flops
+from dpar.device import any_order, deterministic_algorithms, peak_flops
 from dpar.errors import InputError
 from dpar.files import read_json, sha256_file, write_json, write_text
 from dpar.memory import out_of_memory
@@ -267,7 +267,9 @@ class Trainer:
     def _show(self, picture: Callable[[Any], bytes], checkpoint: Checkpoint) -> None:
         weights = checkpoint.part("model." if self.average is None else "average.module.")
         try:
-            self.job.image(picture(self._network(weights)), key="samples", step=self.step)
+            with any_order():  # CUDA has no ordered cumulative sum, which drawing with top-p needs
+                shown = picture(self._network(weights))
+            self.job.image(shown, key="samples", step=self.step)
         # no room next to what is trained is no reason to stop it
         except (InputError, RuntimeError, MemoryError) as error:
             if not (isinstance(error, InputError) or out_of_memory(error)):

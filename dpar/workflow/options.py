@@ -1,10 +1,10 @@
 """Options that commands share: the experiment, single settings of it, targets, cores; and help with all defaults."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
+from dpar.data.workers import cores
 from dpar.experiment.composing import Places
 from dpar.experiment.settings import Experiment
 from dpar.experiment.smoke import SMOKES, composed
@@ -56,7 +56,7 @@ def add_target(flags: argparse.ArgumentParser) -> None:
 
 def add_cores(flags: argparse.ArgumentParser) -> None:
     """Adds `--cores`, of which a profile may decide."""
-    help = f"CPU cores to use (default: {os.cpu_count()}, or the profile's)"
+    help = f"CPU cores to use (default: the {cores()} that this process may use, or the profile's)"
     flags.add_argument("--cores", type=int, metavar="N", help=help)
 
 

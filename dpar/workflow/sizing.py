@@ -1,7 +1,6 @@
 """Settings that fit images and a machine, for `dpar init`."""
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -133,8 +132,3 @@ def fitting_size() -> Size:
     import torch  # which takes a second
 
     return "base" if torch.cuda.is_available() else "tiny"
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))

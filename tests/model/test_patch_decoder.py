@@ -43,3 +43,17 @@ def test_patches_are_projected_before_they_are_copied(float64):
         causal_attention,
     )
     assert rows == [2]
+
+
+def test_gradients_of_a_patch_are_summed_in_float32_under_autocast():
+    """1,000 ones: bfloat16 cannot count beyond 256."""
+    layer = PatchDecoder(8, 1, 1, vocab_size=3).layers[0]
+    tokens, patches, rows = torch.zeros(1, 1000, 8), torch.zeros(1, 8), torch.zeros(1, 1000, dtype=torch.long)
+    given = []
+    layer.projection.register_full_backward_hook(lambda _, __, gradients: given.append(gradients[0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer.add_patch_state(tokens, patches.requires_grad_(), rows)
+    assert found.dtype == torch.float32
+    found.sum().backward()
+    assert given[0].dtype == torch.bfloat16
+    torch.testing.assert_close(given[0].float(), torch.full((1, 8), 1000.0))

@@ -149,7 +149,7 @@ class Observed(TorchDispatchMode):
 def in_place(request, monkeypatch):
     """Whether attention reads rows where they lie, by a stand-in for the kernel."""
     if request.param:
-        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", by_rows)
+        monkeypatch.setattr(static_cache, "VARLEN", by_rows)
     return request.param
 
 
@@ -411,8 +411,38 @@ def test_on_a_gpu_captured_as_launched_and_as_on_a_cpu(networks, case):
             assert torch.equal(one.tokens.cpu(), expected.tokens)
             assert torch.equal(one.starts.cpu(), expected.starts)
     graphs = store._kept[1]
-    assert graphs.works
+    assert graphs.failure is None
     assert len(graphs.captured) >= 2
+
+
+def test_the_operation_below_takes_lengths_where_varlen_attn_does_not():
+    """By the shapes that PyTorch gives for a GPU."""
+    with torch.device("meta"):
+        q, keys = torch.empty(3, 2, 64, dtype=torch.bfloat16), torch.empty(40, 2, 64, dtype=torch.bfloat16)
+        offsets, lengths = torch.empty(4, dtype=torch.int32), torch.empty(3, dtype=torch.int32)
+    found = static_cache._flash_attention(q, keys, keys, offsets, offsets, 1, 20, seqused_k=lengths)
+    assert (found.shape, found.dtype) == (q.shape, q.dtype)
+
+
+def test_masked_attention_gets_biases_that_no_kernel_pads(networks, monkeypatch):
+    """CUDA's memory-efficient kernel copies a bias of which a stride is no multiple of 8 numbers, in every layer."""
+    seen = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(q, k, v, attn_mask):
+        seen.append((attn_mask.shape, attn_mask.stride(), attn_mask.storage_offset(), k.shape))
+        return attend(q, k, v, attn_mask=attn_mask)
+
+    monkeypatch.setattr(static_cache.F, "scaled_dot_product_attention", watched)
+    for case in ("guided", "first_part", "llamagen"):
+        model, entropy_model, rule, settings = CASES[case]
+        sample_static(networks[model], networks[entropy_model], **request(3), rule=rule, settings=settings)
+    assert len({shape for shape, *_ in seen}) > 2
+    for shape, strides, offset, read in seen:
+        assert shape[-1] == read[-2], "a bias is as wide as the entries that are read"
+        assert shape[-1] % 16 == offset % 16 == 0
+        assert strides[-1] == 1
+        assert all(stride % 16 == 0 for stride, size in zip(strides[:-1], shape[:-1], strict=True) if size > 1)
 
 
 @pytest.mark.gpu

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from dpar.device import deterministic_algorithms
+from dpar.sampling.guidance import truncated
 from dpar.train.distributed import Ranks
 from dpar.train.loop import Trainer, train_to
 from dpar.weights import load_model
@@ -16,6 +18,7 @@ KINDS = {"dpar": "dpar", "llamagen": "llamagen", "unconditional": "llamagen", "d
 TRAININGS: dict[str, tuple[tiny.Kind, dict[str, Any]]] = {
     "dpar": ("dpar", {"attention": "sdpa", "precision": "bfloat16", "ema": 0.9, "accumulate": 2}),
     "checkpointed": ("dpar", {"attention": "sdpa", "activation_checkpointing_above": 0}),
+    "deterministic": ("dpar", {"attention": "sdpa", "precision": "bfloat16", "deterministic": True}),
     "llamagen": ("llamagen", {"precision": "bfloat16"}),
     "entropy model": ("unconditional", {"ema": 0.9}),
     "distilled": ("distilled", {"precision": "bfloat16"}),
@@ -65,3 +68,26 @@ def assert_no_waits(logs: list[Log]) -> None:
 @pytest.mark.parametrize("training", TRAININGS)
 def test_weights_of_the_cpu_and_no_wait(tmp_path, monkeypatch, training):
     assert_no_waits(rehearse(tmp_path, monkeypatch, training))
+
+
+def test_a_deterministic_training_may_draw_with_top_p(tmp_path):
+    """CUDA refuses cumulative sums of probabilities in a deterministic training: its pictures are drawn without."""
+    drawn = []
+
+    def picture(network):
+        truncated(network.tok_embeddings.weight.to("cuda"), temperature=1.0, top_k=0, top_p=0.5)
+        drawn.append(network)
+        return b"a picture"
+
+    with rehearsing():
+        task = tiny.tiny_task("llamagen", deterministic=True)
+        task.model.to("cuda")
+        ranks = Ranks(torch.device("cuda"))
+        how: dict[str, Any] = {"provenance": {}, "ranks": ranks, "job": tiny.Recorder(), "picture": picture}
+        train_to(task, 1, state=tmp_path / "state", output=tmp_path, history=tmp_path / "history.jsonl", **how)
+        with (
+            pytest.raises(RuntimeError, match="cumsum_cuda does not have a deterministic"),
+            deterministic_algorithms(True),
+        ):
+            picture(task.model)
+    assert drawn
