@@ -235,7 +235,7 @@ def draw_and_report(report: Report, pair: Pair, name: str, request: dict[str, An
 
 
 class Roofline:
-    """What is predicted for a pair at 256 px by counted kernels and bytes, by a process next to the measurements."""
+    """Predictions for a pair at 256 px by counted kernels and bytes, of a process next to the measurements."""
 
     def __init__(self, size: str, batches: Sequence[int]):
         flags = ["--size", size, "--resolution", "256", "--json", "--batches", *map(str, batches)]

@@ -254,7 +254,7 @@ class Pair:
 
 @dataclass
 class Turns:
-    """What the draws of one batch size by all variants gave.
+    """Draws of one batch size by all variants.
 
     Attributes:
         seconds: of each variant, turn by turn.

@@ -94,7 +94,7 @@ def _flash_attention(
     *,
     seqused_k: Int[Tensor, " n"],
 ) -> Float[Tensor, "n H head_dim"]:
-    """What `varlen_attn` calls: in PyTorch 2.10 and 2.11 that one takes no lengths yet, the operation does."""
+    """The operation below `varlen_attn`, which takes lengths where that one does not yet: in PyTorch 2.10 and 2.11."""
     offsets = query_offsets, key_offsets, longest_query, longest
     attend = torch.ops.aten._flash_attention_forward
     return attend(q, keys, values, *offsets, 0.0, False, False, seqused_k=seqused_k)[0]
