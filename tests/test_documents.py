@@ -125,6 +125,14 @@ def test_a_command_can_be_given_as_it_is_written(name, words):
         assert program in OTHERS, f"{name}: {program} is not known"
 
 
+@pytest.mark.parametrize("name", TEXTS)
+def test_calls_of_programs_that_no_test_has_say_what_they_need(name):
+    lines = [line for block in blocks(TEXTS[name], "bash") for line in block.replace("\\\n", " ").splitlines()]
+    called = [line for line in lines if line.split()[:1] in (["conda"], ["apptainer"])]
+    assert called or name != "docs/cluster.md"
+    assert [line for line in called if not re.search(r"# not run here: needs \w", line)] == []
+
+
 @pytest.mark.parametrize(("name", "span"), MENTIONED)
 def test_a_command_in_a_sentence_exists_with_its_options(name, span):
     program, *words = shlex.split(span.replace("...", ""))

@@ -19,7 +19,7 @@ from dpar.evaluation import cost
 from dpar.evaluation.roofline import CARDS
 from dpar.experiment.cells import model_cells, sample_cells
 from dpar.experiment.loading import load_experiment
-from dpar.experiment.settings import Experiment
+from dpar.experiment.settings import Experiment, gate_folder
 from dpar.files import read_json_lines
 from dpar.model import flops
 from dpar.paper import IMAGENET_IMAGES
@@ -28,6 +28,7 @@ from dpar.report.targets import COMPUTED, PAPER_TARGETS, refusal, targets
 from dpar.tracking.ledger import read_events
 from dpar.tracking.makers import check_recorded, recorded_json
 from dpar.tracking.settings import check_settings
+from dpar.train.checkpoint import saved_step
 from dpar.workflow.jobs import histories, patch_counts
 from dpar.workflow.jobs import index as images_of
 from dpar.workflow.options import Parser, add_directory, add_experiment, add_target, read_experiment
@@ -70,7 +71,11 @@ def parser() -> argparse.ArgumentParser:
         "and patches where they are this experiment's",
     )  # fmt: skip
     flags.add_argument("--price", type=float, metavar="P", help="of a GPU-hour, in any currency: the bill in money too")
-    flags.add_argument("--left", action="store_true", help="count only what is not there yet below results/NAME")
+    flags.add_argument(
+        "--left",
+        action="store_true",
+        help="count only what is not there yet below results/NAME, trainings from their last checkpoint on",
+    )
     add_directory(flags)
     flags.add_argument("--json", action="store_true", help="print JSON")
     return flags
@@ -92,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     needed = {name: jobs(experiment, name, data) for name in names}
     if args.left:
         results = args.directory / "results" / experiment.name
-        needed = {name: dict(still_to_do(wanted, results)) for name, wanted in needed.items()}
+        needed = {name: dict(still_to_do(wanted, results, experiment, data)) for name, wanted in needed.items()}
     found = bill(needed, rates, args.gpus, () if args.target else experiment.requested_tables)
     found |= {"experiment": experiment.name, "gpus": args.gpus, "rates": source, "images": [data.train, data.val]}
     found["measured"] = taken
@@ -100,12 +105,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(json.dumps(found, indent=2) if args.json else text(found))
 
 
-def still_to_do(wanted: dict[Key, JobCost], results: Path) -> Iterator[tuple[Key, JobCost]]:
-    """The jobs whose outputs are not there; a training that began counts whole."""
+def still_to_do(
+    wanted: dict[Key, JobCost], results: Path, experiment: Experiment, data: Data
+) -> Iterator[tuple[Key, JobCost]]:
+    """The jobs whose outputs are not there, each training from its last checkpoint on."""
     for key, job in wanted.items():
         made = output_of(key)
         if made is None or not any(results.glob(made)):
-            yield key, job
+            yield key, replace(job, macs=job.macs * share_left(key, results, experiment, data))
+
+
+def share_left(key: Key, results: Path, experiment: Experiment, data: Data) -> float:
+    """The share of a training, or of a piece of it, that comes after the last checkpoint of its state; else all."""
+    name, *part = key
+    if name == "train_model":
+        model, state = model_cells(experiment)[part[0]], f"models/{part[0]}"
+        training, place = model.training, model.milestones.index(part[1])
+        before = (0, *(int(milestone.removeprefix(training.unit)) for milestone in model.milestones))
+        first, last = before[place], before[place + 1]
+    elif name == "train_tokenizer":
+        state, training = "tokenizer", experiment.tokenizer.training
+    elif name == "train_entropy_model":
+        state = gate_folder(part[0] if part else None)
+        training = experiment.network(state).training
+    else:
+        return 1.0
+    step = saved_step(results / "state" / state)
+    if training is None or step is None:
+        return 1.0
+    if name != "train_model":
+        first, last = 0, training.steps or training.epochs or 0
+    begin, end = (length * (training.batch_size if training.steps else data.train) for length in (first, last))
+    return min(1.0, max(0.0, (end - step * training.batch_size) / (end - begin)))
 
 
 def output_of(key: Key) -> str | None:

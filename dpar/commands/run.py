@@ -6,8 +6,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, redirect_stderr
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -22,7 +23,7 @@ from dpar.report.targets import refusal, targets
 from dpar.tracking.places import CONFIG
 from dpar.train.restarts import restarts
 from dpar.workflow import journal
-from dpar.workflow.announcement import BUDGET, changed_settings, said_of_smoke
+from dpar.workflow.announcement import BUDGET, approved, said_of_smoke, somebody_asks
 from dpar.workflow.checks import refuse
 from dpar.workflow.options import (
     DEFAULT_EXPERIMENT,
@@ -37,10 +38,13 @@ from dpar.workflow.provenance import expect_records
 from dpar.workflow.recipes import RECIPES
 from dpar.workflow.run import LOCKED, RETRAIN, SMOKE, run_lock, smoke_unasked
 from dpar.workflow.supervision import Supervised
+from dpar.workflow.view import watching
 
 # Not `code`: Snakemake would retrain a model for a blank in a shell command; dpar/workflow/recipes.py says what is out
 # of date.
 TRIGGERS = ("mtime", "params", "input", "software-env")
+
+LAST_SAID = 25  # lines of Snakemake, where no job says what went wrong
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--budget", type=float, metavar="HOURS", help="of a GPU, or of this machine: stop before a run that takes more"
     )
-    options.add_argument("--verbose", action="store_true", help="show all that is said, on a terminal too")
+    options.add_argument("--verbose", action="store_true", help="show all that snakemake says, not a line per job")
     options.add_argument("--retrain", action="store_true", help="do finished trainings again that are out of date")
     options.add_argument("snakemake", nargs="*", metavar="-- ARGUMENT", help="what follows -- goes to snakemake")
     return options
@@ -77,17 +81,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     snakemake, experiment, results = prepared(args)
     say_changes(results)
     dry = args.dry_run or bool({"-n", "--dry-run", "--dryrun"} & set(args.snakemake))
-    for line in [*said_before(experiment), *changes_since(results, experiment)] if dry else ():
+    for line in said_before(experiment) if dry else ():
         print(line, file=sys.stderr)
     expect_records(results, experiment.model_dump(mode="json"), args.snakemake)
     told = {SMOKE: args.smoke or ""} | ({RETRAIN: "1"} if args.retrain else {})
     told |= {} if args.budget is None else {BUDGET: str(args.budget)}
     began = time.time()
-    with run_lock(results) as lock:
+    with nullcontext() if dry else run_lock(results) as lock:  # a dry run writes nothing
         command = [sys.executable, "-m", "snakemake", *snakemake]
-        watched = sys.stderr.isatty() and not (dry or args.verbose)
+        start = _run if dry or args.verbose else partial(_watched, results)
         try:
-            status = _watched(command, lock, told, results) if watched else _run(command, lock, told)
+            status = start(command, lock, told)
+            if status and (meant := wanted_budget(results, began)) is not None:
+                status = start(command, lock, told | {BUDGET: str(meant)})
         finally:
             for message in restarts(results / "state", began):
                 print(f"in this run: {message}", file=sys.stderr)
@@ -201,12 +207,16 @@ def said_before(experiment: Experiment) -> list[str]:
     return [said_of_smoke(experiment)] if experiment.is_smoke else []
 
 
-def changes_since(results: Path, experiment: Experiment) -> list[str]:
-    """Settings that differ from those of the run before, a line each."""
-    path = results / "experiment.json"
-    before = unmarked(read_json(path)) if path.is_file() else None
-    changes = changed_settings(before, experiment.model_dump(mode="json"))
-    return [f"changed since the last run: {key} was {old} and is {new}" for key, (old, new) in changes.items()]
+def wanted_budget(results: Path, began: float) -> int | None:
+    """The budget of a run that was refused for its cost and that the person at the terminal wants all the same.
+
+    Args:
+        began: when it was started, seconds since 1970.
+    """
+    state = journal.read(results)
+    if state is None or state.began < began or state.budget is None or not somebody_asks():
+        return None
+    return state.budget if approved(f"{state.refused}".partition(";")[0]) else None
 
 
 def last_words(results: Path, began: float, status: int) -> str:
@@ -231,35 +241,18 @@ def last_words(results: Path, began: float, status: int) -> str:
     )
 
 
-def _watched(command: Sequence[str], lock: IO[str], told: Mapping[str, str], results: Path) -> int:
-    """As `_run`, with a compact view on the terminal; all that is said goes to a log."""
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text
-
+def _watched(results: Path, command: Sequence[str], lock: IO[str] | None, told: Mapping[str, str]) -> int:
+    """As `_run`, with a view of what goes on; all that is said goes to a log."""
     path = results / "logs" / "run.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     print(f"all that is said goes to {path}; `dpar status` in another shell shows what follows too", file=sys.stderr)
-
-    def view() -> Text:
-        state = journal.read(results)
-        fresh = state is not None and state.began >= began
-        found = journal.lines(state, results.parent.parent) if state and fresh else ["looking at what is to be done"]
-        return Text("\n".join([*announcement_in(path), *found]), overflow="ellipsis", no_wrap=True)
-
     began = time.time()
-    with open(path, "wb") as log:
-        shown = Console(stderr=True)
-        with Live(get_renderable=view, console=shown, refresh_per_second=1, transient=True, redirect_stderr=False):
-            status = _run(command, lock, told, stdout=log, stderr=log)
+    with open(path, "wb") as log, watching(results, path):
+        status = _run(command, lock, told, stdout=log, stderr=log)
+    state = journal.read(results)
+    if status and (state is None or state.began < began):  # of which nothing else is known
+        print("\n".join(path.read_text("utf-8", errors="replace").splitlines()[-LAST_SAID:]), file=sys.stderr)
     return status
-
-
-def announcement_in(log: Path) -> Iterator[str]:
-    """The lines of a log that a run said before its first job."""
-    for line in log.read_text("utf-8", errors="replace").splitlines():
-        if line.startswith(("smoke: ", "this run: ", "  trains   ", "  takes    ", "  again    ")):
-            yield line
 
 
 def where_to_look(results: Path) -> str:
@@ -278,10 +271,16 @@ def where_to_look(results: Path) -> str:
     )
 
 
-def _run(command: Sequence[str], lock: IO[str], told: Mapping[str, str], **streams: IO[bytes]) -> int:
-    """Exit status of `command`; who asks this process to stop asks it and its jobs, which save what they have."""
-    locked = str(Path(lock.name).resolve().parents[1])
-    running = Supervised(command, env={**os.environ, LOCKED: locked, **told}, pass_fds=(lock.fileno(),), **streams)
+def _run(command: Sequence[str], lock: IO[str] | None, told: Mapping[str, str], **streams: IO[bytes]) -> int:
+    """Exit status of `command`; who asks this process to stop asks it and its jobs, which save what they have.
+
+    Args:
+        lock: of the results, which the command inherits; None where it writes none.
+    """
+    if lock is not None:
+        told = {**told, LOCKED: str(Path(lock.name).resolve().parents[1])}
+    passed = () if lock is None else (lock.fileno(),)
+    running = Supervised(command, env={**os.environ, **told}, pass_fds=passed, **streams)
     status = running.wait()
     if running.stopped_by is not None:
         print(

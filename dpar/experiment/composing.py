@@ -1,5 +1,6 @@
 """Experiments composed of files and single settings, and the file and line of each setting."""
 
+import ast
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ _EITHER = (
 )
 # A variant takes the place of the sizes below it.
 _SIZES = {"architecture", "width", "heads", "encoder_layers", "layers", "decoder_layers", *Autoencoder.model_fields}
+_ROW = re.compile(r"(tables|figures)\.(.+?), row (\{.*\})(?:: (\S+))?")
 _KEYS_WITH_DOTS = re.compile(r"(tables\.[^.]+\.(?:base|vary))\.(.+)")
 
 
@@ -52,17 +54,40 @@ class Places:
 
     def of(self, key: Sequence[str | int]) -> str | None:
         """The place of a setting, as `FILE:LINE`; of the group that it belongs to where nobody says it."""
+        return self._found(key)[1]
+
+    def _found(self, key: Sequence[str | int]) -> tuple[int, str | None]:
+        """The number of names of `key` that are written somewhere, and the place of the last of them."""
         found = [(*_reach(source, key), source) for source in self.sources]
         if not found:
-            return None
-        _, line, source = max(found, key=lambda reached: reached[0])  # the first of those that reach as far
-        return f"{source.where}:{line}" if line else source.where
+            return 0, None
+        depth, line, source = max(found, key=lambda reached: reached[0])  # the first of those that reach as far
+        return depth, f"{source.where}:{line}" if line else source.where
 
     def of_key(self, key: str) -> str | None:
-        """The same for a setting in words, such as `images.val` or `tables.t, row {...}`."""
-        parts = re.split(r", row |: |\s", key)[0]
+        """The same for a setting in words, such as `images.val` or `tables.t, row {...}: sampling.top_k`."""
         values = {} if not self.sources else self.sources[0].values
-        return self.of(_split(parts, values))
+        if (row := _ROW.fullmatch(key)) and (number := self._row(row[1], row[2], row[3])) is not None:
+            group, name, setting = row[1], row[2], row[4]
+            own: list[str | int] = [group, name, "rows", number]
+            ways = [[*own, setting], [group, name, "vary", setting], [group, name, "base", setting]] if setting else []
+            said = (place for way in ways for depth, place in [self._found(way)] if depth == len(way))
+            return next(said, None) or self.of(own)
+        return self.of(_split(re.split(r", row |: |\s", key)[0], values))
+
+    def _row(self, group: str, name: str, text: str) -> int | None:
+        """The number of the written row that the row in `text` came of: the one that says most of its settings."""
+        try:
+            wanted = ast.literal_eval(text)
+        except (ValueError, SyntaxError):  # an infinity, which is no literal
+            return None
+        for source in self.sources:
+            table = (source.values.get(group) or {}).get(name) if isinstance(source.values, Mapping) else None
+            rows = table.get("rows") if isinstance(table, Mapping) else None
+            if isinstance(rows, list):
+                fits = [(len(row), -i) for i, row in enumerate(rows) if row.items() <= wanted.items()]
+                return -max(fits)[1] if fits else None
+        return None
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

@@ -159,8 +159,13 @@ def restoring(folder: Path, step: int) -> Iterator[None]:
 
 def last_step(folder: Path) -> str:
     """The newest complete checkpoint, for messages."""
-    steps = _steps(folder)
-    return f"step {steps[-1]} in {folder}" if steps else "none yet"
+    step = saved_step(folder)
+    return "none yet" if step is None else f"step {step} in {folder}"
+
+
+def saved_step(folder: Path) -> int | None:
+    """The step of the newest complete checkpoint, if any; whether it is damaged is not looked at."""
+    return max(_steps(folder), default=None)
 
 
 def _steps(folder: Path) -> list[int]:

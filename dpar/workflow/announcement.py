@@ -2,13 +2,18 @@
 
 import math
 import os
+import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from dpar.errors import InputError
 from dpar.experiment.settings import SMOKE_SUFFIX, Experiment, gate_folder
+from dpar.workflow.journal import job_name
+
+Changes = Mapping[str, tuple[Any, Any]]
+"""Setting -> its value before and now."""
 
 BUDGET = "DPAR_BUDGET"
 """The variable with the most hours of a GPU (on a CPU of the machine) that a run may begin with."""
@@ -58,16 +63,23 @@ class Planned:
 
 @dataclass(frozen=True)
 class Bill:
-    """Hours of one device (None: not known), its name, and bytes that are written."""
+    """Hours of one device (None: not known), its name, bytes that are written, and seconds of each job by its name."""
 
     hours: float | None
     device: str
     bytes: float
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
-def announced(
-    experiment: Experiment, planned: Iterable[Planned], bill: Bill | None, changes: Mapping[str, tuple[Any, Any]]
-) -> Iterator[str]:
+class OverBudgetError(InputError):
+    """A run that costs more than was said; `meant` is the budget, in whole hours, that it fits."""
+
+    def __init__(self, text: str, meant: int):
+        super().__init__(text)
+        self.meant = meant
+
+
+def announced(experiment: Experiment, planned: Iterable[Planned], bill: Bill | None, changes: Changes) -> Iterator[str]:
     """The lines that stand before the first job.
 
     Args:
@@ -98,12 +110,11 @@ def said_of_smoke(experiment: Experiment) -> str:
     )
 
 
-def again(jobs: Iterable[Planned], changes: Mapping[str, tuple[Any, Any]]) -> Iterator[str]:
+def again(jobs: Iterable[Planned], changes: Changes) -> Iterator[str]:
     """Why finished work is done again, in settings."""
     for rule, count in Counter(job.rule for job in jobs if job.again).items():
-        read = READS.get(rule)
-        found = {k: v for k, v in changes.items() if read is None or any(f"{k}.".startswith(f"{r}.") for r in read)}
-        said = [f"{key} was {_said(old)} and is {_said(new)}" for key, (old, new) in found.items()]
+        found = read_by([rule], changes) if rule in READS else changes
+        said = [in_words(key, change) for key, change in found.items()]
         more = f", and {len(said) - MOST_CHANGES} other settings" if len(said) > MOST_CHANGES else ""
         why = ", ".join(said[:MOST_CHANGES]) + more if said else "the recipe of the stage is another one"
         yield f"{worded(rule, count)}, because {why}"
@@ -115,12 +126,41 @@ def worded(rule: str, count: int) -> str:
     return f"{count} {one if count == 1 else many}"
 
 
-def changed_settings(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ between two resolved experiments, by their key; none where nothing was before."""
-    if before is None:
-        return {}
-    old, new = dict(flat(before)), dict(flat(now))
-    return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
+def changed_settings(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> Changes:
+    """Settings that differ between two resolved experiments, by their key; none where nothing was before.
+
+    A group that one of the two lacks, such as a model or a table, is one setting.
+    """
+    return {} if before is None else dict(_changed(before, now))
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key in {**before, **now}:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _changed(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}", (old, new)
+
+
+def read_by(rules: Collection[str], changes: Changes) -> Changes:
+    """The changes of settings that one of these rules reads; of rules that are not listed, what no listed one reads."""
+
+    def among(key: str, listed: Iterable[str]) -> bool:
+        return any(f"{key}.".startswith(f"{name}.") for rule in listed for name in READS.get(rule, ()))
+
+    others = any(rule not in READS for rule in rules)
+    return {k: v for k, v in changes.items() if among(k, rules) or (others and not among(k, READS))}
+
+
+def in_words(key: str, change: tuple[Any, Any]) -> str:
+    """A change of a setting, or of a group that came or went."""
+    old, new = change
+    if isinstance(new, Mapping) and old is None:
+        return f"{key} is new"
+    if isinstance(old, Mapping) and new is None:
+        return f"{key} is gone"
+    return f"{key} was {_said(old)} and is {_said(new)}"
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -150,7 +190,8 @@ def bill_of(
     """
     from dpar.workflow import planning  # with PyTorch, which takes seconds
 
-    wanted = {key for rule, wildcards in jobs for key in _keys(rule, wildcards)}
+    keys = [(job_name(rule, wildcards), key) for rule, wildcards in jobs for key in _keys(rule, wildcards)]
+    wanted = Counter(key for _, key in keys)  # a set of samples is that of all its shards
     try:
         asked = ["report", *experiment.requested_tables]
         every = {k: job for t in asked for k, job in planning.jobs(experiment, t, planning.Data(*images, {})).items()}
@@ -169,7 +210,10 @@ def bill_of(
         )
     else:
         rates, device = planning.ASSUMED, "an A100, in GPU-hours"
-    return Bill(rates.hours(found.values()), device, sum(job.bytes for job in found.values()))
+    seconds = dict.fromkeys((name for name, _ in keys), 0.0)
+    for name, key in keys:
+        seconds[name] += 3600 * rates.hours([found[key]]) / wanted[key] if key in found else 0
+    return Bill(rates.hours(found.values()), device, sum(job.bytes for job in found.values()), seconds)
 
 
 def _keys(rule: str, wildcards: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
@@ -191,15 +235,17 @@ def _keys(rule: str, wildcards: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
         yield (rule,)
 
 
-def check_budget(bill: Bill, given: str | None) -> None:
-    """Refuses a run that costs more than was said.
+def check_budget(bill: Bill, given: str | None, approved: Callable[[str], bool] = lambda _: False) -> None:
+    """Refuses a run that costs more than was said, unless that is approved.
 
     Args:
         bill: of the run.
         given: the budget in hours of a device, as the environment has it; None = none.
+        approved: asked with the bill in words, where there is somebody to ask.
 
     Raises:
-        InputError: it is no number, or less than the bill.
+        OverBudgetError: it is less than the bill.
+        InputError: it is no number.
     """
     if given is None:
         return
@@ -209,11 +255,24 @@ def check_budget(bill: Bill, given: str | None) -> None:
         raise InputError(f"{BUDGET}: found {given!r}; expected hours of a GPU, such as 100") from None
     if bill.hours is not None and bill.hours > budget:
         meant = math.ceil(1.2 * bill.hours)
-        raise InputError(
-            f"this run takes about {hours_in_words(bill.hours)} of {bill.device}, more than the budget of {budget:g} "
-            "hours; nothing was started. Name a target that costs less (see `dpar plan`), or say that it is meant: "
-            f"`dpar run --budget {meant}`, or {BUDGET}={meant} for snakemake"
-        )
+        takes = f"this run takes about {hours_in_words(bill.hours)} of {bill.device}, more than the budget of"
+        if not approved(f"{takes} {budget:g} hours"):
+            raise OverBudgetError(
+                f"{takes} {budget:g} hours; nothing was started. Name a target that costs less (see `dpar plan`), or "
+                f"say that it is meant: `dpar run --budget {meant}`, or {BUDGET}={meant} for snakemake",
+                meant,
+            )
+
+
+def somebody_asks() -> bool:
+    """Whether a person sits at a terminal and can answer."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def approved(bill: str) -> bool:
+    """Whether the person at the terminal wants what `bill` says."""
+    print(f"{bill}. Start it? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def hours_in_words(hours: float) -> str:

@@ -68,7 +68,7 @@ def refuse(
 
 def located(problem: Problem, places: Places | None) -> str:
     """The problem in one line, after the file and line of its setting where these are known."""
-    at = places.of_key(problem.key) if places else None
+    at = places.of_key(problem.place or problem.key) if places else None
     return f"{at}: {problem}" if at else str(problem)
 
 
@@ -140,7 +140,8 @@ def _rows(experiment: Experiment) -> tuple[list[tuple[str, Row]], list[Problem]]
             rows.append((where, resolved_row(experiment, where, values)))
         except InputError as error:
             reason = str(error).removeprefix(f"{where}: ").removeprefix(f"row {values}: ")
-            problems.append(Problem(where, f"row {values}", f"a row that can be filled: {reason}", "correct the row"))
+            said = f"row {values}", f"a row that can be filled: {reason}", "correct the row"
+            problems.append(Problem(where, *said, place=f"{where}, row {values}"))
     return rows, problems
 
 
@@ -186,7 +187,10 @@ def _tables(experiment: Experiment, rows: list[tuple[str, Row]]) -> Iterator[Pro
     for (where, slugs), same in shown.items():
         if len(same) > 1:
             found = f"{len(same)} rows of the one cell {slugs[0]}: {' and '.join(map(str, same))}"
-            yield Problem(where, found, "one row per cell", "remove all but one, or correct what they vary")
+            yield Problem(
+                where, found, "one row per cell", "remove all but one, or correct what they vary",
+                place=f"{where}, row {same[-1]}",
+            )  # fmt: skip
 
 
 def _cells(experiment: Experiment, rows: list[tuple[str, Row]]) -> Iterator[Problem]:
@@ -196,7 +200,7 @@ def _cells(experiment: Experiment, rows: list[tuple[str, Row]]) -> Iterator[Prob
             if (length := len(slug.encode())) > LONGEST_CELL:
                 yield Problem(
                     where, f"the cell {slug} with a name of {length} bytes", f"at most {LONGEST_CELL}",
-                    "shorten the name of the model, or change less in one row",
+                    "shorten the name of the model, or change less in one row", place=f"{where}, row {row.values}",
                 )  # fmt: skip
     used = {cell.gate for _, row in rows for cell in row.samples}
     for gate in experiment.gates.keys() - used:

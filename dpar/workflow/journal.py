@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ import psutil
 from dpar.errors import shown
 
 NAME = "run.jsonl"
+START = 15.0  # seconds that a job is thought to take at least, most of them of imports
 LAST_LINES = 6  # of the log of a job that failed
 LONGEST_LINE = 100
 
@@ -33,13 +34,14 @@ def write(results: Path, event: str, *, anew: bool = False, **values: Any) -> No
             file.write(json.dumps({"event": event, "time": time.time(), **values}) + "\n")
 
 
-def begin(results: Path, jobs: Mapping[str, int]) -> None:
+def begin(results: Path, jobs: Mapping[str, int], seconds: Mapping[str, float] | None = None) -> None:
     """Begins the journal of a run of this process.
 
     Args:
         jobs: how many there are of each rule.
+        seconds: that jobs are thought to take, by their names, as far as that is known.
     """
-    write(results, "planned", anew=True, pid=os.getpid(), jobs=dict(jobs))
+    write(results, "planned", anew=True, pid=os.getpid(), jobs=dict(jobs), seconds=dict(seconds or {}))
 
 
 class JournalHandler(logging.Handler):
@@ -61,6 +63,20 @@ class JournalHandler(logging.Handler):
             write(self._results, "failed", job=record.jobid, name=record.rule_name, log=[*record.log])  # type: ignore[attr-defined]
 
 
+class FirstEvent(logging.Handler):
+    """Calls a function when Snakemake's logger is first told of an event of a kind."""
+
+    def __init__(self, kind: str, call: Callable[[], object]):
+        super().__init__()
+        self._kind, self._call = kind, call
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Calls it, once."""
+        if self._kind and str(getattr(record, "event", "") or "").rpartition(".")[2].lower() == self._kind:
+            self._kind = ""
+            self._call()
+
+
 def job_name(rule: str, wildcards: Mapping[str, str]) -> str:
     """A rule with what tells its job apart, such as `train_model dpar/step400`."""
     return f"{rule} {'/'.join(map(str, wildcards.values()))}".strip()
@@ -68,11 +84,12 @@ def job_name(rule: str, wildcards: Mapping[str, str]) -> str:
 
 @dataclass
 class Watched:
-    """A job as the journal knows it."""
+    """A job as the journal knows it; `seconds` of one that is finished."""
 
     name: str
     log: list[str]
     since: float
+    seconds: float = 0.0
 
 
 @dataclass
@@ -86,9 +103,11 @@ class RunState:
         planned: how many jobs there are of each rule.
         running: jobs by number.
         failed: those that failed.
-        done: how many are finished.
+        finished: those that are finished, in their order.
+        seconds: that jobs are thought to take, by name.
         ended: how it ended, if it did: `done` or `failed`.
         refused: why nothing was started.
+        budget: hours within which it would have been started.
     """
 
     began: float = 0.0
@@ -97,9 +116,40 @@ class RunState:
     planned: dict[str, int] = field(default_factory=dict)
     running: dict[int, Watched] = field(default_factory=dict)
     failed: list[Watched] = field(default_factory=list)
-    done: int = 0
+    finished: list[Watched] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
     ended: str | None = None
     refused: str | None = None
+    budget: int | None = None
+
+    @property
+    def total(self) -> int:
+        """How many jobs there are."""
+        return sum(self.planned.values())
+
+    @property
+    def done(self) -> int:
+        """How many are finished."""
+        return len(self.finished)
+
+    def left(self, now: float) -> float | None:
+        """Seconds to the end, by the costs of jobs and the pace of those that are finished; None before there is one.
+
+        Args:
+            now: seconds since 1970.
+        """
+        spent = sum(job.seconds for job in self.finished)
+        if not spent or now <= self.began:
+            return None
+        unknown = max(0, self.total - len(self.seconds))
+        pace = spent / sum(map(self._expected, self.finished))
+        begun = [(pace * self._expected(job), now - job.since) for job in self.running.values()]
+        work = pace * (sum(self.seconds.values()) + START * unknown) - spent - sum(map(min, begun))
+        abreast = max(1.0, (spent + sum(busy for _, busy in begun)) / (now - self.began))
+        return max(0.0, work / abreast)
+
+    def _expected(self, job: Watched) -> float:
+        return max(START, self.seconds.get(job.name, 0.0))
 
     @property
     def alive(self) -> bool:
@@ -124,13 +174,15 @@ def _take(state: RunState, event: dict[str, Any]) -> None:
     kind, state.last = event["event"], event["time"]
     if kind == "planned":
         state.began, state.process, state.planned = event["time"], event["pid"], event["jobs"]
+        state.seconds = event.get("seconds", {})
     elif kind == "refused":
-        state.began, state.refused = event["time"], event["text"]
+        state.began, state.refused, state.budget = event["time"], event["text"], event.get("budget")
     elif kind == "started":
         state.running[event["job"]] = Watched(event["name"], event["log"], event["time"])
     elif kind == "finished":
-        state.running.pop(event["job"], None)
-        state.done += 1
+        job = state.running.pop(event["job"], None) or Watched("", [], event["time"])
+        job.seconds = event["time"] - job.since
+        state.finished.append(job)
     elif kind == "failed":
         known = state.running.pop(event["job"], None)
         state.failed.append(known or Watched(event["name"], event["log"], event["time"]))
@@ -146,17 +198,37 @@ def lines(state: RunState, directory: Path, now: float | None = None) -> Iterato
         now: seconds since 1970; by default the present.
     """
     now = time.time() if now is None else now
-    total = sum(state.planned.values())
     if state.refused is not None:
         yield f"nothing was started: {state.refused}"
         return
     how = "running" if state.alive else state.ended or "interrupted"
-    yield f"{how}: {state.done} of {total} jobs, in {duration((now if state.alive else state.last) - state.began)}"
-    for job in state.running.values() if state.alive else ():
-        word = last_line(directory, job.log)
-        yield f"  {job.name} ({duration(now - job.since)}){f': {word}' if word else ''}"
+    left = f", about {duration(seconds)} left" if state.alive and (seconds := state.left(now)) is not None else ""
+    spent = duration((now if state.alive else state.last) - state.began)
+    yield f"{how}: {state.done} of {state.total} jobs, in {spent}{left}"
+    yield from (f"  {going_on(job, directory, now)}" for job in state.running.values() if state.alive)
     for job in state.failed:
         yield f"  failed: {job.name}, log {', '.join(job.log)}"
+
+
+def going_on(job: Watched, directory: Path, now: float) -> str:
+    """A running job with its last word."""
+    word = last_line(directory, job.log)
+    return f"{job.name} ({duration(now - job.since)}){f': {word}' if word else ''}"
+
+
+def plain_lines(before: RunState, state: RunState, directory: Path, now: float) -> Iterator[str]:
+    """What has ended since the state before: done k of n, the job, its last word, which has its figure of merit.
+
+    Args:
+        directory: from which the logs' paths count.
+        now: seconds since 1970.
+    """
+    seconds = state.left(now)
+    left = "" if seconds is None or state.done >= state.total else f"; about {duration(seconds)} left"
+    for number, job in enumerate(state.finished[before.done :], before.done + 1):
+        word = last_line(directory, job.log)
+        yield f"{number} of {state.total}  {job.name}{f': {word}' if word else ''} ({duration(job.seconds)}){left}"
+    yield from (f"failed  {job.name}, log {', '.join(job.log)}" for job in state.failed[len(before.failed) :])
 
 
 def failures(state: RunState, directory: Path) -> Iterator[str]:

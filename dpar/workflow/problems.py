@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """The key, what stands there, what may stand there, and what to do."""
+    """The key, what stands there, what may stand there, and what to do; the key of its place, where it is another."""
 
     key: str
     found: str
     allowed: str
     remedy: str
+    place: str | None = None
 
     def __str__(self) -> str:
         return f"{self.key}: found {self.found}; expected {self.allowed}; {self.remedy}"

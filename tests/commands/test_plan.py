@@ -9,7 +9,7 @@ from dpar import cli
 from dpar.commands import plan
 from dpar.errors import InputError
 from dpar.files import write_json
-from dpar.workflow.planning import JobCost, Rates
+from dpar.workflow.planning import Data, JobCost, Rates
 from tests.experiment.test_settings import CONFIG, demo, parse_experiment
 
 TRAINING, SAMPLING = 100.0, 10.0
@@ -239,3 +239,33 @@ def test_the_bill_in_the_documents_is_what_is_printed(capsys):
     unwritten = [new[key]["gpu_hours"] for key in new.keys() - set(written)]
     assert {what for what, *_ in rows} >= {"every table and figure of the paper", "256 px: Table 3"}
     assert sum(unwritten) == 0, "figures that are drawn from the samples of tables"
+
+
+def test_what_is_left_of_a_training_is_counted_from_its_last_checkpoint(tmp_path):
+    training = {"steps": 400, "milestones": [100], "batch_size": 8}
+    experiment = parse_experiment(demo(training=training), "test")
+    data = Data(1000, 100, {})
+
+    def checkpoint(state, step):
+        write_json(tmp_path / "state" / state / f"step{step:08d}.json", {"step": step})
+
+    def share(*key):
+        return plan.share_left(key, tmp_path, experiment, data)
+
+    pieces = ("train_model", "dpar", "step100"), ("train_model", "dpar", "step400")
+    assert [share(*piece) for piece in pieces] == [1, 1]
+    checkpoint("models/dpar", 50)
+    assert [share(*piece) for piece in pieces] == [0.5, 1]
+    checkpoint("models/dpar", 250)
+    assert [share(*piece) for piece in pieces] == [0, 0.5]
+    assert share("train_model", "llamagen", "step400") == 1
+    checkpoint("tokenizer", experiment.tokenizer.training.steps // 4)
+    checkpoint("entropy_model", experiment.entropy_model.training.steps)
+    assert share("train_tokenizer") == 0.75
+    assert share("train_entropy_model") == 0
+    assert share("encode_images") == share("sample_images", "dpar", "0") == 1
+    wanted = {piece: job(2, 1e9) for piece in pieces}
+    left = dict(plan.still_to_do(wanted, tmp_path, experiment, data))
+    assert [Rates(TRAINING, 1.0, SAMPLING).hours([job]) for job in left.values()] == [0, 1]
+    epochs = parse_experiment(demo(training={"epochs": 4, "batch_size": 10}), "test")
+    assert plan.share_left(("train_model", "dpar", "epoch4"), tmp_path, epochs, data) == pytest.approx(1 - 2500 / 4000)

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import re
 import signal
 import sys
 
@@ -14,6 +15,8 @@ from dpar.errors import InputError
 from dpar.experiment.loading import parse_experiment
 from dpar.files import read_json, write_json
 from dpar.train.restarts import say_restart
+from dpar.workflow import journal
+from dpar.workflow.announcement import BUDGET
 from dpar.workflow.run import RETRAIN, SMOKE, retraining, run_lock
 from tests.data.samples import folder_of_images
 from tests.experiment.test_settings import demo
@@ -59,6 +62,31 @@ def test_two_runs_into_one_folder_are_refused(tmp_path, monkeypatch):
             run.main(["--config", "config/demo.yaml", "--directory", str(tmp_path)])
 
 
+def test_a_dry_run_next_to_a_run_into_the_same_folder_writes_nothing(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(ROOT)
+    before = parse_experiment(demo(), "test").model_dump(mode="json")
+    write_json(tmp_path / "results" / "demo" / "experiment.json", before)
+    with run_lock(tmp_path / "results" / "demo"):
+        files = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "results").rglob("*"))
+        changes = ["--set", "sampling.cfg_scale=2.5", "--set", "evaluation.splits=3"]
+        run.main(
+            [
+                "--directory",
+                str(tmp_path),
+                "--cores",
+                "1",
+                "-n",
+                *changes,
+                "--target",
+                "results/demo/tokenizer/config.json",
+            ]
+        )
+        assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "results").rglob("*")) == files
+    said = capfd.readouterr()
+    assert job_counts(said.out + said.err)["index_images"] == 2
+    assert "changed since the last run" not in said.err, "no job of this target draws or measures"
+
+
 @pytest.mark.parametrize(
     "arguments", [["--config", "name=other"], ["-C", "name=other"], ["--configfile", "other.yaml"]]
 )
@@ -67,7 +95,7 @@ def test_the_lock_is_that_of_the_experiment_that_runs(tmp_path, monkeypatch, arg
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(demo(name="other")))
     arguments = [word.replace("other.yaml", str(tmp_path / "other.yaml")) for word in arguments]
     seen = []
-    monkeypatch.setattr(run, "_run", lambda command, lock, told: seen.append(lock.name) or 0)
+    monkeypatch.setattr(run, "_run", lambda command, lock, told, **_: seen.append(lock.name) or 0)
     flags = ["--config", "config/demo.yaml", "--directory", str(tmp_path), "--"]
     run.main([*flags, *arguments])
     run.main([*flags, "--directory", str(tmp_path / "else"), *arguments])
@@ -152,7 +180,12 @@ def test_a_target_is_made_alone_and_the_audit_finds_it(tmp_path, monkeypatch, ca
     monkeypatch.chdir(ROOT)
     run.main(["--config", "config/demo.yaml", "--directory", str(tmp_path), "--cores", "1", "--", "table1"])
     results = tmp_path / "results" / "demo"
-    assert f"Results    {results}" in capfd.readouterr().out
+    said = capfd.readouterr()
+    assert f"Results    {results}" in said.out
+    assert any(re.fullmatch(r"1 of 1  describe_models: .* \(\d+ s\)", line) for line in said.err.splitlines())
+    assert len(said.err.splitlines()) < 8
+    run.main(["--config", "config/demo.yaml", "--directory", str(tmp_path), "--cores", "1", "--", "table1"])
+    assert "Nothing to be done" in capfd.readouterr().err
     assert (results / "tables" / "table1.md").is_file()
     assert not (results / "images").exists()
     with pytest.raises(SystemExit):  # the rest is missing
@@ -178,7 +211,11 @@ def test_what_failed_is_said_last_with_the_end_of_its_log_and_status_says_it_too
     assert last[1] == "index_images train failed; the end of results/demo/logs/index_images/train.log:"
     assert any("ant/3.png" in line for line in last[2:-1])
     assert "run the same command again" in last[-1]
-    assert "this run: 1 jobs (1 index_images)" in capfd.readouterr().err
+    shown = capfd.readouterr().err.splitlines()
+    assert "this run: 1 jobs (1 index_images)" in shown
+    assert shown[-1] == "failed  index_images train, log results/demo/logs/index_images/train.log"
+    assert not any("resources:" in line or "wildcards:" in line for line in shown)
+    assert "wildcards: split=train" in (tmp_path / "results/demo/logs/run.log").read_text()
     status.main(flags)
     said = capfd.readouterr().out
     assert "failed: 0 of 1 jobs" in said
@@ -196,12 +233,38 @@ def test_a_run_above_its_budget_is_refused_last_and_before_any_job(tmp_path, mon
         status.main(["--results", str(tmp_path / "none")])
 
 
+@pytest.mark.parametrize(("answer", "budgets"), [(True, ["0", "8482"]), (False, ["0"])])
+def test_at_a_terminal_a_run_above_its_budget_is_started_if_the_person_says_so(tmp_path, monkeypatch, answer, budgets):
+    monkeypatch.chdir(ROOT)
+    asked, given = [], []
+
+    def refuses_first(results, command, lock, told):
+        given.append(told[BUDGET])
+        if len(given) == 2:
+            return 0
+        journal.write(results, "refused", anew=True, text="this run takes 7 hours; nothing was started", budget=8482)
+        return 1
+
+    monkeypatch.setattr(run, "_watched", refuses_first)
+    monkeypatch.setattr(run, "approved", lambda bill: asked.append(bill) or answer)
+    arguments = ["--directory", str(tmp_path), "--budget", "0"]
+    with pytest.raises(InputError, match="nothing was started"):
+        run.main(arguments)  # nobody sits there
+    assert (asked, given) == ([], ["0.0"])
+    given.clear()
+    monkeypatch.setattr(run, "somebody_asks", lambda: True)
+    with contextlib.nullcontext() if answer else pytest.raises(InputError, match="nothing was started"):
+        run.main(arguments)
+    assert asked == ["this run takes 7 hours"]
+    assert [float(budget) for budget in given] == [float(budget) for budget in budgets]
+
+
 def test_a_dry_run_says_which_settings_changed(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(ROOT)
     before = parse_experiment(demo(), "test").model_dump(mode="json")
     write_json(tmp_path / "results" / "demo" / "experiment.json", before)
     run.main(["--directory", str(tmp_path), "--cores", "1", "-n", "--set", "sampling.cfg_scale=2.5"])
-    assert "changed since the last run: sampling.cfg_scale was 2.0 and is 2.5" in capfd.readouterr().err
+    assert capfd.readouterr().err.count("changed since the last run: sampling.cfg_scale was 2 and is 2.5") == 1
 
 
 def test_the_last_words_name_report_and_dashboard(tmp_path):
@@ -227,7 +290,7 @@ def test_what_would_be_trained_again_is_named_with_its_reason_and_the_way_on():
 def test_retraining_is_told_to_the_snakefile_alone(tmp_path, monkeypatch, flags):
     monkeypatch.chdir(ROOT)
     told = {}
-    monkeypatch.setattr(run, "_run", lambda command, lock, said: told.update(said) or 0)
+    monkeypatch.setattr(run, "_run", lambda command, lock, said, **_: told.update(said) or 0)
     run.main(["--config", "config/demo.yaml", "--directory", str(tmp_path), *flags])
     assert told == {SMOKE: ""} | ({RETRAIN: "1"} if flags else {})
 
@@ -236,7 +299,7 @@ def test_images_that_changed_since_they_were_indexed_are_told_even_if_nothing_is
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(run, "_run", lambda *_: 0)
+    monkeypatch.setattr(run, "_run", lambda *_, **__: 0)
     folder_of_images(tmp_path / "x")
     index = tmp_path / "results/demo/index/train.json"
     index.parent.mkdir(parents=True)
@@ -268,7 +331,7 @@ def test_the_end_of_a_run_says_which_trainings_began_anew_in_it(tmp_path, monkey
     state = tmp_path / "results/demo/state/models/dpar"
     say_restart(state, "of a run before")
 
-    def graph(*_):
+    def graph(*_, **__):
         say_restart(state, "seed changed: training begins anew")
         say_restart(tmp_path / "results/demo/state/tokenizer", "codes changed: training begins anew")
         return status

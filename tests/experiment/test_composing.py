@@ -97,8 +97,26 @@ def test_a_row_is_found_in_its_file(tmp_path):
     own = write(tmp_path / "own.yaml", "a: 1\ntables:\n  t:\n    rows:\n      - {model: x}\n      - {model: y}\n")
     _, places = compose([own])
     assert places.of(("tables", "t", "rows", 1)) == f"{own}:6"
-    assert places.of_key("tables.t, row {'model': 'y'}: sampling.top_k") == f"{own}:3"
+    assert places.of_key("tables.t, row {'model': 'y'}: sampling.top_k") == f"{own}:6"
+    assert places.of_key("tables.t, row {'model': 'z'}: sampling.top_k") == f"{own}:3", "of the table, if it is none"
+    assert places.of_key("tables.t, row {'model': 'x', 'inference.threshold': inf}") == f"{own}:3"
     assert places.of_key("evaluation.k") == f"{own}:1"
+
+
+def test_a_setting_of_a_row_is_found_where_it_is_written(tmp_path):
+    text = "tables:\n  t:\n    base:\n      a.b: 1\n    vary:\n      c.d: [1, 2]\n    rows:\n"
+    text += "      - model: x\n      - model: x\n        e.f: 3\nfigures:\n  g:\n    rows:\n      - {model: x}\n"
+    own = write(tmp_path / "own.yaml", text)
+    _, places = compose([own])
+    plain, more = "{'a.b': 1, 'model': 'x', 'c.d': 2}", "{'a.b': 1, 'model': 'x', 'e.f': 3, 'c.d': 2}"
+    assert places.of_key(f"tables.t, row {plain}") == f"{own}:8"
+    assert places.of_key(f"tables.t, row {more}") == f"{own}:9", "the row that says most of it"
+    assert places.of_key(f"tables.t, row {more}: e.f") == f"{own}:10"
+    assert places.of_key(f"tables.t, row {more}: c.d") == f"{own}:6"
+    assert places.of_key(f"tables.t, row {more}: a.b") == f"{own}:4"
+    assert places.of_key("figures.g, row {'model': 'x'}: model") == f"{own}:14"
+    below = write(tmp_path / "below.yaml", f"extends: {own}\nseed: 1\n")
+    assert compose([below])[1].of_key(f"tables.t, row {plain}") == f"{own}:8"
 
 
 def test_changes_are_yaml_and_reach_into_names_with_dots():

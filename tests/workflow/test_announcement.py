@@ -1,10 +1,25 @@
 """What is said before the first job: jobs, trainings, time, and why finished work is done again, in settings."""
 
+import io
+
 import pytest
 
 from dpar.errors import InputError
 from dpar.experiment.loading import load_experiment, parse_experiment
-from dpar.workflow.announcement import READS, Bill, Planned, announced, bill_of, changed_settings, check_budget
+from dpar.workflow import announcement
+from dpar.workflow.announcement import (
+    READS,
+    Bill,
+    OverBudgetError,
+    Planned,
+    again,
+    announced,
+    bill_of,
+    changed_settings,
+    check_budget,
+    in_words,
+    read_by,
+)
 from dpar.workflow.recipes import RECIPES
 from tests.experiment.test_settings import CONFIG, demo
 
@@ -38,6 +53,26 @@ def test_settings_that_came_or_went_and_lists_are_said_too():
     assert line == "  again    1 a, because x was not set and is 1"
 
 
+def test_a_group_that_is_new_or_gone_is_one_line_and_counts_for_the_jobs_that_read_it():
+    more = dict(demo()["models"]) | {"dpar-small": demo()["models"]["dpar"]}
+    rows = {"title": "T", "rows": [{"model": "dpar"}]}
+    now = dumped(models=more, tables=dict(demo()["tables"]) | {"own": rows})
+    changes = changed_settings(dumped(), now)
+    assert [in_words(*change) for change in changes.items()] == ["models.dpar-small is new", "tables.own is new"]
+    back = changed_settings(now, dumped())
+    assert [in_words(*change) for change in back.items()] == ["models.dpar-small is gone", "tables.own is gone"]
+    assert [*read_by(["train_model"], changes)] == ["models.dpar-small"]
+    assert [*read_by(["index_images", "make_table"], changes)] == ["tables.own"]
+    assert read_by(["write_report"], changes) == {}
+    free = {"figures.own": (None, {"rows": []})}
+    assert read_by(["write_report"], free) == free, "which no rule that is listed reads"
+    assert read_by(["train_model"], free) == {}
+    (line,) = again([Planned("write_report", "", again=True)], changes)
+    assert line == "1 write_report, because models.dpar-small is new, tables.own is new"
+    (line,) = again([Planned("train_model", "x", again=True)], changes)
+    assert line == "1 training, because models.dpar-small is new"
+
+
 def test_nothing_is_said_of_a_run_without_jobs():
     assert list(announced(DEMO, [], None, {"sampling.cfg_scale": (1, 2)})) == []
 
@@ -54,6 +89,11 @@ def test_the_bill_counts_the_jobs_of_this_run_alone():
     bills = [bill_of(experiment, jobs, images, here=False).hours for jobs in ([], one, two)]
     assert bills[0] == 0
     assert 20 < bills[1] < bills[2] < bills[1] + 100
+    shards = [("sample_images", {"cell": "DPAR-L-cfg1.9", "seed": "0", "shard": str(i)}) for i in range(4)]
+    bill = bill_of(experiment, [*one, *shards, ("make_table", {"table": "table2"})], images, here=False)
+    assert bill.hours == pytest.approx(bills[2])
+    assert sum(bill.seconds.values()) == pytest.approx(3600 * bills[2])
+    assert bill.seconds["sample_images DPAR-L-cfg1.9/0/3"] == pytest.approx(900 * (bills[2] - bills[1]))
 
 
 @pytest.mark.parametrize(("budget", "refused"), [(None, False), ("7000", True), ("7069", False)])
@@ -62,8 +102,27 @@ def test_a_budget_is_compared_with_the_bill(budget, refused):
     if not refused:
         check_budget(bill, budget)
         return
-    with pytest.raises(InputError, match=r"7,068\.0 hours of an A100, more than the budget of 7000 .*--budget 8482"):
+    with pytest.raises(
+        OverBudgetError, match=r"7,068\.0 hours of an A100, more than the budget of 7000 .*--budget 8482"
+    ):
         check_budget(bill, budget)
+
+
+@pytest.mark.parametrize(
+    ("answer", "meant"), [("y\n", True), ("Yes\n", True), ("\n", False), ("no\n", False), ("", False)]
+)
+def test_at_a_terminal_the_person_is_asked(monkeypatch, capsys, answer, meant):
+    monkeypatch.setattr(announcement.sys, "stdin", io.StringIO(answer))
+    assert not announcement.somebody_asks(), "an input without a terminal"
+    bill = Bill(7068, "an A100", 0.0)
+    if meant:
+        check_budget(bill, "7000", announcement.approved)
+    else:
+        with pytest.raises(OverBudgetError) as error:
+            check_budget(bill, "7000", announcement.approved)
+        assert error.value.meant == 8482
+    asked = "this run takes about 7,068.0 hours of an A100, more than the budget of 7000 hours. Start it? [y/N] "
+    assert capsys.readouterr().err == asked
 
 
 def test_a_budget_that_is_no_number_is_refused_and_what_is_not_known_passes():

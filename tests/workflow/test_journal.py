@@ -4,6 +4,8 @@ import json
 import logging
 import os
 
+import pytest
+
 from dpar.workflow import journal
 
 
@@ -26,9 +28,46 @@ def test_a_run_that_goes_on_shows_the_last_word_of_each_job(tmp_path):
     (tmp_path / "logs" / "a.log").write_bytes(b"begun\nstep 1/9\rstep 2/9  loss 3.1  40 s left\n\n")
     state = told(tmp_path, PLANNED, STARTED, ("started", {"job": 4, "name": "x", "log": []}), ("finished", {"job": 4}))
     assert list(journal.lines(state, tmp_path, now=400)) == [
-        "running: 1 of 3 jobs, in 7 min",
+        "running: 1 of 3 jobs, in 7 min, about 2 min left",
         "  train_model dpar/step4 (5 min): step 2/9  loss 3.1  40 s left",
     ]
+
+
+def test_what_ends_is_a_line_each_with_the_time_that_is_left(tmp_path):
+    (tmp_path / "a.log").write_text("begun\nstep 9/9  nll 2.4\n")
+    costs = {"train_model a": 100.0, "train_model b": 300.0}
+    planned = ("planned", {"pid": os.getpid(), "jobs": {"train_model": 2, "make_table": 1}, "seconds": costs})
+    begun = [("started", {"job": i, "name": f"train_model {name}", "log": ["a.log"]}) for i, name in enumerate("ab")]
+    before = told(tmp_path, planned, begun[0])
+    assert before.left(now=100) is None, "no pace yet"
+    state = told(tmp_path, planned, begun[0], ("finished", {"job": 0}), begun[1])
+    # 100 s each as planned, of 415 s in all; b has run for 50 of its 300
+    assert state.left(now=350) == pytest.approx(415 - 100 - 50)
+    assert list(journal.plain_lines(before, state, tmp_path, 350)) == [
+        "1 of 3  train_model a: step 9/9  nll 2.4 (2 min); about 4 min left"
+    ]
+    assert list(journal.plain_lines(state, state, tmp_path, 350)) == []
+    failed = told(tmp_path, planned, begun[0], ("failed", {"job": 0, "name": "x", "log": ["a.log"]}))
+    assert list(journal.plain_lines(before, failed, tmp_path, 350)) == ["failed  train_model a, log a.log"]
+    assert next(journal.lines(state, tmp_path, now=350)) == "running: 1 of 3 jobs, in 6 min, about 4 min left"
+
+
+def test_jobs_side_by_side_leave_less_time(tmp_path):
+    planned = ("planned", {"pid": os.getpid(), "jobs": {"a": 4}})
+    begun = [("started", {"job": i, "name": f"a {i}", "log": []}) for i in range(2)]
+    state = told(tmp_path, planned, *begun, ("finished", {"job": 0}), ("finished", {"job": 1}))
+    # 200 and 200 s of work in 400 s of time, and twice as much is left
+    assert state.left(now=400) == pytest.approx(400)
+    assert state.left(now=250) < 400
+
+
+def test_a_function_is_called_at_the_first_event_of_a_kind():
+    seen = []
+    handler = journal.FirstEvent("run_info", lambda: seen.append(1))
+    for event in ("LogEvent.JOB_INFO", None, "LogEvent.RUN_INFO", "run_info"):
+        record = logging.makeLogRecord({"event": event})
+        handler.handle(record)
+    assert seen == [1]
 
 
 def test_what_failed_is_told_with_the_end_of_its_log(tmp_path):

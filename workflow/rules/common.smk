@@ -85,6 +85,7 @@ SAMPLES = sample_cells(EXPERIMENT)
 ANALYSED = analysed_cells(EXPERIMENT)
 SPLITS = ("train", "val")
 LOCKS = []
+BILLS = []
 # All DPARs wait for the same entropies: together they fill the cores, where one machine runs all jobs.
 TRAINING_THREADS = max(
     1, (workflow.resource_settings.cores or 1) // max(1, sum(cell.transformer.is_dpar for cell in MODELS.values()))

@@ -1,5 +1,7 @@
 """Handlers before the first job and after the last."""
 
+from snakemake.logging import logger
+
 
 def in_words(*steps):
     """Takes the steps; what is refused, by the program or by the disk, ends the run with a line and no traceback."""
@@ -8,7 +10,7 @@ def in_words(*steps):
             step()
         except (InputError, OSError) as error:
             text = refusal_of_disk(error) or str(error)
-            journal.write(Path(RESULTS), "refused", anew=True, text=text)
+            journal.write(Path(RESULTS), "refused", anew=True, text=text, budget=getattr(error, "meant", None))
             raise WorkflowError(text)
 
 
@@ -83,23 +85,42 @@ def announce():
         bill = announcement.bill_of(
             EXPERIMENT, [(job.rule.name, job.wildcards_dict) for job in jobs], images, here=here
         )
-    path = Path(RESULTS, "experiment.json")
-    before = read_json(path) if path.is_file() else None
-    changes = announcement.changed_settings(before and unmarked(before), EXPERIMENT.model_dump(mode="json"))
-    for line in announcement.announced(EXPERIMENT, planned, bill, changes):
+    for line in announcement.announced(EXPERIMENT, planned, bill, changed_settings()):
         print(line, file=sys.stderr)
     if bill is not None:
-        announcement.check_budget(bill, announcement.budget_given())
+        BILLS.append(bill)
+        # `dpar run`, which has locked the results, asks by itself
+        ask = LOCKED not in os.environ and announcement.somebody_asks()
+        announcement.check_budget(bill, announcement.budget_given(), *([announcement.approved] if ask else []))
+
+
+def changed_settings():
+    """Settings that are not those of the run before, as `dpar.workflow.announcement` has them."""
+    path = Path(RESULTS, "experiment.json")
+    before = read_json(path) if path.is_file() else None
+    return announcement.changed_settings(before and unmarked(before), EXPERIMENT.model_dump(mode="json"))
+
+
+def say_changed_settings():
+    """In a dry run, before its jobs: changed settings that one of them reads."""
+    if workflow.dryrun:
+        try:
+            changes = changed_settings()
+        except InputError as error:
+            raise WorkflowError(str(error))
+        for key, change in announcement.read_by({job.rule.name for job in needed_jobs()}, changes).items():
+            print(f"changed since the last run: {announcement.in_words(key, change)}", file=sys.stderr)
+
+
+logger.addHandler(journal.FirstEvent("run_info", say_changed_settings))
 
 
 def begin_journal():
     """Writes what Snakemake begins and finishes, for `dpar status` and the view of `dpar run`."""
-    from snakemake.logging import logger
-
     counts = {}
     for job in [] if workflow.touch else workflow.dag.needrun_jobs():
         counts[job.rule.name] = counts.get(job.rule.name, 0) + 1
-    journal.begin(Path(RESULTS), counts)
+    journal.begin(Path(RESULTS), counts, BILLS[-1].seconds if BILLS else None)
     logger.addHandler(journal.JournalHandler(Path(RESULTS)))
 
 
@@ -110,7 +131,7 @@ def guard_trainings():
         if all(map(os.path.exists, job.output)) and not (reason.forced or reason.incomplete_output):
             again[os.path.dirname(job.output[0])] = ", ".join(reason.get_names())
     if again and RETRAIN not in os.environ and not EXPERIMENT.is_smoke:
-        raise WorkflowError(retraining(again, meant=False))
+        raise InputError(retraining(again, meant=False))
     if again:
         print(retraining(again, meant=True), file=sys.stderr)
 
