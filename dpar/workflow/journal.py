@@ -45,19 +45,22 @@ def begin(results: Path, jobs: Mapping[str, int], seconds: Mapping[str, float] |
 
 
 class JournalHandler(logging.Handler):
-    """Writes Snakemake's events as its logger is told of them."""
+    """Writes Snakemake's events as its logger is told of them; jobs that make nothing only gather others."""
 
     def __init__(self, results: Path):
         super().__init__()
         self._results = results
+        self._gathering: set[int] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         """One event, if it is about a job."""
         event = str(getattr(record, "event", "") or "").rpartition(".")[2].lower()
-        if event == "job_info":
+        if event == "job_info" and not record.output:  # type: ignore[attr-defined]
+            self._gathering.add(record.jobid)  # type: ignore[attr-defined]
+        elif event == "job_info":
             values = {"job": record.jobid, "name": job_name(record.rule_name, record.wildcards), "log": [*record.log]}  # type: ignore[attr-defined]
             write(self._results, "started", **values)
-        elif event == "job_finished":
+        elif event == "job_finished" and record.job_id not in self._gathering:  # type: ignore[attr-defined]
             write(self._results, "finished", job=record.job_id)  # type: ignore[attr-defined]
         elif event == "job_error":
             write(self._results, "failed", job=record.jobid, name=record.rule_name, log=[*record.log])  # type: ignore[attr-defined]

@@ -103,8 +103,10 @@ def test_a_refusal_takes_the_place_of_the_run_before_and_half_a_line_is_left_out
 def test_snakemakes_events_are_written_by_their_kind(tmp_path):
     journal.begin(tmp_path, {"a": 1})
     handler = journal.JournalHandler(tmp_path)
-    about = {"jobid": 7, "rule_name": "train_model", "wildcards": {"model": "dpar"}, "log": ["x.log"]}
-    for event, values in (("job_info", about), ("progress", {}), ("job_finished", {"job_id": 7})):
+    about = {"jobid": 7, "rule_name": "train_model", "wildcards": {"model": "dpar"}, "log": ["x.log"], "output": ["x"]}
+    gathers = {"jobid": 0, "rule_name": "all", "wildcards": {}, "log": [], "output": []}
+    told = [("job_info", about), ("progress", {}), ("job_finished", {"job_id": 7})]
+    for event, values in [*told, ("job_info", gathers), ("job_finished", {"job_id": 0})]:
         record = logging.makeLogRecord({"msg": "said", "event": event, **values})
         handler.emit(record)
     handler.emit(logging.makeLogRecord({"msg": "without an event"}))

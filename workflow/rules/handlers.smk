@@ -118,7 +118,7 @@ logger.addHandler(journal.FirstEvent("run_info", say_changed_settings))
 def begin_journal():
     """Writes what Snakemake begins and finishes, for `dpar status` and the view of `dpar run`."""
     counts = {}
-    for job in [] if workflow.touch else workflow.dag.needrun_jobs():
+    for job in needed_jobs():
         counts[job.rule.name] = counts.get(job.rule.name, 0) + 1
     journal.begin(Path(RESULTS), counts, BILLS[-1].seconds if BILLS else None)
     logger.addHandler(journal.JournalHandler(Path(RESULTS)))
