@@ -220,7 +220,7 @@ def going_on(job: Watched, directory: Path, now: float) -> str:
 
 
 def plain_lines(before: RunState, state: RunState, directory: Path, now: float) -> Iterator[str]:
-    """What has ended since the state before: done k of n, the job, its last word, which has its figure of merit.
+    """Lines on jobs that ended since the state before: k of n, the job, its last word, which has its figure of merit.
 
     Args:
         directory: from which the logs' paths count.

@@ -52,7 +52,7 @@ def watching(results: Path, log: Path) -> Iterator[None]:
 
 
 class _View:
-    """What the views have in common: the journal of this run, and the lines of its log that people want to see."""
+    """The common part of the views: the journal of this run, and the lines of its log that people want to see."""
 
     def __init__(self, results: Path, log: Path):
         self.results, self.directory, self._log, self._began = results, results.parent.parent, log, time.time()
