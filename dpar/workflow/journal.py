@@ -127,12 +127,12 @@ class RunState:
 
     @property
     def total(self) -> int:
-        """How many jobs there are."""
+        """The number of jobs."""
         return sum(self.planned.values())
 
     @property
     def done(self) -> int:
-        """How many are finished."""
+        """The number of those that are finished."""
         return len(self.finished)
 
     def left(self, now: float) -> float | None:

@@ -35,8 +35,8 @@ class Parser(argparse.ArgumentParser):
 
 def add_experiment(flags: argparse.ArgumentParser, default: Path | None = DEFAULT_EXPERIMENT) -> None:
     """Adds `--config`, `--set` and `--smoke`; without a default, a profile may say which experiment it is."""
-    other = "" if default else f" (default: {DEFAULT_EXPERIMENT}, or the profile's)"
-    flags.add_argument("--config", type=Path, default=default, metavar="FILE", help=f"the experiment{other}")
+    help = f"the experiment (default: {DEFAULT_EXPERIMENT}, or that of a --profile)"
+    flags.add_argument("--config", type=Path, default=default, metavar="FILE", help=help)
     flags.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE",
         help="one setting of it, such as sampling.cfg_scale=2.5; may be given again",

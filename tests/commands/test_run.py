@@ -320,7 +320,7 @@ def test_settings_that_make_nothing_out_of_date_are_kept_where_nothing_is_to_be_
     path = tmp_path / "results" / "demo" / "experiment.json"
     old = parse_experiment(demo(), "test").model_dump(mode="json")
     write_json(path, old)
-    monkeypatch.setattr(run, "_run", lambda *_: 0)
+    monkeypatch.setattr(run, "_run", lambda *_, **__: 0)
     run.main(["--config", "config/demo.yaml", "--directory", str(tmp_path), "--set", "training.log_every=7", *flags])
     assert (read_json(path)["training"]["log_every"] == 7) == written
 
