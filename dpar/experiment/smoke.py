@@ -61,7 +61,7 @@ def smoke_of(experiment: Experiment, kind: Smoke) -> Experiment:
         raise InputError(f"{experiment.name} is a smoke already; give the experiment that it was made of")
     values = experiment.model_dump(mode="json") | {"name": f"{experiment.name}{SMOKE_SUFFIX}"}
     _cut_rows(values, first=kind == "short")
-    _cut_trainings(values)
+    _cut_trainings(values, apart=kind == "short")
     if kind == "tiny":
         _shrink(values)
     _cut_sampling(values, SHARDS if kind == "short" else 1)
@@ -76,6 +76,8 @@ def _cut_rows(values: dict[str, Any], *, first: bool) -> None:
     for table in values["tables"].values():
         table["rows"] = _ends(table["rows"], first)
         table["vary"] = {key: _ends(varied, first) for key, varied in table["vary"].items()}
+    for figure in values["figures"].values():
+        figure["rows"] = _ends(figure["rows"], first)
 
 
 def _ends(entries: Sequence[Any], first: bool) -> list[Any]:
@@ -118,14 +120,20 @@ def _replace(values: dict[str, Any], key: str, new: Mapping[Any, Any]) -> None:
             table["vary"][key] = [new[value] for value in table["vary"][key]]
 
 
-def _cut_trainings(values: dict[str, Any]) -> None:
-    """Trainings of a few steps or epochs; of the milestones those that rows name, or one, on steps of their own."""
+def _cut_trainings(values: dict[str, Any], *, apart: bool) -> None:
+    """Trainings of a few steps or epochs; of the milestones those that rows name, or one.
+
+    Args:
+        apart: each milestone on a step of its own; else all on one, since no two rows differ in them alone.
+    """
     training = values["training"]
     unit = "steps" if training["steps"] else "epochs"
     named = [m for m in training["milestones"] if m in _named(values, "milestone")] or training["milestones"][:1]
-    apart = EPOCHS if unit == "epochs" else STEPS
-    places = {old: apart * (i + 1) for i, old in enumerate([*named, training[unit]])}
-    training |= {unit: min(training[unit], places[training[unit]]), "milestones": [places[m] for m in named]} | PACE
+    pace = EPOCHS if unit == "epochs" else STEPS
+    places = {old: min(old, pace * (i + 1 if apart else 1)) for i, old in enumerate(named)}
+    kept = sorted({*places.values()})
+    places[training[unit]] = min(training[unit], pace * (len(kept) + 1))
+    training |= {unit: places[training[unit]], "milestones": kept} | PACE
     _replace(values, "milestone", places)
     for network in (values["entropy_model"], *values.get("gates", {}).values()):
         if network["training"]:

@@ -17,6 +17,9 @@ import psutil
 import pytest
 import yaml
 
+from dpar.data.manifest import Manifest
+from dpar.experiment.loading import load_experiment
+from dpar.experiment.smoke import smoke_of
 from dpar.files import read_json_lines
 from dpar.workflow.slurm import minutes
 from tests.workflow.conftest import ROOT, asked_resources, job_counts
@@ -164,7 +167,7 @@ def test_the_graph_survives_all_that_happens_on_a_cluster(folder):
     results = folder / "results" / "tiny"
     spools = results / "tracking" / "spool"
     one_node = {"DPAR_GPUS": "2"}
-    planned = Run(folder, "--dry-run", **one_node)
+    planned = Run(folder, "all", "--dry-run", **one_node)
     assert planned.end() == 0, planned.text()
     asked = asked_resources(planned.text())
 
@@ -186,7 +189,7 @@ def test_the_graph_survives_all_that_happens_on_a_cluster(folder):
     number = running("train_model")
     run.process.kill()
     run.process.wait()
-    again = Run(folder, **one_node)
+    again = Run(folder, "all", **one_node)
     assert again.end() != 0
     assert f"killed: {number}." in again.text()
     assert [other["JobId"] for other in of_rule("train_model")] == [number]
@@ -203,7 +206,7 @@ def test_the_graph_survives_all_that_happens_on_a_cluster(folder):
     wait_for(lambda: not [other for other in jobs() if other["JobState"] in ("RUNNING", "PENDING", "COMPLETING")])
 
     # Snakemake started again goes on to the end; the last training has two nodes
-    run = Run(folder, DPAR_GPUS="2", DPAR_NODES="2")
+    run = Run(folder, "all", DPAR_GPUS="2", DPAR_NODES="2")
     assert run.end() == 0, run.text()[-6000:]
     assert (results / "report.html").exists()
     done_before = {"generate_images", "train_tokenizer", "encode_images", "train_entropy_model", "score_entropies"}
@@ -247,6 +250,24 @@ def test_the_graph_survives_all_that_happens_on_a_cluster(folder):
     assert seen == set(asked) - LOCAL
 
 
+def test_a_run_that_names_no_target_is_the_smoke(folder):
+    """As `dpar run` starts it, up to the codes; its jobs know of it, and the real run's results are not there."""
+    command = [sys.executable, "-m", "dpar.cli", "run", "--profile", "slurm", "--config", folder / "experiment.yaml"]
+    command += ["--directory", folder, "--", "--until", "index_codes", "--jobs", "4", "--latency-wait", "5"]
+    command += ["--slurm-init-seconds-before-status-checks", "3"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "no target is named: this is the smoke" in run.stderr
+    assert "smoke: every command of tiny once" in run.stdout + run.stderr
+    assert [path.name for path in (folder / "results").iterdir()] == ["tiny.smoke"]
+    trained = [job for job in of_rule("train_tokenizer") if job.get("WorkDir") == str(folder)]
+    assert [job["JobState"] for job in trained] == ["COMPLETED"]
+    cut = smoke_of(load_experiment(folder / "experiment.yaml"), "short").images.generated
+    assert cut is not None
+    assert Manifest.load(folder / "results/tiny.smoke/codes/train/manifest.json").num_images == cut.train < 96
+
+
 def test_a_failing_job_shows_its_log_and_one_over_its_memory_says_so(folder):
     experiment = folder / "experiment.yaml"
     values = yaml.safe_load(experiment.read_text())
@@ -270,10 +291,10 @@ def test_a_failing_job_shows_its_log_and_one_over_its_memory_says_so(folder):
 
 
 def test_a_partition_that_does_not_exist_is_named_before_any_job(folder):
-    run = Run(folder, DPAR_GPU_PARTITION="a100")
+    run = Run(folder, "all", DPAR_GPU_PARTITION="a100")
     assert run.end() != 0
     assert "asks for the partition a100, which this cluster does not have; it has cpu, gpu, urgent" in run.text()
-    run = Run(folder, DPAR_CPU_PARTITION="short")
+    run = Run(folder, "all", DPAR_CPU_PARTITION="short")
     assert run.end() != 0
     assert "the partition short" in run.text()
     assert not [job for job in jobs() if job.get("WorkDir") == str(folder)]
@@ -283,6 +304,6 @@ def test_a_machine_without_a_scheduler_is_named_before_any_job(folder):
     (folder / "bin").mkdir()
     for program in ("bash", "git", "sh", "tee", "which"):
         (folder / "bin" / program).symlink_to(shutil.which(program))
-    run = Run(folder, PATH=str(folder / "bin"))
+    run = Run(folder, "all", PATH=str(folder / "bin"))
     assert run.end() != 0
     assert "there is no Slurm here: sinfo is not on the PATH" in run.text()

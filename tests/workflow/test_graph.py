@@ -111,6 +111,8 @@ def test_the_slurm_profile_resolves_and_asks_for_each_rules_resources(snakemake)
     pytest.importorskip("snakemake_executor_plugin_slurm", reason="the slurm extra is not installed")
     run = snakemake("--dry-run", "--profile", "slurm", cwd=ROOT)
     assert run.returncode == 0, run.stdout + run.stderr
+    assert "results/imagenet256.smoke/report.html" in run.stdout + run.stderr, "no target is named"
+    assert "results/imagenet256/" not in run.stdout + run.stderr
     asked = asked_resources(run.stdout + run.stderr)
     assert {"train_model", "sample_images", "encode_images", "compute_metrics"} <= set(asked)
     for rule, resources in asked.items():
@@ -133,7 +135,7 @@ def test_jobs_without_a_partition_go_to_slurms_default(snakemake, tmp_path, monk
     record = tmp_path / "results" / "demo" / "tracking" / "slurm_run"
     record.parent.mkdir(parents=True)
     record.write_text("dpar-1")
-    command = ("--executor", "slurm", "--jobs", "1", "--configfile", CONFIG / "demo.yaml")
+    command = ("all", "--executor", "slurm", "--jobs", "1", "--configfile", CONFIG / "demo.yaml")
     run = snakemake(*command)
     assert run.returncode != 0
     assert "Slurm still has jobs" in run.stdout + run.stderr

@@ -39,9 +39,9 @@ if {"{", "}"} & set(str(workflow.basedir)):  # in a path of its own, Snakemake t
 
 def named_targets():
     """The targets on the command line, of which Snakemake says nothing to a Snakefile."""
-    from snakemake.cli import parse_args
+    from snakemake.cli import get_argument_parser
 
-    return parse_args(sys.argv[1:])[1].targets
+    return get_argument_parser().parse_args(sys.argv[1:]).targets
 
 
 def read_experiment():
