@@ -128,7 +128,19 @@ class Run:
         training = f"training={{steps: {steps}, milestones: [], log_every: 1, checkpoint_every: 5000}}"
         target = f"results/tiny/models/llamagen/step{steps}/model.safetensors"
         flags = ["--config", str(experiment), "--cores", "2", "--directory", str(folder)]
-        command = [sys.executable, "-m", "dpar.cli", "run", *flags, "--", target, "--config", training, *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "dpar.cli",
+            "run",
+            "--verbose",
+            *flags,
+            "--",
+            target,
+            "--config",
+            training,
+            *arguments,
+        ]
         environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
