@@ -8,7 +8,7 @@ Numbers are means over the tokens of an image. All layers of a stack cost alike,
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -149,17 +149,21 @@ def token_cost(drawing: Drawing, batch: int, card: Card, patches: float | None =
 
     gate = drawing.gate and drawing.gate.model_copy(update={"layers": 1})  # counted for itself
 
-    def with_layers(layers: int) -> Cost:
+    def of_model(layers: int) -> Cost:
         some = replace(drawing, model=drawing.model.model_copy(update={"layers": layers}), gate=gate)
         if isinstance(drawing.model, LlamaGenConfig):
             return _llamagen_cost(some, batch, card)
         assert patches is not None, "the cost of DPAR depends on the number of patches"
         return _dpar_cost(some, batch, card, patches)
 
-    one = with_layers(1)
-    more = drawing.model.layers - 1
-    total = one + (with_layers(2) + one * -1) * more if more else one
+    total = _by_layers(of_model, drawing.model.layers)
     return total + _boundary_cost(drawing, batch, card) if drawing.gate is not None else total
+
+
+def _by_layers(cost: Callable[[int], Cost], layers: int) -> Cost:
+    """The cost of equal layers, from those of one and of two."""
+    one = cost(1)
+    return one + (cost(2) + one * -1) * (layers - 1) if layers > 1 else one
 
 
 class Reads(NamedTuple):
@@ -185,14 +189,24 @@ def _dpar_cost(drawing: Drawing, batch: int, card: Card, patches: float) -> Cost
         entries = parts.branches * (called.mean * mean + called.size - called.mean)
         if not reads.in_place:  # of all rows
             entries = rows * reads.lockstep(iter([math.ceil(mean)]), 1)
-        total += Cost.of(_counted(drawing, batch, "open", called.size), card, entries) * share
+        total += Cost.of(_opened(drawing, batch, called.size), card, entries) * share
     return total
 
 
 def _boundary_cost(drawing: Drawing, batch: int, card: Card) -> Cost:
     """The cost of placing boundaries, next to the smallest model."""
     small = {"layers": 1, "encoder_layers": 1, "decoder_layers": 1, "width": 16, "heads": 1}
-    drawing = replace(drawing, model=drawing.model.model_copy(update=small))
+    assert drawing.gate is not None
+    gate, drawing = drawing.gate, replace(drawing, model=drawing.model.model_copy(update=small))
+
+    def of_gate(layers: int) -> Cost:
+        some = gate.model_copy(update={"layers": layers})
+        return _place_cost(replace(drawing, gate=some), batch, card)
+
+    return _by_layers(of_gate, gate.layers)
+
+
+def _place_cost(drawing: Drawing, batch: int, card: Card) -> Cost:
     parts, tokens = _parts(drawing, batch), drawing.model.tokens
     assert isinstance(parts, DPARParts)
     assert parts.boundaries is not None
@@ -249,6 +263,21 @@ def _counted(drawing: Drawing, batch: int, part: str, size: int = 0) -> list[Ker
     if part == "place":
         arguments["place"] = (False, False, parts.boundaries.read_length(middle))
     return kernels_of(getattr(parts, part), *arguments[part])
+
+
+def _opened(drawing: Drawing, batch: int, size: int) -> list[Kernel]:
+    """Kernels of the patch transformer's part for `size` images, whose bytes and operations grow by equal steps."""
+    least = bucket(1, batch)
+    few, all_images = (_counted(drawing, batch, "open", images) for images in (least, batch))
+    part = (size - least) / (batch - least) if batch > least else 0.0
+
+    def between(first: float, last: float) -> float:
+        return float(round(first + (last - first) * part))
+
+    return [
+        a._replace(bytes=between(a.bytes, b.bytes), flops=between(a.flops, b.flops))
+        for a, b in zip(few, all_images, strict=True)
+    ]
 
 
 def _opening(drawing: Drawing, batch: int, patches: float) -> Iterator[tuple[int, float]]:

@@ -27,6 +27,12 @@ def hidden_width(width: int) -> int:
     return -(-int(2 * 4 * width / 3) // 256) * 256
 
 
+def draw_weights(weight: Tensor) -> None:
+    """Draws from N(0, 0.02), except for a weight without numbers, which would take its time on the meta device."""
+    if not weight.is_meta:
+        nn.init.normal_(weight, std=INIT_STD)
+
+
 class Linear(nn.Linear):
     """A linear map without bias, drawn from N(0, 0.02)."""
 
@@ -34,7 +40,7 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=INIT_STD)
+        draw_weights(self.weight)
 
 
 class Head(Linear):
@@ -52,7 +58,7 @@ class Embedding(nn.Embedding):
     """A table of vectors, drawn from N(0, 0.02)."""
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=INIT_STD)
+        draw_weights(self.weight)
 
 
 class ClassEmbedding(nn.Module):

@@ -1,8 +1,11 @@
 """Memory of a training step by formula, compared with what the GPU has before anything is computed."""
 
+from functools import partial
+
 import torch
 
 from dpar.errors import InputError
+from dpar.experiment.settings import Training
 from dpar.model.dpar import DPARConfig
 from dpar.model.layers import hidden_width
 from dpar.model.llamagen import TransformerConfig
@@ -61,6 +64,38 @@ def step_bytes(
     return state + activations + images * config.tokens * config.outputs * PER_LOGIT[precision]
 
 
+def training_bytes(
+    config: TransformerConfig,
+    parameters: int,
+    patches: float,
+    training: Training,
+    *,
+    gpus: int = 1,
+    accumulate: int | None = None,
+    recomputed: bool = False,
+) -> float:
+    """`step_bytes` of a training on each of its GPUs.
+
+    Args:
+        parameters: of the network.
+        patches: per image (M).
+        gpus: over which a batch is divided.
+        accumulate: micro-batches, instead of the training's.
+        recomputed: whether layers are computed again even where the training does not say so.
+    """
+    above, divided = training.activation_checkpointing_above, training.fsdp_above
+    return step_bytes(
+        config,
+        parameters,
+        training.batch_size // gpus // (accumulate or training.accumulate),
+        patches,
+        precision=training.precision,
+        recomputed=recomputed or (above is not None and parameters > above),
+        average=training.ema is not None,
+        shards=gpus if divided is not None and parameters > divided else 1,
+    )
+
+
 def patches_per_image(task: Task) -> float:
     """The mean number of patches of some images of the store; 0 without patches."""
     if task.rule is None:
@@ -81,30 +116,16 @@ def check_fits(task: Task, ranks: Ranks) -> None:
         return
     training, model = task.training, task.model
     parameters, patches = sum(p.numel() for p in model.parameters()), patches_per_image(task)
-    sharded = ranks.size > 1 and training.fsdp_above is not None and parameters > training.fsdp_above
-    above = training.activation_checkpointing_above
-    recomputed = above is not None and parameters > above
     room = torch.cuda.mem_get_info(ranks.device)[1] * (1 - RESERVE)
 
-    def needed(accumulate: int, recomputed: bool) -> float:
-        return step_bytes(
-            model.config,
-            parameters,
-            training.batch_size // ranks.size // accumulate,
-            patches,
-            precision=training.precision,
-            recomputed=recomputed,
-            average=training.ema is not None,
-            shards=ranks.size if sharded else 1,
-        )
-
-    needs = needed(training.accumulate, recomputed)
+    needed = partial(training_bytes, model.config, parameters, patches, training, gpus=ranks.size)
+    needs = needed()
     if needs <= room:
         return
     share = training.batch_size // ranks.size
-    fitting = [k for k in range(training.accumulate + 1, share + 1) if share % k == 0 and needed(k, recomputed) <= room]
+    fitting = [k for k in range(training.accumulate + 1, share + 1) if share % k == 0 and needed(accumulate=k) <= room]
     cures = [f"`accumulate: {fitting[0]}`"] if fitting else []
-    if not recomputed and needed(training.accumulate, True) <= room:
+    if needed(recomputed=True) <= room:
         cures.append("`activation_checkpointing_above: 0`, which computes layers twice")
     if not cures:
         cures.append("a smaller model, or `fsdp_above: 0` on more GPUs")

@@ -14,11 +14,9 @@ from dpar.errors import InputError
 from dpar.evaluation import cost
 from dpar.experiment.settings import Experiment, Training
 from dpar.model.llamagen import TransformerConfig
-from dpar.workflow.planning import CODE_BYTES, ENTROPY_BYTES, Data, jobs
+from dpar.train.footprint import training_bytes
+from dpar.workflow.planning import CODE_BYTES, ENTROPY_BYTES, Data, assumed_patches, jobs
 from dpar.workflow.problems import Problem
-
-WEIGHT_BYTES = 16  # of a parameter in training: weights, gradients and two moments in float32
-KEPT = 12  # numbers of a block that are kept for the way back, per position and channel; the least that is seen
 
 
 def problems(experiment: Experiment, results: Path, data: Data, *, here: bool = True) -> Iterator[Problem]:
@@ -59,8 +57,10 @@ def disk(experiment: Experiment, results: Path, data: Data) -> Iterator[Problem]
 
 
 def memory(experiment: Experiment) -> Iterator[Problem]:
-    """Trainings whose weights and activations, counted as few as they can be, are more than there is."""
+    """Trainings whose step takes more memory than a device here has, by the trainer's own formula."""
     there, what = memory_here()
+    gpus = max(1, torch.cuda.device_count())
+    patches = expected_patches(experiment)
     trainings: dict[str, tuple[TransformerConfig, Training]] = {
         f"models.{name}": (cost.network(experiment, model), experiment.training)
         for name, model in experiment.models.items()
@@ -70,23 +70,20 @@ def memory(experiment: Experiment) -> Iterator[Problem]:
             gate = folder.removeprefix("gates/") if folder.startswith("gates/") else None
             trainings[folder.replace("/", ".")] = (cost.entropy_network(experiment, gate), network.training)
     for key, (config, training) in trainings.items():
-        if (needed := training_bytes(config, training)) > there:
+        parameters = cost.parameters_of(config)  # type: ignore[arg-type]  # frozen: it has a hash
+        if (needed := training_bytes(config, parameters, patches, training, gpus=gpus)) > there:
             allowed = f"at most the {_gigabytes(there)} of {what}"
             remedy = f"raise training.accumulate (now {training.accumulate}), or take a smaller network"
-            yield Problem(key, f"a training of at least {_gigabytes(needed)}", allowed, remedy)
+            yield Problem(key, f"a training of about {_gigabytes(needed)}", allowed, remedy)
 
 
-def training_bytes(config: TransformerConfig, training: Training) -> float:
-    """The least memory of a step on one device, in bytes: weights, what is kept of each layer, and logits."""
-    parameters = cost.parameters_of(config)  # type: ignore[arg-type]  # frozen: it has a hash
-    positions = training.batch_size // training.accumulate * math.prod(config.grid)
-    number = 2 if training.precision == "bfloat16" else 4
-    layers = config.layers
-    if training.activation_checkpointing_above is not None and parameters > training.activation_checkpointing_above:
-        kept = positions * config.width * layers * number
-    else:
-        kept = KEPT * positions * config.width * layers * number
-    return WEIGHT_BYTES * parameters + kept + positions * config.vocab_size * (number + 4)
+def expected_patches(experiment: Experiment) -> float:
+    """Mean patches per image as the plan has them; as few as there can be where they are not known beforehand."""
+    try:
+        return assumed_patches(experiment, experiment.patchify)
+    except InputError:
+        tokens = math.prod(experiment.grid)
+        return tokens / (experiment.patchify.max_length or tokens)
 
 
 def memory_here() -> tuple[float, str]:

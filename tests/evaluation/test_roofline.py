@@ -105,3 +105,10 @@ def test_what_costs_more():
     assert captured(gate=None, rule=PatchRule(8, static_length=1.78)) < usual
     assert token_cost(DRAWING, 64, CARDS["A100"], 18.0).captured > usual
     assert token_cost(DRAWING, 64, CARDS["H200"], 24.0).captured > usual
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_images_that_open_a_patch_cost_equal_steps(batch):
+    """Kernels for any number of them follow from those for the least and the most."""
+    for size in {roofline.bucket(count, batch) for count in range(1, batch + 1)}:
+        assert roofline._opened(DRAWING, batch, size) == roofline._counted(DRAWING, batch, "open", size)
