@@ -33,7 +33,8 @@ def entropy_model(results, *, classes=None, tokenizer="f" * 64):
 
 
 def flags(results, suffix=".parquet"):
-    write_shard(results.folder / f"00000{suffix}", code_rows(scored=False))
+    if not (results.folder / f"00000{suffix}").exists():
+        write_shard(results.folder / f"00000{suffix}", code_rows(scored=False))
     paths = {
         "experiment": results.folder / "experiment.json",
         "shard": results.folder / f"00000{suffix}",

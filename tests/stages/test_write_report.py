@@ -28,10 +28,6 @@ def page(tmp_path):
     figure = {"title": "Uncurated, of a kind", "rows": [{"model": "dpar"}], "classes": [0]}
     experiment = parse_experiment(demo(figures={"figure5": figure}), "test")
     files = made_up.write(tmp_path, experiment)
-    for table in experiment.tables:
-        make_table.main(list(map(str, arguments(tmp_path, files, table))))
-    flags = ["--experiment", str(tmp_path / "experiment.json"), "--output", str(tmp_path / "tables")]
-    describe_models.main(flags)
     pareto = tmp_path / "figures" / "pareto" / "threshold_by_length.png"
     pictures = [pareto, *(tmp_path / "figures" / f"{n}.png" for n in (*experiment.tables, *FIGURES, "figure5"))]
     pictures.append(tmp_path / "tokenizer" / "reconstructions.png")
@@ -42,6 +38,10 @@ def page(tmp_path):
     history.parent.mkdir(parents=True)
     lines = [{"step": 100, "train/loss": 5.0}, {"step": 100, "val/nll": 4.9}, {"step": 200, "val/nll": 4.5}]
     history.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for table in experiment.tables:
+        make_table.main(list(map(str, arguments(tmp_path, files, table))))
+    flags = ["--experiment", str(tmp_path / "experiment.json"), "--output", str(tmp_path / "tables")]
+    describe_models.main(flags)
     tables = list(experiment.tables)
     flags = [
         *("--experiment", tmp_path / "experiment.json"),
