@@ -14,6 +14,7 @@ from dpar.workflow import journal
 STILL = 600.0  # seconds after which a run without a terminal says what it works on
 # Lines of Snakemake and of the Snakefile that a person wants to see.
 _SAID = (
+    "smoke: ",
     "this run",
     "  trains   ",
     "  takes    ",

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from dpar.data.manifest import Manifest
+from dpar.data.images import ImageIndex
 from dpar.experiment.loading import load_experiment
 from dpar.experiment.smoke import smoke_of
 from dpar.files import read_json_lines
@@ -253,7 +253,7 @@ def test_the_graph_survives_all_that_happens_on_a_cluster(folder):
 def test_a_run_that_names_no_target_is_the_smoke(folder):
     """As `dpar run` starts it, up to the codes; its jobs know of it, and the real run's results are not there."""
     command = [sys.executable, "-m", "dpar.cli", "run", "--profile", "slurm", "--config", folder / "experiment.yaml"]
-    command += ["--directory", folder, "--", "--until", "index_codes", "--jobs", "4", "--latency-wait", "5"]
+    command += ["--directory", folder, "--", "--until", "encode_images", "--jobs", "4", "--latency-wait", "5"]
     command += ["--slurm-init-seconds-before-status-checks", "3"]
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
     run = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -265,7 +265,7 @@ def test_a_run_that_names_no_target_is_the_smoke(folder):
     assert [job["JobState"] for job in trained] == ["COMPLETED"]
     cut = smoke_of(load_experiment(folder / "experiment.yaml"), "short").images.generated
     assert cut is not None
-    assert Manifest.load(folder / "results/tiny.smoke/codes/train/manifest.json").num_images == cut.train < 96
+    assert len(ImageIndex.load(folder / "results/tiny.smoke/index/train.json")) == cut.train < 96
 
 
 def test_a_failing_job_shows_its_log_and_one_over_its_memory_says_so(folder):

@@ -15,11 +15,18 @@ from dpar.workflow import journal, view
 def test_lines_are_said_once_and_short(tmp_path, capsys, monkeypatch):
     results = tmp_path / "results" / "demo"
     log = tmp_path / "run.log"
-    log.write_text("SNAKEMAKE\nthis run: 2 jobs (2 a)\n  trains   model b\n    wildcards: x=1\nnot checked: y\n")
+    log.write_text(
+        "SNAKEMAKE\nsmoke: s\nthis run: 2 jobs (2 a)\n  trains   model b\n    wildcards: x=1\nnot checked: y\n"
+    )
     lines = view.Lines(results, log)
     lines.refresh()
     lines.refresh()
-    assert capsys.readouterr().err.splitlines() == ["this run: 2 jobs (2 a)", "  trains   model b", "not checked: y"]
+    assert capsys.readouterr().err.splitlines() == [
+        "smoke: s",
+        "this run: 2 jobs (2 a)",
+        "  trains   model b",
+        "not checked: y",
+    ]
     journal.begin(results, {"a": 2})
     journal.write(results, "started", job=1, name="a 1", log=[])
     lines.refresh()
