@@ -115,7 +115,7 @@ def inputs(run: Run, cell: ModelCell, entropy_model: Path | None) -> list[Wanted
         *jobs.thresholds(experiment, args.thresholds),
         *(jobs.tokenizer(args.tokenizer) if args.tokenizer else []),
         *(jobs.network("entropy_model", entropy_model) if entropy_model else []),
-        *tracking.made_by(tuple(f"train_model[{args.model}/{name}]" for name in before), *args.previous),
+        *tracking.made_by(tuple(f"train_model[{args.model}/{name}]" for name in before), *args.previous, stated=False),
     ]
 
 

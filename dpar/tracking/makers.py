@@ -31,15 +31,19 @@ ACCEPT, ACCEPTED = "accept", "accepted by hand"
 
 @dataclass(frozen=True)
 class Wanted:
-    """A file or folder to read, and the names of the jobs of which one must have made it; none: whichever did."""
+    """A file or folder to read, and the names of the jobs of which one must have made it; none: whichever did.
+
+    What decides no bit of the outputs, such as the state from which a training goes on, is not `stated` in them.
+    """
 
     path: Path
     makers: tuple[str, ...] = ()
+    stated: bool = True
 
 
-def made_by(makers: str | tuple[str, ...], *paths: str | Path) -> list[Wanted]:
+def made_by(makers: str | tuple[str, ...], *paths: str | Path, stated: bool = True) -> list[Wanted]:
     """`paths` as inputs of a job, each of which one of the jobs named `makers` must have made."""
-    return [Wanted(Path(path), (makers,) if isinstance(makers, str) else makers) for path in paths]
+    return [Wanted(Path(path), (makers,) if isinstance(makers, str) else makers, stated) for path in paths]
 
 
 @dataclass(frozen=True)

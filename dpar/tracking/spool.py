@@ -251,6 +251,7 @@ class _Work:
     settings: dict[str, Any]
     params: dict[str, Value]
     read: list[Artefact]
+    unstated: frozenset[str]
     outputs: list[Path]
     identity: str
     cache: HashCache
@@ -267,13 +268,18 @@ class _Work:
         params: dict[str, Value],
     ) -> "_Work":
         """The job, once its inputs are found to be what their makers left."""
-        results = experiment.parent
+        results, inputs = experiment.parent, list(inputs)
         settings = check_settings(experiment, by_job=rule != ACCEPT)
         cache, makers = HashCache(results), Makers(results)
         read = [item if isinstance(item, Artefact) else makers.checked(item) for item in inputs if item != experiment]
+        unstated = {
+            portable_path(item.path, results) for item in inputs if isinstance(item, Wanted) and not item.stated
+        }
         made = [portable_path(path, results) for path in outputs]
         identity = identity_of(rule, name, params, read, made)
-        return cls(rule, name, experiment, settings, params, read, outputs, identity, cache, makers)
+        return cls(
+            rule, name, experiment, settings, params, read, frozenset(unstated), outputs, identity, cache, makers
+        )
 
     @property
     def spool(self) -> Path:
@@ -282,8 +288,9 @@ class _Work:
 
     @property
     def read_here(self) -> dict[str, str]:
-        """Path -> SHA-256 of each file of the results folder that is read."""
-        found = (file for artefact in self.read for file in files_of(artefact))
+        """Path -> SHA-256 of each file of the results folder that is read, and stated in the outputs."""
+        stated = (artefact for artefact in self.read if artefact.path not in self.unstated)
+        found = (file for artefact in stated for file in files_of(artefact))
         return {path: sha256 for path, sha256 in found if not Path(path).is_absolute()}
 
     def made(self, path: Path) -> Artefact:
