@@ -178,7 +178,7 @@ class Reads(NamedTuple):
 
 
 def _dpar_cost(drawing: Drawing, batch: int, card: Card, patches: float) -> Cost:
-    parts, tokens = _parts(drawing, batch), drawing.model.tokens
+    parts, tokens = _parts(_needed(drawing, "decode"), batch), drawing.model.tokens
     assert isinstance(parts, DPARParts)
     reads, rows = Reads(parts.kernels.in_place), parts.rows
     encoded, decoded = (reads.lockstep(iter(range(some, tokens + some)), tokens) for some in (0, 1))
@@ -194,10 +194,9 @@ def _dpar_cost(drawing: Drawing, batch: int, card: Card, patches: float) -> Cost
 
 
 def _boundary_cost(drawing: Drawing, batch: int, card: Card) -> Cost:
-    """The cost of placing boundaries, next to the smallest model."""
-    small = {"layers": 1, "encoder_layers": 1, "decoder_layers": 1, "width": 16, "heads": 1}
+    """The cost of placing boundaries."""
     assert drawing.gate is not None
-    gate, drawing = drawing.gate, replace(drawing, model=drawing.model.model_copy(update=small))
+    gate = drawing.gate
 
     def of_gate(layers: int) -> Cost:
         some = gate.model_copy(update={"layers": layers})
@@ -207,7 +206,7 @@ def _boundary_cost(drawing: Drawing, batch: int, card: Card) -> Cost:
 
 
 def _place_cost(drawing: Drawing, batch: int, card: Card) -> Cost:
-    parts, tokens = _parts(drawing, batch), drawing.model.tokens
+    parts, tokens = _parts(_needed(drawing, "place"), batch), drawing.model.tokens
     assert isinstance(parts, DPARParts)
     assert parts.boundaries is not None
     first, reads = int(parts.boundaries.conditional), Reads(parts.kernels.entropy_in_place)
@@ -246,9 +245,27 @@ def _parts(drawing: Drawing, batch: int) -> DPARParts | LlamaGenParts:
         return DPARParts(model, gate, batch, drawing.rule, settings, kernels)
 
 
-@cache
+def _needed(drawing: Drawing, part: str) -> Drawing:
+    """As much of the drawing as its part depends on, so that drawings that have this in common are counted once."""
+    model, rule = drawing.model, drawing.rule
+    if isinstance(model, LlamaGenConfig) or rule is None:
+        return drawing
+    if part == "place":  # next to the smallest model
+        sizes = {"vocab_size": model.vocab_size, "grid": model.grid, "num_classes": model.num_classes}
+        small = DPARConfig(**sizes, layers=1, encoder_layers=1, decoder_layers=1, width=16, heads=1)
+        return replace(drawing, model=small, guided=False)
+    longest = rule.longest(model.tokens) if part == "open" else 1
+    static = PatchRule(rule.grid_width, static_length=longest)
+    return replace(drawing, gate=None, gate_precision="float32", rule=static)
+
+
 def _counted(drawing: Drawing, batch: int, part: str, size: int = 0) -> list[Kernel]:
     """Kernels of a part in the middle of an image; `size` images enter the patch transformer."""
+    return _counted_once(_needed(drawing, part), batch, part, size)
+
+
+@cache
+def _counted_once(drawing: Drawing, batch: int, part: str, size: int) -> list[Kernel]:
     parts: Any = _parts(drawing, batch)
     middle, guidance = drawing.model.tokens // 2, (parts.branches, parts.scales[0])
     cached = {name: getattr(parts, f"{name}_cache", None) for name in ("token", "encoder", "patch", "decoder")}

@@ -112,3 +112,18 @@ def test_images_that_open_a_patch_cost_equal_steps(batch):
     """Kernels for any number of them follow from those for the least and the most."""
     for size in {roofline.bucket(count, batch) for count in range(1, batch + 1)}:
         assert roofline._opened(DRAWING, batch, size) == roofline._counted(DRAWING, batch, "open", size)
+
+
+def test_a_part_needs_no_more_than_what_is_counted_for_it():
+    """Neither the gate nor the rule, but for the longest patch; boundaries do not see the model."""
+    for part in ("encode", "decode", "noise", "open", "place"):
+        size = 8 if part == "open" else 0
+        assert roofline._counted(DRAWING, 8, part, size) == roofline._counted_once(DRAWING, 8, part, size), part
+    other = replace(DRAWING, gate=replace_layers(GATE), rule=replace(DRAWING.rule, row_boundary=False))
+    assert roofline._needed(DRAWING, "open") == roofline._needed(other, "open") != DRAWING
+    assert roofline._needed(DRAWING, "place") != roofline._needed(other, "place")
+
+
+def replace_layers(config):
+    """The same with one more."""
+    return config.model_copy(update={"layers": config.layers + 1})
