@@ -253,9 +253,9 @@ def _needed(drawing: Drawing, part: str) -> Drawing:
     if part == "place":  # next to the smallest model
         sizes = {"vocab_size": model.vocab_size, "grid": model.grid, "num_classes": model.num_classes}
         small = DPARConfig(**sizes, layers=1, encoder_layers=1, decoder_layers=1, width=16, heads=1)
-        return replace(drawing, model=small, guided=False)
-    longest = rule.longest(model.tokens) if part == "open" else 1
-    static = PatchRule(rule.grid_width, static_length=longest)
+        limited = PatchRule(rule.grid_width, 0.0, rule.max_length and 2)
+        return replace(drawing, model=small, guided=False, rule=limited)
+    static = PatchRule(rule.grid_width, static_length=rule.longest(model.tokens))
     return replace(drawing, gate=None, gate_precision="float32", rule=static)
 
 

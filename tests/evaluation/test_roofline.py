@@ -115,13 +115,15 @@ def test_images_that_open_a_patch_cost_equal_steps(batch):
 
 
 def test_a_part_needs_no_more_than_what_is_counted_for_it():
-    """Neither the gate nor the rule, but for the longest patch; boundaries do not see the model."""
+    """Neither gate nor rule, but for the longest patch; boundaries see neither the model nor which limit it is."""
     for part in ("encode", "decode", "noise", "open", "place"):
         size = 8 if part == "open" else 0
         assert roofline._counted(DRAWING, 8, part, size) == roofline._counted_once(DRAWING, 8, part, size), part
     other = replace(DRAWING, gate=replace_layers(GATE), rule=replace(DRAWING.rule, row_boundary=False))
     assert roofline._needed(DRAWING, "open") == roofline._needed(other, "open") != DRAWING
     assert roofline._needed(DRAWING, "place") != roofline._needed(other, "place")
+    free = replace(DRAWING, rule=replace(DRAWING.rule, max_length=None))
+    assert roofline._counted(free, 8, "place") == roofline._counted_once(free, 8, "place", 0)
 
 
 def replace_layers(config):
