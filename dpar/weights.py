@@ -171,9 +171,9 @@ def check_export(folder: str | Path) -> None:
     exported = export_of(Path(folder) / CONFIG)
     for name, sha256 in _exported(exported).items() if exported else ():
         path = Path(exported or "", name)
-        if (
-            sha256_file(path) != sha256 if path.is_file() else name != RESOLVED
-        ):  # which nothing reads: it may be left out
+        # nothing reads the resolved settings: they may be left out
+        changed = sha256_file(path) != sha256 if path.is_file() else name != RESOLVED
+        if changed:
             raise InputError(
                 f"{path} is not what was exported with the files around it (sha256 {sha256[:12]} in {EXPORTED}): put "
                 f"it back, or export the model again; `dpar track accept {path}` says that it is meant as it is"

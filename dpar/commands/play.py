@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-import jinja2
 import numpy as np
 from PIL import Image
 
@@ -27,6 +26,7 @@ from dpar.evaluation.cost import guided_share
 from dpar.generator import find_network, find_origin
 from dpar.model import flops
 from dpar.patches.rule import PatchRule, check_rule, check_threshold
+from dpar.report.page import template
 from dpar.sampling.drawing import BATCH, Drawn, ImageSampler
 from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.networks import Networks, gate_thresholds, load_networks
@@ -342,11 +342,5 @@ def page(facts: Mapping[str, Any], nonce: str) -> str:
     Args:
         nonce: that its own script and style have, so that no other runs.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dpar", "commands"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("play.html.jinja").render(**facts, facts=facts, nonce=nonce)
+    filled = template("commands", "play.html.jinja", lstrip_blocks=True)
+    return filled.render(**facts, facts=facts, nonce=nonce)

@@ -81,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     snakemake, experiment, results = prepared(args)
     say_changes(results)
     dry = args.dry_run or bool({"-n", "--dry-run", "--dryrun"} & set(args.snakemake))
-    for line in said_before(experiment) if dry else ():
-        print(line, file=sys.stderr)
+    if dry and experiment.is_smoke:
+        print(said_of_smoke(experiment), file=sys.stderr)
     expect_records(results, experiment.model_dump(mode="json"), args.snakemake)
     told = {SMOKE: args.smoke or ""} | ({RETRAIN: "1"} if args.retrain else {})
     told |= {} if args.budget is None else {BUDGET: str(args.budget)}
@@ -200,11 +200,6 @@ def what_runs(arguments: list[str], args: argparse.Namespace) -> tuple[Experimen
         args.smoke = smoke
         print("no target is named: this is the smoke; `--target all` names everything", file=sys.stderr)
     return *composed(given.configfile, config=config, smoke=args.smoke), Path(given.directory or "")
-
-
-def said_before(experiment: Experiment) -> list[str]:
-    """The line of an announcement that a dry run begins with too."""
-    return [said_of_smoke(experiment)] if experiment.is_smoke else []
 
 
 def wanted_budget(results: Path, began: float) -> int | None:

@@ -36,12 +36,15 @@ class Comparison:
 
 def metric_name(features: Features) -> str:
     """Name of the Frechet distance of these features: FID for all of Inception's alone."""
-    extractor = features.conditions.get("extractor", "features")
-    return (
-        "FID"
-        if extractor == "inception" and "dimensions" not in features.conditions
-        else f"FD[{extractor},{features.features.shape[1]}]"
+    conditions = features.conditions
+    return distance_name(
+        conditions.get("extractor", "features"), features.features.shape[1], whole="dimensions" not in conditions
     )
+
+
+def distance_name(network: str, dims: int, *, whole: bool) -> str:
+    """Name of the Frechet distance of a network's features, `whole` or the first dimensions of them alone."""
+    return "FID" if network == "inception" and whole else f"FD[{network},{dims}]"
 
 
 def compare(

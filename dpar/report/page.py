@@ -65,16 +65,21 @@ def page(title: str, lead: str, sections: Sequence[Section], *, verdict: Sequenc
         verdict: what came out, a paragraph each.
         made: when, by which code, where and in which time.
     """
+    made_of = {"title": title, "lead": lead, "sections": sections, "verdict": verdict, "made": made}
+    return template("report", "page.html.jinja", keep_trailing_newline=True).render(made_of)
+
+
+def template(package: str, name: str, **spaces: Any) -> jinja2.Template:
+    """A template of a package of `dpar`: every text is escaped, and one that is not given is an error.
+
+    Args:
+        spaces: what becomes of white space, as Jinja has it.
+    """
+    loader = jinja2.PackageLoader("dpar", package)
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dpar", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, **spaces
     )
-    return environment.get_template("page.html.jinja").render(
-        title=title, lead=lead, sections=sections, verdict=verdict, made=made
-    )
+    return environment.get_template(name)
 
 
 def lead(experiment: Experiment, classes: Classes) -> str:

@@ -16,6 +16,7 @@ from dpar.data.images import ImageIndex
 from dpar.data.workers import cores, mapped, reported
 from dpar.device import default_device, full_float32
 from dpar.errors import run_command
+from dpar.evaluation.comparison import distance_name
 from dpar.evaluation.features import Extractor, open_extractor
 from dpar.evaluation.frechet import Moments, frechet_distance
 from dpar.files import write_bytes, write_json
@@ -144,7 +145,7 @@ def reconstruction_distance(
     Null where the images are no more than the features' dimensions.
     """
     dims = originals.dims
-    name = "rFID" if extractor.name == "inception" and extractor.dimensions is None else f"rFD[{extractor.name},{dims}]"
+    name = f"r{distance_name(extractor.name, dims, whole=extractor.dimensions is None)}"
     if originals.count <= dims:
         print(f"warning: {originals.count} images are too few for a {name}; not measured", file=sys.stderr)
         return name, None

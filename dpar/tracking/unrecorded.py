@@ -56,9 +56,10 @@ class Unrecorded:
             return
         said = check_alone(file, makers)
         if said is None and may_state(file):
-            since = self._stated_since
             if file.suffix == ".json":  # it is sealed, as a command writes it that is no job
                 since = next(filter(None, (self._rule_since(maker.partition("[")[0]) for maker in makers)), None)
+            else:
+                since = self._stated_since
             self._expect_old(file, since, "has lost its statement of which job made it")
         for path, digits in said.inputs.items() if said else ():
             if (self.results / path).is_file() and self._digest_of(path)[:DIGITS] != digits:

@@ -54,7 +54,7 @@ class JournalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """One event, if it is about a job."""
-        event = str(getattr(record, "event", "") or "").rpartition(".")[2].lower()
+        event = _kind_of(record)
         if event == "job_info" and not record.output:  # type: ignore[attr-defined]
             self._gathering.add(record.jobid)  # type: ignore[attr-defined]
         elif event == "job_info":
@@ -75,9 +75,14 @@ class FirstEvent(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Calls it, once."""
-        if self._kind and str(getattr(record, "event", "") or "").rpartition(".")[2].lower() == self._kind:
+        if self._kind and _kind_of(record) == self._kind:
             self._kind = ""
             self._call()
+
+
+def _kind_of(record: logging.LogRecord) -> str:
+    """The kind of event that Snakemake's logger is told of, such as `job_info`; empty where it is none."""
+    return str(getattr(record, "event", "") or "").rpartition(".")[2].lower()
 
 
 def job_name(rule: str, wildcards: Mapping[str, str]) -> str:
