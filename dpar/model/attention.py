@@ -27,8 +27,19 @@ def causal_attention(
     q: Float[Tensor, "B N H Dh"], k: Float[Tensor, "B N H Dh"], v: Float[Tensor, "B N H Dh"]
 ) -> Float[Tensor, "B N H Dh"]:
     """Attention of each position to itself and all earlier ones of the same image."""
+    if widens(q):
+        with torch.autocast("cpu", enabled=False):
+            return causal_attention(q.float(), k.float(), v.float()).to(q.dtype)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+
+def widens(q: Float[Tensor, "... Dh"]) -> bool:
+    """Whether attention over such queries is computed in float32: half precision on a CPU, where gradients are made.
+
+    The CPU's kernel takes up to three times as long for gradients in half precision, which it widens itself in pieces.
+    """
+    return q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16) and q.requires_grad
 
 
 def _sdpa(packed: PackedLengths) -> Attend:
@@ -36,6 +47,9 @@ def _sdpa(packed: PackedLengths) -> Attend:
     lengths = list(packed.lengths)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if widens(q):  # once, not for each image
+            with torch.autocast("cpu", enabled=False):
+                return attend(q.float(), k.float(), v.float()).to(q.dtype)
         # split, not slices: the gradient of a slice is as large as the whole batch, once per image
         images = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
         return torch.cat([causal_attention(a[None], b[None], c[None])[0] for a, b, c in images])

@@ -237,3 +237,40 @@ def saving(packed):
             return gradient, None
 
     return lambda q, k, v: Kept.apply(q, packed.cu_seqlens)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradients_of_half_precision_are_made_in_float32_on_a_cpu(packed, monkeypatch):
+    """Under autocast too, which would narrow what enters the kernel; without gradients nothing is widened."""
+    seen = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(q, k, v, **how):
+        seen.append(q.dtype)
+        assert not torch.is_autocast_enabled("cpu") or q.dtype == torch.bfloat16
+        return attend(q, k, v, **how)
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", watched)
+    half = [torch.randn(1, 9, 2, 8, generator=torch.Generator().manual_seed(i)).bfloat16() for i in range(3)]
+
+    def attention_of(q, k, v):
+        if not packed:
+            return causal_attention(q, k, v)
+        both = packed_attention(PackedLengths.from_lengths([4, 5]), "sdpa")
+        return both(q[0], k[0], v[0])[None]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = attention_of(*half)
+        given = [x.clone().requires_grad_() for x in half]
+        found = attention_of(*given)
+        assert torch.is_autocast_enabled("cpu")
+    count = 1 + packed
+    assert seen == [torch.bfloat16] * count + [torch.float32] * count
+    assert plain.dtype == found.dtype == torch.bfloat16
+    whole = [x.float().requires_grad_() for x in half]
+    expected = attention_of(*whole)
+    assert torch.equal(found, expected.bfloat16())
+    found.float().sum().backward()
+    expected.bfloat16().float().sum().backward()
+    for a, b in zip(given, whole, strict=True):
+        assert torch.equal(a.grad, b.grad.bfloat16())

@@ -7,6 +7,7 @@ import torch
 
 from dpar.errors import InputError
 from dpar.experiment.settings import Transformer
+from dpar.model import attention
 from dpar.model.attention import causal_attention
 from dpar.model.layers import Block, RMSNorm, hidden_width
 from dpar.model.rope import grid_rope
@@ -38,8 +39,12 @@ def kept(module, x, *more, precision):
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
-def test_a_layer_keeps_what_the_formula_says(precision):
-    """But for norms, of which a CPU keeps the normed numbers and a GPU the input and one number per row."""
+def test_a_layer_keeps_what_the_formula_says(precision, monkeypatch):
+    """But for norms, of which a CPU keeps the normed numbers and a GPU the input and one number per row.
+
+    A CPU also keeps what attention reads in float32.
+    """
+    monkeypatch.setattr(attention, "widens", lambda q: False)
     x = torch.randn(2, ROWS // 2, WIDTH, requires_grad=True)
     rope = grid_rope(16, 16, WIDTH // 4)
     found = kept(Block(WIDTH, 4).train(), x, rope, causal_attention, precision=precision)
