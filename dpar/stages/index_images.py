@@ -66,9 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             _check_shared(index, training, images)
         classes = Classes.of_images(images, index)
         index.save(args.output)
-        print(f"{path}: {said(index)}{described(found.left_alone, '; left alone: ')}")
         if classes.names:
             job.tags({"dpar.classes": say_names(classes, index, path, training)})
+        print(f"{path}: {said(index)}{described(found.left_alone, '; left alone: ')}")
         job.summary(counts(index) | {"images/left_alone": sum(found.left_alone.values())})
 
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpar.data.workers import cores
 from dpar.errors import InputError
 from dpar.experiment.settings import SMOKE_SUFFIX, Experiment, gate_folder
-from dpar.workflow.journal import job_name
+from dpar.workflow.journal import START, job_name
 
 Changes = Mapping[str, tuple[Any, Any]]
 """Setting -> its value before and now."""
@@ -213,7 +214,8 @@ def bill_of(
     seconds = dict.fromkeys((name for name, _ in keys), 0.0)
     for name, key in keys:
         seconds[name] += 3600 * rates.hours([found[key]]) / wanted[key] if key in found else 0
-    return Bill(rates.hours(found.values()), device, sum(job.bytes for job in found.values()), seconds)
+    hours = rates.hours(found.values()) + (len(seconds) * START / cores() / 3600 if here else 0)
+    return Bill(hours, device, sum(job.bytes for job in found.values()), seconds)
 
 
 def _keys(rule: str, wildcards: Mapping[str, str]) -> Iterator[tuple[str, ...]]:

@@ -15,7 +15,7 @@ import psutil
 from dpar.errors import shown
 
 NAME = "run.jsonl"
-START = 15.0  # seconds that a job is thought to take at least, most of them of imports
+START = 5.0  # seconds that a job takes beside its work, most of them of imports, until some have shown it
 LAST_LINES = 6  # of the log of a job that failed
 LONGEST_LINE = 100
 
@@ -141,7 +141,10 @@ class RunState:
         return len(self.finished)
 
     def left(self, now: float) -> float | None:
-        """Seconds to the end, by the costs of jobs and the pace of those that are finished; None before there is one.
+        """Seconds to the end; None before a job is finished.
+
+        Each job has a start and the work that it was thought to be. Jobs of little work show how long a start takes,
+        the others how fast work is done.
 
         Args:
             now: seconds since 1970.
@@ -149,15 +152,18 @@ class RunState:
         spent = sum(job.seconds for job in self.finished)
         if not spent or now <= self.began:
             return None
-        unknown = max(0, self.total - len(self.seconds))
-        pace = spent / sum(map(self._expected, self.finished))
-        begun = [(pace * self._expected(job), now - job.since) for job in self.running.values()]
-        work = pace * (sum(self.seconds.values()) + START * unknown) - spent - sum(map(min, begun))
+        short = [job.seconds for job in self.finished if self._work(job) < START]
+        start = sum(short) / len(short) if short else START
+        long = [job for job in self.finished if self._work(job) >= START]
+        pace = sum(job.seconds for job in long) / sum(start + self._work(job) for job in long) if long else 1.0
+        ahead = sum(self.seconds.values()) - sum(map(self._work, self.finished))
+        begun = [(start + pace * self._work(job), now - job.since) for job in self.running.values()]
+        seconds = start * (self.total - self.done) + pace * max(0.0, ahead) - sum(map(min, begun))
         abreast = max(1.0, (spent + sum(busy for _, busy in begun)) / (now - self.began))
-        return max(0.0, work / abreast)
+        return max(0.0, seconds / abreast)
 
-    def _expected(self, job: Watched) -> float:
-        return max(START, self.seconds.get(job.name, 0.0))
+    def _work(self, job: Watched) -> float:
+        return self.seconds.get(job.name, 0.0)
 
     @property
     def alive(self) -> bool:
@@ -247,9 +253,9 @@ def failures(state: RunState, directory: Path) -> Iterator[str]:
 
 
 def last_line(directory: Path, log: list[str]) -> str:
-    """The last line of a log, cut to what a screen has room for."""
-    found = _tail(directory, log, 1)
-    return found[0][:LONGEST_LINE] if found else ""
+    """The last line of a log that is not of a table or its notes, cut to what a screen has room for."""
+    found = [line for line in _tail(directory, log, LAST_LINES) if not line.startswith(("|", "- "))]
+    return found[-1][:LONGEST_LINE] if found else ""
 
 
 def _tail(directory: Path, log: list[str], count: int) -> list[str]:

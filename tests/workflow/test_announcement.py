@@ -4,9 +4,10 @@ import io
 
 import pytest
 
+from dpar.data.workers import cores
 from dpar.errors import InputError
 from dpar.experiment.loading import load_experiment, parse_experiment
-from dpar.workflow import announcement
+from dpar.workflow import announcement, planning, speed
 from dpar.workflow.announcement import (
     READS,
     Bill,
@@ -20,6 +21,7 @@ from dpar.workflow.announcement import (
     in_words,
     read_by,
 )
+from dpar.workflow.journal import START
 from dpar.workflow.recipes import RECIPES
 from tests.experiment.test_settings import CONFIG, demo
 
@@ -94,6 +96,14 @@ def test_the_bill_counts_the_jobs_of_this_run_alone():
     assert bill.hours == pytest.approx(bills[2])
     assert sum(bill.seconds.values()) == pytest.approx(3600 * bills[2])
     assert bill.seconds["sample_images DPAR-L-cfg1.9/0/3"] == pytest.approx(900 * (bills[2] - bills[1]))
+
+
+def test_on_this_machine_each_job_also_has_a_start(monkeypatch):
+    monkeypatch.setattr(speed, "timed_rates", lambda experiment: planning.ASSUMED)
+    jobs = [("train_model", {"model": "dpar", "milestone": "step400"}), *(("plot", {"n": str(i)}) for i in range(99))]
+    there, here = (bill_of(DEMO, jobs, (1600, 640), here=here) for here in (False, True))
+    assert here.hours - there.hours == pytest.approx(100 * START / cores() / 3600)
+    assert here.seconds == there.seconds
 
 
 @pytest.mark.parametrize(("budget", "refused"), [(None, False), ("7000", True), ("7069", False)])

@@ -41,8 +41,8 @@ def test_what_ends_is_a_line_each_with_the_time_that_is_left(tmp_path):
     before = told(tmp_path, planned, begun[0])
     assert before.left(now=100) is None, "no pace yet"
     state = told(tmp_path, planned, begun[0], ("finished", {"job": 0}), begun[1])
-    # 100 s each as planned, of 415 s in all; b has run for 50 of its 300
-    assert state.left(now=350) == pytest.approx(415 - 100 - 50)
+    # a took 100 s: 5 to start and 100 of work were thought of; b has run for 50 s, and a table needs a start
+    assert state.left(now=350) == pytest.approx(5 + 300 * 100 / 105 - 50 + 5)
     assert list(journal.plain_lines(before, state, tmp_path, 350)) == [
         "1 of 3  train_model a: step 9/9  nll 2.4 (2 min); about 4 min left"
     ]
@@ -59,6 +59,21 @@ def test_jobs_side_by_side_leave_less_time(tmp_path):
     # 200 and 200 s of work in 400 s of time, and twice as much is left
     assert state.left(now=400) == pytest.approx(400)
     assert state.left(now=250) < 400
+
+
+def test_a_table_at_the_end_of_a_log_is_no_last_word(tmp_path):
+    (tmp_path / "a.log").write_text("2 rows\n| model | FD |\n| dpar | 1.2 |\n- Values are means.\n")
+    assert journal.last_line(tmp_path, ["a.log"]) == "2 rows"
+    (tmp_path / "a.log").write_text("| dpar | 1.2 |\n")
+    assert journal.last_line(tmp_path, ["a.log"]) == ""
+
+
+def test_short_jobs_say_nothing_of_the_pace_of_long_ones(tmp_path):
+    """Those before the first training are over in seconds; hours of trainings are left all the same."""
+    costs = {"index a": 0.0, "index b": 0.0, "train a": 3600.0, **{f"draw {i}": 3.0 for i in range(40)}}
+    planned = ("planned", {"pid": os.getpid(), "jobs": {"index": 2, "train": 1, "draw": 40}, "seconds": costs})
+    state = told(tmp_path, planned, ("started", {"job": 0, "name": "index a", "log": []}), ("finished", {"job": 0}))
+    assert state.left(now=200) == pytest.approx((100 * 42 + 3600 + 120) / 1)
 
 
 def test_a_function_is_called_at_the_first_event_of_a_kind():
