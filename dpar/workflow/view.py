@@ -57,6 +57,8 @@ class _View:
 
     def __init__(self, results: Path, log: Path):
         self.results, self.directory, self._log, self._began = results, results.parent.parent, log, time.time()
+        self._read = 0  # bytes of the log, those of `_said`
+        self._said: list[str] = []
 
     def state(self) -> journal.RunState | None:
         """The run, once its jobs are known."""
@@ -65,8 +67,13 @@ class _View:
 
     def said(self) -> list[str]:
         """The lines before its first job, and those of its end."""
-        lines = self._log.read_text("utf-8", errors="replace").splitlines()
-        return [line for line in lines if line.startswith(_SAID)]
+        with open(self._log, "rb") as file:
+            file.seek(self._read)
+            whole, end, _ = file.read().rpartition(b"\n")
+        self._read += len(whole + end)
+        lines = whole.decode("utf-8", errors="replace").splitlines()
+        self._said += [line for line in lines if line.startswith(_SAID)]
+        return self._said
 
 
 class Screen(_View):
