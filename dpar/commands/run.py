@@ -237,10 +237,10 @@ def last_words(results: Path, began: float, status: int) -> str:
 
 
 def _watched(results: Path, command: Sequence[str], lock: IO[str] | None, told: Mapping[str, str]) -> int:
-    """As `_run`, with a view of what goes on; all that is said goes to a log."""
+    """As `_run`, with a view of its progress; the full output goes to a log."""
     path = results / "logs" / "run.log"
     path.parent.mkdir(parents=True, exist_ok=True)
-    print(f"all that is said goes to {path}; `dpar status` in another shell shows what follows too", file=sys.stderr)
+    print(f"full log: {path}; progress from another shell: `dpar status`", file=sys.stderr)
     began = time.time()
     with open(path, "wb") as log, watching(results, path):
         status = _run(command, lock, told, stdout=log, stderr=log)
