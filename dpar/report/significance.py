@@ -43,7 +43,7 @@ def paired_lines(
     chances = holm([paired_chance(differences) for *_, differences in found])
     lines = [
         f"Below: differences of a row from the one that it is named with, paired by training seed, mean ± standard "
-        f"deviation; p of the two-sided t-test, by Holm's correction for the {len(found)} tests of this table."
+        f"deviation; p of the two-sided t-test, by Holm's correction over the tests of this table ({len(found)})."
     ]
     texts: dict[str, list[str]] = {}
     for (row, baseline, quantity, differences), chance in zip(found, chances, strict=True):

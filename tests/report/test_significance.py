@@ -79,7 +79,7 @@ def test_rows_are_compared_with_the_described_model_seed_by_seed(experiment):
     likelihoods |= {(short, seed): value + 0.1 * (seed + 1) for (_, seed), value in likelihoods.copy().items()}
     found, predicted = measured(experiment, distances, likelihoods)
     head, of_short, of_other = paired_lines(experiment, "t", found, predicted, "FD[x,4]")
-    assert "Holm's correction for the 3 tests" in head
+    assert "over the tests of this table (3)" in head
     chances = holm([stats.ttest_1samp(d, 0).pvalue for d in ([0.1, 0.2, 0.3], [1, 1.1, 0.9], [0.5, -0.5, 0.1])])
     assert of_short == (
         f"dpar, max_length 2 - dpar: NLL +0.2 ± 0.1 (p {chances[0]:.2g}, in direction); "
