@@ -13,9 +13,9 @@ from dpar.experiment.settings import Experiment
 from dpar.model import flops
 from dpar.model.variants import build_entropy_model
 from dpar.train.objective import autocast, summed_loss
+from dpar.workflow.journal import START
 from dpar.workflow.planning import Data, JobCost, Key, Rates, preparation, samples, trainings
 
-JOB_S = 6.0  # of each job: a process starts, and reads what it needs
 SAMPLING = 0.25  # share of the training's operations per second that drawing reaches, a token at a time
 TIMED_S = 1.0
 
@@ -62,4 +62,4 @@ def first_picture(experiment: Experiment, data: Data) -> dict[Key, JobCost]:
 
 def hours(jobs: Mapping[Key, JobCost], rates: Rates, processes: int) -> float:
     """Hours of the jobs one after the other, with the start of each of their processes."""
-    return rates.hours(jobs.values()) + processes * JOB_S / 3600
+    return rates.hours(jobs.values()) + processes * START / 3600
