@@ -11,10 +11,10 @@ from dpar.data.codes import CodeStore
 from dpar.data.crops import center_crop, to_model_input, to_uint8
 from dpar.data.images import ImageIndex, open_images
 from dpar.data.shards import CodeMetadata
+from dpar.data.subsets import spread_over_classes
 from dpar.generator import Generator
 from dpar.model.llamagen import LlamaGen
 from dpar.patches.rule import PatchRule
-from dpar.stages.index_images import spread_over_classes
 from dpar.train.distributed import Ranks
 from dpar.train.objective import likelihood
 from dpar.train.scoring import score

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dpar.data.class_names import numbered_as
-from dpar.data.held_out import held_out
 from dpar.data.images import ImageIndex, open_images, shared_images
 from dpar.data.manifest import Manifest
+from dpar.data.subsets import held_out
 from dpar.errors import InputError
 from dpar.experiment.settings import Experiment
 from dpar.workflow.announcement import said_of_smoke

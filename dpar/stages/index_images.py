@@ -5,14 +5,13 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
 
 from dpar import tracking
 from dpar.data.class_names import numbered_as
 from dpar.data.classes import Classes
-from dpar.data.held_out import held_out
 from dpar.data.images import ImageIndex, ImageSource, open_images, shared_images
 from dpar.data.sources.source import described
+from dpar.data.subsets import first_of_classes, held_out, spread_over_classes
 from dpar.errors import InputError, run_command, shown
 from dpar.experiment.settings import Images
 from dpar.workflow import jobs
@@ -141,23 +140,6 @@ def images_of_split(found: ImageSource, split: str, images: Images, training: Im
     if split == "train" and images.max_train is not None and images.max_train < len(found):
         found = found.keep(first_of_classes(found.labels, images.max_train))
     return found
-
-
-def first_of_classes(labels: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " {count}"]:
-    """`count` of the N images, the first of each class, then the second of each, by rising number."""
-    by_class = np.argsort(labels, kind="stable")
-    _, first = np.unique(labels[by_class], return_index=True)
-    place = np.arange(len(labels)) - np.repeat(first, np.diff([*first, len(labels)]))
-    return np.sort(by_class[np.lexsort((labels[by_class], place))[:count]])
-
-
-def spread_over_classes(labels: Int[np.ndarray, " N"], count: int) -> Int[np.ndarray, " {count}"]:
-    """`count` of the N images, evenly spaced in each class, by rising number.
-
-    Evenly spaced in the order of the files alone, they would miss classes that take turns in it.
-    """
-    by_class = np.argsort(labels, kind="stable")
-    return np.sort(by_class[np.linspace(0, len(labels) - 1, count).round().astype(int)])
 
 
 def _check_shared(index: ImageIndex, training: ImageIndex, images: Images) -> None:

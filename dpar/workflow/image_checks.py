@@ -7,7 +7,7 @@ when it is indexed, or by `dpar check --deep`.
 import glob
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,8 @@ import numpy as np
 
 from dpar.data.class_names import numbered_as
 from dpar.data.classes import listed_names
-from dpar.data.held_out import held_out
 from dpar.data.images import ImageSource, open_images
+from dpar.data.subsets import first_of_classes, held_out
 from dpar.errors import InputError, shown
 from dpar.experiment.settings import IMAGENET, Experiment, Images
 from dpar.files import sha256_file
@@ -73,7 +73,10 @@ class Looks:
         counts = np.bincount(source.labels, minlength=self._settings.num_classes)
         if most is None or most >= counts.sum():
             return counts.tolist()
-        return [most] if split == "val" else dealt(counts.tolist(), most)
+        if split == "val":
+            return [most]
+        taken = source.labels[first_of_classes(source.labels, most)]
+        return np.bincount(taken, minlength=len(counts)).tolist()
 
     def problems(self) -> Iterator[Problem]:
         """Splits that are one or share images, and classes that do not fit."""
@@ -142,17 +145,6 @@ class Looks:
 def most_images(images: Images, split: str) -> int | None:
     """The most images of a split that are used, if the settings say one."""
     return images.max_train if split == "train" else images.max_val
-
-
-def dealt(counts: Sequence[int], most: int) -> list[int]:
-    """So many images, the first of each class, then the second of each: how many each class has of them."""
-    each = 0
-    while sum(min(count, each + 1) for count in counts) <= most and each < max(counts):
-        each += 1
-    taken = [min(count, each) for count in counts]
-    for label, count in enumerate(counts):
-        taken[label] += sum(taken) < most and count > each
-    return taken
 
 
 def same_files(known: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str] | None:

@@ -15,7 +15,7 @@ import psutil
 from dpar.errors import shown
 
 NAME = "run.jsonl"
-START = 5.0  # seconds that a job takes beside its work, most of them of imports, until some have shown it
+START = 5.0  # seconds of a job in addition to its work, most of them imports; used until jobs have shown it
 LAST_LINES = 6  # of the log of a job that failed
 LONGEST_LINE = 100
 

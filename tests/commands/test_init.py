@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from dpar.commands import init
-from dpar.data.held_out import held_out
 from dpar.data.images import open_images
+from dpar.data.subsets import held_out
 from dpar.data.survey import Survey, survey
 from dpar.errors import InputError
 from dpar.experiment.loading import load_experiment

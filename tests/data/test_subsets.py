@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from dpar.data.held_out import held_out
 from dpar.data.images import open_images
+from dpar.data.subsets import held_out
 from tests.data.samples import folder_of_images
 
 
