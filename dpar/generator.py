@@ -1,5 +1,6 @@
 """Images from Python as `dpar sample` draws them: `dpar.Generator.from_pretrained(folder)([3, 7])`."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,7 @@ class Generator:
             return np.empty((0, self.side, self.side, 3), dtype=np.uint8)
         try:
             known = [self.classes.label(label) if isinstance(label, str) else label for label in labels]
-            classes = np.array(known, dtype=np.int64)
+            classes = np.array([operator.index(label) for label in known], dtype=np.int64)
         except InputError:
             raise
         except (TypeError, ValueError, OverflowError) as error:

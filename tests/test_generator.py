@@ -70,7 +70,7 @@ def test_rules_of_other_models_are_refused(results):
 def test_requests_that_cannot_be_drawn(results):
     generator = dpar.Generator.from_pretrained(results / "models/dpar/step1")
     assert generator([]).shape == (0, 8, 8, 3)
-    for labels in ([10**30], [[0], [1, 2]]):
+    for labels in ([10**30], [[0], [1, 2]], [0.7], [None]):
         with pytest.raises(InputError, match="labels are names or whole numbers, one per image"):
             generator(labels)
     with pytest.raises(InputError, match="temperature is 0; expected a number above 0"):

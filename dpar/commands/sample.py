@@ -200,7 +200,7 @@ def _said(classes: Classes, chosen: Sequence[int]) -> str:
 def _check(args: argparse.Namespace, labels: Sequence[int]) -> None:
     allowed = {
         "n": (args.n >= len(labels), f"at least one image for each of the {len(labels)} labels"),
-        **{name: (least < getattr(args, name) <= most, word) for name, (least, most, word) in CHOICES.items()},
+        **{name: (least <= getattr(args, name) <= most, word) for name, (least, most, word) in CHOICES.items()},
         "threshold": (args.threshold is None or not math.isnan(args.threshold), "a number of nats"),
         "max_length": (args.max_length is None or args.max_length > 0, "at least one token"),
     }

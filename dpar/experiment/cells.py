@@ -1,5 +1,6 @@
 """Which models a run trains and which samples it draws: every cell of every table, each once."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -290,7 +291,8 @@ def resolved_row(experiment: Experiment, where: str, values: dict[str, Any]) -> 
         reason = "; ".join(refusals(error, _OF_ROWS.get(error.title))) if refused else error
         raise InputError(f"{where}: row {values}: {reason}") from None
     for key, value in groups["paper"].items():
-        if key not in PAPER_METRICS or not isinstance(value, int | float):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if key not in PAPER_METRICS or not number:
             raise InputError(
                 f"{where}: paper.{key} is {value!r}; expected a number under paper.{', paper.'.join(PAPER_METRICS)}"
             )

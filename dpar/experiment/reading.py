@@ -1,5 +1,6 @@
 """YAML without code: values of a file in UTF-8, and the line of each."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ def check_size(values: Any, where: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without code, in which a duplicate key is an error: the first value would be lost silently."""
+    """YAML without code, in which a duplicate key is an error: the first value would be lost silently.
+
+    Numbers are decimal: 010, which YAML 1.1 takes for 8, and 1:30, which it takes for 90, are refused.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -43,6 +47,19 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
                 seen.add(key.value)
         return node
+
+
+def _decimal(loader: _Loader, node: yaml.ScalarNode) -> int | float:
+    """A number that is what its digits say, or in base 16 or 2 as its prefix says."""
+    if re.match(r"[-+]?0[0-7_]+$|.*:", node.value):
+        found = f"{node.value} is a number in base {60 if ':' in node.value else 8} to YAML"
+        raise yaml.MarkedYAMLError(None, None, f"{found}: write it in base 10, or text in quotes", node.start_mark)
+    whole = node.tag == "tag:yaml.org,2002:int"
+    return loader.construct_yaml_int(node) if whole else loader.construct_yaml_float(node)
+
+
+for _tag in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _decimal)
 
 
 def read_yaml(path: str | Path) -> Any:

@@ -2,7 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from dpar.errors import InputError
 
@@ -18,6 +26,8 @@ Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+FARTHEST = 1e6  # scale of guidance, temperature and its inverse: float32 logits stay finite under both
+LONGEST_PATCH = 2**31 - 1  # tokens
 LEAST_CRITIC_SIDE = 24  # pixels of the images that the tokenizer's adversarial loss needs
 IMAGENET = "imagenet"  # as `images.classes`: the names of its 1,000 classes, which come with the package
 SMOKE_SUFFIX = ".smoke"  # of the name of an experiment that was cut short to try everything
@@ -38,10 +48,28 @@ Pooling = Literal["max", "mean"]
 TableName = Annotated[Name, Field(pattern=r"^[A-Za-z0-9]\w*$")]
 
 
+def _check_numbers(given: Any, taken: Any) -> None:
+    """Refuses switches that are taken for numbers (YAML reads `off` as one), and numbers too large for a tensor."""
+    if isinstance(given, bool) and not isinstance(taken, bool):
+        raise ValueError("expected a number, not true or false (in YAML also on, off, yes, no)")
+    if isinstance(taken, int) and abs(taken) >= 2**63:
+        raise ValueError("expected a number of at most 19 digits")
+    if isinstance(given, list | tuple) and isinstance(taken, tuple):
+        for pair in zip(given, taken, strict=True):
+            _check_numbers(*pair)
+
+
 class Settings(BaseModel):
     """A group of settings: unknown keys are errors, numbers are finite, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _numbers(cls, given: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        taken = handler(given)
+        _check_numbers(given, taken)
+        return taken
 
 
 class GeneratedImages(Settings):
@@ -66,7 +94,7 @@ class Images(Settings):
     )
     generated: GeneratedImages | None = None
     resolution: int = Field(gt=0, description="pixels, the side of the square that is tokenized")
-    num_classes: int = Field(gt=0)
+    num_classes: int = Field(gt=0, le=10**6)
     classes: str | None = Field(
         default=None,
         exclude_if=lambda classes: classes is None,
@@ -156,7 +184,7 @@ class Autoencoder(Settings):
     vocab_size: int = Field(default=16384, gt=1, le=65536)
     code_dim: int = Field(default=8, gt=0)
     channels: int = Field(default=128, gt=0)
-    multipliers: tuple[int, ...] = Field(default=(1, 1, 2, 2, 4), min_length=1)
+    multipliers: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(1, 1, 2, 2, 4), min_length=1)
     residual_blocks: int = Field(default=2, gt=0, description="a level of the encoder; the decoder has one more")
     z_channels: int = Field(default=256, gt=0)
     attention: bool = True
@@ -418,7 +446,7 @@ class Patchify(Settings):
     p_avg: float | None = Field(
         default=None, ge=1, description="calibrate E_Th to this mean patch length; or static length"
     )
-    max_length: int | None = Field(default=4, gt=0, description="P_max in tokens; null = none")
+    max_length: int | None = Field(default=4, gt=0, le=LONGEST_PATCH, description="P_max in tokens; null = none")
     row_boundary: bool = True
 
     @model_validator(mode="after")
@@ -443,13 +471,13 @@ class Sampling(Settings):
     num_images: int = Field(default=50_000, gt=0)
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     labels: Literal["balanced", "uniform"] = "balanced"
-    cfg_scale: float = Field(default=2.0, ge=0)
+    cfg_scale: float = Field(default=2.0, ge=0, le=FARTHEST)
     cfg_interval: tuple[Share, Share] = Field(  # as `query_pooling`: not written where it is the default
         default=(0.0, 1.0),
         exclude_if=lambda interval: interval == (0.0, 1.0),
         description="shares of the sequence between which it is guided; the class alone decides outside",
     )
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=1 / FARTHEST, le=FARTHEST)
     top_k: int = Field(default=0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     batch_size: int = Field(default=64, gt=0)

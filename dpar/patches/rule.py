@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dpar.errors import InputError
 from dpar.experiment.cells import threshold_of
-from dpar.experiment.settings import Patchify
+from dpar.experiment.settings import LONGEST_PATCH, Patchify
 
 CHUNK = 2**18
 """Tokens that the simulator looks at together; their entropies fill about the cache of one core."""
@@ -36,13 +36,22 @@ def check_rule(tokens: int, max_length: int | None, grid_width: int) -> None:
     Raises:
         InputError: as said.
     """
-    if max_length is not None and (max_length < 1 or max_length % 1):
-        raise InputError(f"max_length is {max_length}; give the most tokens a patch may have (1, 2, ...), or none")
+    check_length(max_length)
     if grid_width < 1 or tokens < 1 or tokens % grid_width:
         raise InputError(
             f"the entropies have {tokens} tokens per image, which are not whole rows of {grid_width}; "
             "check the grid width"
         )
+
+
+def check_length(max_length: int | None) -> None:
+    """Refuses a P_max that is no number of tokens.
+
+    Raises:
+        InputError: as said.
+    """
+    if max_length is not None and (not 1 <= max_length <= LONGEST_PATCH or max_length % 1):
+        raise InputError(f"max_length is {max_length}; give the most tokens a patch may have (1, 2, ...), or none")
 
 
 def check_threshold(threshold: float) -> None:
@@ -200,6 +209,9 @@ class PatchRule:
 
     def __post_init__(self) -> None:
         assert (self.threshold is None) != (self.static_length is None), "dynamic patches need the threshold in nats"
+        check_length(self.max_length)
+        if self.threshold is not None:
+            check_threshold(self.threshold)
 
     @classmethod
     def of(cls, patchify: Patchify, threshold: float | None, grid_width: int) -> "PatchRule":

@@ -1,5 +1,6 @@
 """From logits to a token: classifier-free guidance, temperature, top-k, top-p, the draw (Section 4.1)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,13 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dpar.errors import InputError
-from dpar.experiment.settings import EntropyPrecision
+from dpar.experiment.settings import FARTHEST, EntropyPrecision
 
-# The allowed range of the settings of `truncated`: more than the first number, up to the second.
+# The allowed range of the settings of `truncated`: from the first number to the second.
 CHOICES = {
-    "temperature": (0, float("inf"), "a number above 0"),
-    "top_k": (-1, float("inf"), "a whole number, 0 for all codes"),
-    "top_p": (0, 1, "a probability above 0, up to 1 for all codes"),
+    "temperature": (1 / FARTHEST, FARTHEST, "a number above 0, from 0.000001 to 1,000,000"),
+    "top_k": (0, float("inf"), "a whole number, 0 for all codes"),
+    "top_p": (math.ulp(0.0), 1, "a probability above 0, up to 1 for all codes"),
 }
 
 
@@ -46,8 +47,11 @@ class DrawSettings:
     entropy_precision: EntropyPrecision = "float32"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.cfg_scale < float("inf"):
-            raise InputError(f"the guidance scale is {self.cfg_scale}; expected 0 (no class), 1 (no guidance) or more")
+        if not 0 <= self.cfg_scale <= FARTHEST:
+            raise InputError(
+                f"the guidance scale is {self.cfg_scale}; expected 0 (no class), 1 (no guidance) or more, "
+                "up to 1,000,000"
+            )
         first, last = self.cfg_interval
         if not 0 <= first < last <= 1:
             raise InputError(
@@ -55,7 +59,7 @@ class DrawSettings:
                 "(its beginning) and 1 (its end)"
             )
         for name, (least, most, expected) in CHOICES.items():
-            if not least < (value := getattr(self, name)) <= most:
+            if not least <= (value := getattr(self, name)) <= most:
                 raise InputError(f"{name} is {value}; expected {expected}")
 
     def truncated(self, logits: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:

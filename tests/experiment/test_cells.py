@@ -182,6 +182,9 @@ def test_the_papers_numbers_are_kept_apart_from_what_varies():
         ({"model": "dpar", "milestone": 17}, "milestone 17"),
         ({"model": "dpar", "paper.fld": 3.3}, "paper.fld"),
         ({"model": "dpar", "paper.fid": "3,3"}, "paper.fid"),
+        ({"model": "dpar", "paper.fid": True}, "paper.fid"),
+        ({"model": "dpar", "paper.fid": float("nan")}, "paper.fid"),
+        ({"model": "dpar", "patchify.max_length": True}, "max_length: expected a number"),
         ({"model": "llamagen", "patchify.max_length": 2}, "has no patches"),
     ],
 )

@@ -111,6 +111,17 @@ def test_a_tokenizer_has_the_sizes_of_its_variant_but_for_those_given(variant, d
         ({"sampling__cfg_scale": float("inf")}, "sampling.cfg_scale"),
         ({"training__learning_rate": float("nan")}, "training.learning_rate"),
         ({"seed": 2**64}, "seed"),
+        ({"training__steps": True}, "training.steps: expected a number, not true or false"),
+        ({"patchify__max_length": True}, "patchify.max_length: expected a number, not true"),
+        ({"codes__crop_ranges": [1.5, True]}, "codes.crop_ranges: expected a number, not true"),
+        ({"training__weight_decay": False}, "training.weight_decay: expected a number, not true"),
+        ({"training__batch_size": 10**30}, "training.batch_size: expected a number of at most 19 digits"),
+        ({"images__num_classes": 10**9}, "images.num_classes"),
+        ({"patchify__max_length": 2**40}, "patchify.max_length"),
+        ({"tokenizer__multipliers": [1, 0]}, "tokenizer.multipliers.1"),
+        ({"tokenizer__multipliers": [1, -2]}, "tokenizer.multipliers.1"),
+        ({"sampling__cfg_scale": 1e38}, "sampling.cfg_scale"),
+        ({"sampling__temperature": 1e-45}, "sampling.temperature"),
     ],
 )
 def test_a_contradiction_is_refused_and_named(changes, named):
@@ -147,6 +158,10 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
         (b"", "not a valid experiment"),
         (b"- demo", "not a valid experiment"),
         (b"1: demo", "not a valid experiment"),
+        (b"training: {steps: 010}", "010 is a number in base 8 to YAML: write it in base 10"),
+        (b"seed: -0_17", "base 8"),
+        (b"training:\n  steps: 1:30", "1:30 is a number in base 60 to YAML"),
+        (b"training:\n  learning_rate: 1:30.5", "base 60"),
     ],
 )
 def test_a_file_that_is_more_or_less_than_an_experiment_is_refused_in_words(tmp_path, monkeypatch, text, said):

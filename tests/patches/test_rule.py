@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,6 +168,7 @@ good = np.ones((2, 16), np.float32)
         (good, {"max_length": 0}, "max_length is 0"),
         (good, {"max_length": -4}, "max_length is -4"),
         (good, {"max_length": 2.5}, "max_length is 2.5"),
+        (good, {"max_length": 10**20}, "max_length is 1000"),
         (good, {"grid_width": 5}, "16 tokens per image"),
         (good, {"grid_width": 32}, "16 tokens per image"),
         (good, {"grid_width": 0}, "16 tokens per image"),
@@ -180,6 +182,20 @@ good = np.ones((2, 16), np.float32)
 def test_what_cannot_be_cut_is_refused(entropy, changes, message):
     with pytest.raises(InputError, match=message):
         patch_starts(entropy, **({"threshold": 7.8, "max_length": 4, "grid_width": 4} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"max_length": 0}, "max_length is 0"),
+        ({"max_length": 1.5}, "max_length is 1.5"),
+        ({"max_length": 10**20}, "max_length is 1000"),
+        ({"threshold": math.nan}, "threshold is NaN"),
+    ],
+)
+def test_a_rule_that_no_image_can_be_cut_by_is_refused_when_it_is_made(changed, message):
+    with pytest.raises(InputError, match=message):
+        replace(PatchRule(4, 2.0, 4), **changed)
 
 
 def test_nan_in_a_later_chunk_is_named_by_its_own_image():

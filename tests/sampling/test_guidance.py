@@ -102,12 +102,15 @@ def test_codes_outside_are_never_drawn():
     [
         ({"cfg_scale": -1.0}, "guidance scale is -1"),
         ({"cfg_scale": float("nan")}, "guidance scale is nan"),
+        ({"cfg_scale": 1e38}, r"guidance scale is 1e\+38; expected .* up to 1,000,000"),
         ({"cfg_interval": (0.5, 0.5)}, r"guidance from 0\.5 to 0\.5 is no part"),
         ({"cfg_interval": (0.5, 1.5)}, r"guidance from 0\.5 to 1\.5 is no part"),
         *(
             ({name: value}, f"{name} is {value}; expected")
             for name, value in (
                 ("temperature", 0),
+                ("temperature", 1e-45),
+                ("temperature", float("inf")),
                 ("temperature", float("nan")),
                 ("top_k", -1),
                 ("top_p", 0.0),
