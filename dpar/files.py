@@ -133,6 +133,20 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+def check_spared(output: Path, *inputs: str | Path) -> None:
+    """Refuses an output that would take the place of an input: of the same file, or of one in a folder or a pattern.
+
+    Raises:
+        InputError: as said.
+    """
+    for given in inputs if output.exists() else ():
+        path = os.path.expanduser(given)
+        found = [path] if os.path.lexists(path) else glob.glob(path)
+        inside = os.path.isdir(path) and output.resolve().is_relative_to(Path(path).resolve())
+        if inside or any(os.path.samefile(output, file) for file in found if os.path.exists(file)):
+            raise InputError(f"{output} would be written over what is read ({given}); give the output another name")
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Writes `data` to `path` whole or not at all."""
     with atomic_write(path) as temporary:

@@ -20,6 +20,7 @@ from dpar.evaluation.comparison import comparable, compare, gaussian_of, metric_
 from dpar.evaluation.features import Extractor, Features, load_features, open_extractor, save_features
 from dpar.evaluation.image_sets import Profile, open_set
 from dpar.evaluation.passes import describe, unseen
+from dpar.files import check_spared
 from dpar.tracking.makers import check_recorded
 from dpar.workflow.options import Parser, RawHelp
 
@@ -86,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("split_size", "resolution"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1")
+    if args.keep is not None:
+        for name in ("samples", "reference"):
+            check_spared(args.keep / f"{name}.npz", args.samples, args.reference)
     extractor = None if args.extractor is None else open_extractor(args.extractor, default_device())
     samples, reference = (
         _features(path, extractor, args.profile, args.resolution) for path in (args.samples, args.reference)

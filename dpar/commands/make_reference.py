@@ -21,6 +21,7 @@ from dpar.evaluation.features import BATCH, Extractor, open_extractor, outputs_o
 from dpar.evaluation.frechet import Moments
 from dpar.evaluation.image_sets import Files, ImageSet, open_set
 from dpar.evaluation.passes import batches
+from dpar.files import check_spared
 from dpar.sampling.archive import write_samples
 from dpar.workflow.options import Parser, RawHelp
 
@@ -56,11 +57,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: the data or the network cannot be used, or there are too few images for a covariance.
     """
     args = parser().parse_args(argv)
-    for name in ("images", "resolution"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise InputError(f"--{name} {getattr(args, name)}: expected at least 1")
+    for name, least in (("images", 1), ("resolution", 1), ("seed", 0)):
+        if getattr(args, name) is not None and getattr(args, name) < least:
+            raise InputError(f"--{name} {getattr(args, name)}: expected at least {least}")
     if args.output.suffix != ".npz":
         raise InputError(f"{args.output}: the reference is an npz file; name it OUT.npz")
+    check_spared(args.output, args.data)
     extractor = None if args.no_statistics else open_inception(args.extractor)
     images = open_set([args.data])
     if not len(images):

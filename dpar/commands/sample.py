@@ -16,7 +16,7 @@ from dpar.data.classes import Classes
 from dpar.data.sources.source import enumerated
 from dpar.device import default_device
 from dpar.errors import InputError
-from dpar.files import write_bytes
+from dpar.files import check_spared, write_bytes
 from dpar.generator import Origin, find_network, find_origin
 from dpar.sampling.drawing import ImageSampler
 from dpar.sampling.guidance import CHOICES, DrawSettings
@@ -208,6 +208,8 @@ def _check(args: argparse.Namespace, labels: Sequence[int]) -> None:
         raise InputError("--image and --keep-rows go together: the image, and how many of its rows of tokens are kept")
     if args.out.is_dir():
         raise InputError(f"--out {args.out} is a folder; give the name of the picture to write, such as grid.png")
+    if args.image is not None:
+        check_spared(args.out, args.image)
     for name, (fits, expected) in allowed.items():
         if not fits:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected {expected}")

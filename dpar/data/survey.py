@@ -14,6 +14,7 @@ from dpar.data.decoding import FORMATS, UNREADABLE, decode
 from dpar.data.images import ImageSource, open_images
 from dpar.data.workers import cores, mapped, reported
 from dpar.errors import InputError, did_you_mean, shown
+from dpar.experiment.settings import MOST_CLASSES
 
 MOST_READ = 2_000  # images of a split that are decoded, evenly spaced
 TRAIN = ("train", "training")
@@ -70,8 +71,9 @@ def survey(folder: Path) -> Survey:
         )
     source, train, val = splits_of(folder.expanduser().resolve())
     images = open_images(source, train)
-    if len(images) and images.labels.min() < 0:
-        raise InputError(f"{train} has the label {images.labels.min()}; labels count the classes from 0")
+    if len(images) and not 0 <= images.labels.min() <= images.labels.max() < MOST_CLASSES:
+        label = min(images.labels.min(), 0) or images.labels.max()
+        raise InputError(f"{train} has the label {label}; labels count the classes from 0")
     held_out = open_images(source, val, every_class=False) if val else None
     read = [(images, i) for i in _spaced(len(images))]
     read += [(held_out, i) for i in _spaced(len(held_out))] if held_out is not None else []
@@ -107,7 +109,8 @@ def splits_of(folder: Path) -> tuple[Kind, str, str | None]:
         files = sorted(glob.glob(f"{glob.escape(str(folder))}/**/*.{suffix}", recursive=True))
         if files:
             train, val = (_pattern(folder, files, names, suffix) for names in (TRAIN, VAL))
-            return kind, train or f"{folder}/{'**/' * (Path(files[0]).parent != folder)}*.{suffix}", val and val
+            below = "**/" * (Path(files[0]).parent != folder)
+            return kind, train or f"{glob.escape(str(folder))}/{below}*.{suffix}", val
     folders = {entry.name.lower(): entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."}
     train, val = (next((str(folders[name]) for name in names if name in folders), None) for names in (TRAIN, VAL))
     if train and {*folders} <= {*TRAIN, *VAL}:
@@ -125,7 +128,7 @@ def _pattern(folder: Path, files: list[str], names: tuple[str, ...], suffix: str
     for name in names:
         for pattern in (f"{name}*.{suffix}", f"*-{name}-*.{suffix}", f"{name}/*.{suffix}", f"data/{name}*.{suffix}"):
             if {*glob.glob(f"{glob.escape(str(folder))}/{pattern}")} & {*files}:
-                return f"{folder}/{pattern}"
+                return f"{glob.escape(str(folder))}/{pattern}"
     return None
 
 

@@ -53,10 +53,10 @@ def splits_differ(classes: Int[Tensor, "N"], split_size: int) -> bool:
     Args:
         classes: the label of each image, or the class that the network assigns to it.
     """
-    count, kinds = len(classes), int(classes.max()) + 1
+    names, classes = classes.unique(return_inverse=True)  # a file may number its classes as it likes
+    count, kinds = len(classes), len(names)
     split = torch.arange(count, device=classes.device) // split_size
     table = torch.bincount(split * kinds + classes, minlength=(int(split[-1]) + 1) * kinds).reshape(-1, kinds).double()
-    table = table[:, table.sum(0) > 0]
     freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
     expected = table.sum(1, keepdim=True) * table.sum(0) / count
     excess = ((table - expected).square() / expected).sum().item() - freedom

@@ -28,6 +28,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 FARTHEST = 1e6  # scale of guidance, temperature and its inverse: float32 logits stay finite under both
 LONGEST_PATCH = 2**31 - 1  # tokens
+MOST_CLASSES = 10**6
 LEAST_CRITIC_SIDE = 24  # pixels of the images that the tokenizer's adversarial loss needs
 IMAGENET = "imagenet"  # as `images.classes`: the names of its 1,000 classes, which come with the package
 SMOKE_SUFFIX = ".smoke"  # of the name of an experiment that was cut short to try everything
@@ -94,7 +95,7 @@ class Images(Settings):
     )
     generated: GeneratedImages | None = None
     resolution: int = Field(gt=0, description="pixels, the side of the square that is tokenized")
-    num_classes: int = Field(gt=0, le=10**6)
+    num_classes: int = Field(gt=0, le=MOST_CLASSES)
     classes: str | None = Field(
         default=None,
         exclude_if=lambda classes: classes is None,

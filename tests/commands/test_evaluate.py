@@ -76,6 +76,13 @@ def test_json_holds_the_metrics_of_a_users_network_and_all_conditions(files, cap
     assert found["comparable_reason"].startswith("the feature network is colours, not Inception")
 
 
+def test_kept_features_never_take_the_place_of_what_is_measured(files, capsys):
+    before = {path.name: sha256_file(path) for path in files.glob("*.npz")}
+    assert run(files, "--keep", files) == 2
+    assert "samples.npz would be written over what is read" in capsys.readouterr().err
+    assert {path.name: sha256_file(path) for path in files.glob("*.npz")} == before
+
+
 def test_features_that_were_kept_give_the_same_numbers_without_the_images(files, capsys):
     assert run(files, "--keep", files / "kept", "--json") == 0
     first = json.loads(capsys.readouterr().out)

@@ -68,6 +68,20 @@ def test_without_statistics_it_is_images_alone(tmp_path, capsys):
     assert json.loads(str(found["conditions"]))["shards"] == 2
 
 
+@pytest.mark.parametrize("data", ["shards", "shards/*.npz", "shards/0.npz", "link.npz"])
+def test_a_reference_never_takes_the_place_of_its_images(tmp_path, capsys, data):
+    (tmp_path / "shards").mkdir()
+    write_samples(tmp_path / "shards/0.npz", 40)
+    (tmp_path / "link.npz").symlink_to(tmp_path / "shards/0.npz")
+    before = sha256_file(tmp_path / "shards/0.npz")
+    flags = ["make-reference", str(tmp_path / data), str(tmp_path / "shards/0.npz"), "--no-statistics", "--images", "3"]
+    assert main(flags) == 2
+    assert "0.npz would be written over what is read" in capsys.readouterr().err
+    assert sha256_file(tmp_path / "shards/0.npz") == before
+    assert main([*flags[:2], str(tmp_path / "new.npz"), *flags[3:], "--seed", "-1"]) == 2
+    assert "--seed -1: expected at least 0" in capsys.readouterr().err
+
+
 def test_dpar_evaluate_compares_with_its_statistics_and_says_whose_it_is(tmp_path, inception, capsys):
     write_samples(tmp_path / "data.npz", 150)
     write_samples(tmp_path / "samples.npz", 60, first=500)

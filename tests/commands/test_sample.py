@@ -110,6 +110,8 @@ def test_a_picture_is_continued(results, tmp_path, capsys):
     for wrong, message in (("4", "an image has 4 rows of tokens; keep 1 to 3"), ("0", "keep 1 to 3")):
         with pytest.raises(InputError, match=message):
             draw(capsys, results, tmp_path / "x.png", *flags, wrong)
+    with pytest.raises(InputError, match=r"image\.png would be written over what is read"):
+        draw(capsys, results, tmp_path / "image.png", *flags, "2")
     with pytest.raises(InputError, match="--image and --keep-rows go together"):
         draw(capsys, results, tmp_path / "x.png", "--keep-rows", "2")
 

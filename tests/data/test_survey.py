@@ -45,6 +45,24 @@ def test_files_that_hold_images_are_found_by_split(tmp_path):
     assert (found.count, found.val_count, found.images) == (8, 4, (4, 4))
 
 
+@pytest.mark.parametrize("label", [-1, 2**31 - 1])
+def test_labels_that_count_no_classes_are_named(tmp_path, label):
+    parquet_of_images(tmp_path / "train.parquet", [image_bytes(sample_image(0))] * 2, [0, label], keys=["a", "b"])
+    with pytest.raises(InputError, match=f"has the label {label}; labels count the classes from 0"):
+        survey(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("train", "val"), ("a", "b")])
+def test_files_are_found_in_a_folder_whose_name_looks_like_a_pattern(tmp_path, names):
+    folder = tmp_path / "photos [2020]*"
+    folder.mkdir()
+    for name in names:
+        keys = [f"{name}{i}" for i in range(2)]
+        parquet_of_images(folder / f"{name}.parquet", [image_bytes(sample_image(0))] * 2, [0, 1], keys=keys)
+    found = survey(folder)
+    assert found.count + found.val_count == 4
+
+
 def test_tars_without_held_out_ones_are_all_for_training(tmp_path):
     members = {f"{i}.png": image_bytes(sample_image(i)) for i in range(3)} | {f"{i}.cls": b"0" for i in range(3)}
     tar_of_images(tmp_path / "photos-0.tar", members)

@@ -65,6 +65,13 @@ def test_chance_is_not_taken_for_order(count, classes, split):
         assert not splits_differ(labels, split)
 
 
+def test_labels_may_be_any_numbers():
+    labels = torch.arange(400) * 30 // 400
+    for numbered in (labels, 2**31 - 1 - labels):
+        assert splits_differ(numbered, 100)
+        assert not splits_differ(numbered[torch.randperm(400, generator=torch.Generator().manual_seed(0))], 100)
+
+
 @pytest.mark.parametrize(("count", "classes", "split"), [(50_000, 1000, 5000), (320, 8, 80), (400, 30, 100)])
 def test_order_is_seen_through_a_network_that_is_often_wrong(count, classes, split):
     generator = torch.Generator().manual_seed(0)
