@@ -38,6 +38,24 @@ def test_help_says_every_default(name):
                 assert said or "default" in (action.help or ""), f"{parser.prog} {action.option_strings[0]}"
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        "plan --gpus 0", "plan --mfu 0", "plan --mfu nan", "plan --sampling-mfu 5", "plan --float32-mfu -1",
+        "plan --images -5", "plan --price nan", "plan --price -1", "run --cores 0", "run --budget nan",
+        "run --budget -1",
+        "track sync --watch nan", "track ui --refresh 0", "track ui --port 99999",
+        "bench sample --batches 0", "bench train --batch-size -1", "bench train --turns 0", "bench data --seconds inf",
+    ],
+)  # fmt: skip
+def test_a_number_that_means_nothing_is_refused_before_anything_is_done(given, capsys):
+    *_, flag, value = given.split()
+    with pytest.raises(SystemExit) as stop:
+        main(given.split())
+    assert stop.value.code == 2
+    assert f"argument {flag}: found {value}, expected a " in capsys.readouterr().err
+
+
 def test_one_flag_has_one_meaning_in_all_commands():
     meanings = {}
     for name in COMMANDS:

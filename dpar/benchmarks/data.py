@@ -36,7 +36,7 @@ from dpar.paper import NUM_CLASSES, PAPER_PATCHES, VOCAB_SIZE
 from dpar.patches.calibration import calibrate
 from dpar.patches.rule import PatchRule
 from dpar.train.objective import patch_layout
-from dpar.workflow.options import Parser
+from dpar.workflow.options import AMOUNT, COUNT, Parser
 
 SUFFIX = {"parquet": ".parquet", "webdataset": ".tar"}
 SHARD_IMAGES = 1000
@@ -58,11 +58,11 @@ MODELS = ("DPAR-B", "DPAR-L", "DPAR-XL")
 def parser() -> argparse.ArgumentParser:
     """The flags of this benchmark."""
     flags = Parser(prog="dpar bench data", description=__doc__)
-    flags.add_argument("--images", type=int, default=20_000, help="images in the store")
-    flags.add_argument("--views", type=int, default=20, help="rows per image")
+    flags.add_argument("--images", type=COUNT, default=20_000, help="images in the store")
+    flags.add_argument("--views", type=COUNT, default=20, help="rows per image")
     flags.add_argument("--resolution", type=int, choices=PAPER_PATCHES, default=256, help="pixels: 256 or 576 tokens")
     flags.add_argument("--format", choices=SUFFIX, default="parquet", help="of the shards")
-    flags.add_argument("--seconds", type=float, default=3.0, help="of CPU time for each way of reading")
+    flags.add_argument("--seconds", type=AMOUNT, default=3.0, help="of CPU time for each way of reading")
     flags.add_argument("--folder", type=Path, help="where it is all written and deleted (default: a temporary folder)")
     flags.add_argument("--json", action="store_true", help="print JSON")
     return flags

@@ -39,7 +39,7 @@ from dpar.sampling.captured import GraphStore
 from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.networks import PRECISIONS, Networks
 from dpar.sampling.sampler import SampleResult, Step, by_static_parts, sample
-from dpar.workflow.options import Parser
+from dpar.workflow.options import COUNT, LIMIT, Parser
 
 EAGER = ("DPAR", "LlamaGen")
 COMPILED = tuple(f"{name}, compiled" for name in EAGER)
@@ -78,16 +78,16 @@ def parser() -> argparse.ArgumentParser:
         default="tf32",
         help="of the entropy model (default: tf32, which on a CPU is float32)",
     )
-    flags.add_argument("--cfg", type=float, default=2.0, metavar="SCALE", help="of guidance (default: 2)")
+    flags.add_argument("--cfg", type=LIMIT, default=2.0, metavar="SCALE", help="of guidance (default: 2)")
     flags.add_argument(
         "--batches",
-        type=int,
+        type=COUNT,
         nargs="+",
         metavar="IMAGES",
         help="at a time; Algorithm 2 as written is timed in the first (default: what two CPU cores have time for)",
     )
     flags.add_argument(
-        "--turns", type=int, help="of DPAR and LlamaGen with each batch (default: 3, on Table 1's sizes 1)"
+        "--turns", type=COUNT, help="of DPAR and LlamaGen with each batch (default: 3, on Table 1's sizes 1)"
     )
     flags.add_argument(
         "--compile",

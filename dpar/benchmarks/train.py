@@ -40,7 +40,7 @@ from dpar.train.distributed import Ranks
 from dpar.train.loop import Trainer
 from dpar.train.objective import Inputs
 from dpar.train.task import Task
-from dpar.workflow.options import Parser
+from dpar.workflow.options import COUNT, Parser
 
 PAPER_P_AVG = {256: 1.81, 384: 2.06}
 """Mean patch length in tokens by resolution in pixels (Section 4.1)."""
@@ -401,8 +401,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--resolution", type=int, default=256, help="pixels, the side of the image (default: 256)")
     flags.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
     flags.add_argument("--precision", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, else float32")
-    flags.add_argument("--batch-size", type=int, metavar="IMAGES", help="a step (default: 32 on a GPU, else 8)")
-    flags.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches per step (default: 1)")
+    flags.add_argument("--batch-size", type=COUNT, metavar="IMAGES", help="a step (default: 32 on a GPU, else 8)")
+    flags.add_argument("--accumulate", type=COUNT, default=1, metavar="N", help="micro-batches per step (default: 1)")
     flags.add_argument("--compile", action="store_true", help="compiled code next to eager code, with one back end")
     flags.add_argument(
         "--attention",
@@ -410,7 +410,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         help="back ends of packed attention (default: all that work)",
     )
-    flags.add_argument("--turns", type=int, default=9, help="that count (default: 9)")
+    flags.add_argument("--turns", type=COUNT, default=9, help="that count (default: 9)")
     flags.add_argument("--json", action="store_true", help="print JSON, and the table for people on standard error")
     return flags
 

@@ -31,7 +31,16 @@ from dpar.tracking.settings import check_settings
 from dpar.train.checkpoint import saved_step
 from dpar.workflow.jobs import histories, patch_counts
 from dpar.workflow.jobs import index as images_of
-from dpar.workflow.options import Parser, add_directory, add_experiment, add_target, read_experiment
+from dpar.workflow.options import (
+    COUNT,
+    LIMIT,
+    SHARE,
+    Parser,
+    add_directory,
+    add_experiment,
+    add_target,
+    read_experiment,
+)
 from dpar.workflow.planning import SHORTEST_KERNEL, Data, JobCost, Key, Rates, jobs
 
 PLACING = ("images", "tokenizer", "entropy_model", "patchify")  # settings that decide how many patches an image has
@@ -48,29 +57,29 @@ def parser() -> argparse.ArgumentParser:
     flags = Parser(prog="dpar plan", description=__doc__)
     add_experiment(flags)
     add_target(flags)
-    flags.add_argument("--gpus", type=int, default=8, help="that work at the same time (default: 8)")
+    flags.add_argument("--gpus", type=COUNT, default=8, help="that work at the same time (default: 8)")
     flags.add_argument("--gpu", choices=CARDS, default="A100", help="default: A100")
     flags.add_argument(
-        "--mfu", type=float, default=0.4, help="share of the card's bfloat16 peak in training (default: 0.4)"
+        "--mfu", type=SHARE, default=0.4, help="share of the card's bfloat16 peak in training (default: 0.4)"
     )
     flags.add_argument(
         "--sampling-mfu",
-        type=float,
+        type=SHARE,
         help="the same in sampling, in place of the card's roofline (`dpar bench roofline`), which is the default",
     )
     flags.add_argument(
-        "--float32-mfu", type=float, default=0.5,
+        "--float32-mfu", type=SHARE, default=0.5,
         help="share of its float32 peak in encoding and scoring (default: 0.5)",
     )  # fmt: skip
     flags.add_argument(
-        "--images", type=int, help="training images (default: ImageNet's, or those that --measured indexed)"
+        "--images", type=COUNT, help="training images (default: ImageNet's, or those that --measured indexed)"
     )
     flags.add_argument(
         "--measured", type=Path, metavar="RESULTS",
         help="results of an experiment on the same kind of device: its speeds in place of assumed ones, and its images "
         "and patches where they are this experiment's",
     )  # fmt: skip
-    flags.add_argument("--price", type=float, metavar="P", help="of a GPU-hour, in any currency: the bill in money too")
+    flags.add_argument("--price", type=LIMIT, metavar="P", help="of a GPU-hour, in any currency: the bill in money too")
     flags.add_argument(
         "--left",
         action="store_true",

@@ -27,6 +27,7 @@ from dpar.workflow.announcement import BUDGET, approved, said_of_smoke, somebody
 from dpar.workflow.checks import refuse
 from dpar.workflow.options import (
     DEFAULT_EXPERIMENT,
+    LIMIT,
     Parser,
     add_cores,
     add_directory,
@@ -60,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     add_directory(options)
     options.add_argument("-n", "--dry-run", action="store_true", help="list every job with its reason, and run none")
     options.add_argument(
-        "--budget", type=float, metavar="HOURS", help="of a GPU, or of this machine: stop before a run that takes more"
+        "--budget", type=LIMIT, metavar="HOURS", help="of a GPU, or of this machine: stop before a run that takes more"
     )
     options.add_argument("--verbose", action="store_true", help="show all that snakemake says, not a line per job")
     options.add_argument("--retrain", action="store_true", help="do finished trainings again that are out of date")

@@ -18,7 +18,7 @@ from dpar.mirror.store import URI_VARIABLE, Store, find_store
 from dpar.statement import restated
 from dpar.tracking.makers import accept
 from dpar.tracking.places import CONFIG, results_around, results_folder
-from dpar.workflow.options import Parser
+from dpar.workflow.options import AMOUNT, COUNT, PORT_NUMBER, Parser
 
 PORT = 5000
 
@@ -32,8 +32,8 @@ def parser() -> argparse.ArgumentParser:
     actions = options.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     sync = actions.add_parser("sync", parents=[common], help="carry what is new into MLflow")
-    sync.add_argument("--watch", type=float, metavar="SECONDS", help="again and again")
-    sync.add_argument("--until-pid", type=int, metavar="PID", help="with --watch: end with that process")
+    sync.add_argument("--watch", type=AMOUNT, metavar="SECONDS", help="again and again")
+    sync.add_argument("--until-pid", type=COUNT, metavar="PID", help="with --watch: end with that process")
 
     actions.add_parser("status", parents=[common], help="what each job last said, and what MLflow does not show yet")
 
@@ -48,8 +48,8 @@ def parser() -> argparse.ArgumentParser:
     actions.add_parser("views", parents=[common], help="write the saved views again and list them")
 
     pages = actions.add_parser("ui", parents=[common], help="open the dashboard on this machine")
-    pages.add_argument("--port", type=int, default=PORT, help="on this machine")
-    pages.add_argument("--refresh", type=float, default=15.0, metavar="SECONDS", help="between looks for news")
+    pages.add_argument("--port", type=PORT_NUMBER, default=PORT, help="on this machine")
+    pages.add_argument("--refresh", type=AMOUNT, default=15.0, metavar="SECONDS", help="between looks for news")
     return options
 
 

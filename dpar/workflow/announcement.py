@@ -252,7 +252,8 @@ def check_budget(bill: Bill, given: str | None, approved: Callable[[str], bool] 
     if given is None:
         return
     try:
-        budget = float(given)
+        if math.isnan(budget := float(given)):
+            raise ValueError
     except ValueError:
         raise InputError(f"{BUDGET}: found {given!r}; expected hours of a GPU, such as 100") from None
     if bill.hours is not None and bill.hours > budget:

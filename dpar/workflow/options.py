@@ -1,6 +1,9 @@
 """Options that commands share: the experiment, single settings of it, targets, cores; and help with all defaults."""
 
 import argparse
+import math
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,30 @@ from dpar.experiment.settings import Experiment
 from dpar.experiment.smoke import SMOKES, composed
 
 DEFAULT_EXPERIMENT = Path("config/demo.yaml")
+
+
+def limited(kind: Callable[[str], Any], least: float, most: float, expected: str) -> Callable[[str], Any]:
+    """A type of flag: numbers from `least` to `most`, of which NaN is none.
+
+    Args:
+        kind: `int` or `float`.
+        expected: the range in words.
+    """
+
+    def parse(text: str) -> Any:
+        if not least <= (value := kind(text)) <= most:
+            raise argparse.ArgumentTypeError(f"found {text}, expected {expected}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+COUNT = limited(int, 1, 2**53, "a whole number of at least 1")
+AMOUNT = limited(float, math.ulp(0.0), sys.float_info.max, "a finite number above 0")
+SHARE = limited(float, math.ulp(0.0), 1, "a number above 0, up to 1")
+LIMIT = limited(float, 0, math.inf, "a number of at least 0")
+PORT_NUMBER = limited(int, 0, 65535, "a whole number from 0 to 65535")
 
 
 class Help(argparse.HelpFormatter):
@@ -57,7 +84,7 @@ def add_target(flags: argparse.ArgumentParser) -> None:
 def add_cores(flags: argparse.ArgumentParser) -> None:
     """Adds `--cores`, of which a profile may decide."""
     help = f"CPU cores to use (default: the {cores()} that this process may use, or the profile's)"
-    flags.add_argument("--cores", type=int, metavar="N", help=help)
+    flags.add_argument("--cores", type=COUNT, metavar="N", help=help)
 
 
 def add_directory(flags: argparse.ArgumentParser) -> None:
