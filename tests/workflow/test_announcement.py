@@ -137,6 +137,6 @@ def test_at_a_terminal_the_person_is_asked(monkeypatch, capsys, answer, meant):
 
 def test_a_budget_that_is_no_number_is_refused_and_what_is_not_known_passes():
     for given in ("much", "nan"):
-        with pytest.raises(InputError, match="DPAR_BUDGET: found 'much'"):
+        with pytest.raises(InputError, match=f"DPAR_BUDGET: found '{given}'"):
             check_budget(Bill(1, "", 0), given)
     check_budget(Bill(None, "", 0), "1")
