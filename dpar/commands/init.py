@@ -108,6 +108,10 @@ def looked(found: Survey) -> Iterator[str]:
     )
     small, large = ("{} x {}".format(*size) for size in (found.smallest, found.largest))
     yield f"sizes     {small} to {large} pixels, by {found.read:,} of them"
+    if found.turned:
+        yield f"          {found.turned:,} are turned or mirrored: EXIF orientation is ignored; turn the pixels first"
+    if found.transparent:
+        yield f"          {found.transparent:,} are transparent: hidden colours are taken; save as RGB to choose them"
     for name in found.unreadable[:5]:
         yield f"          cannot be read: {name}"
     if len(found.unreadable) > 5:

@@ -5,12 +5,12 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
-from dpar.data.decoding import FORMATS, UNREADABLE, decode
+from dpar.data.decoding import FORMATS, UNREADABLE, decode_whole
 from dpar.data.images import ImageSource, open_images
 from dpar.data.workers import cores, mapped, reported
 from dpar.errors import InputError, did_you_mean, shown
@@ -37,7 +37,10 @@ class Survey:
         read: how many images were decoded.
         unreadable: names of those that could not be, with the reason.
         sides: shorter sides of the others, in pixels.
-        kinds: how many sizes there are among them, with the smallest and the largest as (width, height).
+        smallest: width and height of the smallest of them.
+        largest: the same of the largest.
+        turned: how many of them only stand upright by their EXIF orientation, which is ignored.
+        transparent: how many have transparent parts, whose hidden colours are taken.
     """
 
     source: Kind
@@ -51,6 +54,8 @@ class Survey:
     sides: tuple[int, ...]
     smallest: tuple[int, int]
     largest: tuple[int, int]
+    turned: int = 0
+    transparent: int = 0
 
     @property
     def count(self) -> int:
@@ -79,7 +84,8 @@ def survey(folder: Path) -> Survey:
     read += [(held_out, i) for i in _spaced(len(held_out))] if held_out is not None else []
     looks = mapped(lambda place: _look(*place), read, threads=cores(), ahead=64)
     found = list(reported(looks, len(read), "read"))
-    sizes = [look for look in found if isinstance(look, tuple)]
+    looked = [look for look in found if isinstance(look, _Look)]
+    sizes = [look.size for look in looked]
     if not sizes:
         raise InputError(f"no image of {train} can be read: {found[0] if found else 'it holds none'}")
     area = [width * height for width, height in sizes]
@@ -96,6 +102,8 @@ def survey(folder: Path) -> Survey:
         sides=tuple(min(size) for size in sizes),
         smallest=sizes[int(np.argmin(area))],
         largest=sizes[int(np.argmax(area))],
+        turned=sum(look.turned for look in looked),
+        transparent=sum(look.transparent for look in looked),
     )
 
 
@@ -136,13 +144,29 @@ def _spaced(count: int) -> list[int]:
     return np.linspace(0, count - 1, min(count, MOST_READ)).round().astype(int).tolist()
 
 
-def _look(images: ImageSource, i: int) -> tuple[int, int] | str:
-    """Width and height of an image, or its name and why it cannot be read."""
+class _Look(NamedTuple):
+    """An image's width and height, whether EXIF data turn it, and whether it has an alpha channel."""
+
+    size: tuple[int, int]
+    turned: bool
+    transparent: bool
+
+
+def _look(images: ImageSource, i: int) -> _Look | str:
+    """The image, or its name and why it cannot be read."""
     try:
         data = images.data(i)
-        decode(data)
+        transparent = decode_whole(data).transparent
         with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             warnings.simplefilter("ignore")
-            return image.size
+            return _Look(image.size, image.format != "TIFF" and _orientation(image) in range(2, 9), transparent)
     except UNREADABLE as error:
         return f"{shown(images.keys[i])} ({error})"
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation, 1 for upright; None where there is none, or the data are damaged, which are not used."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # as in decoding: foreign bytes may raise anything
+        return None

@@ -1,7 +1,9 @@
 """What is found in a folder of images before there is an experiment."""
 
 import pytest
+from PIL import ExifTags, Image
 
+from dpar.commands.init import looked
 from dpar.data.survey import splits_of, survey
 from dpar.errors import InputError
 from tests.data.samples import folder_of_images, image_bytes, parquet_of_images, sample_image, tar_of_images
@@ -18,6 +20,21 @@ def test_a_folder_per_class_is_counted_and_its_sizes_and_damage_are_seen(tmp_pat
     assert found.read == 14
     assert len(found.unreadable) == 1
     assert found.unreadable[0].startswith("bee/broken.png (")
+
+
+def test_images_that_would_be_read_otherwise_than_they_are_seen_are_counted(tmp_path):
+    folder = folder_of_images(tmp_path / "x", each=4)
+    image, exif = Image.new("RGB", (24, 16)), Image.Exif()
+    for name, orientation in (("upright", 1), ("side", 6), ("mirror", 2), ("nonsense", 77)):
+        exif[ExifTags.Base.Orientation] = orientation
+        image.save(folder / "bee" / f"{name}.jpg", exif=exif)
+    image.save(folder / "bee" / "broken.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    image.convert("RGBA").save(folder / "cat" / "clear.png")
+    found = survey(folder)
+    assert (found.turned, found.transparent, found.unreadable) == (2, 1, ())
+    said = "\n".join(looked(found))
+    assert "2 are turned or mirrored" in said
+    assert "1 are transparent" in said
 
 
 @pytest.mark.parametrize("val", ["val", "test", "validation"])
