@@ -55,6 +55,7 @@ class _Provenance(BaseModel):
     seed: int | None = None
     accuracy: float | None = None
     train_digest: str | None = None
+    downsample: int | None = None
     classes: list[str | None] | None = None
 
     @model_validator(mode="after")

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         config = _transformer(args.variant, args.resolution)
         model = import_llamagen(args.file, config, args.sha256)
-        provenance, then = {"grid": config.grid}, f"--checkpoint {args.out}"
+        provenance, then = {"grid": config.grid, "downsample": DOWNSAMPLE}, f"--checkpoint {args.out}"
         if model.config.num_classes == len(names := list(imagenet_names().values())):
             provenance["classes"] = names  # which these weights were trained on
     source = {"file": args.file.name, "sha256": sha256_file(args.file)}

@@ -55,6 +55,8 @@ def _check_bytes(path: Path, sha256: str | None) -> None:
             found = f"is cut off after {size} bytes: the index at the end of the archive is missing"
         elif wrong := _broken_part(path):
             found = f"is damaged: the checksum of its part {wrong} does not fit"
+        else:
+            found, advice = _other_archive(path)
     elif not head.startswith(b"\x80"):
         found = f"is no PyTorch file: its {size} bytes begin {head[:8].hex(' ')}"
         advice = "give a file that `torch.save` wrote (.pt or .pth)"
@@ -79,6 +81,17 @@ def _broken_part(path: Path) -> str | None:
             return archive.testzip()
     except (zipfile.BadZipFile, EOFError, OSError) as error:
         return f"({error})"
+
+
+def _other_archive(path: Path) -> tuple[str, str]:
+    """The kind of a ZIP archive that holds no tensors by name, and the next step; empty if it may hold them."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name.rpartition("/")[2] for name in archive.namelist()}
+    if "constants.pkl" in parts:
+        return "is a TorchScript program", "save the tensors alone, with `torch.save(module.state_dict(), FILE)`"
+    if "data.pkl" not in parts:
+        return "is a ZIP archive of other files", "give a file that `torch.save` wrote (.pt or .pth)"
+    return "", ""
 
 
 def read_official(path: str | Path, sha256: str | None = None, layouts: Sequence[str] = LAYOUTS) -> dict[str, Tensor]:
@@ -178,6 +191,9 @@ def fill(network: nn.Module, given: Mapping[str, Tensor], path: str | Path) -> N
         for name in own
         if name in given and not given[name].is_floating_point()
     ]
+    problems["sparse or without numbers"] = [
+        name for name in own if name in given and (given[name].layout != torch.strided or given[name].is_meta)
+    ]
     lines = [
         f"  {len(names)} {problem}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
         for problem, names in problems.items()
@@ -201,7 +217,7 @@ def import_llamagen(path: str | Path, config: LlamaGenConfig, sha256: str | None
         sha256: as for `read_official`.
 
     Raises:
-        InputError: as `load_official`, or the file says that it was made for another grid.
+        InputError: as `load_official`, or the file knows no classes, or says that it was made for another grid.
     """
     given = read_official(path, sha256)
     rotations = given.pop("freqs_cis", None)  # of the class token and of a square of tokens
@@ -214,6 +230,11 @@ def import_llamagen(path: str | Path, config: LlamaGenConfig, sha256: str | None
         )
     table = given.get("cls_embedding.embedding_table.weight")
     if config.num_classes is None and table is not None and table.ndim == 2:
+        if len(table) < 2:
+            raise InputError(
+                f"{path} knows no classes: its table of them has {len(table)} rows, expected one for each class and "
+                "one for none; give a class-conditional model (c2i_B_256.pt)"
+            )
         config = config.model_copy(update={"num_classes": len(table) - 1})
     model = LlamaGen(config)
     fill(model, given, path)

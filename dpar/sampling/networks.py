@@ -163,18 +163,31 @@ def load_networks(
         boundary_network = entropy_weights(load_model(entropy_model, known["kind"], device), entropy_precision)
     network = load_model(model, described["kind"], device).to(PRECISIONS[precision])
     decoder = load_model(tokenizer, "tokenizer", device)
-    for folder, found in ((tokenizer, decoder), (entropy_model, boundary_network)):
-        if found is not None and found.config.vocab_size != network.config.vocab_size:
+    found = Networks(network, boundary_network, decoder, provenance, digests, entropy_precision)
+    _expect_sizes(found, model, entropy_model, tokenizer)
+    return found
+
+
+def _expect_sizes(networks: Networks, model: Path, entropy_model: Path | None, tokenizer: Path) -> None:
+    """Makes sure that networks, from these folders, are of the same codes, tokens and grid."""
+    own, decoder, boundary_network = networks.model.config, networks.tokenizer.config, networks.entropy_model
+    for folder, found in ((tokenizer, networks.tokenizer), (entropy_model, boundary_network)):
+        if found is not None and found.config.vocab_size != own.vocab_size:
             raise InputError(
-                f"{folder} knows {found.config.vocab_size} codes, {model} {network.config.vocab_size}: they were "
+                f"{folder} knows {found.config.vocab_size} codes, {model} {own.vocab_size}: they were "
                 "made for different tokenizers; give the folders of one experiment"
             )
-    if boundary_network is not None and boundary_network.config.grid != network.config.grid:
+    pixels = networks.provenance.get("downsample")  # published models know no more of their tokenizer
+    if pixels not in (None, decoder.downsample):
         raise InputError(
-            f"{entropy_model} reads images of {_grid(boundary_network)} tokens, {model} those of {_grid(network)}: "
-            "they were made for different resolutions; give the folders of one experiment"
+            f"{tokenizer} makes a token of {decoder.downsample} x {decoder.downsample} pixels, {model} was trained on "
+            f"tokens of {pixels} x {pixels}; give a tokenizer of these, such as VQ-{pixels}"
         )
-    return Networks(network, boundary_network, decoder, provenance, digests, entropy_precision)
+    if boundary_network is not None and boundary_network.config.grid != own.grid:
+        raise InputError(
+            f"{entropy_model} reads images of {_grid(boundary_network)} tokens, {model} those of "
+            f"{_grid(networks.model)}: they were made for different resolutions; give the folders of one experiment"
+        )
 
 
 def gate_thresholds(folder: Path) -> Path:

@@ -25,6 +25,7 @@ def files(tmp_path, monkeypatch):
     monkeypatch.setitem(VARIANTS, "LlamaGen-T", transformer)
     monkeypatch.setitem(TOKENIZERS, "VQ-2", {**SIZES, "multipliers": (1, 2)})
     monkeypatch.setattr(convert, "VOCAB_SIZE", VOCAB)
+    monkeypatch.setattr(convert, "DOWNSAMPLE", 2)
     state = oracle.official_state(
         channels=32, multipliers=(1, 2), blocks=1, z_channels=6, vocab_size=VOCAB, code_dim=5, seed=2
     )
@@ -41,7 +42,7 @@ def flags(folder, name, variant, *more):
 def converted(files, capsys):
     folder, state = files
     assert cli.main(["convert", *flags(folder, "vq_ds2_c2i.pt", "VQ-2")]) == 0
-    assert cli.main(["convert", *flags(folder, "c2i_T_32.pt", "LlamaGen-T", "--resolution", "32")]) == 0
+    assert cli.main(["convert", *flags(folder, "c2i_T_32.pt", "LlamaGen-T", "--resolution", "4")]) == 0
     assert f"dpar sample --checkpoint {folder / 'ours' / 'LlamaGen-T'}" in capsys.readouterr().out
     return folder, state
 
@@ -64,7 +65,7 @@ def test_imagenets_classes_go_by_their_names(files, monkeypatch):
     folder, _ = files
     names = [f"name {i}" for i in range(CLASSES)]
     monkeypatch.setattr(convert, "imagenet_names", lambda: {f"n{i}": name for i, name in enumerate(names)})
-    for name, variant, more in (("c2i_T_32.pt", "LlamaGen-T", ("--resolution", "32")), ("vq_ds2_c2i.pt", "VQ-2", ())):
+    for name, variant, more in (("c2i_T_32.pt", "LlamaGen-T", ("--resolution", "4")), ("vq_ds2_c2i.pt", "VQ-2", ())):
         convert.main(flags(folder, name, variant, *more))
     assert model_config(folder / "ours" / "LlamaGen-T")["provenance"]["classes"] == names
     assert "classes" not in model_config(folder / "ours" / "VQ-2")["provenance"]
@@ -94,13 +95,13 @@ def test_a_picture_is_that_of_the_literal_networks(converted, cfg):
         (
             "c2i_T_32.pt",
             "LlamaGen-M",
-            ["--resolution", "32"],
+            ["--resolution", "4"],
             "nobody published weights of 'LlamaGen-M'; there are VQ-16",
         ),
-        ("c2i_T_32.pt", "DPAR-B", ["--resolution", "32"], "nobody published weights of 'DPAR-B'"),
+        ("c2i_T_32.pt", "DPAR-B", ["--resolution", "4"], "nobody published weights of 'DPAR-B'"),
         ("c2i_T_32.pt", "LlamaGen-T", [], "--resolution is None; give the pixels"),
-        ("c2i_T_32.pt", "LlamaGen-T", ["--resolution", "30"], "--resolution is 30"),
-        ("vq_ds2_c2i.pt", "VQ-2", ["--resolution", "32"], "leave --resolution away"),
+        ("c2i_T_32.pt", "LlamaGen-T", ["--resolution", "5"], "--resolution is 5"),
+        ("vq_ds2_c2i.pt", "VQ-2", ["--resolution", "4"], "leave --resolution away"),
         ("c2i_T_32.pt", "VQ-2", [], "not of this model: cls_embedding.embedding_table.weight"),
         ("vq_ds2_c2i.pt", "VQ-8", [], "of another shape"),
         ("absent.pt", "VQ-2", [], "does not exist; download the weights"),
@@ -118,7 +119,7 @@ def test_weights_that_are_not_finite_are_refused_and_nothing_written(files, caps
     content = torch.load(files[0] / name, weights_only=True)
     next(tensor for tensor in next(iter(content.values())).values() if tensor.ndim == 2)[0, 0] = torch.nan
     torch.save(content, files[0] / name)
-    more = ["--resolution", "32"] if variant == "LlamaGen-T" else []
+    more = ["--resolution", "4"] if variant == "LlamaGen-T" else []
     assert cli.main(["convert", *flags(files[0], name, variant, *more)]) == 2
     assert "has weights that are not finite" in capsys.readouterr().err
     assert not (files[0] / "ours").exists()
@@ -128,3 +129,18 @@ def test_a_model_is_never_written_over(converted):
     folder, _ = converted
     with pytest.raises(InputError, match="holds a model already"):
         convert.main(flags(folder, "vq_ds2_c2i.pt", "VQ-2"))
+
+
+def test_a_tokenizer_of_as_many_codes_for_tokens_of_another_size_is_refused(converted, monkeypatch, capsys):
+    folder, _ = converted
+    monkeypatch.setitem(TOKENIZERS, "VQ-4", {**SIZES, "multipliers": (1, 2, 2)})
+    state = oracle.official_state(
+        channels=32, multipliers=(1, 2, 2), blocks=1, z_channels=6, vocab_size=VOCAB, code_dim=5, seed=2
+    )
+    torch.save({name: tensor.float() for name, tensor in state.items()}, folder / "vq_ds4_c2i.pt")
+    assert cli.main(["convert", *flags(folder, "vq_ds4_c2i.pt", "VQ-4")]) == 0
+    ours = ["--checkpoint", str(folder / "ours" / "LlamaGen-T"), "--tokenizer", str(folder / "ours" / "VQ-4")]
+    assert cli.main(["sample", *ours, "--labels", "2", "--n", "1", "--out", str(folder / "grid.png")]) == 2
+    said = capsys.readouterr().err
+    assert "makes a token of 4 x 4 pixels" in said
+    assert "was trained on tokens of 2 x 2" in said

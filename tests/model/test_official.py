@@ -2,6 +2,7 @@ import argparse
 import hashlib
 import pickle
 import random
+import zipfile
 from io import BytesIO
 
 import pytest
@@ -126,8 +127,16 @@ def saved(tmp_path, content) -> str:
             lambda t: t.update({"norm.weight": torch.ones(32, dtype=torch.int8)}),
             r"1 not floating-point: norm\.weight int8",
         ),
+        (
+            lambda t: t.update({"output.weight": t["output.weight"].to_sparse()}),
+            r"1 sparse or without numbers: output\.weight",
+        ),
+        (
+            lambda t: t.update({"norm.weight": torch.ones(32, device="meta")}),
+            r"1 sparse or without numbers: norm\.weight",
+        ),
     ],
-    ids=["missing", "infinite", "extra", "shape", "depth", "quantised"],
+    ids=["missing", "infinite", "extra", "shape", "depth", "quantised", "sparse", "meta"],
 )
 def test_loading_is_strict_and_says_what_differs(tmp_path, change, message):
     tensors = published_tensors()
@@ -261,3 +270,22 @@ def test_a_digest_beside_the_file_is_checked(tmp_path):
     checksum.write_text(f"{'0' * 64}  weights.pt\n")
     with pytest.raises(InputError, match=f"has SHA-256 {right}, but weights.pt.sha256 says 0000"):
         read_official(path)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_file_without_classes_is_not_taken_for_one_with_some(tmp_path, rows):
+    tensors = published_tensors()
+    name = "cls_embedding.embedding_table.weight"
+    torch.save(tensors | {name: tensors[name][:rows].clone()}, tmp_path / "weights.pt")
+    with pytest.raises(InputError, match=f"knows no classes: its table of them has {rows} rows"):
+        import_llamagen(tmp_path / "weights.pt", CONFIG.model_copy(update={"num_classes": None}))
+
+
+def test_archives_of_something_else_are_not_called_damaged(tmp_path):
+    with zipfile.ZipFile(tmp_path / "arrays.pt", "w") as archive:
+        archive.writestr("weight.npy", b"")
+    with pytest.raises(InputError, match="is a ZIP archive of other files"):
+        read_official(tmp_path / "arrays.pt")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "program.pt")
+    with pytest.raises(InputError, match=r"is a TorchScript program.*state_dict"):
+        read_official(tmp_path / "program.pt")
