@@ -106,6 +106,9 @@ def looked(found: Survey) -> Iterator[str]:
         + (f" ({', '.join(names[:6])}{', ...' if len(names) > 6 else ''})" if names else "")
         + (f", and {found.val_count:,} held out" if found.val else "")
     )
+    if found.unused:
+        kept = Path(found.val).name if found.val else "nothing"
+        yield f"          not used: {', '.join(map(shown, sorted(found.unused)))}; {kept} is held out, see images.val"
     small, large = ("{} x {}".format(*size) for size in (found.smallest, found.largest))
     yield f"sizes     {small} to {large} pixels, by {found.read:,} of them"
     if found.turned:

@@ -56,6 +56,7 @@ class Survey:
     largest: tuple[int, int]
     turned: int = 0
     transparent: int = 0
+    unused: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -74,7 +75,7 @@ def survey(folder: Path) -> Survey:
         raise InputError(
             f"{folder} is no folder{near}; give the folder that holds your images, one sub-folder per class"
         )
-    source, train, val = splits_of(folder.expanduser().resolve())
+    source, train, val, unused = splits_of(folder.expanduser().resolve())
     images = open_images(source, train)
     if len(images) and not 0 <= images.labels.min() <= images.labels.max() < MOST_CLASSES:
         label = min(images.labels.min(), 0) or images.labels.max()
@@ -104,11 +105,12 @@ def survey(folder: Path) -> Survey:
         largest=sizes[int(np.argmax(area))],
         turned=sum(look.turned for look in looked),
         transparent=sum(look.transparent for look in looked),
+        unused=unused,
     )
 
 
-def splits_of(folder: Path) -> tuple[Kind, str, str | None]:
-    """The storage of the images of a folder, and the places of those for training and of the held-out ones.
+def splits_of(folder: Path) -> tuple[Kind, str, str | None, tuple[str, ...]]:
+    """The storage of the images of a folder, the places of those for training and of the held-out ones, other splits.
 
     Raises:
         InputError: there is nothing that an experiment could read.
@@ -117,18 +119,23 @@ def splits_of(folder: Path) -> tuple[Kind, str, str | None]:
         files = sorted(glob.glob(f"{glob.escape(str(folder))}/**/*.{suffix}", recursive=True))
         if files:
             train, val = (_pattern(folder, files, names, suffix) for names in (TRAIN, VAL))
-            below = "**/" * (Path(files[0]).parent != folder)
-            return kind, train or f"{glob.escape(str(folder))}/{below}*.{suffix}", val
+            if train is None:  # all of them, so that none is held out
+                below = "**/" * (Path(files[0]).parent != folder)
+                return kind, f"{glob.escape(str(folder))}/{below}*.{suffix}", None, ()
+            taken = {*glob.glob(train), *glob.glob(val or "")}
+            left = [file for file in files if file not in taken]
+            return kind, train, val, tuple(name for name in (*TRAIN, *VAL) if _pattern(folder, left, (name,), suffix))
     folders = {entry.name.lower(): entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."}
     train, val = (next((str(folders[name]) for name in names if name in folders), None) for names in (TRAIN, VAL))
     if train and {*folders} <= {*TRAIN, *VAL}:
-        return "folder", train, val
+        unused = [entry.name for entry in folders.values() if str(entry) not in (train, val)]
+        return "folder", train, val, tuple(sorted(unused))
     if not folders:
         raise InputError(
             f"{folder} holds no sub-folders: one per class is needed, with images in it; if all are of one kind, "
             "put them into a sub-folder and give the folder above"
         )
-    return "folder", str(folder), None
+    return "folder", str(folder), None, ()
 
 
 def _pattern(folder: Path, files: list[str], names: tuple[str, ...], suffix: str) -> str | None:

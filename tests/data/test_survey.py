@@ -83,7 +83,27 @@ def test_files_are_found_in_a_folder_whose_name_looks_like_a_pattern(tmp_path, n
 def test_tars_without_held_out_ones_are_all_for_training(tmp_path):
     members = {f"{i}.png": image_bytes(sample_image(i)) for i in range(3)} | {f"{i}.cls": b"0" for i in range(3)}
     tar_of_images(tmp_path / "photos-0.tar", members)
-    assert splits_of(tmp_path) == ("webdataset", f"{tmp_path}/*.tar", None)
+    assert splits_of(tmp_path) == ("webdataset", f"{tmp_path}/*.tar", None, ())
+
+
+def test_a_split_that_goes_unused_is_said(tmp_path):
+    for split in ("train", "valid", "test"):
+        folder_of_images(tmp_path / "x" / split, each=1)
+    found = survey(tmp_path / "x")
+    assert (found.val, found.unused) == (str(tmp_path / "x/valid"), ("test",))
+    assert "not used: test; valid is held out" in "\n".join(looked(found))
+
+
+def test_a_split_of_files_that_goes_unused_is_known(tmp_path):
+    for name in ("train-0", "validation-0", "validation-1", "test-0"):
+        (tmp_path / f"{name}.parquet").touch()
+    assert splits_of(tmp_path)[2:] == (f"{tmp_path}/val*.parquet", ("test",))
+
+
+def test_held_out_files_without_others_are_not_also_trained_on(tmp_path):
+    for name in ("photos-0", "test-0"):
+        (tmp_path / f"{name}.parquet").touch()
+    assert splits_of(tmp_path) == ("parquet", f"{tmp_path}/*.parquet", None, ())
 
 
 def test_what_holds_no_images_is_refused_with_the_next_step(tmp_path):
