@@ -173,7 +173,8 @@ def _round(source: Path, target: Path, rounded: dict[str, str]) -> None:
         key: rounded.get(value, value) if isinstance(value, str) else value
         for key, value in described["provenance"].items()
     }
-    files.write_json(target / CONFIG, described | {"sha256": now, "provenance": origin | {"rounded_from": before}})
+    origin |= {"rounded_from": described["provenance"].get("rounded_from", before)}  # those that were trained
+    files.write_json(target / CONFIG, described | {"sha256": now, "provenance": origin})
 
 
 def _weights(stored: str, measured: str) -> str:

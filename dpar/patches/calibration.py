@@ -105,10 +105,11 @@ def _search(
     low, high = _float_to_ordinal(lowest, dtype) - 1, _float_to_ordinal(highest, dtype)
     ends = mean_at(entropy, low), mean_at(entropy, high)
     if not ends[0] <= target <= ends[1]:
-        reachable = sorted(abs(end) for end in ends)
+        sign = 1 if ends[1] > 0 else -1  # costs are searched for as negative numbers
+        reachable = sorted(sign * end for end in ends)
         raise InputError(
-            f"no threshold gives {what} of {abs(target):g} {unit} on these entropies: with max_length {max_length} and "
-            f"row_boundary {str(row_boundary).lower()} they reach from {reachable[0]:.4f} to {reachable[1]:.4f}; "
+            f"no threshold gives {what} of {sign * target:g} {unit} on these entropies: with max_length {max_length} "
+            f"and row_boundary {str(row_boundary).lower()} they reach from {reachable[0]:.4f} to {reachable[1]:.4f}; "
             "choose a target in that range, or change max_length or row_boundary"
         )
     if target == ends[0]:

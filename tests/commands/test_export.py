@@ -260,6 +260,8 @@ def test_half_precision_halves_the_folder_and_draws_the_same_kind_of_pictures(re
             torch.testing.assert_close(rounded[name].float(), tensor, rtol=2**-11, atol=2**-25)
         origin = model_config(half / network)["provenance"]
         assert origin["rounded_from"] == model_config(whole / network)["sha256"]
+    export.main([str(half), str(tmp_path / "again"), "--half"])
+    assert model_config(tmp_path / "again")["provenance"]["rounded_from"] == measured
     # the networks belong together, by their new digests
     drawn = dpar.Generator.from_pretrained(half)([1, 2]).astype(int)
     assert np.abs(drawn - dpar.Generator.from_pretrained(whole)([1, 2])).mean() < 64
