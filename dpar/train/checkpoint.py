@@ -7,13 +7,14 @@ executable. Hashing adds a fifth to the time of writing.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -44,10 +45,20 @@ class Checkpoint:
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
 
-def training_lock(folder: Path) -> AbstractContextManager[IO[str]]:
-    """The lock of the state in `folder`, next to it: it stays where it is when the state is set aside."""
+@contextmanager
+def training_lock(folder: Path) -> Iterator[None]:
+    """The lock of the state in `folder`, next to it: it stays where it is when the state is set aside.
+
+    A state that is a link is also locked where it lies, unless nothing can be written there.
+    """
     refusal = f"{folder} is being trained by another process; wait for its end or stop it first"
-    return process_lock(folder.with_name(f".{folder.name}.lock"), refusal)
+    places = [folder]
+    if folder.is_symlink() and os.access(folder.resolve().parent, os.W_OK):
+        places.append(folder.resolve())
+    with ExitStack() as locks:
+        for place in places:
+            locks.enter_context(process_lock(place.with_name(f".{place.name}.lock"), refusal))
+        yield
 
 
 def claim_state(folder: Path, made_from: Mapping[str, Any], *, restart: bool = False) -> None:

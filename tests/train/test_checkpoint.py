@@ -19,6 +19,7 @@ from dpar.train.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
+    training_lock,
 )
 from dpar.train.restarts import restarts
 
@@ -284,3 +285,13 @@ def test_bytes_that_are_no_tensors_are_damage(tmp_path, capsys):
     plainly(weights.with_suffix(".json"), sha256=sha256_file(weights))
     assert newest_checkpoint(tmp_path) == 3
     assert "step00000006.safetensors cannot be read" in capsys.readouterr().err
+
+
+def test_a_state_that_two_results_link_to_is_trained_by_one(tmp_path):
+    (tmp_path / "one" / "state").mkdir(parents=True)
+    (tmp_path / "two").mkdir()
+    link = tmp_path / "two" / "state"
+    link.symlink_to(tmp_path / "one" / "state")
+    for first, second in ((tmp_path / "one" / "state", link), (link, tmp_path / "one" / "state")):
+        with training_lock(first), pytest.raises(InputError, match="being trained"), training_lock(second):
+            pass
