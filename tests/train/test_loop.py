@@ -18,7 +18,7 @@ from dpar.data.loader import batches
 from dpar.errors import InputError
 from dpar.files import read_json, sha256_file, write_json
 from dpar.model.flops import training_gmacs
-from dpar.train import loop
+from dpar.train import checkpoint, loop
 from dpar.train.checkpoint import load_checkpoint
 from dpar.train.distributed import Ranks
 from dpar.train.objective import inputs, logits_and_targets, patch_layout, summed_loss
@@ -346,8 +346,9 @@ def test_a_full_disk_stops_the_training_and_more_space_lets_it_go_on(tmp_path, m
 
 @pytest.mark.parametrize(("how", "said"), [("full", "no space left"), ("read-only", "Read-only file system")])
 @pytest.mark.parametrize("first", ["checkpoint", "curves"])
-def test_a_disk_that_fails_in_the_middle_costs_steps_but_no_bit(tmp_path, disk, how, said, first):
-    # the lock next to the state is not on that disk: a file that is open for writing keeps it from becoming read-only
+def test_a_disk_that_fails_in_the_middle_costs_steps_but_no_bit(tmp_path, disk, how, said, first, monkeypatch):
+    # no lock is on that disk: a file that is open for writing keeps it from becoming read-only
+    monkeypatch.setattr(checkpoint.os, "access", lambda path, mode: not Path(path).is_relative_to(disk.folder))
     (disk.folder / "state").mkdir()
     (tmp_path / "on disk").mkdir()
     (tmp_path / "on disk" / "state").symlink_to(disk.folder / "state")
