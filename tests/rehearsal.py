@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -430,6 +431,8 @@ def _stand_ins(rehearsal: Rehearsal) -> Iterator[Any]:
     }  # fmt: skip
     for name, answer in answers.items():
         yield patch(f"torch.cuda.{name}", lambda *_, answer=answer: answer)
+    # a build of PyTorch for CUDA asks here, and would look for a driver
+    yield patch("torch.accelerator.current_stream", lambda *_: SimpleNamespace(is_capturing=lambda: False))
     yield patch("torch.cuda.synchronize", lambda *_: rehearsal.wait("torch.cuda.synchronize"))
     yield patch("torch.cuda.Event", Event)
     run = threading.Thread.run

@@ -154,6 +154,7 @@ def test_clean_fid_is_asked_where_it_can_be_imported(files, capsys, monkeypatch,
         package.fid.frechet_distance = lambda *moments: sum(float(part.sum()) for part in moments)
         monkeypatch.setattr(evaluate, "version", lambda name: "0.1")
     monkeypatch.setitem(sys.modules, "cleanfid", package)
+    monkeypatch.delitem(sys.modules, "cleanfid.fid", raising=False)  # which another test may have imported
     monkeypatch.setattr(evaluate, "open_extractor", small_inception)
     assert run(files, "--profile", "clean", "--json") == 0
     found = json.loads(capsys.readouterr().out)["second_opinion"]
