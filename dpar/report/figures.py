@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from dpar.files import atomic_write
@@ -34,6 +35,7 @@ matplotlib.rcParams.update(
 _LINES = (("-", "o"), ("--", "s"), ("-.", "^"), (":", "D"), ((0, (5, 1)), "v"), ((0, (1, 1)), "P"), ("-", "X"))
 _LONGEST = 44  # letters of a curve's name in a legend
 _WRAPPED = 16  # letters in a line of a row's name
+_WIDE = 5  # the largest value of a logarithmic axis is so many times the least, or more
 ABREAST = 3  # blocks or panels next to each other: more would be too small to read on a page
 THUMBNAIL = 0.62  # inches, the side of an image among many
 DPAR, LLAMAGEN, NEUTRAL = "#c0392b", "#2c6fbb", "#888888"
@@ -303,39 +305,64 @@ def metric_against_cost(points: Sequence[Mapping[str, Any]], metric: str, floor:
     return figure
 
 
-def curves(
-    histories: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    x_label: str,
-    y_label: str,
-    printed: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
-) -> Figure:
-    """One curve a model.
+@dataclass(frozen=True)
+class Panel:
+    """One panel of `curves`.
 
-    Args:
-        histories: name -> (x values, y values).
-        printed: what the paper prints for some of them, shown as hollow points; given, the curves have points too.
+    Attributes:
+        x_label, y_label: of its axes.
+        lines: name -> (x values, y values), one curve a model.
+        spreads: name -> standard deviations of its y values, drawn as a band; NaN draws none.
+        printed: name -> (x values, y values) that the paper prints, drawn as hollow points; given, even if empty, each
+            value of a curve has a point.
     """
-    figure = new_figure(7.6, 3.4)
-    axes = figure.subplots()
+
+    x_label: str
+    y_label: str
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    spreads: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    printed: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None
+
+
+def curves(*rows: Sequence[Panel]) -> Figure:
+    """Curves in panels: those of a row share the y axis, logarithmic over a wide range, and all share the models."""
+    height, width = len(rows), len(rows[0])
+    figure = new_figure(1.8 + 5.8 * width if width == 1 else 1.8 + 3.6 * width, 3.4 if height == 1 else 2.7 * height)
+    grid = figure.subplots(height, width, squeeze=False, sharey="row")
+    for panels, row in zip(rows, grid, strict=True):
+        for panel, axes in zip(panels, row, strict=True):
+            _draw_curves(axes, panel)
+        row[0].set_ylabel(_literal(panels[0].y_label))
+        heights = [y for panel in panels for _, values in panel.lines.values() for y in values]
+        if heights and max(heights) > _WIDE * min(heights) > 0:  # the end of a long fall would lie on the axis
+            row[0].set_yscale("log")
+            row[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            row[0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            row[0].yaxis.set_minor_formatter(NullFormatter())
+    grid[0, -1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _draw_curves(axes: Axes, panel: Panel) -> None:
     families: dict[str, list[str]] = {}
-    for name in histories:
+    for name in panel.lines:
         families.setdefault(colour_of(name), []).append(name)
     for colour, names in families.items():
         for name, shade, (style, marker) in zip(names, _shades(colour, len(names)), cycle(_LINES), strict=False):
             label = name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}...{name[-_LONGEST // 2 :]}"
-            places = max(1, len(histories[name][0]) // 8)
+            x, y = (np.asarray(values, float) for values in panel.lines[name])
             axes.plot(
-                *histories[name], linestyle=style, marker=marker, color=shade, label=label, linewidth=1.4,
-                markersize=3.5, markevery=1 if printed is not None else places,
+                x, y, linestyle=style, marker=marker, color=shade, label=label, linewidth=1.4, markersize=3.5,
+                markevery=1 if panel.printed is not None else max(1, len(x) // 8),
             )  # fmt: skip
-    for name, (x, y) in (printed or {}).items():
-        label = "the paper's" if name == next(iter(printed or {})) else None
+            if name in panel.spreads:
+                spread = np.asarray(panel.spreads[name], float)
+                axes.fill_between(x, y - spread, y + spread, color=shade, alpha=0.2, linewidth=0)
+    for name, (x, y) in (panel.printed or {}).items():
+        label = "the paper's" if name == next(iter(panel.printed or {})) else None
         axes.plot(x, y, "D", color=colour_of(name), markerfacecolor="none", markersize=5, label=label)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(_literal(y_label))
+    axes.set_xlabel(panel.x_label)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure
 
 
 def pareto(panels: Mapping[str, Sequence[tuple[str, float, float]]], metric: str) -> Figure:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from dpar.errors import run_command
 from dpar.experiment.settings import Experiment
-from dpar.report.figures import curves, error_bars, heat_maps
+from dpar.report.figures import Panel, curves, error_bars, heat_maps
 from dpar.report.labels import axis_label, label, level
 from dpar.report.tables import MADE
 from dpar.report.verdict import ties
@@ -78,25 +78,41 @@ def draw(experiment: Experiment, table: str, frame: pd.DataFrame, floor: dict) -
 
 
 def course(experiment: Experiment, frame: pd.DataFrame, metric: str) -> Figure:
-    """The metric against the length of training, and the paper's where it prints one (Figure 4).
+    """Quality against the length and the compute of training, beside the paper's where it prints one (Figure 4).
 
-    A curve is a model with the settings in which the table's rows differ.
+    A curve is a model with the settings in which the table's rows differ, a band its standard deviation.
     """
     unit, whole = experiment.training.unit, frame.convert_dtypes()  # numbers of which some are missing stay integers
     settings = [key for key in frame.columns[frame.nunique(dropna=False) > 1] if "." in key]
     names = [", ".join(filter(None, [model, label(settings, whole, i)])) for i, model in enumerate(frame["model"])]
     lengths = frame["milestone"].str.removeprefix(unit).astype(int)
     states = frame.assign(name=names, length=lengths).sort_values("length")
+    across = {"length": f"{unit}s of training"}
+    if "training_gmacs" in frame and len(set(frame["training_gmacs"].dropna())) > 1:
+        costliest = states.loc[states["training_gmacs"].idxmax()]
+        states["compute"] = states["length"] * states["training_gmacs"] / costliest["training_gmacs"]
+        across["compute"] = f"training MACs, in {unit}s of {costliest['model']}"
 
-    def series(column: str) -> dict[str, tuple[list[float], list[float]]]:
-        if column not in states:
+    def series(x: str, y: str) -> dict[str, tuple[list[float], list[float]]]:
+        if y not in states:
             return {}
-        parts = states.dropna(subset=[column]).groupby("name", sort=False)
-        found = {str(name): (part["length"].tolist(), part[column].tolist()) for name, part in parts}
+        parts = states.dropna(subset=[y]).groupby("name", sort=False)
+        found = {str(name): (part[x].tolist(), part[y].tolist()) for name, part in parts}
         return {name: found[name] for name in dict.fromkeys(names) if name in found}
 
-    printed = series("paper_fid") if metric == "FID" else {}
-    return curves(series("frechet_distance"), f"{unit}s of training", metric, printed)
+    def row(quantity: str, title: str) -> list[Panel]:
+        bands: dict[str, list[float]] = {}
+        if f"{quantity}_sd" in states:
+            parts = states.dropna(subset=[quantity]).groupby("name", sort=False)
+            bands = {str(name): part[f"{quantity}_sd"].tolist() for name, part in parts}
+        is_printed = quantity == "frechet_distance" and metric == "FID"
+        return [
+            Panel(said, title, series(x, quantity), bands, series(x, "paper_fid") if is_printed else {})
+            for x, said in across.items()
+        ]
+
+    quantities = {"frechet_distance": metric, "nll": PANELS["nll"]}
+    return curves(*(row(name, title) for name, title in quantities.items() if series("length", name)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from dpar.experiment.cells import merged_thresholds
 from dpar.experiment.settings import Experiment, Table
 from dpar.files import read_json, read_json_lines, write_text
 from dpar.report import gates
-from dpar.report.figures import curves
+from dpar.report.figures import Panel, curves
 from dpar.report.measured import Comparison, Floor, read_measured
 from dpar.report.page import Section, caption, lead, page
 from dpar.report.tables import read_table, readable, repeated
@@ -181,7 +181,7 @@ def key_of(table: Table, spread: str) -> str:
             f"A frame marks the smallest value, a broken one what cannot be told from it by its spread over {spread}."
         )
     if table.is_training_curve:
-        return "Hollow marks are the paper's, where it prints the number."
+        return f"Bands are standard deviations over {spread}; hollow marks are the paper's, where it prints the number."
     return f"Bars are standard deviations over {spread}; the dotted line is real images against real images."
 
 
@@ -219,15 +219,23 @@ def thresholds_table(thresholds: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def training_curves(histories: Sequence[Path]) -> dict[str, tuple[list[float], list[float]]]:
-    """Model -> steps and validation NLL (nats/token), of its longest history: each holds those of earlier states."""
-    series: dict[str, tuple[list[float], list[float]]] = {}
+def training_curves(histories: Sequence[Path]) -> dict[str, tuple[list[float], list[float], list[float]]]:
+    """Model -> steps, minutes and validation NLL (nats/token), of its longest history: each holds all earlier ones.
+
+    Minutes are those of the steps alone, as they were measured: validation, saving and starts do not count.
+    """
+    series: dict[str, tuple[list[float], list[float], list[float]]] = {}
     for path in histories:
-        records = read_json_lines(path)
-        points = [(r["step"], r["val/nll"]) for r in records if "val/nll" in r]
+        points, step, minutes = [], 0, 0.0
+        for record in read_json_lines(path):
+            if "perf/step_ms" in record:
+                minutes += (record["step"] - step) * record["perf/step_ms"] / 60_000
+                step = record["step"]
+            if "val/nll" in record:
+                points.append((float(record["step"]), minutes, float(record["val/nll"])))
         name = path.parents[1].name
         if points and (name not in series or points[-1][0] > series[name][0][-1]):
-            series[name] = ([float(x) for x, _ in points], [float(y) for _, y in points])
+            series[name] = tuple(map(list, zip(*points, strict=True)))  # pyright: ignore[reportArgumentType]
     return series
 
 
@@ -237,8 +245,15 @@ def training_section(histories: Sequence[Path]) -> Section:
     section = Section("Training", "training")
     if not series:
         return section.text("No validation was recorded.")
+    across = {"steps of training": 0}
+    if any(minutes[-1] for _, minutes, _ in series.values()):  # histories of an old commit have no times
+        across["minutes of training, as measured"] = 1
+    panels = [
+        Panel(said, "validation NLL (nats/token)", {name: (found[x], found[2]) for name, found in series.items()})
+        for said, x in across.items()
+    ]
     buffer = BytesIO()
-    curves(series, "step", "validation NLL (nats/token)").savefig(buffer, format="png", metadata={"Software": None})
+    curves(panels).savefig(buffer, format="png", metadata={"Software": None})
     return section.picture(buffer.getvalue(), "Negative log-likelihood of held-out images while training.")
 
 

@@ -5,6 +5,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from dpar.report import figures
+from dpar.report.figures import Panel
 
 
 def outline(axes):
@@ -72,7 +73,7 @@ def test_panels_go_on_in_a_line_below():
 
 def test_curves_of_one_colour_differ_in_shade_line_and_mark():
     names = [f"dpar_{i}" for i in range(6)] + ["llamagen"]
-    (axes,) = figures.curves({name: ([1, 2], [3, 4]) for name in names}, "step", "nll").axes
+    (axes,) = figures.curves([Panel("step", "nll", {name: ([1, 2], [3, 4]) for name in names})]).axes
     looks = {(to_hex(line.get_color()), line.get_linestyle(), line.get_marker()) for line in axes.lines}
     assert len({colour for colour, _, _ in looks}) == len(names)
     assert len({(line, mark) for _, line, mark in looks}) == 6
@@ -89,7 +90,7 @@ def test_a_model_has_one_colour_everywhere(name, colour):
 
 def test_the_same_figure_gives_the_same_file(tmp_path):
     for name in ("a.png", "b.png"):
-        figures.save(figures.curves({"dpar": ([1, 2], [3, 4])}, "step", "nll"), tmp_path / name)
+        figures.save(figures.curves([Panel("step", "nll", {"dpar": ([1, 2], [3, 4])})]), tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
@@ -120,10 +121,35 @@ def test_the_front_holds_what_nothing_beats():
 
 
 def test_the_papers_points_are_hollow_and_beside_the_curves():
-    figure = figures.curves({"DPAR-B": ([50, 100], [5.0, 4.0])}, "epochs", "FID", {"DPAR-B": ([50], [5.5])})
+    printed = {"DPAR-B": ([50], [5.5])}
+    figure = figures.curves([Panel("epochs", "FID", {"DPAR-B": ([50, 100], [5.0, 4.0])}, printed=printed)])
     ours, theirs = figure.axes[0].lines
     assert (list(ours.get_xdata()), ours.get_marker()) == ([50, 100], "o")
     assert (list(theirs.get_ydata()), theirs.get_markerfacecolor()) == ([5.5], "none")
+
+
+def test_a_curve_has_a_band_of_its_standard_deviations():
+    lines = {"dpar": ([1, 2], [3.0, 2.0]), "llamagen": ([1, 2], [4.0, 3.0])}
+    (axes,) = figures.curves([Panel("epochs", "NLL", lines, spreads={"dpar": [0.5, 0.25]})]).axes
+    (band,) = axes.collections
+    assert {tuple(corner) for corner in band.get_paths()[0].vertices} >= {(1, 2.5), (1, 3.5), (2, 1.75), (2, 2.25)}
+    assert to_hex(band.get_facecolor()[0]) == figures.DPAR
+
+
+def test_panels_of_a_row_share_the_y_axis_and_one_legend_names_the_models():
+    lines = {"dpar": ([1, 2], [3.0, 2.0])}
+    rows = [[Panel(x, y, lines) for x in ("epochs", "MACs")] for y in ("FD", "NLL")]
+    figure = figures.curves(*rows)
+    assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes] == [
+        ("epochs", "FD"), ("MACs", ""), ("epochs", "NLL"), ("MACs", "")
+    ]  # fmt: skip
+    assert [axes.get_legend() is not None for axes in figure.axes] == [False, True, False, False]
+
+
+@pytest.mark.parametrize(("least", "scale"), [(1.0, "log"), (3.0, "linear"), (0.0, "linear"), (float("nan"), "linear")])
+def test_a_wide_range_has_a_logarithmic_axis(least, scale):
+    figure = figures.curves([Panel("epochs", "FD", {"dpar": ([1, 2], [6.5, least])})] * 2)
+    assert [axes.get_yscale() for axes in figure.axes] == [scale, scale]
 
 
 def test_a_metric_named_after_a_users_network_is_no_formula(tmp_path):
@@ -131,7 +157,7 @@ def test_a_metric_named_after_a_users_network_is_no_formula(tmp_path):
     drawn = [
         figures.heat_maps({metric: np.eye(2)}, ["a", "b"], ["2", "4"], "rows", "columns"),
         figures.error_bars({metric: ([1.0], [0.1])}, ["dpar"]),
-        figures.curves({"dpar": ([1, 2], [3, 4])}, "step", metric),
+        figures.curves([Panel("step", metric, {"dpar": ([1, 2], [3, 4])})]),
         figures.pareto({"cost": [("dpar", 1.0, 2.0)]}, metric),
     ]
     for number, figure in enumerate(drawn):

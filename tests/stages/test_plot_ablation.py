@@ -104,10 +104,38 @@ def test_rows_of_one_model_with_other_settings_are_curves_of_their_own(tmp_path)
     files = made_up.write(tmp_path, experiment)
     make_table.main(list(map(str, arguments(tmp_path, files, "t"))))
     frame = pd.read_csv(tmp_path / "tables" / "t.csv")
-    lines = plot_ablation.draw(experiment, "t", frame, read_json(files["noise-floor"])).axes[0].lines
+    axes = plot_ablation.draw(experiment, "t", frame, read_json(files["noise-floor"])).axes
+    lines = axes[0].lines
     names = ["dpar", "dpar, $P_{max}$ 2", "dpar, cfg_scale 1.5", "llamagen"]
     assert [line.get_label() for line in lines] == names
     measured = frame["frechet_distance"].tolist()
     for number, line in enumerate(lines):
         assert list(line.get_xdata()) == [50, 100, 300]
         assert list(line.get_ydata()) == measured[3 * number : 3 * number + 3]
+    assert [a.get_ylabel() for a in axes if a.get_ylabel()] == ["FD[classifier, 4]", "validation NLL (nats/token)"]
+    likelihoods = frame["nll"].tolist()
+    for number, line in enumerate(axes[len(axes) // 2].lines):
+        assert list(line.get_ydata()) == likelihoods[3 * number : 3 * number + 3]
+
+
+def test_a_course_is_drawn_against_compute_with_bands_over_trainings():
+    values = demo(training={"epochs": 4, "milestones": [2]})
+    values["tables"] = {"t": {"title": "T", "rows": [{"model": "dpar"}], "vary": {"milestone": [2, 4]}}}
+    frame = pd.DataFrame(
+        {
+            "model": ["llamagen", "llamagen", "dpar", "dpar"],
+            "milestone": ["epoch2", "epoch4"] * 2,
+            "frechet_distance": [5.0, 3.0, 4.0, 2.0],
+            "frechet_distance_sd": [0.5, 0.3, 0.4, 0.2],
+            "nll": [3.0, 2.0, 3.5, 2.5],
+            "training_gmacs": [10.0, 10.0, 8.0, 8.0],
+        }
+    )
+    floor = {"metric": "FD", "frechet_distance": {"mean": 0.5, "sd": 0.1}}
+    epochs, compute, below, _ = plot_ablation.draw(parse_experiment(values, "test"), "t", frame, floor).axes
+    assert compute.get_xlabel() == "training MACs, in epochs of llamagen"
+    llamagen, dpar = compute.lines
+    assert (list(llamagen.get_xdata()), list(llamagen.get_ydata())) == ([2, 4], [5, 3])
+    assert dpar.get_xdata() == pytest.approx([1.6, 3.2])
+    assert len(epochs.collections) == len(compute.collections) == 2
+    assert not below.collections, "no spread was measured"

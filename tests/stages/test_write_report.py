@@ -112,13 +112,14 @@ def test_a_curve_goes_to_the_end_of_its_training_in_whatever_order_states_are_li
     def history(model, *steps):
         path = tmp_path / "models" / model / f"step{steps[-1]}" / "history.jsonl"
         path.parent.mkdir(parents=True)
-        path.write_text("".join(json.dumps({"step": step, "val/nll": 5 - step / 100}) + "\n" for step in steps))
+        records = [{"step": step, "perf/step_ms": 3000, "val/nll": 5 - step / 100} for step in steps]
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
         return path
 
     whole, half, other = history("dpar", 100, 200, 400), history("dpar", 100, 200), history("llamagen", 100)
     for listed in ([whole, half, other], [half, whole, other]):
         curves = write_report.training_curves(listed)
-        assert curves == {"dpar": ([100, 200, 400], [4, 3, 1]), "llamagen": ([100], [4])}
+        assert curves == {"dpar": ([100, 200, 400], [5, 10, 20], [4, 3, 1]), "llamagen": ([100], [5], [4])}
 
 
 def test_a_table_without_its_conditions_is_not_shown(page, tmp_path):
