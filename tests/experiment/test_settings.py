@@ -11,7 +11,10 @@ from dpar.experiment.reading import read_yaml
 from dpar.experiment.settings import Tokenizer
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
-SHIPPED = ("demo", "fashion28", "fashion28_converged", "photos64", "photos64_converged", "imagenet256", "imagenet384")
+SHIPPED = (
+    *("demo", "fashion28", "fashion28_converged", "fashion28_coarse", "photos64", "photos64_converged"),
+    *("imagenet256", "imagenet384"),
+)
 
 
 def demo(**changes):
