@@ -78,7 +78,7 @@ def draw(experiment: Experiment, table: str, frame: pd.DataFrame, floor: dict) -
 
 
 def course(experiment: Experiment, frame: pd.DataFrame, metric: str) -> Figure:
-    """Quality against the length and the compute of training, beside the paper's where it prints one (Figure 4).
+    """Quality against the length and the compute of training, next to the paper's where it prints one (Figure 4).
 
     A curve is a model with the settings in which the table's rows differ, a band its standard deviation.
     """
