@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -143,8 +144,8 @@ class RunState:
     def left(self, now: float) -> float | None:
         """Seconds to the end; None before a job is finished.
 
-        Each job has a start and the work that it was thought to be. Jobs of little work show how long a start takes,
-        the others how fast work is done.
+        Each job has a start and the work that it was thought to be. Jobs of little work show how long a start takes, in
+        the median, since one may have been longer than thought; the others how fast work is done.
 
         Args:
             now: seconds since 1970.
@@ -153,7 +154,7 @@ class RunState:
         if not spent or now <= self.began:
             return None
         short = [job.seconds for job in self.finished if self._work(job) < START]
-        start = sum(short) / len(short) if short else START
+        start = median(short) if short else START
         long = [job for job in self.finished if self._work(job) >= START]
         pace = sum(job.seconds for job in long) / sum(start + self._work(job) for job in long) if long else 1.0
         ahead = sum(self.seconds.values()) - sum(map(self._work, self.finished))

@@ -76,6 +76,15 @@ def test_short_jobs_say_nothing_of_the_pace_of_long_ones(tmp_path):
     assert state.left(now=200) == pytest.approx((100 * 42 + 3600 + 120) / 1)
 
 
+def test_a_long_job_that_nobody_counted_is_no_start(tmp_path):
+    planned = ("planned", {"pid": os.getpid(), "jobs": {"index": 2, "fit": 1, "draw": 10}, "seconds": {}})
+    jobs = [("started", {"job": i, "name": f"index {i}", "log": []}) for i in range(2)]
+    fit = [("started", {"job": 2, "name": "fit", "log": []}), *[("x", {})] * 20, ("finished", {"job": 2})]
+    state = told(tmp_path, planned, jobs[0], ("finished", {"job": 0}), jobs[1], ("finished", {"job": 1}), *fit)
+    assert [job.seconds for job in state.finished] == [100, 100, 2100]
+    assert state.left(now=2700) == pytest.approx(100 * 10, rel=0.2)
+
+
 def test_a_function_is_called_at_the_first_event_of_a_kind():
     seen = []
     handler = journal.FirstEvent("run_info", lambda: seen.append(1))
