@@ -22,9 +22,6 @@ def changes(results: Path) -> Iterator[str]:
 
     Sizes and dates are compared, not contents: contents are compared whenever an image is read. Generated images
     are not checked.
-
-    Args:
-        results: the folder of the run.
     """
     names = []
     for split in ("train", "val"):
@@ -61,7 +58,6 @@ def compared(index: ImageIndex, now: Mapping[str, Stamp], indexed: float) -> str
     """Numbers of new, missing and changed files, in words; null if there are none.
 
     Args:
-        index: of the images.
         now: the source's files.
         indexed: when the index was written, seconds since 1970.
     """

@@ -26,7 +26,6 @@ class Classes:
     """So many classes, counted from 0, and the name of each that has one.
 
     Attributes:
-        count: of the classes.
         names: by number; None where there are none at all.
     """
 
@@ -38,7 +37,6 @@ class Classes:
         """The classes of an experiment's images: by its own list of names, else as the images are called.
 
         Args:
-            images: settings.
             index: of the images, or its file; without it, or where that is missing, only a list gives names.
 
         Raises:
@@ -59,7 +57,6 @@ class Classes:
         """The classes that a model draws: as its config.json says, else as the index of its results does.
 
         Args:
-            folder: of the model.
             config: its config.json.
 
         Raises:
@@ -91,11 +88,7 @@ class Classes:
         return enumerated([self.title(label) for label in range(self.count)], most)
 
     def paired(self, found: ClassNames | None) -> str:
-        """The same; where the images call a class otherwise, all as `name of the images=name`.
-
-        Args:
-            found: names that the images have.
-        """
+        """The same; where the images call a class otherwise, all as `name of the images=name`."""
         if not self.names or found is None or list(found) == list(self.names):
             return self.listed()
         own = [other if (other := found[label]) is not None else f"class {label}" for label in range(self.count)]
@@ -230,7 +223,6 @@ def listed_names(path: str, count: int, found: ClassNames | None = None) -> Clas
 
     Args:
         path: of the file; `imagenet` stands for ImageNet's 1,000.
-        count: of the classes.
         found: names that the images have, by label; null = not known, so that an object gives none.
 
     Raises:

@@ -129,8 +129,6 @@ def open_splits(train: Path, val: Path, *, resolution: int, vocab_size: int) -> 
     """Codes to learn from, and held-out ones that were made by the same networks.
 
     Args:
-        train: manifest of the first.
-        val: manifest of the second.
         resolution: pixels that they must have been made at.
         vocab_size: codes that the tokenizer must have.
 

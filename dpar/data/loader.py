@@ -67,11 +67,9 @@ def batches(
     and its views are the same for every number of ranks and micro-batches.
 
     Args:
-        store: the codes.
         batch_size: images per step, over all ranks and micro-batches.
         seed: of order and views.
         start_step: optimizer steps already taken.
-        rank: this process among `world_size`.
         world_size: processes that share a step.
         accumulate: micro-batches per step on each rank.
 

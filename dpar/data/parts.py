@@ -18,7 +18,6 @@ class Parts:
 
     def __init__(self, output: Path, identity: str):
         """Args:
-        output: the file.
         identity: of everything that decides the arrays; parts of another identity are deleted.
         """
         self.folder = output.with_name(f".{output.stem}.{identity}.parts")

@@ -24,8 +24,6 @@ from dpar.files import atomic_write
 from dpar.statement import header_for
 
 _HEADER = "dpar"  # key of the header in a Parquet schema and in a tar's global record
-
-
 _ROW_GROUP = 8192  # rows
 
 

@@ -62,7 +62,6 @@ def describe_codes(
     Args:
         model: class-conditional, in eval mode; reads the null class.
         rule: where the patches of a DPAR begin.
-        precision: of matrix products.
     """
     features, labels = [], []
     for batch in batches:
@@ -89,12 +88,7 @@ class Probe:
 
 
 def fit_probe(
-    features: Float[Tensor, "N D"],
-    labels: Int[Tensor, "N"],
-    *,
-    num_classes: int,
-    penalty: float,
-    iterations: int,
+    features: Float[Tensor, "N D"], labels: Int[Tensor, "N"], *, num_classes: int, penalty: float, iterations: int
 ) -> Probe:
     """The minimum of the mean cross-entropy (nats) + penalty / 2 |weight|^2, which is one: no seed, order or rate.
 

@@ -91,12 +91,7 @@ def by_group(
 
 
 def patches_per_image(patches: Int[np.ndarray, " N"], tokens: int) -> dict[str, float]:
-    """Mean and percentiles of the patches per image, and P_avg, for JSON.
-
-    Args:
-        patches: of each image.
-        tokens: per image.
-    """
+    """Mean and percentiles of the patches per image, and P_avg, for JSON."""
     counts = PatchCounts(np.bincount(patches, minlength=tokens + 1))
     found: dict[str, float] = {"images": counts.images, "mean": counts.mean}
     found |= {f"p{q}": counts.percentile(q) for q in PERCENTILES}

@@ -57,8 +57,7 @@ def forward_parts(config: LlamaGenConfig | DPARConfig, patches: Number | None = 
     encoder = _blocks(width, config.encoder_layers, tokens - 1)  # x_{T-1} is never an input
     square = width**2
     gathering = Macs(  # queries and outputs are patches, keys and values tokens, each in one patch
-        config.encoder_layers * 2 * square * (patches + tokens - 1),
-        config.encoder_layers * 2 * width * (tokens - 1),
+        config.encoder_layers * 2 * square * (patches + tokens - 1), config.encoder_layers * 2 * width * (tokens - 1)
     )
     decoder = _blocks(width, config.decoder_layers, tokens)
     return {

@@ -31,11 +31,7 @@ def forced_starts(position: Any, grid_width: int, row_boundary: bool) -> Any:
 
 
 def check_rule(tokens: int, max_length: int | None, grid_width: int) -> None:
-    """Refuses a P_max, or a width of the grid, that no image of so many tokens can have.
-
-    Raises:
-        InputError: as said.
-    """
+    """Raises `InputError` for a P_max, or a width of the grid, that no image of so many tokens can have."""
     check_length(max_length)
     if grid_width < 1 or tokens < 1 or tokens % grid_width:
         raise InputError(
@@ -45,31 +41,19 @@ def check_rule(tokens: int, max_length: int | None, grid_width: int) -> None:
 
 
 def check_length(max_length: int | None) -> None:
-    """Refuses a P_max that is no number of tokens.
-
-    Raises:
-        InputError: as said.
-    """
+    """Raises `InputError` for a P_max that is no number of tokens."""
     if max_length is not None and (not 1 <= max_length <= LONGEST_PATCH or max_length % 1):
         raise InputError(f"max_length is {max_length}; give the most tokens a patch may have (1, 2, ...), or none")
 
 
 def check_threshold(threshold: float) -> None:
-    """Refuses a threshold that is NaN.
-
-    Raises:
-        InputError: as said.
-    """
+    """Raises `InputError` for a threshold that is NaN."""
     if math.isnan(threshold):
         raise InputError("the threshold is NaN; give a number of nats (inf: no patch opens because of its entropy)")
 
 
 def check_array(entropy: np.ndarray | Tensor) -> None:
-    """Refuses entropies that are not floats of shape (images, tokens).
-
-    Raises:
-        InputError: as said.
-    """
+    """Raises `InputError` for entropies that are not floats of shape (images, tokens)."""
     if entropy.ndim != 2:
         raise InputError(
             f"the entropies have the shape {tuple(entropy.shape)}; expected (images, tokens), in nats, raster order"

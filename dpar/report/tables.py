@@ -153,7 +153,6 @@ def mean_and_sd(name: str, sets: Sequence[Sequence[Mapping[str, Any]]]) -> dict[
     """Mean of a quantity, and its standard deviation over trainings, or over the sampling seeds of a single one.
 
     Args:
-        name: of the quantity.
         sets: what was measured of each training.
     """
     values = [[v for m in each if (v := m.get("values", m).get(name)) is not None] for each in sets]

@@ -33,11 +33,8 @@ def previewer(
     """A function that makes a PNG of images that a network draws now: a column per class, a row per seed.
 
     Args:
-        tokenizer: folder.
         entropy_model: folder, or None where no patch depends on an entropy.
         rule: where patches begin in training; None for a network without patches.
-        sampling: settings of this experiment.
-        seed: of the noise.
         entropy_precision: with which the training's codes were scored.
 
     Raises:

@@ -18,7 +18,6 @@ class Request:
 
     Attributes:
         images: their numbers in the set of samples.
-        labels: classes.
         seeds: 64-bit numbers.
         prefix: tokens that each image begins with, on the device of the model; None for whole images.
     """

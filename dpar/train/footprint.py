@@ -47,7 +47,6 @@ def step_bytes(
     Compiled layers keep less. Everything but the activations of layers and the logits is neglected.
 
     Args:
-        parameters: of the network.
         images: of a micro-batch on this GPU.
         patches: per image (M).
         recomputed: whether layers keep their inputs alone (activation checkpointing).
@@ -77,7 +76,6 @@ def training_bytes(
     """`step_bytes` of a training on each of its GPUs.
 
     Args:
-        parameters: of the network.
         patches: per image (M).
         gpus: over which a batch is divided.
         accumulate: micro-batches, instead of the training's.

@@ -9,9 +9,7 @@ from pathlib import Path
 
 from dpar.errors import InputError
 from dpar.files import digest, write_text
-from dpar.train.checkpoint import (
-    last_step,
-)
+from dpar.train.checkpoint import last_step
 
 HISTORY = "history.jsonl"
 
@@ -28,7 +26,6 @@ class History:
 
     def __init__(self, path: Path, step: int, known: str | None = None):
         """Args:
-        path: the file.
         step: to continue from.
         known: the `digest` at that step; older checkpoints have none.
 

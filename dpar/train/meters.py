@@ -38,10 +38,7 @@ class Window:
         """The point of the curves."""
         means = {"train/loss": self.loss / self.steps, "train/grad_norm": self.grad_norm / self.steps}
         if with_patches:
-            means |= {
-                "patch/mean_length": self.patch_length / self.steps,
-                "patch/per_image": self.patches / self.steps,
-            }
+            means |= {"patch/mean_length": self.patch_length / self.steps, "patch/per_image": self.patches / self.steps}
         return means
 
 

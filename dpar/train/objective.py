@@ -152,7 +152,6 @@ def likelihood(
         model: run in eval mode, and restored to its previous mode afterwards.
         codes: the images; their true classes are given to a labelled network.
         rule: where the patches of a DPAR begin; None for a LlamaGen.
-        precision: of matrix products.
         ranks: all of them must call.
     """
     was_training = model.training
@@ -193,9 +192,7 @@ def token_losses(
 
     Args:
         model: a network of classes, in eval mode; the true classes are given to it.
-        codes: the images.
         rule: where the patches of a DPAR begin; None for a LlamaGen.
-        precision: of matrix products.
     """
     found = []
     for batch in sequential(codes, images_at_once(model.config, device)):

@@ -29,7 +29,6 @@ def scored(
     """Entropies of rows by the network in `folder`, an entropy model or a gate with these settings.
 
     Args:
-        metadata: of the codes.
         where: the codes come from, for messages.
 
     Raises:
@@ -49,10 +48,7 @@ def scored(
 
 
 def score(
-    model: LlamaGen,
-    tokens: UInt16[np.ndarray, "N T"],
-    kind: EntropyKind,
-    precision: EntropyPrecision = "float32",
+    model: LlamaGen, tokens: UInt16[np.ndarray, "N T"], kind: EntropyKind, precision: EntropyPrecision = "float32"
 ) -> Float32[np.ndarray, "N T"]:
     """Entropies of all rows.
 

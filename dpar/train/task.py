@@ -17,7 +17,6 @@ class Task:
 
     Attributes:
         model: freshly initialised, on this rank's device.
-        training: the optimizer's settings.
         train: codes to learn from.
         val: codes to validate on.
         patchify: the patches of a DPAR as the experiment states them, for the record; None for another network.

@@ -53,8 +53,6 @@ class Watch:
 
     Args:
         store: of this watch alone, reached by all ranks, over a connection of its own.
-        rank: this one.
-        size: of all ranks.
     """
 
     def __init__(self, store: Store, rank: int, size: int):

@@ -13,7 +13,6 @@ def open_images(source: str, path: str, *, every_class: bool = True) -> ImageSou
     """The images of a source: `folder`, `parquet` or `webdataset`.
 
     Args:
-        source: its kind.
         path: folder, file or glob.
         every_class: a class folder without images is an error; held-out images may lack a class.
 

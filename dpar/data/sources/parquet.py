@@ -12,14 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
-from dpar.data.sources.source import (
-    ImageSource,
-    by_label,
-    distinct_keys,
-    expect_named,
-    matching_files,
-    merge_names,
-)
+from dpar.data.sources.source import ImageSource, by_label, distinct_keys, expect_named, matching_files, merge_names
 from dpar.errors import InputError, shown
 
 _ROW_GROUP_CACHE = 2**30  # bytes of encoded images that a Parquet source keeps at hand
