@@ -8,7 +8,7 @@ import re
 import struct
 import sys
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -146,30 +146,6 @@ def _weights(content: dict, path: Path, layouts: Sequence[str]) -> dict:
     return sets[found]
 
 
-def load_official(
-    path: str | Path,
-    network: nn.Module,
-    *,
-    ignored: Collection[str] = (),
-    sha256: str | None = None,
-    layouts: Sequence[str] = LAYOUTS,
-) -> None:
-    """Fills `network` from a published file: names must match one to one.
-
-    Args:
-        path: as for `read_official`.
-        network: its state names are the file's.
-        ignored: names in the file to skip.
-        sha256: as for `read_official`.
-        layouts: as for `read_official`.
-
-    Raises:
-        InputError: the file is none (`read_official`), names or shapes differ, or a number is not finite.
-    """
-    given = read_official(path, sha256, layouts)
-    fill(network, {name: tensor for name, tensor in given.items() if name not in ignored}, path)
-
-
 def fill(network: nn.Module, given: Mapping[str, Tensor], path: str | Path) -> None:
     """Copies `given`, which was read from `path`, into `network`.
 
@@ -212,12 +188,10 @@ def import_llamagen(path: str | Path, config: LlamaGenConfig, sha256: str | None
     """A LlamaGen of these sizes with published weights (c2i_B_256.pt and its kin), in eval mode.
 
     Args:
-        path: as for `read_official`.
         config: without `num_classes`, the file gives the number of classes (LlamaGen's: 1000).
-        sha256: as for `read_official`.
 
     Raises:
-        InputError: as `load_official`, or the file knows no classes, or says that it was made for another grid.
+        InputError: as `read_official` or `fill`, the file knows no classes, or says that it was made for another grid.
     """
     given = read_official(path, sha256)
     rotations = given.pop("freqs_cis", None)  # of the class token and of a square of tokens

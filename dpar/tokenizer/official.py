@@ -3,11 +3,8 @@
 from pathlib import Path
 
 from dpar.experiment.settings import Autoencoder
-from dpar.model.official import LAYOUTS, load_official
+from dpar.model.official import LAYOUTS, fill, read_official
 from dpar.tokenizer.autoencoder import VQAutoencoder
-
-# a log of the codes used in training, no weight
-IGNORED = ("quantize.codebook_used",)
 
 # LlamaGen measures a tokenizer by its moving average, where the file of a training has one
 AVERAGED = ("ema", *LAYOUTS)
@@ -19,12 +16,13 @@ def import_tokenizer(path: str | Path, config: Autoencoder, sha256: str | None =
     Args:
         path: the file; of a moving average (`ema`) and the weights themselves, the average is taken.
         config: `dpar.experiment.settings.TOKENIZERS` has LlamaGen's.
-        sha256: what the file's bytes must have; None = whatever they have.
 
     Raises:
         InputError: the file is a web page, a git-lfs pointer, cut off, of another format or digest, of other sizes,
             or has numbers that are not finite.
     """
     model = VQAutoencoder(config)
-    load_official(path, model, ignored=IGNORED, sha256=sha256, layouts=AVERAGED)
+    given = read_official(path, sha256, AVERAGED)
+    given.pop("quantize.codebook_used", None)  # a log of the codes used in training, no weight
+    fill(model, given, path)
     return model.eval()
