@@ -20,12 +20,10 @@ def draw(label: int, index: int, seed: int, resolution: int) -> UInt8[np.ndarray
 
     Args:
         label: index of the class in `CLASSES`.
-        index: number of the image.
-        seed: of all images.
         resolution: pixels, the side.
     """
     canvas = _Canvas(np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, label, index]))), resolution)
-    _PAINTERS[label](canvas)
+    _PAINTERS[CLASSES[label]](canvas)
     return np.ascontiguousarray(np.clip(canvas.pixels + 0.5, 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
@@ -188,16 +186,14 @@ def _stripes(c: _Canvas) -> None:
     c.paint(sign * stripe, c.colour(25, 25, 28, 6), c.texture(10, 10, 8.0))
 
 
-_PAINTERS: dict[int, Callable[[_Canvas], None]] = dict(
-    enumerate((_sunset, _tree, _bricks, _moon, _house, _checkers, _ring, _stripes))
-)
-CLASSES = (
-    "sunset at sea",
-    "tree",
-    "brick wall",
-    "moonlit hills",
-    "house",
-    "checkered disk",
-    "ring",
-    "striped triangle",
-)
+_PAINTERS: dict[str, Callable[[_Canvas], None]] = {
+    "sunset at sea": _sunset,
+    "tree": _tree,
+    "brick wall": _bricks,
+    "moonlit hills": _moon,
+    "house": _house,
+    "checkered disk": _checkers,
+    "ring": _ring,
+    "striped triangle": _stripes,
+}
+CLASSES = tuple(_PAINTERS)
