@@ -17,12 +17,10 @@ from dpar.tokenizer.perceptual import LPIPS
 
 @dataclass(frozen=True)
 class AutoencoderLoss:
-    """The terms, not yet weighted, and their weighted sum; a term that is not used is None."""
+    """The weighted sum of all terms, and unweighted those of pixels and networks; one that is not used is None."""
 
     total: Float[Tensor, ""]
     reconstruction: Float[Tensor, ""]
-    codebook: Float[Tensor, ""]
-    commitment: Float[Tensor, ""]
     perceptual: Float[Tensor, ""] | None
     adversarial: Float[Tensor, ""] | None
 
@@ -38,8 +36,6 @@ def autoencoder_loss(
 
     Args:
         images: the originals in [-1, 1].
-        output: of the autoencoder.
-        training: the weights.
         perceptual: None leaves the term out.
         discriminator: None, before its first step, leaves the term out.
     """
@@ -56,7 +52,7 @@ def autoencoder_loss(
     if discriminator is not None:
         opinion = -discriminator(output.images).mean()
         total = total + training.adversarial_weight * opinion
-    return AutoencoderLoss(total, reconstruction, output.codebook_loss, output.commitment_loss, distance, opinion)
+    return AutoencoderLoss(total, reconstruction, distance, opinion)
 
 
 def discriminator_loss(
