@@ -114,7 +114,7 @@ def expect_one_state(row: Row, cell: SampleCell, measured: Measurements) -> None
     Raises:
         InputError: two are of different weights, or one is of another step.
     """
-    path, found = f"{cell.model}/{cell.milestone}", list(_stated_of(cell, measured))
+    path, found = f"{cell.model}/{cell.milestone}", list(stated_of(cell, measured))
     if row.model.training.unit == "step":
         wanted = int(cell.milestone.removeprefix("step"))
         for file, _, _, step in found:
@@ -135,7 +135,7 @@ def expect_one_state(row: Row, cell: SampleCell, measured: Measurements) -> None
                 )
 
 
-class _Stated(NamedTuple):
+class Stated(NamedTuple):
     """The digest of the weights and the training step that a file states, and the rule that draws or measures it."""
 
     file: str
@@ -144,17 +144,19 @@ class _Stated(NamedTuple):
     step: int | None
 
 
-def _stated_of(cell: SampleCell, measured: Measurements) -> Iterator[_Stated]:
+def stated_of(cell: SampleCell, measured: Measurements) -> Iterator[Stated]:
+    """What each measurement of the samples of a cell, and of the state that they are drawn from, states."""
     state, path = (cell.model, cell.milestone), f"{cell.model}/{cell.milestone}.json"
-    made = {"evaluate_likelihood": ("likelihood", measured.likelihoods.get(state, {}))}
-    made["linear_probe"] = ("linear_probe", measured.probes.get(state, {}).get("conditions", {}))
-    for rule, (folder, said) in made.items():
-        yield _Stated(f"{folder}/{path}", rule, said.get("model"), said.get("step"))
+    if (said := measured.likelihoods.get(state)) is not None:
+        yield Stated(f"likelihood/{path}", "evaluate_likelihood", said.get("model"), said.get("step"))
+    if (probe := measured.probes.get(state)) is not None:
+        said = probe["conditions"]
+        yield Stated(f"linear_probe/{path}", "linear_probe", said.get("model"), said.get("step"))
     for (slug, seed), found in measured.metrics.items():
         if slug == cell.slug:
             drawn = found["conditions"].get("drawn") or {}
             model = (drawn.get("networks") or {}).get("model")
-            yield _Stated(f"metrics/{slug}/seed{seed}.json", "sample_images", model, drawn.get("step"))
+            yield Stated(f"metrics/{slug}/seed{seed}.json", "sample_images", model, drawn.get("step"))
 
 
 def expect_patches(likelihood: Mapping[str, Any], state: str, *, is_dpar: bool) -> None:

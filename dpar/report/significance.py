@@ -1,7 +1,7 @@
 """Whether rows of a table differ by more than their trainings do: differences paired by seed, tested, corrected."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
@@ -25,16 +25,14 @@ def paired_lines(
     have fewer than three trainings.
 
     Args:
-        experiment: of the table.
-        name: of the table.
         metrics: (sample cell, seed) -> what compute_metrics wrote.
         likelihoods: (model cell, milestone) -> what evaluate_likelihood wrote.
         metric: what the Frechet distance is called.
     """
     found = []  # row, its baseline, quantity, differences
     for row, baseline in _pairs(experiment, name):
-        for quantity, of_row in (("NLL", _nll(likelihoods)), (metric, _distance(metrics))):
-            ours, theirs = of_row(row), of_row(baseline)
+        for quantity, values, measured in (("NLL", _nll, likelihoods), (metric, _distance, metrics)):
+            ours, theirs = values(row, measured), values(baseline, measured)
             both = [seed for seed in ours if seed in theirs]
             if len(both) >= FEWEST:
                 found.append((row, baseline, quantity, [ours[seed] - theirs[seed] for seed in both]))
@@ -116,30 +114,22 @@ def _pairs(experiment: Experiment, name: str) -> Iterator[tuple[Row, Row]]:
             yield row, baseline
 
 
-def _nll(likelihoods: Mapping[tuple[str, str], Mapping[str, Any]]) -> Callable[[Row], dict[int, float]]:
-    """Of a row the likelihood of each training, by its seed; none, where sampling alone is changed."""
-
-    def values(row: Row) -> dict[int, float]:
-        if row.sample.patchify != row.model.patchify or row.sample.gate:
-            return {}
-        states = {model.seed: (s.model, s.milestone) for model, s in zip(row.models, row.samples, strict=True)}
-        return {seed: likelihoods[state]["nll"] for seed, state in states.items() if state in likelihoods}
-
-    return values
+def _nll(row: Row, likelihoods: Mapping[Any, Mapping[str, Any]]) -> dict[int, float]:
+    """The likelihood of each training of a row, by its seed; none, where sampling alone is changed."""
+    if row.sample.patchify != row.model.patchify or row.sample.gate:
+        return {}
+    states = {model.seed: (s.model, s.milestone) for model, s in zip(row.models, row.samples, strict=True)}
+    return {seed: likelihoods[state]["nll"] for seed, state in states.items() if state in likelihoods}
 
 
-def _distance(metrics: Mapping[tuple[str, int], Mapping[str, Any]]) -> Callable[[Row], dict[int, float]]:
-    """Of a row the Frechet distance of each training, by its seed: the mean over sampling seeds."""
-
-    def values(row: Row) -> dict[int, float]:
-        found = {}
-        for model, sample in zip(row.models, row.samples, strict=True):
-            sets = [metrics[key] for i in sample.sampling.seeds if (key := (sample.slug, i)) in metrics]
-            if sets:
-                found[model.seed] = mean(m["values"]["frechet_distance"] for m in sets)
-        return found
-
-    return values
+def _distance(row: Row, metrics: Mapping[Any, Mapping[str, Any]]) -> dict[int, float]:
+    """The Frechet distance of each training of a row, by its seed: the mean over sampling seeds."""
+    found = {}
+    for model, sample in zip(row.models, row.samples, strict=True):
+        sets = [metrics[key] for i in sample.sampling.seeds if (key := (sample.slug, i)) in metrics]
+        if sets:
+            found[model.seed] = mean(m["values"]["frechet_distance"] for m in sets)
+    return found
 
 
 def _label(row: Row, other: Row) -> str:

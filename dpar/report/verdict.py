@@ -12,7 +12,7 @@ from dpar.experiment.cells import described_models
 from dpar.experiment.settings import Experiment
 from dpar.report.labels import label
 from dpar.report.significance import LEVEL, welch_chance
-from dpar.report.tables import MADE, best_rows
+from dpar.report.tables import MADE, best_rows, repeated
 
 
 class Measured(NamedTuple):
@@ -91,8 +91,7 @@ def _compared(experiment: Experiment, ours: Mapping[str, Any], theirs: Mapping[s
             f"Of {ours['model']} and {theirs['model']}, the former {word.removesuffix(' of')}: {a} against {b} ({why})."
         )
     else:
-        over = "trainings" if len(experiment.training_seeds) > 1 else "sampling seeds"
-        spread = f"their spread over {a.count} {over}"
+        spread = f"their spread over {a.count} {repeated(experiment)}"
         if chance >= LEVEL:
             word, why = "cannot be told from", f"a difference within {spread}"
         else:
