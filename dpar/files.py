@@ -231,7 +231,6 @@ def reseal(path: str | Path, *, lost: bool = False) -> bool:
     """Whether `path` was sealed JSON whose content had been changed; if so, its seal is made for the content.
 
     Args:
-        path: the file.
         lost: seal it also if it carries no mark of a seal.
     """
     value = _parsed(path)
@@ -301,6 +300,12 @@ def sha256_file(path: str | Path) -> str:
     """Hexadecimal SHA-256 of the file's bytes, read in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stamp_of(path: Path) -> list[int]:
+    """Size, times of the last modification and change (ns), and inode: they change whenever a file does."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def digest(value: Any) -> str:

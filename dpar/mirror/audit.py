@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from dpar.errors import InputError
 from dpar.mirror.runs import stored_runs
 from dpar.mirror.store import Store, existing_store, profile_of
 from dpar.tracking.hashes import Artefact, content_files, portable_path
-from dpar.tracking.ledger import files_of
+from dpar.tracking.ledger import files_of, minute_of
 from dpar.tracking.makers import ACCEPTED, Makers
 
 GOOD = ("tracked", "accepted")
@@ -65,13 +64,13 @@ def audit(store: Store, outputs: Iterable[Path]) -> list[Finding]:
         for file in content_files(output):
             known = tracked.get(portable_path(file, store.results), {})
             if not known:
-                finding = Finding(str(file), "untracked", _why_untracked(makers, portable_path(file, store.results)))
+                found = "untracked", _why_untracked(makers, portable_path(file, store.results))
             elif run := known.get(files.sha256_file(file)):
-                finding = Finding(str(file), "accepted" if run.startswith(ACCEPTED) else "tracked", run)
+                found = "accepted" if run.startswith(ACCEPTED) else "tracked", run
             else:
                 runs = ", ".join(sorted(set(known.values())))
-                finding = Finding(str(file), "changed", f"not what {runs} made: its bytes differ")
-            findings[str(file)] = finding
+                found = "changed", f"not what {runs} made: its bytes differ"
+            findings[str(file)] = Finding(str(file), *found)
     return list(findings.values())
 
 
@@ -80,11 +79,10 @@ def _why_untracked(makers: Makers, path: str) -> str:
     if (found := makers.ledger.last(path)) is None:
         return "no finished run has it among its outputs"
     manifest, file = found
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(manifest.ended))
     now = "" if makers.digest_of(path) == file.sha256 else ", and its bytes are others now"
     later = makers.ended_badly((manifest.name,))
     cure = ": run it again" if later else "; MLflow does not have that run: `dpar track sync`, or `dpar track rebuild`"
-    return f"{manifest.name} made it on {when}{now}{later}{cure}"
+    return f"{manifest.name} made it on {minute_of(manifest.ended)}{now}{later}{cure}"
 
 
 def _finished_outputs(store: Store) -> dict[str, dict[str, str]]:

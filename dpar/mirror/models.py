@@ -7,7 +7,7 @@ from pathlib import Path
 from dpar.errors import InputError
 from dpar.mirror.runs import json_tag
 from dpar.mirror.store import Store, existing_store
-from dpar.tracking.ledger import JobManifest, Ledger, files_of, spool_key
+from dpar.tracking.ledger import JobManifest, Ledger, spool_key
 from dpar.weights import WEIGHTS
 
 
@@ -54,8 +54,7 @@ def _trained(ledger: Ledger, job: JobManifest, seen: set[Path]) -> Iterator[str]
         return
     seen.add(job.spool)
     if job.rule == "train_model":
-        files = (path for artefact in job.outputs for path, _ in files_of(artefact))
-        yield from (str(Path(path).parent) for path in files if Path(path).name == WEIGHTS)
+        yield from (str(Path(path).parent) for path, _ in job.made if Path(path).name == WEIGHTS)
         return
     for artefact in job.inputs:
         for before in ledger.producers(artefact):

@@ -255,7 +255,7 @@ class RunIndex:
 
     def _stored_models(self) -> Iterator[tuple[str, str]]:
         ids = [experiment.experiment_id for experiment in self.experiments.values()]
-        for model in _pages(lambda token: self.client.search_logged_models(ids, page_token=token)):
+        for model in pages(lambda token: self.client.search_logged_models(ids, page_token=token)):
             if "mlflow.dpar.weights" in model.tags:
                 yield model.tags["mlflow.dpar.weights"], model.model_id
 
@@ -331,10 +331,11 @@ def stored_runs(client: "MlflowClient", experiment_ids: list[str], query: str = 
     """All runs of the experiments that `query` selects."""
     if not experiment_ids:  # MLflow would take its default experiment
         return iter(())
-    return _pages(lambda token: client.search_runs(experiment_ids, query, max_results=1000, page_token=token))
+    return pages(lambda token: client.search_runs(experiment_ids, query, max_results=1000, page_token=token))
 
 
-def _pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
+def pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
+    """All that MLflow finds, page by page; `search` takes the token of a page."""
     token = None
     while True:
         page = search(token)

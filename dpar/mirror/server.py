@@ -18,6 +18,7 @@ from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
 
 from dpar.errors import InputError
+from dpar.mirror.runs import pages
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
@@ -103,10 +104,4 @@ class Client:
 
 def experiments(client: MlflowClient) -> "list[Experiment]":
     """All experiments of a store, the deleted ones too."""
-    found, token = [], None
-    while True:
-        page = client.search_experiments(ViewType.ALL, page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
+    return list(pages(lambda token: client.search_experiments(ViewType.ALL, page_token=token)))

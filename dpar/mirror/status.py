@@ -26,7 +26,8 @@ def report(store: Store) -> str:
     waiting, damage = 0, []
     for spool in found:
         runs = replay(read_events(spool, damage))
-        damage += faults(spool, runs[-1] if runs else None, _alive(spool, runs))
+        host = runs[-1].about["machine"]["host"] if runs else ""
+        damage += faults(spool, runs[-1] if runs else None, is_running(spool, host))
         if not runs:
             continue
         current = shown.get(spool_key(spool)) == (spool / EVENTS).stat().st_size
@@ -40,10 +41,6 @@ def report(store: Store) -> str:
         may_write = os.access(tracking_folder(store.results), os.W_OK, effective_ids=True)
         lines += ["`dpar track sync` brings them"] if waiting and may_write else []
     return "\n".join(lines)
-
-
-def _alive(spool: Path, runs: list[Run]) -> bool | None:
-    return is_running(spool, runs[-1].about["machine"]["host"] if runs else "")
 
 
 def _line(spool: Path, run: Run) -> str:

@@ -6,7 +6,6 @@ settings     whether experiment.json is the one of its results folder
 hashes       inputs and outputs with their digests
 environment  commit, machine, versions
 system       load of processor, memory and GPUs
-
 """
 
 from dpar.tracking.makers import check, made_by

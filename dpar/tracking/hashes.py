@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +36,13 @@ class Artefact:
     files: tuple[FileRecord, ...]
 
     def only(self, own: Callable[[FileRecord], bool]) -> "Artefact":
-        """The same with those files of a folder alone that are wanted; itself where that is none of them.
-
-        Args:
-            own: whether a file is wanted.
-        """
+        """The same with those files of a folder alone that are its `own`; itself where that is none of them."""
         records = [file for file in self.files if own(file)] if self.kind == "folder" else []
         return _artefact(self.path, True, records) if 0 < len(records) < len(self.files) else self
 
-    def as_json(self) -> dict[str, Any]:
-        """A JSON value with one entry for each file."""
-        return asdict(self) | {"files": [asdict(file) for file in self.files]}
-
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Artefact":
-        """The artefact that `as_json` wrote."""
+        """The artefact of which JSON has the fields."""
         records = tuple(FileRecord(**file) for file in value["files"])
         return cls(value["path"], value["kind"], value["bytes"], value["sha256"], records)
 
@@ -118,7 +110,7 @@ class HashCache:
         entries: dict[str, list] = {}
         for file in content_files(path):
             relative = "" if file == path else file.relative_to(path).as_posix()
-            stamp = _stamp(file)
+            stamp = files.stamp_of(file)
             remembered = known.get(relative) or (from_parent.get(path.name) if relative == "" else None)
             if isinstance(remembered, list) and remembered[:-1] == stamp:  # older caches lack the last two of them
                 sha256 = remembered[-1]
@@ -131,12 +123,6 @@ class HashCache:
             with suppress(InputError):  # of somebody else's results, or no space: it is read again the next time
                 files.write_json(self._entry(path), value)
         return _artefact(portable_path(path, self.results), path.is_dir(), records)
-
-
-def _stamp(file: Path) -> list[int]:
-    """Stamp of `file` that changes when it is written to or replaced."""
-    stat = file.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def read_artefact(path: str | Path, results: str | Path) -> Artefact:

@@ -1,6 +1,7 @@
 """The spools and manifests of a results folder, and who made which file."""
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,11 @@ class JobManifest:
         """When the job had made its outputs, in seconds since 1970."""
         return float(self.started) + float(self.wall_s)
 
+    @property
+    def made(self) -> Iterator[tuple[str, str]]:
+        """Path and sha256 of every file that the job made."""
+        return (file for artefact in self.outputs for file in files_of(artefact))
+
 
 def load_manifest(spool: Path) -> JobManifest | None:
     """The manifest of a spool; None where there is none, or none that can be read."""
@@ -127,6 +133,11 @@ def faults(spool: Path, run: Run | None, running: bool | None) -> list[str]:
     except InputError as error:
         return [str(error)]
     return []
+
+
+def minute_of(when: float) -> str:
+    """A time in seconds since 1970 in words, by this machine's clock."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
 
 
 def files_of(artefact: Artefact) -> Iterator[tuple[str, str]]:
@@ -167,10 +178,9 @@ class Ledger:
 
     def _is_handed_out(self, manifest: JobManifest) -> bool:
         """Whether the job trained no step but wrote again what a training before it had kept of the same state."""
-        made = (file for artefact in manifest.outputs for file in files_of(artefact))
         return (
             manifest.rule == "train_model"
-            and all(file in self._by_file for file in made)
+            and all(file in self._by_file for file in manifest.made)
             and not any(event["event"] == "commit" for event in read_events(manifest.spool))
         )
 
@@ -189,8 +199,7 @@ class Ledger:
         """The job that made this content, and where."""
         if (manifest := self._by_content.get(sha256)) is None:
             return None
-        made = (file for artefact in manifest.outputs for file in files_of(artefact))
-        return next(((manifest, path) for path, found in made if found == sha256), None)
+        return next(((manifest, path) for path, found in manifest.made if found == sha256), None)
 
     def latest(self, path: str) -> JobManifest | None:
         """The job that last made the file `path`, or something in the folder `path`, whatever is in it now."""

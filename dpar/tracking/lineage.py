@@ -1,7 +1,6 @@
 """Lineage of a file, job by job, back to images, code and settings; read from manifests alone."""
 
 import re
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 from dpar import files
 from dpar.errors import InputError
 from dpar.tracking.hashes import Artefact, portable_path, read_artefact
-from dpar.tracking.ledger import JobManifest, Ledger, files_of, read_events
+from dpar.tracking.ledger import JobManifest, Ledger, files_of, minute_of, read_events
 from dpar.tracking.places import CONFIG, results_above
 from dpar.tracking.replay import replay
 
@@ -104,7 +103,7 @@ def of_row(table: str, row: str, results: Path) -> str:
     lines = [f"{table}:{row}"]
     lines += [f"  {key} = {value}" for key, value in event["params"].items()]
     lines += [f"  {key} = {float(value):.6g}" for key, value in event["metrics"].items()]
-    lines.append(f"written by {manifest.name}, {_when(manifest)}; its numbers come from")
+    lines.append(f"written by {manifest.name}, {minute_of(manifest.started)}; its numbers come from")
     makers: dict[Path, JobManifest] = {}
     for source in event["sources"]:
         maker = ledger.latest(source)
@@ -131,10 +130,6 @@ def _commit(manifest: JobManifest) -> str:
     return (manifest.commit or "unknown")[:10] + (" with uncommitted changes" if manifest.dirty else "")
 
 
-def _when(manifest: JobManifest) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(manifest.started))
-
-
 def _walk(
     results: Path, ledger: Ledger, makers: list[JobManifest], indent: str, seen: dict[Path, bool], sources: Sources
 ) -> list[str]:
@@ -148,7 +143,7 @@ def _walk(
         if visible:
             shown.add(maker.rule)
             others = f", and {alike[maker.rule] - 1} more of {maker.rule}" if alike[maker.rule] > 1 else ""
-            lines.append(f"{indent}<- {maker.name}  {_when(maker)}{others}{'  (see above)' if printed else ''}")
+            lines.append(f"{indent}<- {maker.name}  {minute_of(maker.started)}{others}{'  (see above)' * printed}")
         seen[maker.spool] = printed or visible
         if again:
             continue

@@ -19,7 +19,7 @@ from dpar import files
 from dpar.errors import InputError
 from dpar.statement import may_state, stated
 from dpar.tracking.hashes import Artefact, HashCache, content_files, portable_path
-from dpar.tracking.ledger import JobManifest, Ledger, files_of, read_events
+from dpar.tracking.ledger import JobManifest, Ledger, files_of, minute_of, read_events
 from dpar.tracking.places import CONFIG, EVENTS, MANIFEST, names_of, results_around, slug_of, spool_root
 from dpar.tracking.replay import replay
 from dpar.tracking.settings import check_settings
@@ -131,8 +131,8 @@ class Makers:
         """The name of the job, or of that whose file was changed, where a hand has accepted the change."""
         if manifest.rule != ACCEPT:
             return manifest.name
-        jobs = (m for m in reversed(self.ledger.manifests) if m.rule != ACCEPT)
-        return next((m.name for m in jobs if any(path == made for a in m.outputs for made, _ in files_of(a))), None)
+        jobs = (job for job in reversed(self.ledger.manifests) if job.rule != ACCEPT)
+        return next((job.name for job in jobs if any(path == made for made, _ in job.made)), None)
 
     def owner(self, path: str, sha256: str) -> str | None:
         """The job that a file says, or that is kept, to have made it as it is; None if that is not known."""
@@ -160,12 +160,13 @@ class Makers:
         record = self.last(path, sha256)
         if record is None:
             self.unrecorded.check(self.results / path, makers)
-            if any(map(self._ran, makers)) or (makers and (self.ledger.damaged or self.ledger.made_as(sha256))):
+            ran = any(True for maker in makers for _ in self._spools(maker))
+            if ran or (makers and (self.ledger.damaged or self.ledger.made_as(sha256))):
                 raise InputError(self._unknown(path, sha256, makers))
         elif record.sha256 != sha256:
             file = self.results / path
             raise InputError(
-                f"{file} is not what {record.maker or 'its record'} left on {_day(record.when)} "
+                f"{file} is not what {record.maker or 'its record'} left on {minute_of(record.when)} "
                 f"(sha256 {record.sha256[:12]}, now {sha256[:12]}){self._what(path, sha256)}"
                 f"{self.ended_badly((record.maker,) if record.maker else ())}: put it back, or {cure(file)}"
             )
@@ -184,9 +185,6 @@ class Makers:
         """The records that jobs of this name have left here, finished or not."""
         rule, slug = maker.partition("[")[0], glob.escape(slug_of(maker))
         return (spool_root(self.results) / rule).glob(f"{slug}-{'[0-9a-f]' * 16}")
-
-    def _ran(self, maker: str) -> bool:
-        return any(True for _ in self._spools(maker))
 
     def ended_badly(self, makers: tuple[str, ...]) -> str:
         """The end of the last run of one of these jobs, if it was not a good one."""
@@ -209,7 +207,7 @@ class Makers:
             return ""
         manifest, place = known
         if place == path:
-            return f"; it is what {manifest.name} had made on {_day(manifest.ended)}"
+            return f"; it is what {manifest.name} had made on {minute_of(manifest.ended)}"
         return f"; it is the content of {place}, made by {manifest.name}"
 
     def _entry(self, path: str) -> Path:
@@ -346,7 +344,3 @@ def _acceptable(results: Path, path: Path) -> Iterator[Path]:
         parts = Path(portable_path(file, results)).parts
         if parts[0] not in ("tracking", "logs", CONFIG) and not any(part.startswith(".") for part in parts):
             yield file
-
-
-def _day(when: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(when))

@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -235,12 +235,6 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def identity_of(rule: str, name: str, params: Mapping, inputs: Iterable[Artefact], outputs: Iterable[str]) -> str:
-    """16 hexadecimal digits that are the same for two jobs that do the same work on the same content."""
-    read = sorted((artefact.path, artefact.sha256) for artefact in inputs)
-    return files.digest([rule, name, dict(params), read, sorted(outputs)])
-
-
 @dataclass(frozen=True)
 class _Work:
     """A job about to run: what it is called, reads and makes, and the folder of its record."""
@@ -275,8 +269,10 @@ class _Work:
         unstated = {
             portable_path(item.path, results) for item in inputs if isinstance(item, Wanted) and not item.stated
         }
-        made = [portable_path(path, results) for path in outputs]
-        identity = identity_of(rule, name, params, read, made)
+        content = sorted((artefact.path, artefact.sha256) for artefact in read)
+        made = sorted(portable_path(path, results) for path in outputs)
+        # the same for two jobs that do the same work on the same content
+        identity = files.digest([rule, name, params, content, made])
         return cls(
             rule, name, experiment, settings, params, read, frozenset(unstated), outputs, identity, cache, makers
         )
@@ -321,8 +317,8 @@ class _Work:
         manifest = about | {
             "started": started,
             "wall_s": round(time.time() - started, 3),
-            "inputs": [artefact.as_json() for artefact in self.read],
-            "outputs": [artefact.as_json() for artefact in written],
+            "inputs": [asdict(artefact) for artefact in self.read],
+            "outputs": [asdict(artefact) for artefact in written],
         }
         files.write_json(self.spool / MANIFEST, manifest)
         if self.rule != ACCEPT:

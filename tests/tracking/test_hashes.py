@@ -1,5 +1,6 @@
 import hashlib
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_a_file_and_a_folder_have_the_digests_sha256sum_gives(tmp_path: Path):
         ["a.json", "b.bin"],
     )
     assert read_artefact(folder / "b.bin", tmp_path).sha256 == hashlib.sha256(b"b").hexdigest()
-    assert Artefact.from_json(found.as_json()) == found
+    assert Artefact.from_json(asdict(found)) == found
     assert HashCache(tmp_path).artefact(folder) == found
 
 
