@@ -11,12 +11,9 @@ from dpar.errors import InputError
 T = TypeVar("T")
 # Words of torch, or of a library under it, in a plain RuntimeError.
 SAID = (
-    "not enough memory",
-    "can't allocate memory",
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
+    "not enough memory", "can't allocate memory", "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
+)  # fmt: skip
 
 
 def out_of_memory(error: BaseException) -> bool:

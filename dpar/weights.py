@@ -81,12 +81,7 @@ class _Described(BaseModel):
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: dict[str, str] | None = None) -> None:
-    """Writes `tensors` as safetensors to `path` whole or not at all.
-
-    Args:
-        path: the file.
-        tensors: by name.
-        about: for the file's header.
+    """Writes `tensors` by name as safetensors to `path` whole or not at all, with a header `about` them.
 
     Raises:
         InputError: the disk is full or the folder cannot be written; whatever stood at `path` is untouched.
@@ -109,13 +104,8 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: dict[s
 def check_finite(tensors: Mapping[str, Tensor], source: str | Path, advice: str) -> None:
     """Checks that all tensors are finite.
 
-    Args:
-        tensors: by name.
-        source: their file, for messages.
-        advice: next step, for messages.
-
     Raises:
-        InputError: a number is NaN or infinite.
+        InputError: a number is NaN or infinite; it names their `source`, and has the `advice` for the next step.
     """
     bad = {name: int((~tensor.isfinite()).sum()) for name, tensor in tensors.items() if not tensor.isfinite().all()}
     if bad:

@@ -170,10 +170,9 @@ def analysed_cells(experiment: Experiment) -> list[SampleCell]:
     for cell in own:
         transformer = models[cell.model].transformer
         if transformer.is_dpar and cell.patchify.is_dynamic:
+            others = [other for other in own if not models[other.model].transformer.is_dpar]
             wide = transformer.sizes["width"]
-            others = (models[other.model].transformer for other in own)
-            alike = [not other.is_dpar and other.sizes["width"] == wide for other in others]
-            return [cell, *(other for other, chosen in zip(own, alike, strict=True) if chosen)][:2]
+            return [cell, *(other for other in others if models[other.model].transformer.sizes["width"] == wide)][:2]
     return []
 
 
@@ -255,13 +254,7 @@ def resolved_row(experiment: Experiment, where: str, values: dict[str, Any]) -> 
     Raises:
         InputError: it names an unknown model, milestone or setting.
     """
-    groups: dict[str, dict[str, Any]] = {
-        "transformer": {},
-        "patchify": {},
-        "sampling": {},
-        "inference": {},
-        "paper": {},
-    }
+    groups: dict[str, dict[str, Any]] = {name: {} for name in (*ROW_KEYS, "paper")}
     plain: dict[str, Any] = {}
     for key, value in values.items():
         group, dot, field = key.partition(".")

@@ -73,6 +73,11 @@ class Settings(BaseModel):
         return taken
 
 
+def _when_given(**field: Any) -> Any:
+    """A field that is not written where it is not given: results from before there was one stay up to date."""
+    return Field(default=None, exclude_if=lambda value: value is None, **field)
+
+
 class GeneratedImages(Settings):
     """Numbers of images that the package draws itself."""
 
@@ -86,38 +91,26 @@ class Images(Settings):
     source: Literal["generated", "folder", "parquet", "webdataset"]
     train: str | None = Field(default=None, description="folder, or glob of Parquet files or tars")
     val: str | None = Field(default=None, description="the same for held-out images")
-    held_out: float | None = Field(
-        default=None,
+    held_out: float | None = _when_given(
         gt=0,
         lt=1,
-        exclude_if=lambda share: share is None,
         description="instead of `val`: share of each class of `train` that is held out, by the hash of the names",
     )
     generated: GeneratedImages | None = None
     resolution: int = Field(gt=0, description="pixels, the side of the square that is tokenized")
     num_classes: int = Field(gt=0, le=MOST_CLASSES)
-    classes: str | None = Field(
-        default=None,
-        exclude_if=lambda classes: classes is None,
+    classes: str | None = _when_given(
         description="names of the classes in the order of their numbers: a file (JSON list, a line per class, or a "
         "JSON object of the images' names and those to show), or `imagenet`; null = those of the images",
     )
-    max_train: int | None = Field(
-        default=None,
-        gt=0,
-        exclude_if=lambda images: images is None,
-        description="training images to use, the first of each class in turn; null = all",
+    max_train: int | None = _when_given(
+        gt=0, description="training images to use, the first of each class in turn; null = all"
     )
-    max_val: int | None = Field(
-        default=None,
-        gt=0,
-        exclude_if=lambda images: images is None,
-        description="held-out images to use, evenly spaced in each class; null = all",
+    max_val: int | None = _when_given(
+        gt=0, description="held-out images to use, evenly spaced in each class; null = all"
     )
-    credits: str | None = Field(
-        default=None,
-        exclude_if=lambda credits: credits is None,
-        description="whose images they are and under which licence, for the cards of exported models",
+    credits: str | None = _when_given(
+        description="whose images they are and under which licence, for the cards of exported models"
     )
     max_unreadable: float = Field(default=0.0, ge=0, le=1, description="share of images that may be skipped")
     allow_shared: bool = Field(
@@ -298,8 +291,7 @@ class Transformer(Settings):
     position: Literal["dynamic", "dynamic_no_redundancy", "2d"] = Field(
         default="dynamic", description="Table 9; DPAR only"
     )
-    # not written where it is the default, so that results from before there was a choice stay up to date
-    query_pooling: Pooling = Field(
+    query_pooling: Pooling = Field(  # as `_when_given`: not written where it is the default
         default="max",
         exclude_if=lambda pooling: pooling == "max",
         description="of a patch's tokens into its first query; DPAR only",
@@ -407,7 +399,7 @@ class EntropyModel(Settings):
         "and with the entropy itself as its one output, learned from the experiment's entropy model",
     )
     model: Transformer = Transformer(variant="LlamaGen-B")
-    precision: EntropyPrecision = Field(  # as `query_pooling`: not written where it is the default
+    precision: EntropyPrecision = Field(  # as `_when_given`: not written where it is the default
         default="tf32",
         exclude_if=lambda precision: precision == "tf32",
         description="of the products behind entropies, in scoring and in sampling alike; tf32: float32 numbers on a "
@@ -473,7 +465,7 @@ class Sampling(Settings):
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     labels: Literal["balanced", "uniform"] = "balanced"
     cfg_scale: float = Field(default=2.0, ge=0, le=FARTHEST)
-    cfg_interval: tuple[Share, Share] = Field(  # as `query_pooling`: not written where it is the default
+    cfg_interval: tuple[Share, Share] = Field(  # as `_when_given`: not written where it is the default
         default=(0.0, 1.0),
         exclude_if=lambda interval: interval == (0.0, 1.0),
         description="shares of the sequence between which it is guided; the class alone decides outside",
@@ -537,10 +529,8 @@ class Evaluation(Settings):
     linear_probe: LinearProbe = LinearProbe()
     reference: Literal["train", "val"] | str = Field(default="train", description="a split, or an ADM npz file")
     reference_images: int | None = Field(default=None, gt=0, description="null = all")
-    dimensions: int | None = Field(
-        default=None,
+    dimensions: int | None = _when_given(
         gt=0,
-        exclude_if=lambda dimensions: dimensions is None,
         description="of the features, the first so many are compared, and the distance is not called FID: for a run "
         "with few images; null = all",
     )

@@ -205,10 +205,8 @@ def bill_of(
         from dpar.device import default_device
         from dpar.workflow.speed import timed_rates
 
-        rates, device = (
-            timed_rates(experiment),
-            "this machine's GPU" if default_device().type == "cuda" else "this machine",
-        )
+        rates = timed_rates(experiment)
+        device = "this machine's GPU" if default_device().type == "cuda" else "this machine"
     else:
         rates, device = planning.ASSUMED, "an A100, in GPU-hours"
     seconds = dict.fromkeys((name for name, _ in keys), 0.0)
@@ -220,7 +218,7 @@ def bill_of(
 
 def _keys(rule: str, wildcards: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
     """The names that a job has in a plan."""
-    if rule == "train_model":
+    if rule in ("train_model", "linear_probe"):
         yield rule, wildcards["model"], wildcards["milestone"]
     elif rule == "train_entropy_model":
         network = wildcards["network"]
@@ -228,8 +226,6 @@ def _keys(rule: str, wildcards: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
     elif rule == "sample_images":
         yield rule, wildcards["cell"], wildcards["seed"]
         yield "pixels", wildcards["cell"], wildcards["seed"]
-    elif rule == "linear_probe":
-        yield rule, wildcards["model"], wildcards["milestone"]
     elif rule == "extract_features":
         cell, _, seed = wildcards["features"].partition("/seed")
         yield rule, cell, seed

@@ -9,7 +9,7 @@ from dpar.errors import InputError
 from dpar.experiment.settings import TOKENIZER_PACE, TRAINING_PACE
 from dpar.files import read_json, unmarked
 from dpar.tracking.places import CONFIG
-from dpar.workflow.announcement import READS, flat
+from dpar.workflow.announcement import READS, flat, read_by
 
 # Those of a rule's settings that make nothing out of date.
 FREE = {f"training.{name}" for name in TRAINING_PACE} | {f"tokenizer.training.{name}" for name in TOKENIZER_PACE}
@@ -35,10 +35,9 @@ def expect_records(results: Path, now: Mapping[str, Any], arguments: Sequence[st
         return
     old, new = dict(flat(unmarked(read_json(path)))), dict(flat(now))
     changed = {key: (old[key], new[key]) for key in old if key in new and old[key] != new[key] and not _is_free(key)}
-    rules = {rule: [key for key in changed if _reads(rule, key)] for rule in READS}
+    rules = {rule: read_by([rule], changed) for rule in READS}
     if stale := [rule for rule, keys in rules.items() if keys]:
-        first = next(key for key in changed if key in rules[stale[0]])
-        was, is_now = changed[first]
+        first, (was, is_now) = next(iter(rules[stale[0]].items()))
         own = "import_tokenizer" if now["tokenizer"].get("weights") else "train_tokenizer"
         again = " ".join(own if rule == "train_tokenizer" else rule for rule in stale)  # the graph has one of the two
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
@@ -71,7 +70,3 @@ def _decoded(text: str) -> bytes:
 def _is_free(key: str) -> bool:
     _, of_training, name = f".{key}".rpartition(".training.")
     return key in FREE or (bool(of_training) and name in TRAINING_PACE - {"steps", "epochs"})
-
-
-def _reads(rule: str, key: str) -> bool:
-    return any(f"{key}.".startswith(f"{read}.") for read in READS[rule])

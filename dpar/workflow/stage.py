@@ -25,20 +25,15 @@ from dpar.tracking.hashes import Artefact
 from dpar.tracking.makers import Wanted
 from dpar.tracking.spool import Value
 
-
-@dataclass(frozen=True)
-class Flag:
-    """A flag of a stage: its name, and how `argparse` reads it."""
-
-    name: str
-    options: Mapping[str, Any]
+Flag = tuple[str, Mapping[str, Any]]
+"""A flag of a stage: its name, and how `argparse` reads it."""
 
 
 def flag(name: str, help: str | None = None, **options: Any) -> Flag:
     """A path that has to be given, unless `options` (those of `add_argument`) say otherwise."""
     if "action" in options:
-        return Flag(name, {"help": help, **options})
-    return Flag(name, {"type": Path, "required": "default" not in options, "help": help, **options})
+        return name, {"help": help, **options}
+    return name, {"type": Path, "required": "default" not in options, "help": help, **options}
 
 
 NETWORK = flag("--network", "or gates/NAME, one of the experiment's gates", type=str, default="entropy_model")
@@ -110,6 +105,6 @@ class Stage:
             SystemExit: with status 2, flags are missing or unknown.
         """
         parser = argparse.ArgumentParser(prog=self.rule, description=self.description)
-        for each in self.flags:
-            parser.add_argument(each.name, **each.options)
+        for name, options in self.flags:
+            parser.add_argument(name, **options)
         return Run(self.rule, parser.parse_args(argv))
