@@ -9,7 +9,6 @@ import json
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dpar.mirror.runs import last_images, send_again_if_taken
@@ -47,37 +46,28 @@ DESCRIPTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class View:
-    """A saved view: its name in the menu, whether it opens as charts, and MLflow's state of the page."""
-
-    name: str
-    charts: bool
-    state: dict[str, Any]
-
-    @property
-    def key(self) -> str:
-        """The same for the same name, so that writing a view again replaces it."""
-        return uuid.uuid5(_NAMESPACE, self.name).hex[:12]
-
-
 def install(index: "RunIndex", kind: str) -> None:
     """Writes description and views of an experiment where they differ from what is there."""
     experiment = index.experiments[kind]
     # The kind makes MLflow show training pages; it would guess from the runs, and sometimes take them for chats.
     wanted = {"mlflow.note.content": DESCRIPTIONS[kind], "mlflow.experimentKind": "custom_model_development"}
-    for view in views_of(kind, list(index.stored(kind))):
-        wanted[f"{_PREFIX}{view.key}"] = encode_view(view)
+    for name, state in _states(kind, list(index.stored(kind))):
+        wanted[_tag(name)] = encode_view(name, state)
     for key, value in wanted.items():
         if experiment.tags.get(key) != value and len(value) <= _LIMIT:
             tag = experiment.experiment_id, key, value
             send_again_if_taken(lambda tag=tag: index.client.set_experiment_tag(*tag))
 
 
-def encode_view(view: View) -> str:
-    """The view as MLflow stores it."""
-    packed = base64.b64encode(zlib.compress(json.dumps(view.state, sort_keys=True).encode(), 9)).decode()
-    value = {"name": view.name, "createdAt": _WRITTEN, "updatedAt": _WRITTEN, "state": f"deflate;{packed}"}
+def _tag(name: str) -> str:
+    """The tag of a view: the same for the same name, so that writing a view again replaces it."""
+    return f"{_PREFIX}{uuid.uuid5(_NAMESPACE, name).hex[:12]}"
+
+
+def encode_view(name: str, state: dict[str, Any]) -> str:
+    """A view as MLflow stores it: its name in the menu, and MLflow's state of the page."""
+    packed = base64.b64encode(zlib.compress(json.dumps(state, sort_keys=True).encode(), 9)).decode()
+    value = {"name": name, "createdAt": _WRITTEN, "updatedAt": _WRITTEN, "state": f"deflate;{packed}"}
     return json.dumps(value)
 
 
@@ -88,10 +78,9 @@ def addresses(client: "MlflowClient") -> Iterator[tuple[str, str]]:
     for experiment in sorted(ours, key=lambda e: (e.name.split("/")[1], order.index(e.name.split("/")[-1]))):
         kind = experiment.name.split("/")[-1]
         for name, charts in _NAMES[kind]:
-            key = View(name, charts, {}).key
-            if f"{_PREFIX}{key}" not in experiment.tags:
+            if (tag := _tag(name)) not in experiment.tags:
                 continue
-            options = f"workflowType=machine_learning&viewStateShareKey={key}"
+            options = f"workflowType=machine_learning&viewStateShareKey={tag.removeprefix(_PREFIX)}"
             options += "&compareRunsMode=CHART" if charts else ""
             yield f"{experiment.name}: {name}", f"#/experiments/{experiment.experiment_id}/runs?{options}"
 
@@ -103,12 +92,11 @@ _NAMES = {
 }
 
 
-def views_of(kind: str, runs: "list[Run]") -> list[View]:
-    """The views of an experiment whose runs are `runs`; none while there is nothing to show."""
-    if not runs:
-        return []
-    build = {"results": _results, "train": _train, "pipeline": _pipeline}[kind]
-    return [View(name, charts, state) for (name, charts), state in zip(_NAMES[kind], build(runs), strict=True)]
+def _states(kind: str, runs: "list[Run]") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and state of each view of an experiment whose runs are `runs`; none while there is nothing to show."""
+    if runs:
+        build = {"results": _results, "train": _train, "pipeline": _pipeline}[kind]
+        yield from zip((name for name, _ in _NAMES[kind]), build(runs), strict=True)
 
 
 def _results(runs: "list[Run]") -> list[dict[str, Any]]:
@@ -129,7 +117,7 @@ def _results(runs: "list[Run]") -> list[dict[str, Any]]:
         quality = charts.section("Quality")
         charts.add(quality, "BAR", f"{best} of every row", metricKey=best)
         if across:
-            charts.scatter(quality, f"{best} against {across}", across, best)
+            charts.scatter(quality, (across, "PARAM"), best)
         if across and along:
             axes = [(across, "PARAM"), (along, "PARAM"), (best, "METRIC")]
             charts.add(quality, "CONTOUR", f"{best} over {across} and {along}", **_axes("xyz", axes))
@@ -138,7 +126,7 @@ def _results(runs: "list[Run]") -> list[dict[str, Any]]:
             charts.add(quality, "PARALLEL", "Settings and quality", selectedParams=numeric, selectedMetrics=[best])
         cost = next((key for key in metrics if key.startswith("cost/") and "gmac" in key.lower()), None)
         if cost:
-            charts.add(charts.section("Cost"), "SCATTER", f"{best} against {cost}", **_costs(cost, best))
+            charts.scatter(charts.section("Cost"), (cost, "METRIC"), best)
     if any(run.data.tags.get("mlflow.loggedImages") for run in rows):
         charts.image(charts.section("Samples", **_LARGE), "samples", 0)
     # cards of pictures begin with the last row, which shall be the best
@@ -222,10 +210,6 @@ def _axes(names: Iterable[str], axes: list[tuple[str, str]]) -> dict[str, Any]:
     return {f"{name}axis": {"key": key, "type": kind} for name, (key, kind) in zip(names, axes, strict=True)}
 
 
-def _costs(cost: str, best: str) -> dict[str, Any]:
-    return _axes("xy", [(cost, "METRIC"), (best, "METRIC")])
-
-
 class _Charts:
     """Sections and cards of a charts page; their identities follow from their titles."""
 
@@ -257,8 +241,8 @@ class _Charts:
     def image(self, section: str, key: str, step: int) -> None:
         self.add(section, "IMAGE", key.capitalize(), imageKeys=[key], step=step, showRunParams=False)
 
-    def scatter(self, section: str, title: str, param: str, metric: str) -> None:
-        self.add(section, "SCATTER", title, **_axes("xy", [(param, "PARAM"), (metric, "METRIC")]))
+    def scatter(self, section: str, along: tuple[str, str], metric: str) -> None:
+        self.add(section, "SCATTER", f"{metric} against {along[0]}", **_axes("xy", [along, (metric, "METRIC")]))
 
 
 def _page(
