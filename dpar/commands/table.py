@@ -6,6 +6,7 @@ out of date.
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,10 @@ from dpar.report.measured import Counts, Floor, Likelihood, Measurements, Probe,
 from dpar.report.notes import notes
 from dpar.report.targets import SHARED, likelihood_files, metric_files, probe_files, refusal, tables_of, targets
 from dpar.statement import unstamped
-from dpar.tracking.makers import Wanted, check_recorded, recorded_json
+from dpar.tracking.makers import check_recorded, recorded_json
 from dpar.workflow import jobs
 from dpar.workflow.options import Parser, add_directory, add_experiment, read_experiment
 
-_Wanted = Callable[[Iterable[Path]], list[Wanted]]  # files -> whose they are to be
 SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex"}
 
 
@@ -68,15 +68,16 @@ def table(experiment: Experiment, name: str, args: argparse.Namespace) -> str:
     results = args.directory / "results" / experiment.name
     cells = [cell for row in table_rows(experiment, name) for cell in row.samples]
     metrics, likelihoods, probes = {}, {}, {}
+    likelihoods_of, probes_of = (partial(jobs.by_state, rule) for rule in ("evaluate_likelihood", "linear_probe"))
     for cell in cells:
         for seed in cell.sampling.seeds:
             path = results / "metrics" / cell.slug / f"seed{seed}.json"
-            metrics |= {(cell.slug, seed): read_metrics(path, _of(jobs.metrics))} if path.is_file() else {}
+            metrics |= {(cell.slug, seed): read_metrics(path, jobs.recorded(jobs.metrics))} if path.is_file() else {}
         state = (cell.model, cell.milestone)
         named = Path(cell.model, f"{cell.milestone}.json")
-        likelihoods |= _found(results / "likelihood" / named, Likelihood, state, _by_state("evaluate_likelihood"))
+        likelihoods |= _found(results / "likelihood" / named, Likelihood, state, likelihoods_of)
         if experiment.tables[name].linear_probe:
-            probes |= _found(results / "linear_probe" / named, Probe, state, _by_state("linear_probe"))
+            probes |= _found(results / "linear_probe" / named, Probe, state, probes_of)
     measured = Measurements(
         metrics,
         likelihoods,
@@ -129,25 +130,15 @@ def missing(
         add(", ".join([cell.slug, *said]), [file for files in lacking.values() for file in files])
     for what, file in SHARED.items():
         add(what, absent([file]))
-    everything = f"`{run} {args.table}`"
-    return [*lines, f"All of it: {everything}; what that would run: `{run} {args.table} -n`"] if lines else []
+    return [*lines, f"All of it: `{run} {args.table}`; what that would run: `{run} {args.table} -n`"] if lines else []
 
 
 def _directory(args: argparse.Namespace) -> str:
     return "" if args.directory == Path() else f" --directory {args.directory}"
 
 
-def _found(path: Path, kind: type[BaseModel], key: Any, wanted: _Wanted) -> dict[Any, Any]:
-    return {key: read_measured(path, kind, _of(wanted))} if path.is_file() else {}
-
-
-def _of(wanted: _Wanted) -> Callable[[Path], dict[str, Any]]:
-    """The reader of what these jobs make."""
-    return lambda path: recorded_json(*wanted([path]))
-
-
-def _by_state(rule: str) -> _Wanted:
-    return lambda paths: jobs.by_state(rule, paths)
+def _found(path: Path, kind: type[BaseModel], key: Any, wanted: Callable[..., Any]) -> dict[Any, Any]:
+    return {key: read_measured(path, kind, jobs.recorded(wanted))} if path.is_file() else {}
 
 
 def _thresholds(experiment: Experiment, results: Path) -> Iterator[tuple[str, dict[str, float]]]:

@@ -37,13 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         params={"splits": evaluation.splits, "k": evaluation.k, "seed": experiment.seed},
     ) as job:
         samples, reference = load_features(args.samples), load_features(args.reference)
-        found = compare(
-            samples,
-            reference,
-            split_size=math.ceil(len(samples) / evaluation.splits),
-            k=evaluation.k,
-            seed=experiment.seed,
-        )
+        split_size = math.ceil(len(samples) / evaluation.splits)
+        found = compare(samples, reference, split_size=split_size, k=evaluation.k, seed=experiment.seed)
         for warning in found.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         conditions = shared_conditions(experiment, reference) | {

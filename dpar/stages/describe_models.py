@@ -53,7 +53,7 @@ def architectures(experiment: Experiment) -> pd.DataFrame:
         {
             "Model": name,
             **compare_with_paper(
-                "Parameters", cost.parameters(experiment, model) / 1e6, PAPER_PARAMETERS, model.variant, "M"
+                "Parameters", cost.parameters(experiment, model) / 1e6, PAPER_PARAMETERS.get(model.variant or ""), "M"
             ),
             "Encoder": model.sizes["encoder_layers"],
             "Layers": model.sizes["layers"],
@@ -73,12 +73,12 @@ def costs(experiment: Experiment) -> pd.DataFrame:
             rows.append({"Model": name})
             continue
         config, m = cost.network(experiment, model), patches if model.is_dpar else None
-        printed = {model.variant: PAPER_GMACS.get((model.variant or "", experiment.images.resolution))}
+        printed = PAPER_GMACS.get((model.variant or "", experiment.images.resolution))
         rows.append(
             {
                 "Model": name,
                 "Patches": m,
-                **compare_with_paper("Forward", float(flops.forward_gmacs(config, m)), printed, model.variant, "G"),
+                **compare_with_paper("Forward", float(flops.forward_gmacs(config, m)), printed, "G"),
                 "With attention (G)": float(flops.full_gmacs(config, m)),
                 "Training (G)": float(flops.training_gmacs(config, m)),
             }
@@ -86,9 +86,8 @@ def costs(experiment: Experiment) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def compare_with_paper(what: str, ours: float, printed: Any, variant: str | None, unit: str) -> dict[str, float | None]:
-    """A quantity, what the paper prints for this variant, and how far ours is from it in per cent."""
-    theirs = printed.get(variant)
+def compare_with_paper(what: str, ours: float, theirs: float | None, unit: str) -> dict[str, float | None]:
+    """A quantity, what the paper prints, if anything, and how far ours is from it in per cent."""
     return {
         f"{what} ({unit})": ours,
         f"Paper ({unit})": theirs,

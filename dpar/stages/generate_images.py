@@ -38,11 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{args.experiment}: images.num_classes is {images.num_classes}, at most {len(CLASSES)} are drawn"
         )
     params = {"split": args.split, "images": count, "classes": images.num_classes, "resolution": images.resolution}
-    with run.job(
-        args.split,
-        outputs=[args.output],
-        params=params,
-    ):
+    with run.job(args.split, outputs=[args.output], params=params):
         seed = int(digest([experiment.seed, args.split]), 16)
         schema = pa.schema(
             {"key": pa.string(), "image": pa.binary(), "label": pa.int32()},
@@ -61,11 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _groups(split: str, count: int, num_classes: int, seed: int, resolution: int) -> Iterator[list[dict]]:
     for first in range(0, count, _ROW_GROUP):
         yield [
-            {
-                "key": f"{split}-{i:07d}",
-                "image": _png(i % num_classes, i, seed, resolution),
-                "label": i % num_classes,
-            }
+            {"key": f"{split}-{i:07d}", "image": _png(i % num_classes, i, seed, resolution), "label": i % num_classes}
             for i in range(first, min(first + _ROW_GROUP, count))
         ]
 

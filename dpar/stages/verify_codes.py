@@ -29,15 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ):
         manifest = Manifest.load(args.manifest)
         manifest.verify()
-        write_json(
-            args.output,
-            {
-                "digest": manifest.digest,
-                "images": manifest.num_images,
-                "rows": manifest.num_rows,
-                "shards": len(manifest.shards),
-            },
-        )
+        counts = {"images": manifest.num_images, "rows": manifest.num_rows, "shards": len(manifest.shards)}
+        write_json(args.output, {"digest": manifest.digest} | counts)
         print(f"{args.manifest}: {len(manifest.shards)} shards, {manifest.num_rows} rows, all as listed")
 
 

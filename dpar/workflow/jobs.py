@@ -1,12 +1,13 @@
 """The names of the graph's jobs by what they make: a stage says with them whose files it wants to read."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from dpar.experiment.cells import model_cells, p_avg_targets
 from dpar.experiment.settings import FIGURES, Experiment, gate_folder
 from dpar.tracking import made_by
-from dpar.tracking.makers import Wanted
+from dpar.tracking.makers import Wanted, recorded_json
 from dpar.weights import model_files
 
 TOKENIZER = ("train_tokenizer", "import_tokenizer")
@@ -112,6 +113,11 @@ def by_stem(rule: str, paths: Iterable[Path]) -> list[Wanted]:
 def patch_counts(paths: Iterable[Path]) -> list[Wanted]:
     """The patches that were counted."""
     return made_by("count_patches", *paths)
+
+
+def recorded(wanted: Callable[[Iterable[Path]], list[Wanted]]) -> Callable[[Path], dict[str, Any]]:
+    """The reader, outside any job, of JSON that one of those jobs has made."""
+    return lambda path: recorded_json(*wanted([path]))
 
 
 def noise_floor(paths: Iterable[Path]) -> list[Wanted]:
