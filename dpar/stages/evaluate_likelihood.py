@@ -52,10 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         conditions = {name: origin[name] for name in ("step", "threshold", "precision")}
         write_json(args.output, asdict(found) | {"model": described["sha256"], "codes": codes.digest} | conditions)
         print(f"{found.nll:.4f} nats per token on {found.images} held-out images")
-        job.summary(
-            {"val/nll": found.nll}
-            | ({} if found.mean_patch_length is None else {"patch/mean_length": found.mean_patch_length})
-        )
+        patched = {} if found.mean_patch_length is None else {"patch/mean_length": found.mean_patch_length}
+        job.summary({"val/nll": found.nll} | patched)
 
 
 if __name__ == "__main__":

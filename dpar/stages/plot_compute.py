@@ -27,10 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the stage."""
     run = STAGE.start(argv)
     args, experiment = run.args, run.experiment
-    with run.job(
-        inputs=jobs.tables(args.tables, args.noise_floor),
-        outputs=[args.output],
-    ) as job:
+    with run.job(inputs=jobs.tables(args.tables, args.noise_floor), outputs=[args.output]) as job:
         floor = read_measured(args.noise_floor, Floor)
         tables = [read_table(path) for path in args.tables]
         points = points_of(pd.concat(tables, ignore_index=True), described_models(experiment)) if tables else []

@@ -22,7 +22,7 @@ from dpar.experiment.composing import Places
 from dpar.experiment.settings import LEAST_CRITIC_SIDE, Experiment, Patchify
 from dpar.files import sha256_file
 from dpar.paper import IMAGENET_IMAGES, NUM_CLASSES
-from dpar.workflow.image_checks import Looks, most_images
+from dpar.workflow.image_checks import Looks
 from dpar.workflow.problems import Problem
 from dpar.workflow.recipes import RECIPES
 from dpar.workflow.user_paths import SPLITS, UserPath, found_instead, from_jobs, other_kind, user_paths
@@ -42,24 +42,20 @@ class Findings:
 
 
 def refuse(
-    experiment: Experiment,
-    directory: Path = Path(),
-    to_make: Collection[str] | None = None,
-    places: Places | None = None,
-    *,
-    here: bool = True,
+    experiment: Experiment, *, to_make: Collection[str], places: Places | None = None, here: bool = True
 ) -> list[str]:
-    """The paths that could not be checked yet; all else is in order. For the other arguments see `look`.
+    """The paths that could not be checked yet; all else is in order.
 
     Args:
+        to_make: as of `look`.
         places: where each setting is written, for the messages.
         here: whether the jobs run on this machine.
 
     Raises:
         InputError: every problem, one per line.
     """
-    found = look(experiment, directory, to_make)
-    problems = found.problems + (machine(experiment, directory, found, here=here) if to_make else [])
+    found = look(experiment, to_make=to_make)
+    problems = found.problems + (machine(experiment, Path(), found, here=here) if to_make else [])
     if problems:
         lines = "".join(f"\n  {located(problem, places)}" for problem in problems)
         raise InputError(f"experiment {experiment.name} cannot be run as it is written; nothing was started:{lines}")
@@ -330,7 +326,7 @@ def _count(
             held = round(count * images.held_out)  # of classes that are not known here
             count = held if split == "val" else count - held
         if count is not None:
-            return [min(count, most_images(images, split) or count)]
+            return [min(count, getattr(images, f"max_{split}") or count)]
     return looks.counts(split)
 
 

@@ -19,14 +19,14 @@ from dpar.data.classes import listed_names
 from dpar.data.images import ImageSource, open_images
 from dpar.data.subsets import first_of_classes, held_out
 from dpar.errors import InputError, shown
-from dpar.experiment.settings import IMAGENET, Experiment, Images
+from dpar.experiment.settings import IMAGENET, Experiment
 from dpar.files import sha256_file
 from dpar.workflow.problems import Problem
 from dpar.workflow.user_paths import SPLITS, from_jobs
 
 MOST_LISTED = 50_000  # files of a folder
 MOST_COMPARED = 2 * 2**30  # bytes that are read to compare files of equal size
-MOST_SHARED = 0.01  # share of held-out images, as `index_images` has it
+MOST_SHARED = 0.01  # share of held-out images; published sets have a few copies across splits
 NEXT = "correct `images.val` (with `images.held_out`: remove the copies), or set `images.allow_shared: true` if meant"
 
 
@@ -67,7 +67,7 @@ class Looks:
 
     def counts(self, split: str) -> list[int] | None:
         """Images of each class of a split, or in all if only so many are used; None where that is not known."""
-        source, most = self._listed[split], most_images(self._settings, split)
+        source, most = self._listed[split], getattr(self._settings, f"max_{split}")
         if not isinstance(source, ImageSource):
             return None if most is None or isinstance(source, InputError) else [most]
         counts = np.bincount(source.labels, minlength=self._settings.num_classes)
@@ -142,17 +142,10 @@ class Looks:
         return {path: path for path in glob.glob(self._places[split]) if os.path.isfile(path)}
 
 
-def most_images(images: Images, split: str) -> int | None:
-    """The most images of a split that are used, if the settings say one."""
-    return images.max_train if split == "train" else images.max_val
-
-
 def same_files(known: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str] | None:
     """Of each of `others` that has the bytes of a known file its name and that one's; None if too much had to be read.
 
-    Args:
-        known: name -> path.
-        others: the same.
+    Both are name -> path.
     """
     sizes = defaultdict(list)
     for name, path in known.items():

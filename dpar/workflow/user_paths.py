@@ -92,10 +92,7 @@ def found_instead(path: str, kind: str) -> str | None:
 
 
 # How files begin, by suffix: archives of PyTorch and NumPy, and PyTorch's older pickles.
-_BEGINNINGS = {
-    **dict.fromkeys((".pt", ".pth", ".ts"), (b"PK\3\4", b"\x80")),
-    ".npz": (b"PK\3\4",),
-}
+_BEGINNINGS = {**dict.fromkeys((".pt", ".pth", ".ts"), (b"PK\3\4", b"\x80")), ".npz": (b"PK\3\4",)}
 
 
 def other_kind(path: str) -> str | None:
