@@ -2,7 +2,9 @@
 
 import glob
 import io
+import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,6 +21,7 @@ from dpar.experiment.settings import MOST_CLASSES
 MOST_READ = 2_000  # images of a split that are decoded, evenly spaced
 TRAIN = ("train", "training")
 VAL = ("val", "valid", "validation", "test")
+_HELD_OUT = {*VAL, "testing", "eval", "dev"}  # how folders and files are called that hold no training images
 Kind = Literal["folder", "parquet", "webdataset"]
 _SUFFIXES: dict[Kind, str] = {"parquet": "parquet", "webdataset": "tar"}
 
@@ -120,6 +123,7 @@ def splits_of(folder: Path) -> tuple[Kind, str, str | None, tuple[str, ...]]:
         if files:
             train, val = (_pattern(folder, files, names, suffix) for names in (TRAIN, VAL))
             if train is None:  # all of them, so that none is held out
+                _check_no_splits(folder, ((path, _words(path)) for file in files for path in _below(folder, file)))
                 below = "**/" * (Path(files[0]).parent != folder)
                 return kind, f"{glob.escape(str(folder))}/{below}*.{suffix}", None, ()
             taken = {*glob.glob(train), *glob.glob(val or "")}
@@ -135,7 +139,51 @@ def splits_of(folder: Path) -> tuple[Kind, str, str | None, tuple[str, ...]]:
             f"{folder} holds no sub-folders: one per class is needed, with images in it; if all are of one kind, "
             "put them into a sub-folder and give the folder above"
         )
+    _check_no_splits(folder, _named_folders(folders.values()))
     return "folder", str(folder), None, ()
+
+
+def _check_no_splits(folder: Path, named: Iterable[tuple[Path, set[str]]]) -> None:
+    """Refuses images of which all would be for training though some are called training images and others are not.
+
+    Args:
+        folder: that is looked at.
+        named: files and folders below it that cannot be told apart as splits, with the words that they are called.
+    """
+    training, held_out = None, None
+    for path, words in named:
+        training = training or (path if words & {*TRAIN} else None)
+        held_out = held_out or (path if words & _HELD_OUT else None)
+    if training is not None and held_out is not None:
+        first, second = (shown(str(path.relative_to(folder))) for path in (training, held_out))
+        raise InputError(
+            f"{folder} holds {first} and {second}, which look like training and held-out images, in a layout that is "
+            f"not known, so that all would be trained on; expected folders called {TRAIN[0]} and {VAL[0]} (or "
+            f"{', '.join(VAL[1:])}) with no other folder next to them, or files whose names begin so: rename them, "
+            "move other folders away, or give the folder that holds these alone"
+        )
+
+
+def _words(path: Path) -> set[str]:
+    return {*re.findall("[a-z]+", path.name.lower())}
+
+
+def _below(folder: Path, file: str) -> list[Path]:
+    """A file, and the folders between it and the folder that is looked at."""
+    path = Path(file)
+    return [path, *(parent for parent in path.parents if folder in parent.parents)]
+
+
+def _named_folders(folders: Iterable[Path]) -> Iterable[tuple[Path, set[str]]]:
+    """Folders and those in them by their whole names, since classes may be called `train station` and `test tube`.
+
+    A folder that holds others is no class as a rule: of it each word counts.
+    """
+    for folder in folders:
+        below = [entry for entry in folder.iterdir() if entry.is_dir()]
+        yield folder, {folder.name.lower()} | (_words(folder) if below else set())
+        for entry in below:
+            yield entry, {entry.name.lower()}
 
 
 def _pattern(folder: Path, files: list[str], names: tuple[str, ...], suffix: str) -> str | None:

@@ -106,6 +106,35 @@ def test_held_out_files_without_others_are_not_also_trained_on(tmp_path):
     assert splits_of(tmp_path) == ("parquet", f"{tmp_path}/*.parquet", None, ())
 
 
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ("Training/ant/0.png", "Testing/ant/0.png"),
+        ("train/ant/0.png", "test/ant/0.png", "masks/0.png"),
+        ("images/train/ant/0.png", "images/val/ant/0.png"),
+        ("ant/train/0.png", "ant/test/0.png"),
+        ("training_set/ant/0.png", "test_set/ant/0.png"),
+        ("Train-0.parquet", "Test-0.parquet"),
+        ("cifar_train.parquet", "cifar_test.parquet"),
+        ("default/train/0.parquet", "default/test/0.parquet"),
+        ("Train/0.tar", "eval/0.tar"),
+    ],
+)
+def test_splits_in_an_unknown_layout_are_not_trained_on_together(tmp_path, paths):
+    for path in paths:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    with pytest.raises(InputError, match="look like training and held-out images, in a layout that is not known"):
+        splits_of(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("train station", "test tube"), ("training", "running"), ("test", "other")])
+def test_classes_whose_names_look_like_those_of_splits_are_classes(tmp_path, names):
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert splits_of(tmp_path) == ("folder", str(tmp_path), None, ())
+
+
 def test_what_holds_no_images_is_refused_with_the_next_step(tmp_path):
     with pytest.raises(InputError, match="is no folder"):
         survey(tmp_path / "none")
