@@ -43,7 +43,7 @@ class Progress:
             self._bar.set_postfix_str(text)
         else:
             pace = (time.monotonic() - self._start) / max(step - self._began, 1)
-            self.say(f"step {step}/{self.until}  {text}  {_duration(pace * (self.until - step))} left")
+            self.say(f"step {step}/{self.until}  {text}  {duration(pace * (self.until - step))} left")
 
     def say(self, text: str) -> None:
         """Prints a line that stays."""
@@ -53,7 +53,7 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """`seconds` as text: `40 s`, `3 min`, `2 h 05 min`."""
     minutes = round(seconds / 60)
     if seconds < 100:

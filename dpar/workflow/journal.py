@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from dpar.errors import shown
+from dpar.train.progress import duration
 
 NAME = "run.jsonl"
 START = 5.0  # seconds of a job in addition to its work, most of them imports; used until jobs have shown it
@@ -172,8 +173,8 @@ class RunState:
         return self.ended is None and self.refused is None and psutil.pid_exists(self.process)
 
 
-def read(results: Path) -> RunState | None:
-    """The last run into these results; None where none left a journal."""
+def read(results: Path, since: float = 0.0) -> RunState | None:
+    """The last run into these results; None where none left a journal, or none that began `since` then."""
     try:
         lines = journal_path(results).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -182,7 +183,7 @@ def read(results: Path) -> RunState | None:
     for line in lines:
         with suppress(ValueError, KeyError, TypeError):  # a line that is half-written
             _take(state, json.loads(line))
-    return state
+    return state if state.began >= since else None
 
 
 def _take(state: RunState, event: dict[str, Any]) -> None:
@@ -267,11 +268,3 @@ def _tail(directory: Path, log: list[str], count: int) -> list[str]:
             text = file.read().decode("utf-8", errors="replace").replace("\r", "\n")
             return [shown(line) for line in text.splitlines() if line.strip()][-count:]
     return []
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

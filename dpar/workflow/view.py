@@ -14,16 +14,9 @@ from dpar.workflow import journal
 STILL = 600.0  # seconds after which a run without a terminal says what it works on
 # Lines of Snakemake and of the Snakefile that a person wants to see.
 _SAID = (
-    "smoke: ",
-    "this run",
-    "  trains   ",
-    "  takes    ",
-    "  again    ",
-    "  results/",
-    "not checked: ",
-    "tracking: ",
-    "Nothing to",
-)
+    "smoke: ", "this run", "  trains   ", "  takes    ", "  again    ", "  results/",
+    "not checked: ", "tracking: ", "Nothing to",
+)  # fmt: skip
 
 
 @contextmanager
@@ -62,8 +55,8 @@ class _View:
 
     def state(self) -> journal.RunState | None:
         """The run, once its jobs are known."""
-        state = journal.read(self.results)
-        return state if state is not None and state.refused is None and state.began >= self._began else None
+        state = journal.read(self.results, self._began)
+        return state if state and state.refused is None else None
 
     def said(self) -> list[str]:
         """The lines before its first job, and those of its end."""
