@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ _NAMED = 10  # images that an error names
 _CHECK = 16  # hexadecimal digits of an image's SHA-256 that the index keeps
 
 
+@dataclass(eq=False, repr=False)
 class ImageIndex:
     """The images that a run uses, in order, with those left out and the reasons.
 
@@ -43,24 +45,13 @@ class ImageIndex:
         sizes: bytes of the files that hold the images, in the order of `images.stamped()`; empty = not known.
     """
 
-    def __init__(
-        self,
-        images: ImageSource,
-        *,
-        resolution: int,
-        num_classes: int,
-        skipped: list[dict[str, str]],
-        digest: str,
-        checks: str,
-        sizes: Sequence[int] = (),
-    ):
-        self.images = images
-        self.resolution = resolution
-        self.num_classes = num_classes
-        self.skipped = skipped
-        self.digest = digest
-        self.checks = checks
-        self.sizes = list(sizes)
+    images: ImageSource
+    resolution: int
+    num_classes: int
+    skipped: list[dict[str, str]]
+    digest: str
+    checks: str
+    sizes: list[int]
 
     @classmethod
     def build(
@@ -75,7 +66,6 @@ class ImageIndex:
         """The index of a source; every image is read and decoded once.
 
         Args:
-            images: the source.
             resolution: pixels.
             num_classes: classes that labels may name.
             max_unreadable: share of images that may be left out.
@@ -105,7 +95,8 @@ class ImageIndex:
                 f"remove them, or raise `images.max_unreadable` (now {max_unreadable:g}, a share) to go on without them"
             )
         kept = images.keep(np.array(good))
-        kept.classes = None if kept.classes is None else _padded(kept.classes, num_classes)
+        if kept.classes is not None:  # a name for each, null where there is none
+            kept.classes = [*kept.classes, *[None] * num_classes][:num_classes]
         index = cls(
             kept,
             resolution=resolution,
@@ -136,9 +127,8 @@ class ImageIndex:
             where, *files = _places(Path(path), values)
             locations = {name: np.array(column, np.int64) for name, column in values["locations"].items()}
             labels, keys, classes = np.array(values["labels"], np.int64), values["keys"], values.get("classes")
-            if (
-                "classes" not in values and values["source"] == FolderImages.kind
-            ):  # made when they were not written down
+            # made when they were not written down
+            if "classes" not in values and values["source"] == FolderImages.kind:
                 classes = _classes_of_folders(keys, labels, values["num_classes"])
             images = SOURCES[values["source"]](
                 where, files, keys, labels, locations, classes=classes,
@@ -149,7 +139,7 @@ class ImageIndex:
             counts = {len(keys), *map(len, locations.values()), len(fields["checks"]) / _CHECK}
             if counts != {len(labels)} or not all(isinstance(key, str) for key in keys):
                 raise TypeError
-            index = cls(images, **fields, sizes=values.get("sizes", ()))
+            index = cls(images, **fields, sizes=list(values.get("sizes", ())))
             if len(index) and not 0 <= labels.min() <= labels.max() < index.num_classes:
                 raise TypeError
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
@@ -269,11 +259,6 @@ def _check_labels(images: ImageSource, num_classes: int) -> None:
             f"of them {images.labels[outside[0]]} of image {shown(images.keys[outside[0]])}; "
             "correct `images.num_classes` or the labels"
         )
-
-
-def _padded(classes: ClassNames, count: int) -> list[str | None]:
-    """So many names, null where there is none."""
-    return [*classes[:count], *[None] * (count - len(classes))]
 
 
 def _classes_of_folders(keys: Sequence[str], labels: Int[np.ndarray, "N"], count: int) -> ClassNames:

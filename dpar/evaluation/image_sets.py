@@ -171,9 +171,8 @@ class Indexed(ImageSet):
 class Files(ImageSet):
     """Image files that no index has checked: all of one square size, or cropped; grey ones are counted."""
 
-    def __init__(self, source: str, images: ImageSource, left_alone: Mapping[str, int] | None = None):
-        self.source, self.images, self.moments = source, images, {}
-        self.left_alone = left_alone or {}
+    def __init__(self, source: str, images: ImageSource, left_alone: Mapping[str, int]):
+        self.source, self.images, self.left_alone, self.moments = source, images, left_alone, {}
         self.labels = known_labels(images.labels)
         self.cropped: int | None = None
         self._read: dict[int, tuple[str, bool]] = {}  # number -> SHA-256, whether it is grey

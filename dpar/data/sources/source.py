@@ -125,7 +125,6 @@ class ImageSource(ABC):
         """Image `i` as 8-bit RGB.
 
         Args:
-            i: its number.
             check: how the SHA-256 of its file must begin.
 
         Raises:
@@ -194,9 +193,7 @@ def distinct_keys(keys: Sequence[str], numbers: Sequence[int], files: Sequence[s
     """The keys, each with its file's name before it if any stands in several files.
 
     Args:
-        keys: of all images.
         numbers: which of the files each stands in.
-        files: their paths.
 
     Raises:
         InputError: a key stands twice in one file.
@@ -260,7 +257,7 @@ def enumerated(names: Sequence[str], most: int = _NAMED) -> str:
     return ", ".join(map(shown, names[:most])) + more
 
 
-def described(left_alone: Mapping[str, int], before: str = "") -> str:
+def described(left_alone: Mapping[str, int], before: str) -> str:
     """Ignored files in words, after `before`; empty if there are none."""
     listed = ", ".join(f"{count} {what}" for what, count in left_alone.items())
     return before + listed if listed else ""

@@ -248,18 +248,15 @@ def _check_last(file: str, member: tarfile.TarInfo | None) -> None:
 
     Files of which a part is missing are zeros from a multiple of 512 bytes on; neither images nor labels end in them.
     """
-    if member is None or not member.isfile() or not member.size or not _is_read(member):
+    if member is None or not member.isfile() or not member.size:
+        return
+    if os.path.splitext(member.name)[1].lower() not in (*SUFFIXES, ".cls"):
         return
     rest = (member.size - 1) % _BLOCK + 1  # in its last block
     with open(file, "rb") as tar:
         tar.seek(member.offset_data + member.size - rest)
         if not any(tar.read(rest)):
             raise tarfile.ReadError(f"its last member, {shown(member.name)}, ends in zeros: the rest was never written")
-
-
-def _is_read(member: tarfile.TarInfo) -> bool:
-    suffix = os.path.splitext(member.name)[1].lower()
-    return suffix in SUFFIXES or suffix == ".cls"
 
 
 def _check_end(file: str, offset: int) -> None:
