@@ -7,12 +7,13 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from dpar.data.arrays import foreign, read_header, read_npy, read_npz
@@ -310,17 +311,16 @@ def index_batches(
     index: ImageIndex, rows: Int[np.ndarray, "n"], side: int, size: int = BATCH
 ) -> Iterator[UInt8[Tensor, "B 3 side side"]]:
     """These images of an index, cropped as ADM does to `side` pixels, read ahead by threads."""
-    threads = cores()
-    pixels = mapped(
-        lambda i: to_uint8(center_crop(index.read(i), side)), map(int, rows), threads=threads, ahead=2 * size
+    return stacked(
+        mapped(lambda i: to_uint8(center_crop(index.read(i), side)), map(int, rows), threads=cores(), ahead=2 * size),
+        size,
     )
-    batch: list[Tensor] = []
-    for image in pixels:
-        batch.append(image)
-        if len(batch) == size:
-            yield torch.stack(batch)
-            batch.clear()
-    if batch:
+
+
+def stacked(images: Iterable[Shaped[Tensor, "3 H W"]], size: int = BATCH) -> Iterator[Shaped[Tensor, "B 3 H W"]]:
+    """Batches of `size` images, the last perhaps smaller."""
+    rest = iter(images)
+    while batch := list(islice(rest, size)):
         yield torch.stack(batch)
 
 

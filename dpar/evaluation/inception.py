@@ -23,10 +23,8 @@ from dpar.errors import InputError
 from dpar.files import sha256_file
 
 SIDE = 299  # pixels of the network's input
-STEM, BODY = (
-    4,
-    16,
-)  # images at a time in either part on a CPU: larger outputs than 32 MiB are new, cold memory each time
+# images at a time in either part on a CPU: larger outputs than 32 MiB are new, cold memory each time
+STEM, BODY = 4, 16
 SPATIAL_CHANNELS = 7  # of Mixed_6d's 1x1 branch, the features of sFID
 
 
@@ -243,55 +241,22 @@ def resize_tf1(images: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B 
     return F.interpolate(larger, (side + 1, side + 1), mode="bilinear", align_corners=True)[:, :, :side, :side]
 
 
-# our block's convolutions -> their names in the TorchScript file
+# a block's convolutions, in their order here -> their names in the TorchScript file
 _SCRIPT_BLOCKS = {
-    InceptionA: {
-        "branch1x1": "conv",
-        "branch5x5_1": "tower.conv",
-        "branch5x5_2": "tower.conv_1",
-        "branch3x3dbl_1": "tower_1.conv",
-        "branch3x3dbl_2": "tower_1.conv_1",
-        "branch3x3dbl_3": "tower_1.conv_2",
-        "branch_pool": "tower_2.conv",
-    },
-    ReductionB: {
-        "branch3x3": "conv",
-        "branch3x3dbl_1": "tower.conv",
-        "branch3x3dbl_2": "tower.conv_1",
-        "branch3x3dbl_3": "tower.conv_2",
-    },
-    InceptionC: {
-        "branch1x1": "conv",
-        "branch7x7_1": "tower.conv",
-        "branch7x7_2": "tower.conv_1",
-        "branch7x7_3": "tower.conv_2",
-        "branch7x7dbl_1": "tower_1.conv",
-        "branch7x7dbl_2": "tower_1.conv_1",
-        "branch7x7dbl_3": "tower_1.conv_2",
-        "branch7x7dbl_4": "tower_1.conv_3",
-        "branch7x7dbl_5": "tower_1.conv_4",
-        "branch_pool": "tower_2.conv",
-    },
-    ReductionD: {
-        "branch3x3_1": "tower.conv",
-        "branch3x3_2": "tower.conv_1",
-        "branch7x7x3_1": "tower_1.conv",
-        "branch7x7x3_2": "tower_1.conv_1",
-        "branch7x7x3_3": "tower_1.conv_2",
-        "branch7x7x3_4": "tower_1.conv_3",
-    },
-    InceptionE: {
-        "branch1x1": "conv",
-        "branch3x3_1": "tower_conv",
-        "branch3x3_2a": "tower_mixed_conv",
-        "branch3x3_2b": "tower_mixed_conv_1",
-        "branch3x3dbl_1": "tower_1_conv",
-        "branch3x3dbl_2": "tower_1_conv_1",
-        "branch3x3dbl_3a": "tower_1_mixed_conv",
-        "branch3x3dbl_3b": "tower_1_mixed_conv_1",
-        "branch_pool": "tower_2_conv",
-    },
-}
+    InceptionA: (
+        "conv", "tower.conv", "tower.conv_1", "tower_1.conv", "tower_1.conv_1", "tower_1.conv_2", "tower_2.conv",
+    ),
+    ReductionB: ("conv", "tower.conv", "tower.conv_1", "tower.conv_2"),
+    InceptionC: (
+        "conv", "tower.conv", "tower.conv_1", "tower.conv_2", "tower_1.conv", "tower_1.conv_1", "tower_1.conv_2",
+        "tower_1.conv_3", "tower_1.conv_4", "tower_2.conv",
+    ),
+    ReductionD: ("tower.conv", "tower.conv_1", "tower_1.conv", "tower_1.conv_1", "tower_1.conv_2", "tower_1.conv_3"),
+    InceptionE: (
+        "conv", "tower_conv", "tower_mixed_conv", "tower_mixed_conv_1", "tower_1_conv", "tower_1_conv_1",
+        "tower_1_mixed_conv", "tower_1_mixed_conv_1", "tower_2_conv",
+    ),
+}  # fmt: skip
 # a normalisation's tensors there; its weight is 1 and not stored
 _SCRIPT_TENSORS = {"conv.weight": "weight", "bn.bias": "beta", "bn.running_mean": "mean", "bn.running_var": "var"}
 
@@ -306,7 +271,8 @@ def script_names(model: Inception) -> dict[str, str]:
             stems += 1
         elif type(module) in _SCRIPT_BLOCKS:
             block = f"layers.mixed_{blocks}" if blocks else "layers.mixed"
-            convolutions = {f"{name}.{ours}": f"{block}.{own}" for ours, own in _SCRIPT_BLOCKS[type(module)].items()}
+            pairs = zip(dict(module.named_children()), _SCRIPT_BLOCKS[type(module)], strict=True)
+            convolutions = {f"{name}.{ours}": f"{block}.{own}" for ours, own in pairs}
             blocks += 1
         else:
             continue

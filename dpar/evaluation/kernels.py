@@ -6,8 +6,7 @@ out, and so is what a kernel moves beyond that.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -26,13 +25,8 @@ FREE = {
 }  # fmt: skip
 ATTENTION = {"scaled_dot_product_attention", "_varlen_attn", "_flash_attention_forward"}
 PICKING = {"index_select", "embedding", "gather", "index"}  # read as much as they give
-PLACING = {
-    "index_copy_",
-    "index_copy",
-    "index_put_",
-    "index_put",
-    "_index_put_impl_",
-}  # write as much as they are given
+# write as much as they are given
+PLACING = {"index_copy_", "index_copy", "index_put_", "index_put", "_index_put_impl_"}
 SEVERAL = {"nonzero_static": 3, "sort": 4, "topk": 3, "cumsum": 2, "_varlen_attn": 2, "_flash_attention_forward": 2}
 """Launches of operations that are more than one; of the last, the second fills two numbers that nothing uses."""
 
@@ -106,15 +100,9 @@ def _size(x: Tensor) -> int:
     return x.element_size() * math.prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride)
 
 
-@contextmanager
-def _counting() -> Iterator[_Count]:
-    count = _Count()
-    with torch.no_grad(), count, _Fuse(count):
-        yield count
-
-
 def kernels_of(function: Callable[..., Any], *args: Any) -> list[Kernel]:
     """The kernels of `function(*args)` in turn, which works on the meta device."""
-    with _counting() as count:
+    count = _Count()
+    with torch.no_grad(), count, _Fuse(count):
         function(*args)
     return count.kernels

@@ -14,7 +14,7 @@ from dpar import __version__
 from dpar.data.workers import cores, mapped, reported
 from dpar.errors import InputError
 from dpar.evaluation.classifier import training_half
-from dpar.evaluation.features import BATCH, Extractor, Features, extract, read_gaussian
+from dpar.evaluation.features import BATCH, Extractor, Features, extract, read_gaussian, stacked
 from dpar.evaluation.frechet import Gaussian
 from dpar.evaluation.image_sets import RESIZE, ImageSet, Indexed, Profile
 from dpar.evaluation.inception import SIDE
@@ -38,22 +38,20 @@ def batches(
     found = images.read(rows, side)
     if profile == "clean":
         found = mapped(resize_clean, found, threads=cores(), ahead=2 * BATCH)
-    batch: list[Tensor] = []
-    expected = None
-    for number, image in enumerate(found):
-        expected = expected or (image.shape[-1],) * 2
-        if image.shape[1:] != expected:
-            height, width = image.shape[1:]
-            raise InputError(
-                f"image {number} of {images.source} has {width} x {height} pixels, expected squares of one size "
-                f"(here {expected[0]}); give --resolution N to cut them so, or --profile clean"
-            )
-        batch.append(image)
-        if len(batch) == BATCH:
-            yield torch.stack(batch)
-            batch.clear()
-    if batch:
-        yield torch.stack(batch)
+
+    def alike() -> Iterator[Tensor]:
+        expected = None
+        for number, image in enumerate(found):
+            expected = expected or (image.shape[-1],) * 2
+            if image.shape[1:] != expected:
+                height, width = image.shape[1:]
+                raise InputError(
+                    f"image {number} of {images.source} has {width} x {height} pixels, expected squares of one size "
+                    f"(here {expected[0]}); give --resolution N to cut them so, or --profile clean"
+                )
+            yield image
+
+    yield from stacked(alike())
 
 
 @dataclass

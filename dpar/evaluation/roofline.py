@@ -166,29 +166,24 @@ def _by_layers(cost: Callable[[int], Cost], layers: int) -> Cost:
     return one + (cost(2) + one * -1) * (layers - 1) if layers > 1 else one
 
 
-class Reads(NamedTuple):
-    """Mean entries that the rows of a cache are read at, over the tokens of an image."""
-
-    in_place: bool
-
-    def lockstep(self, lengths: Iterator[int], tokens: int) -> float:
-        """Per row, at tokens at which a row has `lengths`; masked attention reads whole strides."""
-        stride = 1 if self.in_place else STRIDE
-        return sum(-(-length // stride) * stride for length in lengths) / tokens
+def _mean_read(lengths: Sequence[int], in_place: bool) -> float:
+    """Mean entries of a row that are read, over tokens at which it has `lengths`; masked attention in whole strides."""
+    stride = 1 if in_place else STRIDE
+    return sum(-(-length // stride) * stride for length in lengths) / len(lengths)
 
 
 def _dpar_cost(drawing: Drawing, batch: int, card: Card, patches: float) -> Cost:
     parts, tokens = _parts(_needed(drawing, "decode"), batch), drawing.model.tokens
     assert isinstance(parts, DPARParts)
-    reads, rows = Reads(parts.kernels.in_place), parts.rows
-    encoded, decoded = (reads.lockstep(iter(range(some, tokens + some)), tokens) for some in (0, 1))
+    in_place, rows = parts.kernels.in_place, parts.rows
+    encoded, decoded = (_mean_read(range(some, tokens + some), in_place) for some in (0, 1))
     total = Cost.of(_counted(drawing, batch, "encode"), card, batch * encoded)
     total += _with_noise(drawing, batch, "decode", card, rows * decoded)
     for called, share in _by_bucket(_opening(drawing, batch, patches), batch):
         mean = (patches + 1) / 2
         entries = parts.branches * (called.mean * mean + called.size - called.mean)
-        if not reads.in_place:  # of all rows
-            entries = rows * reads.lockstep(iter([math.ceil(mean)]), 1)
+        if not in_place:  # of all rows
+            entries = rows * _mean_read([math.ceil(mean)], in_place)
         total += Cost.of(_opened(drawing, batch, called.size), card, entries) * share
     return total
 
@@ -209,15 +204,15 @@ def _place_cost(drawing: Drawing, batch: int, card: Card) -> Cost:
     parts, tokens = _parts(_needed(drawing, "place"), batch), drawing.model.tokens
     assert isinstance(parts, DPARParts)
     assert parts.boundaries is not None
-    first, reads = int(parts.boundaries.conditional), Reads(parts.kernels.entropy_in_place)
-    entries = batch * reads.lockstep(iter(range(first, tokens + first)), tokens)
+    first = int(parts.boundaries.conditional)
+    entries = batch * _mean_read(range(first, tokens + first), parts.kernels.entropy_in_place)
     tf32 = drawing.gate_precision == "tf32"
     return Cost.of(_counted(drawing, batch, "place"), card, entries, "entropy_model", tf32)
 
 
 def _llamagen_cost(drawing: Drawing, batch: int, card: Card) -> Cost:
     parts, tokens = _parts(drawing, batch), drawing.model.tokens
-    read = Reads(parts.kernels.in_place).lockstep(iter(range(1, tokens + 1)), tokens)
+    read = _mean_read(range(1, tokens + 1), parts.kernels.in_place)
     return _with_noise(drawing, batch, "token", card, parts.rows * read)
 
 
