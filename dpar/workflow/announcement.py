@@ -164,15 +164,6 @@ def in_words(key: str, change: tuple[Any, Any]) -> str:
     return f"{key} was {_said(old)} and is {_said(new)}"
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings in groups by their dotted keys."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _said(value: Any) -> str:
     if value is None:
         return "not set"

@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from dpar.errors import InputError
-from dpar.experiment.settings import TOKENIZER_PACE, TRAINING_PACE
+from dpar.experiment.settings import TOKENIZER_PACE, TRAINING_PACE, Experiment
 from dpar.files import read_json, unmarked
 from dpar.tracking.places import CONFIG
-from dpar.workflow.announcement import READS, flat, read_by
+from dpar.workflow.announcement import READS, changed_settings, read_by
 
 # Those of a rule's settings that make nothing out of date.
 FREE = {f"training.{name}" for name in TRAINING_PACE} | {f"tokenizer.training.{name}" for name in TOKENIZER_PACE}
@@ -33,11 +35,13 @@ def expect_records(results: Path, now: Mapping[str, Any], arguments: Sequence[st
     made = path.is_file() and any(found.name not in (CONFIG, "tracking", "logs") for found in results.iterdir())
     if not made or MEANT & {word.partition("=")[0] for word in arguments} or has_records(results):
         return
-    old, new = dict(flat(unmarked(read_json(path)))), dict(flat(now))
-    changed = {key: (old[key], new[key]) for key in old if key in new and old[key] != new[key] and not _is_free(key)}
+    changes = changed_settings(_as_written_now(unmarked(read_json(path))), now)
+    # a model, a table or a gate that came or went makes nothing out of date
+    changed = {key: both for key, both in changes.items() if not (_is_free(key) or any(map(_is_group, both)))}
     rules = {rule: read_by([rule], changed) for rule in READS}
     if stale := [rule for rule, keys in rules.items() if keys]:
-        first, (was, is_now) = next(iter(rules[stale[0]].items()))
+        first, both = next(iter(rules[stale[0]].items()))
+        was, is_now = ("not set" if value is None else value for value in both)
         own = "import_tokenizer" if now["tokenizer"].get("weights") else "train_tokenizer"
         again = " ".join(own if rule == "train_tokenizer" else rule for rule in stale)  # the graph has one of the two
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
@@ -46,6 +50,14 @@ def expect_records(results: Path, now: Mapping[str, Any], arguments: Sequence[st
             f"these results, and takes them as current: copy {results.parent.parent / '.snakemake'} with them, put "
             f"settings back, or say what to do again: `dpar run -- --forcerun {again}`"
         )
+
+
+def _as_written_now(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run before with each that is new since then, at its default; as they are if they cannot be read."""
+    try:
+        return Experiment.model_validate(settings).model_dump(mode="json")
+    except ValidationError:
+        return settings
 
 
 def has_records(results: Path) -> bool:
@@ -65,6 +77,10 @@ def _decoded(text: str) -> bytes:
         return urlsafe_b64decode(text)
     except ValueError:  # no record
         return b""
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, Mapping)
 
 
 def _is_free(key: str) -> bool:

@@ -42,6 +42,10 @@ def results(tmp_path):
             r"patchify\.max_length was 4 .* calibrate_threshold train_model sample_images`",
         ),
         ({"training": {"learning_rate": 0.5}}, r"training\.learning_rate was .* --forcerun train_model`"),
+        # these are not written where they are at their default
+        ({"sampling": {"cfg_interval": [0.2, 0.9]}}, r"sampling\.cfg_interval was not set .* is \[0\.2, 0\.9\]"),
+        ({"entropy_model": {"precision": "float32"}}, r"entropy_model\.precision .* --forcerun train_entropy_model`"),
+        ({"images": {"max_val": 10}}, r"images\.max_val was not set .* is 10"),
     ],
 )
 def test_changed_settings_are_refused_where_nothing_is_recorded(results, changes, said):
@@ -59,6 +63,28 @@ def test_changed_settings_are_refused_where_nothing_is_recorded(results, changes
 )
 def test_what_makes_nothing_out_of_date_passes(results, changes):
     expect_records(results, settings(**changes), [])
+
+
+def test_a_setting_taken_back_to_its_default_is_a_change(results):
+    write_json(results / "experiment.json", settings(sampling={"cfg_interval": [0.2, 0.9]}))
+    with pytest.raises(InputError, match=r"cfg_interval was \[0\.2, 0\.9\] .* is not set"):
+        expect_records(results, settings(), [])
+
+
+def test_settings_of_a_version_that_did_not_have_one_of_today_are_at_its_default(results):
+    old = settings()
+    del old["sampling"]["top_p"]
+    write_json(results / "experiment.json", old)
+    expect_records(results, settings(), [])
+    with pytest.raises(InputError, match=r"top_p was 1\.0 .* is 0\.5"):
+        expect_records(results, settings(sampling={"top_p": 0.5}), [])
+
+
+def test_a_model_or_a_table_that_came_or_went_makes_nothing_out_of_date(results):
+    more = settings(models={"other": {"architecture": "llamagen", "width": 16, "heads": 1, "layers": 1}})
+    expect_records(results, more, [])
+    write_json(results / "experiment.json", more)
+    expect_records(results, settings(), [])
 
 
 def test_where_nothing_is_made_yet_settings_may_change(tmp_path, results):
