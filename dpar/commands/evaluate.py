@@ -22,7 +22,7 @@ from dpar.evaluation.image_sets import Profile, open_set
 from dpar.evaluation.passes import describe, unseen
 from dpar.files import check_spared
 from dpar.tracking.makers import check_recorded
-from dpar.workflow.options import Parser, RawHelp
+from dpar.workflow.options import SEED, Parser, RawHelp
 
 SHOWN = {  # value -> what it is called in the table
     "spatial_frechet_distance": "sFID",
@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--split-size", type=int, default=5000, help="images per split of the Inception Score (default: 5000)"
     )
-    flags.add_argument("--seed", type=int, default=0, help="of the shuffle of a sorted file, and of KID's subsets")
+    flags.add_argument("--seed", type=SEED, default=0, help="of the shuffle of a sorted file, and of KID's subsets")
     flags.add_argument(
         "--keep", type=Path, metavar="DIR", help="store the features there, as samples.npz and reference.npz"
     )

@@ -145,7 +145,7 @@ class Classes:
             raise InputError(
                 f"labels {shown(text)!r}: expected names or numbers of classes with commas between"
             ) from None
-        return [label for part in parts or [""] for label in self._chosen(part.strip())]
+        return [label for part in parts or [""] for label in self._chosen(part if self._named(part) else part.strip())]
 
     def _chosen(self, part: str) -> list[int]:
         named, numbers = self._named(part), self._numbered(part)

@@ -137,6 +137,12 @@ def _warnings(samples: Features, reference: Features) -> list[str]:
             )
     if samples.statistics:
         found.append("the statistics in the file of the samples are not used: these numbers are of its images")
+    sampling = (samples.conditions.get("drawn") or {}).get("sampling")
+    shards = sampling.get("shards") if isinstance(sampling, dict) else None
+    if isinstance(shards, int) and shards > samples.conditions.get("shards", shards):
+        found.append(
+            f"{samples.conditions['shards']} of the {shards} shards of these samples: the rest is not drawn or named"
+        )
     digest = samples.conditions.get("source_digest")
     if digest is not None and digest == reference.conditions.get("source_digest"):
         found.append("samples and reference are the same images: the numbers say nothing")

@@ -139,8 +139,11 @@ class Arrays(ImageSet):
         stated = [file.conditions for file in self.files if file.conditions is not None]
         with fields_of(self.source):
             sizes = sorted({int(size) for conditions in stated for size in conditions.pop("batches", ())})
-        for conditions in stated:
-            conditions.pop("shard", None)
+        numbers = [conditions.pop("shard", None) for conditions in stated]
+        if twice := [n for i, n in enumerate(numbers) if n is not None and n in numbers[:i]]:
+            raise InputError(
+                f"shard {twice[0]} of the samples {self.source} is there twice, under two names; give each shard once"
+            )
         if stated and (len(stated) < len(self.files) or any(conditions != stated[0] for conditions in stated)):
             raise InputError(
                 f"{self.source} and its fellow shards were not drawn alike (other model, settings or seed); "

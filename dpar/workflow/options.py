@@ -36,6 +36,7 @@ COUNT = limited(int, 1, 2**53, "a whole number of at least 1")
 AMOUNT = limited(float, math.ulp(0.0), sys.float_info.max, "a finite number above 0")
 SHARE = limited(float, math.ulp(0.0), 1, "a number above 0, up to 1")
 LIMIT = limited(float, 0, math.inf, "a number of at least 0")
+SEED = limited(int, 0, 2**63 - 1, "a whole number from 0 to 2**63 - 1")
 PORT_NUMBER = limited(int, 0, 65535, "a whole number from 0 to 65535")
 
 

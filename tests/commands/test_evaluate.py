@@ -53,6 +53,13 @@ def described(files, name):
     return [output.numpy() for output in Colours()(images)]
 
 
+@pytest.mark.parametrize("seed", ["-1", str(2**63), "1.5"])
+def test_a_seed_that_no_generator_takes_is_refused_before_anything_is_read(files, seed, capsys):
+    with pytest.raises(SystemExit):
+        run(files, "--seed", seed)
+    assert "--seed" in capsys.readouterr().err
+
+
 def test_json_holds_the_metrics_of_a_users_network_and_all_conditions(files, capsys):
     assert run(files, "--split-size", 30, "--json") == 0
     found = json.loads(capsys.readouterr().out)

@@ -37,6 +37,12 @@ def test_labels(text, expected):
     assert CLASSES.labels(text) == expected
 
 
+def test_a_name_with_a_blank_at_its_end_is_told_from_one_without():
+    classes = Classes(3, ["cat", "cat ", "dog"])
+    assert classes.labels("dog,cat ") == [2, 1]
+    assert classes.labels("dog , cat") == [2, 0]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -101,6 +101,20 @@ def test_few_images_are_warned_of_and_too_few_refused():
 
 
 @pytest.mark.parametrize(
+    ("sampling", "warnings"),
+    [
+        ({"shards": 4}, ["3 of the 4 shards of these samples: the rest is not drawn or named"]),
+        ({"shards": 3}, []),
+        ({}, []),
+        (None, []),
+    ],
+)
+def test_a_part_of_a_set_of_samples_is_said(sampling, warnings):
+    samples = gaussian_features(50, shards=3, drawn={"sampling": sampling, "seed": 0})
+    assert compare(samples, gaussian_features(50, 1), split_size=50).warnings == warnings
+
+
+@pytest.mark.parametrize(
     ("conditions", "said"),
     [
         ({"extractor_sha256": "cd" * 32}, "extractor_sha256 of the samples"),

@@ -238,6 +238,14 @@ def test_shards_may_differ_in_the_sizes_of_their_batches_and_in_nothing_else(tmp
         open_set(shards).conditions()
 
 
+def test_a_shard_under_two_names_is_refused(tmp_path, pictures):
+    for name in ("0", "copy"):
+        stated = json.dumps({"seed": 0, "shard": 0})
+        np.savez(tmp_path / f"{name}.npz", arr_0=np.stack(pictures), conditions=stated)
+    with pytest.raises(InputError, match=r"shard 0 .*0\.npz is there twice"):
+        open_set([tmp_path / "0.npz", tmp_path / "copy.npz"]).conditions()
+
+
 def test_a_truncated_file_is_named_while_it_is_read(tmp_path):
     path = write_samples(tmp_path / "s.npz", 50)
     whole, images = path.read_bytes(), open_set([path])
