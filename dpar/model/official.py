@@ -10,6 +10,7 @@ import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from dpar.weights import check_finite
 
 LAYOUTS = ("model", "module", "state_dict")
 """Where a file may keep its tensors by name: the first that it has is read, as by who draws from LlamaGen."""
+
+PUBLISHED_DOWNSAMPLE = 16
+"""Pixels per token side of the published transformers."""
 
 # what torch's reader raises, in addition to UnpicklingError, where a file's bytes are not what it expects
 DAMAGED = (
@@ -95,7 +99,14 @@ def _other_archive(path: Path) -> tuple[str, str]:
 
 
 def read_official(path: str | Path, sha256: str | None = None, layouts: Sequence[str] = LAYOUTS) -> dict[str, Tensor]:
-    """The tensors by name of a published file, under one of `layouts`, or flat; on the CPU.
+    """The tensors of `read_with_options`."""
+    return read_with_options(path, sha256, layouts)[0]
+
+
+def read_with_options(
+    path: str | Path, sha256: str | None = None, layouts: Sequence[str] = LAYOUTS
+) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """The tensors by name of a published file, under one of `layouts`, or flat; on the CPU; and its training's options.
 
     No code in the file is run. Where the file has several sets of weights, a message says which one is taken.
 
@@ -123,7 +134,9 @@ def read_official(path: str | Path, sha256: str | None = None, layouts: Sequence
     except DAMAGED as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path} is damaged ({type(error).__name__}: {reason}); download it again") from None
+    options: Mapping[str, Any] = {}
     if isinstance(content, dict):
+        options = vars(found) if isinstance(found := content.get("args"), argparse.Namespace) else {}
         content = _weights(content, path, layouts)
     tensors = content if isinstance(content, dict) else {}
     wrong = [str(n) for n, tensor in tensors.items() if not (isinstance(n, str) and isinstance(tensor, Tensor))]
@@ -131,7 +144,7 @@ def read_official(path: str | Path, sha256: str | None = None, layouts: Sequence
         found = f"entries that are none ({', '.join(wrong[:5])})" if wrong else f"a {type(content).__name__}"
         expected = f"tensors by name, flat or under one of {', '.join(layouts)}"
         raise InputError(f"{path} has {found} where {expected} are expected; is it a file of another model?")
-    return tensors
+    return tensors, options
 
 
 def _weights(content: dict, path: Path, layouts: Sequence[str]) -> dict:
@@ -193,14 +206,19 @@ def import_llamagen(path: str | Path, config: LlamaGenConfig, sha256: str | None
     Raises:
         InputError: as `read_official` or `fill`, the file knows no classes, or says that it was made for another grid.
     """
-    given = read_official(path, sha256)
-    rotations = given.pop("freqs_cis", None)  # of the class token and of a square of tokens
-    tokens = len(rotations) - 1 if rotations is not None and rotations.ndim == 3 else 0
-    side = math.isqrt(max(tokens, 0))
-    if tokens > 0 and side**2 == tokens != config.tokens:
+    given, options = read_with_options(path, sha256)
+    side, source = _side(given.pop("freqs_cis", None), options)
+    if side and side**2 != config.tokens:
         raise InputError(
-            f"{path} was made for {side} x {side} tokens per image, not for {' x '.join(map(str, config.grid))}; "
-            "give the file of the images' resolution (c2i_B_256.pt, c2i_B_384.pt), or correct the resolution"
+            f"{path} was made for {side} x {side} tokens per image, not for {' x '.join(map(str, config.grid))}, by "
+            f"{source}; give the file of the images' resolution (c2i_B_256.pt, c2i_B_384.pt), or correct the resolution"
+        )
+    named = re.match(r"c2i_[A-Za-z0-9]+_([0-9]{2,4})(?![0-9])", Path(path).name)
+    if not side and named and (int(named[1]) // PUBLISHED_DOWNSAMPLE) ** 2 != config.tokens:
+        print(
+            f"warning: {path} is called after {named[1]} pixels, and is read for {' x '.join(map(str, config.grid))} "
+            "tokens per image; nothing in it says which of the two is right",
+            file=sys.stderr,
         )
     table = given.get("cls_embedding.embedding_table.weight")
     if config.num_classes is None and table is not None and table.ndim == 2:
@@ -213,3 +231,22 @@ def import_llamagen(path: str | Path, config: LlamaGenConfig, sha256: str | None
     model = LlamaGen(config)
     fill(model, given, path)
     return model.eval()
+
+
+def _side(rotations: Any, options: Mapping[str, Any]) -> tuple[int, str]:
+    """Tokens per side of the images that weights were trained on, and what says so; 0 if nothing does.
+
+    Other tensors have the same shapes whatever the images' size.
+
+    Args:
+        rotations: of the class token and of a square of tokens, where the file has them.
+        options: of the training.
+    """
+    tokens = len(rotations) - 1 if isinstance(rotations, Tensor) and rotations.ndim == 3 else 0
+    side = math.isqrt(max(tokens, 0))
+    if side and side**2 == tokens:
+        return side, "its rotations (freqs_cis)"
+    pixels, downsample = options.get("image_size"), options.get("downsample_size", PUBLISHED_DOWNSAMPLE)
+    if isinstance(pixels, int) and isinstance(downsample, int) and min(pixels, downsample) > 0:
+        return pixels // downsample, f"the options of its training (image_size {pixels})"
+    return 0, ""

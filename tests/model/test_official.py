@@ -95,6 +95,33 @@ def test_a_file_for_another_grid_is_noticed_where_it_says_so(tmp_path):
         import_llamagen(tmp_path / "c2i_B_384.pt", CONFIG)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("0300000.pt", {"image_size": 384}, r"24 x 24 tokens .* by the options of its training \(image_size 384\)"),
+        ("c2i_B_384.pt", {"image_size": 256, "downsample_size": 8}, "32 x 32 tokens .* the options of its training"),
+    ],
+)
+def test_a_file_without_rotations_for_another_grid_is_noticed_by_its_options(tmp_path, name, options, said):
+    tensors = published_tensors()
+    del tensors["freqs_cis"]
+    torch.save({"model": tensors, "args": argparse.Namespace(**options)}, tmp_path / name)
+    with pytest.raises(InputError, match=said):
+        import_llamagen(tmp_path / name, CONFIG)
+    torch.save({"model": tensors, "args": argparse.Namespace(image_size=32)}, tmp_path / name)
+    import_llamagen(tmp_path / name, CONFIG.model_copy(update={"grid": (2, 2)}))
+
+
+def test_a_file_named_after_another_resolution_is_warned_of_where_nothing_in_it_says(tmp_path, capsys):
+    tensors = published_tensors()
+    del tensors["freqs_cis"]
+    torch.save({"model": tensors}, tmp_path / "c2i_B_384.pt")
+    import_llamagen(tmp_path / "c2i_B_384.pt", CONFIG)
+    assert "c2i_B_384.pt is called after 384 pixels, and is read for 3 x 4 tokens" in capsys.readouterr().err
+    import_llamagen(tmp_path / "c2i_B_384.pt", CONFIG.model_copy(update={"grid": (24, 24)}))
+    assert capsys.readouterr().err == ""
+
+
 def test_a_transformer_is_taken_as_it_was_trained_and_the_average_that_is_left_is_named(tmp_path, capsys):
     """LlamaGen draws from `model`, whatever average the file also holds."""
     tensors = published_tensors()
