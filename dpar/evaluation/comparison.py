@@ -143,6 +143,18 @@ def _warnings(samples: Features, reference: Features) -> list[str]:
         found.append(
             f"{samples.conditions['shards']} of the {shards} shards of these samples: the rest is not drawn or named"
         )
+    folders, order = samples.conditions.get("class_folders"), samples.conditions.get("class_order")
+    if samples.conditions.get("extractor") == "classifier" and samples.logits is not None and folders is not None:
+        if folders != (classes := samples.logits.shape[1]):
+            found.append(
+                f"no class agreement: the samples lie in {folders} class folders, and the classifier knows {classes} "
+                "classes; which are which is not known"
+            )
+        elif order:
+            found.append(
+                f"class folders are counted in the order of their names ({order}): class agreement holds only if the "
+                "classifier has learnt from folders of the same names"
+            )
     digest = samples.conditions.get("source_digest")
     if digest is not None and digest == reference.conditions.get("source_digest"):
         found.append("samples and reference are the same images: the numbers say nothing")
@@ -187,10 +199,13 @@ def disjoint_halves(features: Features, size: int, seed: Sequence[int]) -> tuple
 def class_agreement(samples: Features) -> float | None:
     """The share of samples that the classifier assigns to the class they were drawn for.
 
-    Null without labels, and for Inception, whose 1008 outputs are not ImageNet's classes in their order.
+    Null without labels, for class folders of another number than the classifier's classes, and for Inception, whose
+    1008 outputs are not ImageNet's classes in their order.
     """
     if samples.labels is None or samples.logits is None or samples.conditions.get("extractor") != "classifier":
         return None
+    if samples.conditions.get("class_folders", samples.logits.shape[1]) != samples.logits.shape[1]:
+        return None  # which folder is which of the classifier's classes nobody knows
     return float((samples.logits.argmax(1) == samples.labels).mean())
 
 

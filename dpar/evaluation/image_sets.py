@@ -210,7 +210,7 @@ class Files(ImageSet):
         return _ahead(load, rows)
 
     def conditions(self) -> dict[str, Any]:
-        """The digest of names and bytes of what was read, and how many of the images are grey."""
+        """The digest of names and bytes of what was read, how many of the images are grey, and of class folders."""
         digest = hashlib.sha256()
         for i, (sha256, _) in sorted(self._read.items()):
             digest.update(f"{self.images.keys[i]}\0{sha256}\0".encode(errors="surrogateescape"))
@@ -219,7 +219,16 @@ class Files(ImageSet):
             "crop": CROP if self.cropped else "none",
             "grey_images": sum(grey for _, grey in self._read.values()),
             **({"left_alone": dict(self.left_alone)} if self.left_alone else {}),
+            **self._class_folders(),
         }
+
+    def _class_folders(self) -> dict[str, Any]:
+        """How many folders have given the labels, and the first that is a number and has another one as its label."""
+        if not isinstance(self.images, FolderImages) or self.labels is None:
+            return {}
+        names = list(map(str, self.images.classes or ()))
+        other = [f"{name} is class {i}" for i, name in enumerate(names) if name.isdecimal() and int(name) != i]
+        return {"class_folders": len(names), **({"class_order": other[0]} if other else {})}
 
 
 def open_set(paths: str | Path | Sequence[str | Path]) -> ImageSet:

@@ -186,6 +186,18 @@ def test_class_agreement_is_the_classifiers_alone():
     assert class_agreement(replace(samples, labels=None)) is None
 
 
+def test_folders_of_other_classes_than_the_classifiers_have_no_agreement():
+    few = gaussian_features(90, class_folders=CLASSES - 1)
+    assert class_agreement(few) is None
+    (said,) = compare(few, gaussian_features(50, 1), split_size=50).warnings
+    assert said.startswith(f"no class agreement: the samples lie in {CLASSES - 1} class folders, and the classifier")
+    moved = gaussian_features(90, class_folders=CLASSES, class_order="10 is class 2")
+    assert class_agreement(moved) == pytest.approx(2 / 3)
+    (said,) = compare(moved, gaussian_features(50, 1), split_size=50).warnings
+    assert "in the order of their names (10 is class 2)" in said
+    assert not compare(gaussian_features(90, class_folders=CLASSES), gaussian_features(50, 1), split_size=50).warnings
+
+
 def test_only_adms_protocol_is_comparable_to_published_numbers():
     usual = {"split_size": 5000, "k": 3}
     yes, reason = comparable(gaussian_features(60), gaussian_features(60), usual)

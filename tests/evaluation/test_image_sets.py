@@ -336,6 +336,17 @@ def test_what_is_left_alone_is_counted(tmp_path, pictures, capsys):
         assert len(found) == COUNT
 
 
+def test_class_folders_are_counted_and_numbers_out_of_order_named(tmp_path, pictures):
+    for name in ("0", "1", "10", "2"):
+        folder_of(tmp_path / "numbers" / name, pictures)
+        folder_of(tmp_path / "names" / f"class {name}", pictures)
+    numbers, names = (describe(open_set([tmp_path / kind]), fake()).conditions for kind in ("numbers", "names"))
+    assert (numbers["class_folders"], numbers["class_order"]) == (4, "10 is class 2")
+    assert names["class_folders"] == 4
+    assert "class_order" not in names
+    assert "class_folders" not in describe(open_set([tmp_path / "names" / "class 0"]), fake()).conditions
+
+
 def test_a_class_folder_without_images_is_counted_and_keeps_its_number(tmp_path, pictures, capsys):
     for label in "ac":
         folder_of(tmp_path / label, pictures)
