@@ -23,7 +23,7 @@ from dpar.evaluation.image_sets import Files, ImageSet, open_set
 from dpar.evaluation.passes import batches
 from dpar.files import check_spared
 from dpar.sampling.archive import write_samples
-from dpar.workflow.options import SEED, Parser, RawHelp
+from dpar.workflow.options import Parser, RawHelp
 
 IMAGES = 10_000  # of a reference, for precision and recall
 
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         help="images in arr_0, drawn at random, in their order (default: 10000, and all without statistics)",
     )
-    flags.add_argument("--seed", type=SEED, default=0, help="of the drawing (default: 0)")
+    flags.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")
     return flags
 
 
