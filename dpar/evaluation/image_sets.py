@@ -223,7 +223,7 @@ class Files(ImageSet):
         }
 
     def _class_folders(self) -> dict[str, Any]:
-        """How many folders have given the labels, and the first that is a number and has another one as its label."""
+        """The number of class folders, and the first that is called after another number than its label."""
         if not isinstance(self.images, FolderImages) or self.labels is None:
             return {}
         names = list(map(str, self.images.classes or ()))

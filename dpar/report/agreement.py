@@ -145,7 +145,7 @@ class Stated(NamedTuple):
 
 
 def stated_of(cell: SampleCell, measured: Measurements) -> Iterator[Stated]:
-    """What each measurement of the samples of a cell, and of the state that they are drawn from, states."""
+    """Statements of each measurement of the samples of a cell, and of the state that they are drawn from."""
     state, path = (cell.model, cell.milestone), f"{cell.model}/{cell.milestone}.json"
     if (said := measured.likelihoods.get(state)) is not None:
         yield Stated(f"likelihood/{path}", "evaluate_likelihood", said.get("model"), said.get("step"))
