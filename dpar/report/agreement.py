@@ -150,7 +150,7 @@ def stated_of(cell: SampleCell, measured: Measurements) -> Iterator[Stated]:
     if (said := measured.likelihoods.get(state)) is not None:
         yield Stated(f"likelihood/{path}", "evaluate_likelihood", said.get("model"), said.get("step"))
     if (probe := measured.probes.get(state)) is not None:
-        said = probe["conditions"]
+        said = probe.get("conditions", {})
         yield Stated(f"linear_probe/{path}", "linear_probe", said.get("model"), said.get("step"))
     for (slug, seed), found in measured.metrics.items():
         if slug == cell.slug:
