@@ -55,7 +55,11 @@ def rehearse(folder: Path, monkeypatch: pytest.MonkeyPatch, training: str) -> li
         found = trained(folder / "gpu", kind, "cuda", settings)
     for (name, a), b in zip(expected.named_parameters(), found.parameters(), strict=True):
         assert torch.equal(a, b), name
-    assert tiny.history(folder / "gpu") == tiny.history(folder / "cpu")
+    curves, wanted = tiny.history(folder / "gpu"), tiny.history(folder / "cpu")
+    assert curves.keys() == wanted.keys()
+    for step, row in curves.items():
+        # some CPUs' kernels round the validation's sum in bfloat16 by where its tensors lie in memory
+        assert row == pytest.approx(wanted[step], rel=1e-5), step
     return logs
 
 
