@@ -18,13 +18,11 @@ from torch import Tensor, nn
 from dpar.errors import InputError
 from dpar.files import sha256_file
 from dpar.model.llamagen import LlamaGen, LlamaGenConfig
+from dpar.paper import DOWNSAMPLE
 from dpar.weights import check_finite
 
 LAYOUTS = ("model", "module", "state_dict")
 """Where a file may keep its tensors by name: the first that it has is read, as by who draws from LlamaGen."""
-
-PUBLISHED_DOWNSAMPLE = 16
-"""Pixels per token side of the published transformers."""
 
 # what torch's reader raises, in addition to UnpicklingError, where a file's bytes are not what it expects
 DAMAGED = (
@@ -214,7 +212,7 @@ def import_llamagen(path: str | Path, config: LlamaGenConfig, sha256: str | None
             f"{source}; give the file of the images' resolution (c2i_B_256.pt, c2i_B_384.pt), or correct the resolution"
         )
     named = re.match(r"c2i_[A-Za-z0-9]+_([0-9]{2,4})(?![0-9])", Path(path).name)
-    if not side and named and (int(named[1]) // PUBLISHED_DOWNSAMPLE) ** 2 != config.tokens:
+    if not side and named and (int(named[1]) // DOWNSAMPLE) ** 2 != config.tokens:
         print(
             f"warning: {path} is called after {named[1]} pixels, and is read for {' x '.join(map(str, config.grid))} "
             "tokens per image; nothing in it says which of the two is right",
@@ -246,7 +244,7 @@ def _side(rotations: Any, options: Mapping[str, Any]) -> tuple[int, str]:
     side = math.isqrt(max(tokens, 0))
     if side and side**2 == tokens:
         return side, "its rotations (freqs_cis)"
-    pixels, downsample = options.get("image_size"), options.get("downsample_size", PUBLISHED_DOWNSAMPLE)
+    pixels, downsample = options.get("image_size"), options.get("downsample_size", DOWNSAMPLE)
     if isinstance(pixels, int) and isinstance(downsample, int) and min(pixels, downsample) > 0:
         return pixels // downsample, f"the options of its training (image_size {pixels})"
     return 0, ""
