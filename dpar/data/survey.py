@@ -14,6 +14,7 @@ from PIL import ExifTags, Image
 
 from dpar.data.decoding import FORMATS, UNREADABLE, decode_whole
 from dpar.data.images import ImageSource, open_images
+from dpar.data.sources.source import enumerated
 from dpar.data.workers import cores, mapped, reported
 from dpar.errors import InputError, did_you_mean, shown
 from dpar.experiment.settings import MOST_CLASSES
@@ -24,6 +25,9 @@ VAL = ("val", "valid", "validation", "test")
 _HELD_OUT = {*VAL, "testing", "eval", "dev"}  # how folders and files are called that hold no training images
 Kind = Literal["folder", "parquet", "webdataset"]
 _SUFFIXES: dict[Kind, str] = {"parquet": "parquet", "webdataset": "tar"}
+_STORED = re.compile(
+    r".+\.(parquet|parq|pq|tar(\.(gz|bz2|xz|zst|lz4))?|tgz|tbz2?|txz)", re.IGNORECASE
+)  # in any spelling
 
 
 @dataclass(frozen=True)
@@ -118,9 +122,16 @@ def splits_of(folder: Path) -> tuple[Kind, str, str | None, tuple[str, ...]]:
     Raises:
         InputError: there is nothing that an experiment could read.
     """
+    stored = _stored(folder)
     for kind, suffix in _SUFFIXES.items():
-        files = sorted(glob.glob(f"{glob.escape(str(folder))}/**/*.{suffix}", recursive=True))
+        files = [str(file) for file in stored if file.suffix == f".{suffix}"]
         if files:
+            if left := [str(file.relative_to(folder)) for file in stored if file.suffix != f".{suffix}"]:
+                raise InputError(
+                    f"{folder} holds {len(files)} .{suffix} files and next to them {enumerated(left)}, whose images "
+                    f"would be left out; expected .{suffix} files alone: rename, decompress or move the others, or "
+                    "give the folder that holds one kind"
+                )
             train, val = (_pattern(folder, files, names, suffix) for names in (TRAIN, VAL))
             if train is None:  # all of them, so that none is held out
                 _check_no_splits(folder, ((path, _words(path)) for file in files for path in _below(folder, file)))
@@ -141,6 +152,12 @@ def splits_of(folder: Path) -> tuple[Kind, str, str | None, tuple[str, ...]]:
         )
     _check_no_splits(folder, _named_folders(folders.values()))
     return "folder", str(folder), None, ()
+
+
+def _stored(folder: Path) -> list[Path]:
+    """The files below a folder that may hold many images each, by their names; none that is hidden."""
+    files = glob.glob(f"{glob.escape(str(folder))}/**/*", recursive=True)
+    return sorted(path for path in map(Path, files) if _STORED.fullmatch(path.name) and path.is_file())
 
 
 def _check_no_splits(folder: Path, named: Iterable[tuple[Path, set[str]]]) -> None:

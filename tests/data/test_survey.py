@@ -80,6 +80,24 @@ def test_files_are_found_in_a_folder_whose_name_looks_like_a_pattern(tmp_path, n
     assert found.count + found.val_count == 4
 
 
+@pytest.mark.parametrize("other", ["b.PARQUET", "more/b.tar", "b.tar.gz", "b.pq"])
+def test_stored_images_that_would_be_left_out_are_named(tmp_path, other):
+    images = [image_bytes(sample_image(i)) for i in range(4)]
+    parquet_of_images(tmp_path / "a.parquet", images, [0, 1, 0, 1])
+    (tmp_path / other).parent.mkdir(exist_ok=True)
+    (tmp_path / other).write_bytes(b"x")
+    with pytest.raises(
+        InputError, match=rf"holds 1 \.parquet files and next to them {other}, whose images would be left"
+    ):
+        survey(tmp_path)
+
+
+def test_an_archive_next_to_class_folders_is_no_storage(tmp_path):
+    folder_of_images(tmp_path / "x")
+    (tmp_path / "x" / "all.tar.gz").write_bytes(b"x")
+    assert survey(tmp_path / "x").source == "folder"
+
+
 def test_tars_without_held_out_ones_are_all_for_training(tmp_path):
     members = {f"{i}.png": image_bytes(sample_image(i)) for i in range(3)} | {f"{i}.cls": b"0" for i in range(3)}
     tar_of_images(tmp_path / "photos-0.tar", members)

@@ -12,7 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
-from dpar.data.sources.source import ImageSource, by_label, distinct_keys, expect_named, matching_files, merge_names
+from dpar.data.sources.source import (
+    ImageSource,
+    by_label,
+    distinct_keys,
+    expect_every_part,
+    expect_named,
+    matching_files,
+    merge_names,
+)
 from dpar.errors import InputError, shown
 
 _ROW_GROUP_CACHE = 2**30  # bytes of encoded images that a Parquet source keeps at hand
@@ -50,6 +58,7 @@ class ParquetImages(ImageSource):
             InputError: a file is damaged or has other columns, or labels or keys that cannot be.
         """
         files = matching_files(path, cls.holder)
+        expect_every_part(path, files)
         keys: list[str] = []
         labels, locations = [np.empty(0, np.int64)], {name: [np.empty(0, np.int64)] for name in cls.location_names}
         names: dict[int, str] = {}

@@ -3,9 +3,11 @@
 import glob
 import hashlib
 import os
+import re
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +20,7 @@ from dpar.errors import InputError, shown
 ClassNames = Sequence[str | None]  # by label; null = not known
 _NAMED = 10  # things that a message names
 _INT32 = np.iinfo(np.int32)
+_PART = re.compile(r"(.*?)([0-9]{1,6})-of-([0-9]{1,6})(.*)", re.DOTALL)
 
 
 class Stamp(NamedTuple):
@@ -178,6 +181,48 @@ def matching_files(path: str, what: str) -> list[str]:
         folder = f"{path} is a folder, not a {what}" if found else f"no {what} matches {path}"
         raise InputError(f"{folder}; give a file, or a pattern such as folder/train-*")
     return files
+
+
+def expect_every_part(path: str, files: Sequence[str], listed: Sequence[str] = ()) -> None:
+    """Makes sure that no part of a data set is missing among `files`, such as one whose download failed.
+
+    Parts are missed where the pattern asks for them: `train-*` does for all, `train-0000[0-2]-of-*` for three.
+
+    Args:
+        path: file or pattern that the user gave; one file is taken alone.
+        files: that it matches.
+        listed: files that a list of the data set's parts names.
+
+    Raises:
+        InputError: some are missing, by their own numbers (`train-00000-of-00294.parquet`) or by the list.
+    """
+    path = os.path.expanduser(path)
+    if os.path.lexists(path):
+        return
+    wanted = [*_numbered_parts(files), *listed]
+    missing = sorted(
+        {file for file in wanted if fnmatchcase(os.path.basename(file), os.path.basename(path))} - {*files}
+    )
+    if missing:
+        raise InputError(
+            f"{path} matches {len(files)} files, and {len(missing)} more that belong to them are missing: "
+            f"{enumerated([os.path.basename(file) for file in missing], 3)}; fetch them, or give a pattern of those "
+            "that you mean, such as folder/train-0000[0-2]-of-*"
+        )
+
+
+def _numbered_parts(files: Sequence[str]) -> Iterator[str]:
+    """All files of the series to which those called `BEFORE<number>-of-<count>AFTER` belong, counted from 0 or 1."""
+    series: dict[tuple[str, str, int, str, str], set[int]] = defaultdict(set)
+    for file in files:
+        folder, name = os.path.split(file)
+        if part := _PART.fullmatch(name):
+            before, number, count, after = part.groups()
+            series[folder, before, len(number), count, after].add(int(number))
+    for (folder, before, digits, count, after), numbers in series.items():
+        first = 0 if 0 in numbers or int(count) not in numbers else 1
+        for number in range(first, first + int(count)):
+            yield os.path.join(folder, f"{before}{number:0{digits}d}-of-{count}{after}")
 
 
 def file_stamp(file: str) -> Stamp:

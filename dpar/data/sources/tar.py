@@ -17,6 +17,7 @@ from dpar.data.sources.source import (
     LeftAlone,
     by_label,
     distinct_keys,
+    expect_every_part,
     expect_named,
     matching_files,
     merge_names,
@@ -28,6 +29,7 @@ _LABEL = re.compile(rb"\s*[+-]?[0-9]{1,18}\s*")
 _BLOCK = tarfile.BLOCKSIZE
 _LARGEST_RECORD = 2**20  # bytes
 _JSON = 2**16  # bytes of the largest `.json` member that is looked into
+_INFO = "_info.json"
 
 
 class TarImages(ImageSource):
@@ -48,7 +50,8 @@ class TarImages(ImageSource):
         """All samples, tar by tar in the order of their names.
 
         Raises:
-            InputError: a tar is damaged or cut off, or a sample lacks an image or a label, or has two of them.
+            InputError: a tar is damaged or cut off, or a sample lacks an image or a label, or has two of them; or tars
+                or samples are missing, by their numbers or by `_info.json` next to them.
         """
         files = matching_files(path, cls.holder)
         keys: list[str] = []
@@ -56,8 +59,10 @@ class TarImages(ImageSource):
         locations = {name: [] for name in cls.location_names}
         left_alone, names = LeftAlone(), {}
         lists = {folder: _listed_names(folder) for folder in sorted({os.path.dirname(file) for file in files})}
+        samples = {file: count for folder in lists for file, count in _stated_samples(folder).items()}
+        expect_every_part(path, files, [*samples])
         for number, file in enumerate(files):
-            members = _Members.of(file)
+            members, before = _Members.of(file), len(keys)
             called = lists[os.path.dirname(file)].called  # next to WordNet ids, which are the names that count
             own_names = {label: name for label, name in members.class_names().items() if called.get(label) != name}
             merge_names(names, own_names, file)
@@ -66,6 +71,12 @@ class TarImages(ImageSource):
                 labels.append(label)
                 for name, value in zip(cls.location_names, (number, image.offset, image.size), strict=True):
                     locations[name].append(value)
+            found = len(keys) - before
+            if samples.get(file) not in (None, found):
+                raise InputError(
+                    f"{file} holds {found} samples, expected {samples[file]}, as {_INFO} next to it says; fetch it "
+                    f"again, or correct {_INFO}"
+                )
         for folder, listed in lists.items():
             own = [
                 label for label, n in zip(labels, locations["file"], strict=True) if os.path.dirname(files[n]) == folder
@@ -295,6 +306,23 @@ def _fills_a_record(size: int, zeros: int) -> bool:
         return True
     larger = range((filling // _BLOCK + 1) * _BLOCK, _LARGEST_RECORD + 1, _BLOCK)
     return size % tarfile.RECORDSIZE != 0 and any(size % record == 0 for record in larger)
+
+
+def _stated_samples(folder: str) -> dict[str, int]:
+    """Tar -> its samples by `_info.json`, as published data sets have it; empty without it, or if it has another form.
+
+    That is `splits`, each of which has `filenames` and as many `shard_lengths`.
+    """
+    try:
+        with open(os.path.join(folder, _INFO), encoding="utf-8") as file:
+            splits = json.load(file)["splits"].values()
+        return {
+            os.path.join(folder, name): int(count)
+            for split in splits
+            for name, count in zip(split["filenames"], split["shard_lengths"], strict=True)
+        }
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return {}
 
 
 class _Listed(NamedTuple):

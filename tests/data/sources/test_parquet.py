@@ -41,6 +41,17 @@ def test_few_row_groups_are_kept(tmp_path, monkeypatch):
         assert len(source._groups) <= 2
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_numbered_parts_that_the_pattern_asks_for_must_be_there(tmp_path, first):
+    for number in (first, first + 2):
+        parquet_of_images(tmp_path / f"train-{number:05d}-of-00003.parquet", [image_bytes(sample_image(number))], [0])
+    lost = f"train-{first + 1:05d}-of-00003.parquet"
+    with pytest.raises(InputError, match=rf"matches 2 files, and 1 more .* missing: {lost}; fetch them, or give"):
+        open_images("parquet", str(tmp_path / "train-*"))
+    assert len(open_images("parquet", f"{tmp_path}/train-0000[{first}{first + 2}]-of-*.parquet")) == 2
+    assert len(open_images("parquet", f"{tmp_path}/train-{first:05d}-of-00003.parquet")) == 1
+
+
 def test_files_that_do_not_fit_are_named(tmp_path):
     path = tmp_path / "a.parquet"
     with pytest.raises(InputError, match=r"no Parquet file matches .*a\.parquet"):

@@ -49,6 +49,41 @@ def test_a_truncated_or_compressed_tar_is_refused(tmp_path):
         open_images("webdataset", str(tmp_path / "b.tar.gz"))
 
 
+class TestParts:
+    """`_info.json` says which tars there are and how many samples each holds."""
+
+    def made(self, folder, counts, *lost):
+        for name in counts:
+            if name not in lost:
+                members = [
+                    (f"{name}{i}.{kind}", b"0" if kind == "cls" else PNG) for i in range(2) for kind in ("cls", "png")
+                ]
+                tar_of_images(folder / name, members)
+        split = {"name": "train", "filenames": [*counts], "shard_lengths": [*counts.values()]}
+        (folder / "_info.json").write_text(json.dumps({"splits": {"train": split}}))
+        return str(folder / "*.tar")
+
+    def test_whole_ones_are_read(self, tmp_path):
+        assert len(open_images("webdataset", self.made(tmp_path, {"a-0.tar": 2, "a-1.tar": 2}))) == 4
+
+    def test_lost_samples_are_refused(self, tmp_path):
+        with pytest.raises(InputError, match=r"a-1\.tar holds 2 samples, expected 3, as _info\.json next to it says"):
+            open_images("webdataset", self.made(tmp_path, {"a-0.tar": 2, "a-1.tar": 3}))
+
+    def test_lost_tars_are_refused_where_the_pattern_asks_for_them(self, tmp_path):
+        pattern = self.made(tmp_path, {"a-0.tar": 2, "a-1.tar": 2, "b-0.tar": 2}, "a-1.tar", "b-0.tar")
+        with pytest.raises(InputError, match=r"matches 1 files, and 2 more .* missing: a-1\.tar, b-0\.tar; fetch them"):
+            open_images("webdataset", pattern)
+        assert len(open_images("webdataset", str(tmp_path / "a-[0].tar"))) == 2
+        assert len(open_images("webdataset", str(tmp_path / "a-0.tar"))) == 2
+
+    @pytest.mark.parametrize("text", ["{", "[]", '{"splits": {"train": {"filenames": ["a-0.tar"]}}}', '{"splits": 1}'])
+    def test_other_files_of_that_name_say_nothing(self, tmp_path, text):
+        pattern = self.made(tmp_path, {"a-0.tar": 9})
+        (tmp_path / "_info.json").write_text(text)
+        assert len(open_images("webdataset", pattern)) == 2
+
+
 class TestNames:
     def test_dots_belong_to_the_key_where_image_and_label_share_them(self, tmp_path):
         source = tar_of(
