@@ -1,7 +1,7 @@
 """Passes over a set of images: resizing, batches, features."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,8 @@ from dpar.evaluation.features import BATCH, Extractor, Features, extract, read_g
 from dpar.evaluation.frechet import Gaussian
 from dpar.evaluation.image_sets import RESIZE, ImageSet, Indexed, Profile
 from dpar.evaluation.inception import SIDE
+
+TELLING = 100  # images whose mean features say of which network stored ones are
 
 
 def resize_clean(pixels: UInt8[Tensor, "3 H W"], side: int = SIDE) -> Float[Tensor, "3 side side"]:
@@ -114,7 +116,7 @@ class Pass:
             logits,
             None if images.labels is None else images.labels[self.chosen],
             spatial,
-            _statistics(images, extractor),
+            _statistics(images, extractor, {"features": features, "spatial": spatial}),
             {
                 "extractor": extractor.name,
                 "extractor_sha256": extractor.sha256,
@@ -152,7 +154,14 @@ def describe(
     return whole.features(extract(extractor, reported(whole.batches(), len(whole), "described", size=BATCH)))
 
 
-def _statistics(images: ImageSet, extractor: Extractor) -> dict[str, Gaussian]:
+def _statistics(
+    images: ImageSet, extractor: Extractor, found: Mapping[str, Float[np.ndarray, "n _"] | None]
+) -> dict[str, Gaussian]:
+    """The statistics that the file of these images holds, where they are of the network in use.
+
+    Args:
+        found: the network's own features of images in that file.
+    """
     if extractor.name != "inception":  # such statistics are Inception's by definition
         if images.moments:
             print(
@@ -166,7 +175,28 @@ def _statistics(images: ImageSet, extractor: Extractor) -> dict[str, Gaussian]:
         if mean in images.moments or covariance in images.moments:
             whole = read_gaussian(images.source, images.moments, mean, covariance)
             statistics[name] = replace(whole, mean=whole.mean[first], covariance=whole.covariance[first, first])
+            _expect_same_network(images.source, mean, statistics[name].mean.numpy(), found[name])
     return statistics
+
+
+def _expect_same_network(
+    source: str, name: str, mean: Float[np.ndarray, "D"], features: Float[np.ndarray, "n D"] | None
+) -> None:
+    """Refuses a stored mean of another network's features, which hang together with these no more than by chance.
+
+    Images that are no random part of those behind the mean, such as those of one class, still agree in which features
+    are large. Of few images, or of other dimensions, which have an error of their own, nothing is said here.
+    """
+    if features is None or len(features) < TELLING or features.shape[1:] != mean.shape:
+        return
+    with np.errstate(invalid="ignore", divide="ignore"):  # of a constant mean there is no correlation
+        agreement = np.corrcoef(mean, features.mean(0, dtype=np.float64))[0, 1]
+    if agreement < 0.2:
+        raise InputError(
+            f"{source} holds `{name}`, whose correlation with the mean features of the {len(features)} images next to "
+            f"it is {agreement:.2f}, expected about 1: they are statistics of another network than Inception as ADM "
+            "uses it, or of other images; make them again with `dpar make-reference`, or take them out of the file"
+        )
 
 
 def unseen(images: ImageSet, extractor: Extractor) -> Int[np.ndarray, "n"]:

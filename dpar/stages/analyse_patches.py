@@ -1,6 +1,5 @@
 """Analyses patches: how entropy, patch length and loss per token hang together, and how long drawn patches are."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,8 @@ from dpar.data.codes import CodeStore, open_codes
 from dpar.device import default_device
 from dpar.errors import InputError, run_command
 from dpar.evaluation import patch_losses
+from dpar.evaluation.features import ImageArray
+from dpar.evaluation.image_sets import Arrays
 from dpar.files import fields_of, write_json, write_text
 from dpar.patches.rule import PatchRule
 from dpar.report import patches
@@ -61,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         codes, rule = open_codes(args.manifest), rule_of(args.models[0])
         losses = torch.stack([losses_of(folder, codes, args.manifest) for folder in args.models])
         drawn, conditions = samples_of(args.samples)
-        found = analysed(codes, losses, rule, drawn)
-        found |= {"samples": conditions["cell"], "cfg_scale": conditions["sampling"]["cfg_scale"]}
+        found = analysed(codes, losses, rule, drawn) | conditions
         found["models"] = [
             {"model": state, "sha256": model_config(folder)["sha256"], "nll": loss.double().mean().item()}
             for state, folder, loss in zip(states, args.models, losses, strict=True)
@@ -104,13 +104,16 @@ def losses_of(folder: Path, codes: CodeStore, where: Path) -> Float[Tensor, "I T
 
 
 def samples_of(paths: Sequence[Path]) -> tuple[Int[np.ndarray, " N"], dict[str, Any]]:
-    """Patches of each image in the shards of a set of samples, and the conditions under which they were drawn."""
-    counts, conditions = [], {}
-    for path in paths:
-        with fields_of(path), np.load(path) as stored:
-            counts.append(stored["patches"])
-            conditions = json.loads(str(stored["conditions"]))
-    return np.concatenate(counts), conditions
+    """Patches of each image in the shards of a set of samples, and the set's cell and scale of guidance, for JSON.
+
+    Raises:
+        InputError: the shards are not those of one set, or do not say this.
+    """
+    with fields_of(paths[0]):
+        files = [ImageArray.open(path) for path in paths]
+        drawn = Arrays(files).conditions()["drawn"]
+        counts = np.concatenate([file.arrays["patches"] for file in files])
+        return counts, {"samples": drawn["cell"], "cfg_scale": drawn["sampling"]["cfg_scale"]}
 
 
 def analysed(

@@ -15,6 +15,7 @@ from torch import nn
 from dpar.cli import main
 from dpar.commands import evaluate
 from dpar.data.images import ImageIndex
+from dpar.errors import InputError
 from dpar.evaluation.features import Extractor
 from dpar.evaluation.image_sets import open_set
 from dpar.evaluation.passes import describe
@@ -238,6 +239,19 @@ def test_statistics_in_the_file_of_the_samples_are_not_used(files, capsys):
     found = evaluate.report(*described, split_size=30, seed=0)
     assert found["values"]["frechet_distance"] == pytest.approx(own["frechet_distance"], rel=1e-4)
     assert any("statistics in the file of the samples are not used" in warning for warning in found["warnings"])
+
+
+def test_statistics_of_another_network_are_refused(files):
+    images, rng = np.random.default_rng(0).integers(0, 256, (120, 16, 16, 3), np.uint8), np.random.default_rng(1)
+    network, sigma = torch.randn(768, 40, generator=torch.Generator().manual_seed(2)), np.eye(40)
+    inception = Extractor("inception", "ab" * 32, None, lambda seen: (seen.float().flatten(1) @ network,))
+    own = images.transpose(0, 3, 1, 2).reshape(120, -1).mean(0) @ network.numpy()
+    for name, mean in (("own", own + rng.normal(size=40)), ("other", rng.permutation(own)), ("flat", 0 * own)):
+        np.savez(files / f"{name}.npz", arr_0=images, mu=mean, sigma=sigma)
+    for name in ("own", "flat"):  # a flat mean tells nothing
+        assert "features" in describe(open_set([files / f"{name}.npz"]), inception).statistics
+    with pytest.raises(InputError, match=r"holds `mu`, whose correlation .* 120 images .* of another network"):
+        describe(open_set([files / "other.npz"]), inception)
 
 
 @pytest.mark.parametrize("pattern", ["shard*.parquet", "shard0.parquet"])

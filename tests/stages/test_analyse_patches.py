@@ -32,10 +32,29 @@ def results(tmp_path_factory):
         for shard, counts in enumerate((DRAWN[:3], DRAWN[3:])):
             path = made.folder / f"samples/dpar-cfg1/seed0/{shard:05d}.npz"
             path.parent.mkdir(parents=True, exist_ok=True)
-            conditions = json.dumps({"cell": "dpar-cfg1", "sampling": {"cfg_scale": 1.0}})
-            np.savez(path, patches=counts, conditions=np.array(conditions))
+            write_samples(path, counts, 1.0, shard)
         analyse_patches.main(flags(made))
         yield made
+
+
+def write_samples(path, counts, scale, shard):
+    conditions = {"cell": "dpar-cfg1", "sampling": {"cfg_scale": scale}, "shard": shard}
+    images = np.zeros((len(counts), 8, 8, 3), np.uint8)
+    np.savez(path, arr_0=images, patches=counts, conditions=np.array(json.dumps(conditions)))
+
+
+def test_shards_that_were_drawn_otherwise_or_do_not_say_how_are_refused(tmp_path):
+    paths = [tmp_path / "0.npz", tmp_path / "1.npz"]
+    for shard, path in enumerate(paths):
+        write_samples(path, DRAWN, 1.0, shard)
+    counts, conditions = analyse_patches.samples_of(paths)
+    assert (counts.tolist(), conditions) == ([*DRAWN, *DRAWN], {"samples": "dpar-cfg1", "cfg_scale": 1.0})
+    write_samples(paths[1], DRAWN, 2.0, 1)
+    with pytest.raises(InputError, match="were not drawn alike"):
+        analyse_patches.samples_of(paths)
+    np.savez(paths[0], arr_0=np.zeros((2, 8, 8, 3), np.uint8), patches=DRAWN[:2])
+    with pytest.raises(InputError, match=r"0\.npz lacks a field"):
+        analyse_patches.samples_of(paths[:1])
 
 
 def flags(results, *models):
