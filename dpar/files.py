@@ -141,10 +141,20 @@ def check_spared(output: Path, *inputs: str | Path) -> None:
     """
     for given in inputs if output.exists() else ():
         path = os.path.expanduser(given)
-        found = [path] if os.path.lexists(path) else glob.glob(path)
+        found = matching(path)
         inside = os.path.isdir(path) and output.resolve().is_relative_to(Path(path).resolve())
         if inside or any(os.path.samefile(output, file) for file in found if os.path.exists(file)):
             raise InputError(f"{output} would be written over what is read ({given}); give the output another name")
+
+
+def matching(path: str) -> list[str]:
+    """The thing of this very name, or all that fits a pattern, sorted; `**` is folders of any depth, each of them once."""
+    path = os.path.expanduser(path)
+    if os.path.lexists(path):
+        return [path]
+    found = sorted(glob.glob(path, recursive=True), key=lambda file: (file.count(os.sep), file))
+    places = [(os.path.realpath(os.path.dirname(file)), os.path.basename(file)) for file in found]
+    return sorted(dict(zip(reversed(places), reversed(found), strict=True)).values())  # by the shortest way
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

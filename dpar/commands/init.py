@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from dpar.data.sources.source import enumerated
 from dpar.data.survey import Survey, survey
 from dpar.errors import InputError, shown
 from dpar.experiment.composing import CHECKOUT
@@ -108,7 +109,12 @@ def looked(found: Survey) -> Iterator[str]:
     )
     if found.unused:
         kept = Path(found.val).name if found.val else "nothing"
-        yield f"          not used: {', '.join(map(shown, sorted(found.unused)))}; {kept} is held out, see images.val"
+        yield f"          not used: {enumerated(sorted(found.unused))}; {kept} is held out, see images.train and .val"
+    if found.below:
+        yield (
+            f"          {found.below:,} lie in folders within these, which count as no classes: if they are the "
+            "classes, give the folder that holds them"
+        )
     small, large = ("{} x {}".format(*size) for size in (found.smallest, found.largest))
     yield f"sizes     {small} to {large} pixels, by {found.read:,} of them"
     if found.turned:

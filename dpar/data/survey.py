@@ -2,9 +2,10 @@
 
 import glob
 import io
+import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,11 +19,12 @@ from dpar.data.sources.source import enumerated
 from dpar.data.workers import cores, mapped, reported
 from dpar.errors import InputError, did_you_mean, shown
 from dpar.experiment.settings import MOST_CLASSES
+from dpar.files import matching
 
 MOST_READ = 2_000  # images of a split that are decoded, evenly spaced
 TRAIN = ("train", "training")
 VAL = ("val", "valid", "validation", "test")
-_HELD_OUT = {*VAL, "testing", "eval", "dev"}  # how folders and files are called that hold no training images
+_SIDES = {*TRAIN}, {*VAL, "testing", "eval", "dev"}  # how folders and files of training images and of others are called
 Kind = Literal["folder", "parquet", "webdataset"]
 _SUFFIXES: dict[Kind, str] = {"parquet": "parquet", "webdataset": "tar"}
 _STORED = re.compile(
@@ -48,6 +50,8 @@ class Survey:
         largest: the same of the largest.
         turned: how many of them only stand upright by their EXIF orientation, which is ignored.
         transparent: how many have transparent parts, whose hidden colours are taken.
+        unused: splits, or files, that hold other images.
+        below: training images in folders below those of their classes.
     """
 
     source: Kind
@@ -64,6 +68,7 @@ class Survey:
     turned: int = 0
     transparent: int = 0
     unused: tuple[str, ...] = ()
+    below: int = 0
 
     @property
     def count(self) -> int:
@@ -113,6 +118,7 @@ def survey(folder: Path) -> Survey:
         turned=sum(look.turned for look in looked),
         transparent=sum(look.transparent for look in looked),
         unused=unused,
+        below=sum(key.count("/") > 1 for key in images.keys) if source == "folder" else 0,
     )
 
 
@@ -135,28 +141,35 @@ def splits_of(folder: Path) -> tuple[Kind, str, str | None, tuple[str, ...]]:
             train, val = (_pattern(folder, files, names, suffix) for names in (TRAIN, VAL))
             if train is None:  # all of them, so that none is held out
                 _check_no_splits(folder, ((path, _words(path)) for file in files for path in _below(folder, file)))
-                below = "**/" * (Path(files[0]).parent != folder)
+                below = "**/" * any(Path(file).parent != folder for file in files)
                 return kind, f"{glob.escape(str(folder))}/{below}*.{suffix}", None, ()
-            taken = {*glob.glob(train), *glob.glob(val or "")}
-            left = [file for file in files if file not in taken]
-            return kind, train, val, tuple(name for name in (*TRAIN, *VAL) if _pattern(folder, left, (name,), suffix))
-    folders = {entry.name.lower(): entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."}
-    train, val = (next((str(folders[name]) for name in names if name in folders), None) for names in (TRAIN, VAL))
-    if train and {*folders} <= {*TRAIN, *VAL}:
-        unused = [entry.name for entry in folders.values() if str(entry) not in (train, val)]
-        return "folder", train, val, tuple(sorted(unused))
+            return kind, train, val, tuple(_unused(folder, {*files} - {*matching(train), *matching(val or "")}, suffix))
+    folders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    named = {entry.name.lower(): entry for entry in reversed(folders)}
+    train, val = (next((str(named[name]) for name in names if name in named), None) for names in (TRAIN, VAL))
+    if train and {*named} <= {*TRAIN, *VAL}:
+        return "folder", train, val, tuple(entry.name for entry in folders if str(entry) not in (train, val))
     if not folders:
         raise InputError(
             f"{folder} holds no sub-folders: one per class is needed, with images in it; if all are of one kind, "
             "put them into a sub-folder and give the folder above"
         )
-    _check_no_splits(folder, _named_folders(folders.values()))
+    _check_no_splits(folder, _named_folders(folders))
     return "folder", str(folder), None, ()
+
+
+def _unused(folder: Path, files: set[str], suffix: str) -> Iterator[str]:
+    """The names of splits that these files are of, and those files that are of none."""
+    for name in (*TRAIN, *VAL):
+        if pattern := _pattern(folder, [*files], (name,), suffix):
+            files = files - {*matching(pattern)}
+            yield name
+    yield from (os.path.relpath(file, folder) for file in sorted(files))
 
 
 def _stored(folder: Path) -> list[Path]:
     """The files below a folder that may hold many images each, by their names; none that is hidden."""
-    files = glob.glob(f"{glob.escape(str(folder))}/**/*", recursive=True)
+    files = matching(f"{glob.escape(str(folder))}/**/*")
     return sorted(path for path in map(Path, files) if _STORED.fullmatch(path.name) and path.is_file())
 
 
@@ -169,8 +182,8 @@ def _check_no_splits(folder: Path, named: Iterable[tuple[Path, set[str]]]) -> No
     """
     training, held_out = None, None
     for path, words in named:
-        training = training or (path if words & {*TRAIN} else None)
-        held_out = held_out or (path if words & _HELD_OUT else None)
+        training = training or (path if words & _SIDES[0] else None)
+        held_out = held_out or (path if words & _SIDES[1] else None)
     if training is not None and held_out is not None:
         first, second = (shown(str(path.relative_to(folder))) for path in (training, held_out))
         raise InputError(
@@ -191,23 +204,32 @@ def _below(folder: Path, file: str) -> list[Path]:
     return [path, *(parent for parent in path.parents if folder in parent.parents)]
 
 
-def _named_folders(folders: Iterable[Path]) -> Iterable[tuple[Path, set[str]]]:
+def _named_folders(folders: Sequence[Path]) -> Iterable[tuple[Path, set[str]]]:
     """Folders and those in them by their whole names, since classes may be called `train station` and `test tube`.
 
-    A folder that holds others is no class as a rule: of it each word counts.
+    A folder that holds others is no class as a rule: of it each word counts; and so it does of two that are called
+    alike otherwise, as `train_images` and `test_images`, `train2017` and `val2017`.
     """
+    rests = [{rest for folder in folders for word, rest in _ends(folder) if word in names} for names in _SIDES]
     for folder in folders:
         below = [entry for entry in folder.iterdir() if entry.is_dir()]
-        yield folder, {folder.name.lower()} | (_words(folder) if below else set())
+        alike = {word for word, rest in _ends(folder) if all(rest in of_side for of_side in rests)}
+        yield folder, {folder.name.lower()} | alike | (_words(folder) if below else set())
         for entry in below:
             yield entry, {entry.name.lower()}
+
+
+def _ends(path: Path) -> list[tuple[str, tuple[str, ...]]]:
+    """The first and the last word of a name, each with the words that are left."""
+    words = re.findall("[a-z]+", path.name.lower())
+    return [(words[0], (*words[1:],)), (words[-1], (*words[:-1],))] if words else []
 
 
 def _pattern(folder: Path, files: list[str], names: tuple[str, ...], suffix: str) -> str | None:
     """The pattern of the files whose name, or folder, begins with one of `names`."""
     for name in names:
         for pattern in (f"{name}*.{suffix}", f"*-{name}-*.{suffix}", f"{name}/*.{suffix}", f"data/{name}*.{suffix}"):
-            if {*glob.glob(f"{glob.escape(str(folder))}/{pattern}")} & {*files}:
+            if {*matching(f"{glob.escape(str(folder))}/{pattern}")} & {*files}:
                 return f"{glob.escape(str(folder))}/{pattern}"
     return None
 

@@ -30,7 +30,7 @@ from dpar.data.workers import cores, mapped
 from dpar.errors import InputError, shown
 from dpar.evaluation.features import BATCH, ImageArray
 from dpar.evaluation.folders import Contents
-from dpar.files import fields_of, sha256_file
+from dpar.files import fields_of, matching, sha256_file
 from dpar.tracking.makers import check_recorded
 
 Profile = Literal["adm", "clean"]
@@ -241,10 +241,7 @@ def open_set(paths: str | Path | Sequence[str | Path]) -> ImageSet:
     if not paths:
         raise InputError("no path is given; give an npz, a folder, an index or a pattern of shards of images")
     first = Path(paths[0])
-    if len(paths) == 1 and not os.path.lexists(first):
-        found = [Path(path) for path in sorted(glob.glob(str(first)))]
-    else:
-        found = [Path(path) for path in paths]
+    found = [Path(path) for path in (matching(paths[0]) if len(paths) == 1 else paths)]
     if not found:
         raise InputError(f"{first} does not exist; give an npz, a folder, an index or a pattern of shards of images")
     check_recorded(*found)

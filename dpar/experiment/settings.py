@@ -89,7 +89,9 @@ class Images(Settings):
     """Source of the images, and their crops."""
 
     source: Literal["generated", "folder", "parquet", "webdataset"]
-    train: str | None = Field(default=None, description="folder, or glob of Parquet files or tars")
+    train: str | None = Field(
+        default=None, description="folder, or glob of Parquet files or tars; ** is folders of any depth"
+    )
     val: str | None = Field(default=None, description="the same for held-out images")
     held_out: float | None = _when_given(
         gt=0,

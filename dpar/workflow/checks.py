@@ -4,7 +4,6 @@ From the experiment alone, and from cheap looks: at files' existence and sizes, 
 files and in the index of an earlier run. What costs more is said by the job that comes upon it.
 """
 
-import glob
 import json
 import re
 import zipfile
@@ -20,7 +19,7 @@ from dpar.errors import InputError
 from dpar.experiment.cells import Row, model_cells, resolved_row, sample_cells, shard_of, written_rows
 from dpar.experiment.composing import Places
 from dpar.experiment.settings import LEAST_CRITIC_SIDE, Experiment, Patchify
-from dpar.files import sha256_file
+from dpar.files import matching, sha256_file
 from dpar.paper import IMAGENET_IMAGES, NUM_CLASSES
 from dpar.workflow.image_checks import Looks
 from dpar.workflow.problems import Problem
@@ -347,7 +346,7 @@ def _parquet_rows(pattern: str) -> int | None:
     import pyarrow.parquet as pq
 
     try:
-        return sum(pq.read_metadata(path).num_rows for path in glob.glob(pattern)) or None
+        return sum(pq.read_metadata(path).num_rows for path in matching(pattern)) or None
     except (pa.ArrowException, OSError):
         return None  # `index_images` says what is wrong with it
 

@@ -20,7 +20,7 @@ from dpar.data.images import ImageSource, open_images
 from dpar.data.subsets import first_of_classes, held_out
 from dpar.errors import InputError, shown
 from dpar.experiment.settings import IMAGENET, Experiment
-from dpar.files import sha256_file
+from dpar.files import matching, sha256_file
 from dpar.workflow.problems import Problem
 from dpar.workflow.user_paths import SPLITS, from_jobs
 
@@ -139,7 +139,7 @@ class Looks:
             return {key: source.place(key) for key in source.keys} if isinstance(source, ImageSource) else {}
         if self._settings.held_out is not None:
             return {}
-        return {path: path for path in glob.glob(self._places[split]) if os.path.isfile(path)}
+        return {path: path for path in matching(self._places[split]) if os.path.isfile(path)}
 
 
 def same_files(known: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str] | None:

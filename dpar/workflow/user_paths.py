@@ -1,6 +1,5 @@
 """The paths that an experiment names: where they count from, what is made from each, and what lies there."""
 
-import glob
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from dpar.experiment.cells import SampleCell
 from dpar.experiment.settings import IMAGENET, Experiment
+from dpar.files import matching
 
 SPLITS = ("train", "val")
 
@@ -79,7 +79,7 @@ def from_jobs(path: str, directory: Path) -> str:
 def found_instead(path: str, kind: str) -> str | None:
     """Description of the thing found instead of a file, a folder or files; None if they are there."""
     if kind == "files" and not os.path.isdir(path):
-        files = [file for file in glob.glob(path) if os.path.isfile(file)] or ([path] if os.path.isfile(path) else [])
+        files = [file for file in matching(path) if os.path.isfile(file)]
         empty = [file for file in files if os.path.getsize(file) == 0]
         return "which matches no file" if not files else f"of which {empty[0]} is empty" if empty else None
     if not os.path.lexists(path):

@@ -125,9 +125,54 @@ def test_held_out_files_without_others_are_not_also_trained_on(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "places", [("a.parquet", "b/b.parquet"), ("a/a.parquet", "b/c/b.parquet"), ("snapshots/1f/data/train-0.parquet",)]
+)
+def test_files_at_any_depth_are_all_taken(tmp_path, places):
+    for place in places:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        parquet_of_images(tmp_path / place, [image_bytes(sample_image(i)) for i in range(2)], [0, 1])
+    found = survey(tmp_path)
+    assert (found.train, found.count) == (f"{tmp_path}/**/*.parquet", 2 * len(places))
+
+
+@pytest.mark.parametrize(
+    ("places", "unused"),
+    [
+        (("train-0", "test-0", "extra-0", "unlabelled"), ("extra-0.parquet", "unlabelled.parquet")),
+        (("data/train-0", "data/test-0", "train-0", "more/a"), ("more/a.parquet", "train")),
+    ],
+)
+def test_files_that_go_unused_are_said(tmp_path, places, unused):
+    for place in places:
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{place}.parquet").touch()
+    assert sorted(splits_of(tmp_path)[3]) == sorted(unused)
+
+
+def test_one_of_two_folders_that_differ_by_case_is_said_to_go_unused(tmp_path):
+    for name in ("Train", "train", "val"):
+        (tmp_path / name).mkdir()
+    if len(list(tmp_path.iterdir())) < 3:
+        pytest.skip("this file system does not tell names apart by case")
+    assert splits_of(tmp_path) == ("folder", str(tmp_path / "Train"), str(tmp_path / "val"), ("train",))
+
+
+def test_folders_within_those_of_classes_are_said_to_be_none(tmp_path):
+    folder_of_images(tmp_path / "x" / "flowers", each=2)
+    found = survey(tmp_path / "x")
+    assert (found.classes, found.below) == (("flowers",), 6)
+    assert "6 lie in folders within these, which count as no classes" in "\n".join(looked(found))
+    assert survey(tmp_path / "x" / "flowers").below == 0
+
+
+@pytest.mark.parametrize(
     "paths",
     [
         ("Training/ant/0.png", "Testing/ant/0.png"),
+        ("train_images/0.png", "test_images/0.png"),
+        ("images-train/0.png", "images-test/0.png", "masks/0.png"),
+        ("train2017/0.png", "val2017/0.png", "annotations/0.json"),
+        ("train/cat.0.png", "test1/0.png"),
         ("train/ant/0.png", "test/ant/0.png", "masks/0.png"),
         ("images/train/ant/0.png", "images/val/ant/0.png"),
         ("ant/train/0.png", "ant/test/0.png"),
@@ -146,7 +191,9 @@ def test_splits_in_an_unknown_layout_are_not_trained_on_together(tmp_path, paths
         splits_of(tmp_path)
 
 
-@pytest.mark.parametrize("names", [("train station", "test tube"), ("training", "running"), ("test", "other")])
+@pytest.mark.parametrize(
+    "names", [("train station", "test tube"), ("training", "running"), ("test", "other"), ("train set", "other set")]
+)
 def test_classes_whose_names_look_like_those_of_splits_are_classes(tmp_path, names):
     for name in names:
         (tmp_path / name).mkdir()

@@ -1,6 +1,5 @@
 """Common part of all sources of images: names, labels, class names, and how one image is read."""
 
-import glob
 import hashlib
 import os
 import re
@@ -16,11 +15,12 @@ from PIL import Image
 
 from dpar.data.decoding import UNREADABLE, decode
 from dpar.errors import InputError, shown
+from dpar.files import matching
 
 ClassNames = Sequence[str | None]  # by label; null = not known
 _NAMED = 10  # things that a message names
 _INT32 = np.iinfo(np.int32)
-_PART = re.compile(r"(.*?)([0-9]{1,6})-of-([0-9]{1,6})(.*)", re.DOTALL)
+_PART = re.compile(r"(.*?)([0-9]{1,6})-of-([0-9]{1,6})(-[0-9a-f]{16}(?![0-9a-f]))?(.*)", re.DOTALL)
 
 
 class Stamp(NamedTuple):
@@ -171,8 +171,7 @@ def matching_files(path: str, what: str) -> list[str]:
     Raises:
         InputError: there is none, or a link among them leads nowhere.
     """
-    path = os.path.expanduser(path)
-    found = [path] if os.path.lexists(path) else sorted(glob.glob(path))
+    found = matching(path)
     files = [file for file in found if os.path.isfile(file)]
     for file in found:
         if os.path.islink(file) and not os.path.exists(file):
@@ -199,10 +198,8 @@ def expect_every_part(path: str, files: Sequence[str], listed: Sequence[str] = (
     path = os.path.expanduser(path)
     if os.path.lexists(path):
         return
-    wanted = [*_numbered_parts(files), *listed]
-    missing = sorted(
-        {file for file in wanted if fnmatchcase(os.path.basename(file), os.path.basename(path))} - {*files}
-    )
+    wanted = {*_lost_parts(files), *listed} - {*files}
+    missing = sorted(file for file in wanted if fnmatchcase(os.path.basename(file), os.path.basename(path)))
     if missing:
         raise InputError(
             f"{path} matches {len(files)} files, and {len(missing)} more that belong to them are missing: "
@@ -211,18 +208,21 @@ def expect_every_part(path: str, files: Sequence[str], listed: Sequence[str] = (
         )
 
 
-def _numbered_parts(files: Sequence[str]) -> Iterator[str]:
-    """All files of the series to which those called `BEFORE<number>-of-<count>AFTER` belong, counted from 0 or 1."""
-    series: dict[tuple[str, str, int, str, str], set[int]] = defaultdict(set)
+def _lost_parts(files: Sequence[str]) -> Iterator[str]:
+    """The missing files of the series called `BEFORE<number>-of-<count>AFTER`, counted from 0 or 1.
+
+    Older data sets have a digest of its own in the name of each part: `train-00000-of-00002-63a1f2c0b4d8c1e0.parquet`.
+    """
+    series: dict[tuple[str, str, str, str, str], dict[int, int]] = defaultdict(dict)
     for file in files:
         folder, name = os.path.split(file)
         if part := _PART.fullmatch(name):
-            before, number, count, after = part.groups()
-            series[folder, before, len(number), count, after].add(int(number))
-    for (folder, before, digits, count, after), numbers in series.items():
-        first = 0 if 0 in numbers or int(count) not in numbers else 1
-        for number in range(first, first + int(count)):
-            yield os.path.join(folder, f"{before}{number:0{digits}d}-of-{count}{after}")
+            before, number, count, digest, after = part.groups()
+            series[folder, before, count, "-*" if digest else "", after][int(number)] = len(number)
+    for (folder, before, count, digest, after), digits in series.items():
+        first, width = 0 if 0 in digits or int(count) not in digits else 1, min(digits.values())
+        for number in {*range(first, first + int(count))} - digits.keys():
+            yield os.path.join(folder, f"{before}{number:0{width}d}-of-{count}{digest}{after}")
 
 
 def file_stamp(file: str) -> Stamp:

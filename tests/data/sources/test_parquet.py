@@ -1,6 +1,7 @@
 """Parquet files of images, ours and Hugging Face's."""
 
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +51,29 @@ def test_numbered_parts_that_the_pattern_asks_for_must_be_there(tmp_path, first)
         open_images("parquet", str(tmp_path / "train-*"))
     assert len(open_images("parquet", f"{tmp_path}/train-0000[{first}{first + 2}]-of-*.parquet")) == 2
     assert len(open_images("parquet", f"{tmp_path}/train-{first:05d}-of-00003.parquet")) == 1
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_parts_are_known_by_their_numbers_however_these_are_written(tmp_path, first):
+    images = [image_bytes(sample_image(0))]
+    for number in range(first, first + 11):
+        parquet_of_images(tmp_path / f"train-{number}-of-11.parquet", images, [0], keys=[f"{number}"])
+        parquet_of_images(
+            tmp_path / f"old-{number:05d}-of-00011-{number**9:016x}.parquet", images, [0], keys=[f"{number}"]
+        )
+    assert len(open_images("parquet", f"{tmp_path}/train-*")) == len(open_images("parquet", f"{tmp_path}/old-*")) == 11
+    for lost in (f"train-{first + 3}-of-11.parquet", f"old-{first + 3:05d}-of-00011-*.parquet"):
+        next(tmp_path.glob(lost)).unlink()
+        with pytest.raises(InputError, match=rf"matches 10 files, and 1 more .* missing: {re.escape(lost)}; fetch"):
+            open_images("parquet", f"{tmp_path}/{lost[:3]}*.parquet")
+
+
+def test_a_pattern_reaches_any_depth_by_two_stars_and_no_folder_twice(tmp_path):
+    for place in ("a.parquet", "b/b.parquet", "b/c/d/d.parquet"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        parquet_of_images(tmp_path / place, [image_bytes(sample_image(0))], [0], keys=[place])
+    (tmp_path / "a link to all").symlink_to(tmp_path)
+    assert open_images("parquet", f"{tmp_path}/**/*.parquet").keys == ["a.parquet", "b/b.parquet", "b/c/d/d.parquet"]
 
 
 def test_files_that_do_not_fit_are_named(tmp_path):
