@@ -11,7 +11,7 @@ from dpar.errors import InputError
 from dpar.experiment.settings import TOKENIZER_PACE, TRAINING_PACE, Experiment
 from dpar.files import read_json, unmarked
 from dpar.tracking.places import CONFIG
-from dpar.workflow.announcement import READS, changed_settings, read_by
+from dpar.workflow.announcement import READS, Changes, changed_settings, read_by
 
 # Those of a rule's settings that make nothing out of date.
 FREE = {f"training.{name}" for name in TRAINING_PACE} | {f"tokenizer.training.{name}" for name in TOKENIZER_PACE}
@@ -35,7 +35,7 @@ def expect_records(results: Path, now: Mapping[str, Any], arguments: Sequence[st
     made = path.is_file() and any(found.name not in (CONFIG, "tracking", "logs") for found in results.iterdir())
     if not made or MEANT & {word.partition("=")[0] for word in arguments} or has_records(results):
         return
-    changes = changed_settings(_as_written_now(unmarked(read_json(path))), now)
+    changes = _changes(unmarked(read_json(path)), now)
     # a model, a table or a gate that came or went makes nothing out of date
     changed = {
         key: (was, is_now)
@@ -56,12 +56,15 @@ def expect_records(results: Path, now: Mapping[str, Any], arguments: Sequence[st
         )
 
 
-def _as_written_now(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a run before with each that is new since then, at its default; as they are if they cannot be read."""
+def _changes(before: dict[str, Any], now: Mapping[str, Any]) -> Changes:
+    """Settings that differ from those of the run before, of which each that is new since then was at its default.
+
+    Where settings of another version cannot be read, those that either has alone are left out: no defaults are known.
+    """
     try:
-        return Experiment.model_validate(settings).model_dump(mode="json")
+        return changed_settings(Experiment.model_validate(before).model_dump(mode="json"), now)
     except ValidationError:
-        return settings
+        return {key: both for key, both in changed_settings(before, now).items() if None not in both}
 
 
 def has_records(results: Path) -> bool:

@@ -80,6 +80,16 @@ def test_settings_of_a_version_that_did_not_have_one_of_today_are_at_its_default
         expect_records(results, settings(sampling={"top_p": 0.5}), [])
 
 
+def test_of_settings_that_cannot_be_read_those_of_both_versions_are_compared(results):
+    before = settings()
+    del before["sampling"]["temperature"], before["evaluation"]["splits"]
+    before["sampling"] |= {"gone": 3, "cfg_scale": 2.0}
+    write_json(results / "experiment.json", before)
+    expect_records(results, settings(sampling={"temperature": 0.9}), [])
+    with pytest.raises(InputError, match=r"sampling\.cfg_scale was 2\.0 .* is 3\.0"):
+        expect_records(results, settings(sampling={"cfg_scale": 3.0}), [])
+
+
 def test_a_model_or_a_table_that_came_or_went_makes_nothing_out_of_date(results):
     more = settings(models={"other": {"architecture": "llamagen", "width": 16, "heads": 1, "layers": 1}})
     expect_records(results, more, [])
