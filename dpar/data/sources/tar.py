@@ -1,6 +1,7 @@
 """WebDataset tars of images."""
 
 import json
+import operator
 import os
 import re
 import sys
@@ -311,18 +312,17 @@ def _fills_a_record(size: int, zeros: int) -> bool:
 def _stated_samples(folder: str) -> dict[str, int]:
     """Tar -> its samples by `_info.json`, as published data sets have it; empty without it, or if it has another form.
 
-    That is `splits`, each of which has `filenames` and as many `shard_lengths`.
+    That is `splits`, each of which has `filenames` and as many `shard_lengths`. Folders in the names are those of the
+    published set; where two tars differ by them alone, nothing is stated.
     """
     try:
         with open(os.path.join(folder, _INFO), encoding="utf-8") as file:
             splits = json.load(file)["splits"].values()
-        return {
-            os.path.join(folder, name): int(count)
-            for split in splits
-            for name, count in zip(split["filenames"], split["shard_lengths"], strict=True)
-        }
+        stated = [pair for s in splits for pair in zip(s["filenames"], s["shard_lengths"], strict=True)]
+        samples = {os.path.join(folder, os.path.basename(name)): operator.index(count) for name, count in stated}
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return {}
+    return samples if len(samples) == len(stated) and not any("{" in name for name, _ in stated) else {}
 
 
 class _Listed(NamedTuple):

@@ -77,7 +77,25 @@ class TestParts:
         assert len(open_images("webdataset", str(tmp_path / "a-[0].tar"))) == 2
         assert len(open_images("webdataset", str(tmp_path / "a-0.tar"))) == 2
 
-    @pytest.mark.parametrize("text", ["{", "[]", '{"splits": {"train": {"filenames": ["a-0.tar"]}}}', '{"splits": 1}'])
+    def test_tars_are_known_by_their_names_in_any_folder(self, tmp_path):
+        self.made(tmp_path, {"a-0.tar": 2, "a-1.tar": 2})
+        split = {"filenames": ["data/train/a-0.tar", "./a-1.tar"], "shard_lengths": [2, 3]}
+        (tmp_path / "_info.json").write_text(json.dumps({"splits": {"train": split}}))
+        with pytest.raises(InputError, match=r"a-1\.tar holds 2 samples, expected 3"):
+            open_images("webdataset", str(tmp_path / "*.tar"))
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "{",
+            "[]",
+            '{"splits": {"train": {"filenames": ["a-0.tar"]}}}',
+            '{"splits": 1}',
+            '{"splits": {"train": {"filenames": ["a-0.tar"], "shard_lengths": [1e999]}}}',
+            '{"splits": {"train": {"filenames": ["a-{0..3}.tar"], "shard_lengths": [1]}}}',
+            '{"splits": {"train": {"filenames": ["t/a-0.tar", "v/a-0.tar"], "shard_lengths": [1, 1]}}}',
+        ],
+    )
     def test_other_files_of_that_name_say_nothing(self, tmp_path, text):
         pattern = self.made(tmp_path, {"a-0.tar": 9})
         (tmp_path / "_info.json").write_text(text)
