@@ -148,7 +148,7 @@ def check_spared(output: Path, *inputs: str | Path) -> None:
 
 
 def matching(path: str) -> list[str]:
-    """The thing of this very name, or all that fits a pattern, sorted; `**` is folders of any depth, each of them once."""
+    """The thing of this very name, or all that fits a pattern, sorted; `**` is folders of any depth, each one once."""
     path = os.path.expanduser(path)
     if os.path.lexists(path):
         return [path]
