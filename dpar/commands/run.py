@@ -51,7 +51,7 @@ LAST_SAID = 25  # lines of Snakemake, where no job says what went wrong
 def parser() -> argparse.ArgumentParser:
     """The options of `dpar run`."""
     options = Parser(prog="dpar run", description=__doc__)
-    add_experiment(options, default=None)
+    add_experiment(options, None, f"{DEFAULT_EXPERIMENT}, or that of a --profile")
     options.add_argument(
         "--profile", metavar="NAME",
         help="of snakemake, such as slurm; its experiment, unless --config is given, and the smoke, unless a target is",

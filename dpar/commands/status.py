@@ -7,15 +7,15 @@ from pathlib import Path
 from dpar.errors import InputError
 from dpar.experiment.settings import SMOKE_SUFFIX
 from dpar.workflow import journal
-from dpar.workflow.options import Parser, add_directory, add_experiment, read_experiment
+from dpar.workflow.options import DEFAULT_EXPERIMENT, Parser, add_directory, add_experiment, read_experiment
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of this command."""
     options = Parser(prog="dpar status", description=__doc__)
-    add_experiment(options)
+    add_experiment(options, None, "that of the run that began last")
     add_directory(options)
-    options.add_argument("--results", type=Path, metavar="FOLDER", help="of a run (default: that of --config)")
+    options.add_argument("--results", type=Path, metavar="FOLDER", help="of a run (default: those of --config)")
     return options
 
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: none was made into these results.
     """
     args = parser().parse_args(argv)
-    results = args.results or args.directory / "results" / read_experiment(args)[0].name
+    results = args.results or _results(args)
     state = journal.read(results)
     if state is None:
         raise InputError(f"no run has left a journal in {results}; `dpar run` and snakemake write one")
@@ -36,3 +36,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         *journal.failures(state, results.resolve().parents[1]),
     ]:
         print(line)
+
+
+def _results(args: argparse.Namespace) -> Path:
+    """The results of the experiment that is named, or of the run that began last.
+
+    Raises:
+        InputError: neither an experiment is named nor has a run left a journal.
+    """
+    folder = args.directory / "results"
+    if args.config or args.set or args.smoke:
+        args.config = args.config or DEFAULT_EXPERIMENT
+        return folder / read_experiment(args)[0].name
+    runs = [(state.began, path) for path in sorted(folder.glob("*")) if (state := journal.read(path)) is not None]
+    if not runs:
+        raise InputError(
+            f"no run has left a journal in {folder}; `dpar run` and snakemake write one: --directory and "
+            "--results say where to look"
+        )
+    return max(runs)[1]

@@ -61,9 +61,13 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"formatter_class": Help, **kwargs})
 
 
-def add_experiment(flags: argparse.ArgumentParser, default: Path | None = DEFAULT_EXPERIMENT) -> None:
-    """Adds `--config`, `--set` and `--smoke`; without a default, a profile may say which experiment it is."""
-    help = f"the experiment (default: {DEFAULT_EXPERIMENT}, or that of a --profile)"
+def add_experiment(flags: argparse.ArgumentParser, default: Path | None = DEFAULT_EXPERIMENT, said: str = "") -> None:
+    """Adds `--config`, `--set` and `--smoke`.
+
+    Args:
+        default: None where something else, which the help `said`, decides which experiment it is.
+    """
+    help = f"the experiment (default: {said or default})"
     flags.add_argument("--config", type=Path, default=default, metavar="FILE", help=help)
     flags.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE",

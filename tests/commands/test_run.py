@@ -222,6 +222,22 @@ def test_what_failed_is_said_last_with_the_end_of_its_log_and_status_says_it_too
     assert "ant/3.png" in said
 
 
+def test_status_is_that_of_the_run_that_began_last_unless_one_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    here = ["--directory", str(tmp_path)]
+    with pytest.raises(InputError, match="no run has left a journal in"):
+        status.main(here)
+    for began, name in enumerate(("photos", "demo", "trees")):
+        monkeypatch.setattr(journal.time, "time", lambda began=began: 1000.0 + (began + 1) % 3)
+        (tmp_path / "results" / name / "tracking").mkdir(parents=True)
+        journal.write(tmp_path / "results" / name, "planned", anew=True, pid=1, jobs={"index_images": began})
+    monkeypatch.undo()
+    monkeypatch.chdir(ROOT)
+    for flags, name in (((), "demo"), (("--config", "config/demo.yaml"), "demo"), (("--set", "name=trees"), "trees")):
+        status.main([*here, *flags])
+        assert capsys.readouterr().out.splitlines()[0] == str(tmp_path / "results" / name)
+
+
 def test_a_run_above_its_budget_is_refused_last_and_before_any_job(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(ROOT)
     with pytest.raises(InputError, match=r"^this run takes about .* of this machine.*--budget") as error:
