@@ -12,8 +12,8 @@ from dpar.experiment.settings import Tokenizer
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 SHIPPED = (
-    *("demo", "fashion28", "fashion28_converged", "fashion28_coarse", "photos64", "photos64_converged"),
-    *("imagenet256", "imagenet384"),
+    *("demo", "fashion28", "fashion28_converged", "fashion28_coarse", "fashion28_fine"),
+    *("photos64", "photos64_converged", "imagenet256", "imagenet384"),
 )
 
 

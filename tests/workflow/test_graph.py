@@ -23,7 +23,7 @@ RULE_FILES = sorted((ROOT / "workflow" / "rules").glob("*.smk"))
 RULES = {name: file for file in RULE_FILES for name in re.findall(r"^ *rule (\w+):", file.read_text(), re.MULTILINE)}
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name != "fashion28_coarse"])  # that of fashion28_fine
 def test_an_experiment_resolves_to_its_full_list_of_jobs_without_any_data(snakemake, name):
     experiment = load_experiment(CONFIG / f"{name}.yaml")
     run = snakemake("--dry-run", "--configfile", CONFIG / f"{name}.yaml")
@@ -259,7 +259,7 @@ def test_a_training_is_told_the_milestone_that_it_goes_on_from(snakemake, tmp_pa
     assert said == {"step100": "", "step200": files["step100"], "step400": files["step200"]}
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", ["fashion28", "imagenet384"])  # one that trains its tokenizer, one that imports it
 def test_snakemakes_linter_has_nothing_to_say(snakemake, name):
     run = snakemake("--lint", "--configfile", CONFIG / f"{name}.yaml")
     assert "your workflow is in a good condition" in run.stdout + run.stderr, run.stdout + run.stderr
