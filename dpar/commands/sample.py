@@ -13,6 +13,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from dpar.data.classes import Classes
+from dpar.data.decoding import SUFFIXES
 from dpar.data.sources.source import enumerated
 from dpar.device import default_device
 from dpar.errors import InputError
@@ -27,7 +28,7 @@ from dpar.weights import model_config
 from dpar.workflow.options import Parser
 
 COLUMNS = 8  # of the picture
-IMAGES = 16  # drawn by default
+IMAGES, MOST = 16, 10_000  # drawn by default, and at most: a picture that is to be looked at
 
 
 def _shares(text: str) -> tuple[float, float]:
@@ -199,7 +200,11 @@ def _said(classes: Classes, chosen: Sequence[int]) -> str:
 
 def _check(args: argparse.Namespace, labels: Sequence[int]) -> None:
     allowed = {
-        "n": (args.n >= len(labels), f"at least one image for each of the {len(labels)} labels"),
+        "n": (
+            len(labels) <= args.n <= MOST,
+            f"at least one image for each of the {len(labels)} labels, and at most {MOST:,}: `dpar run` draws large "
+            "sets, and `dpar.Generator` any number",
+        ),
         **{name: (least <= getattr(args, name) <= most, word) for name, (least, most, word) in CHOICES.items()},
         "threshold": (args.threshold is None or not math.isnan(args.threshold), "a number of nats"),
         "max_length": (args.max_length is None or args.max_length > 0, "at least one token"),
@@ -208,6 +213,8 @@ def _check(args: argparse.Namespace, labels: Sequence[int]) -> None:
         raise InputError("--image and --keep-rows go together: the image, and how many of its rows of tokens are kept")
     if args.out.is_dir():
         raise InputError(f"--out {args.out} is a folder; give the name of the picture to write, such as grid.png")
+    if (suffix := args.out.suffix.lower()) != ".png" and suffix in SUFFIXES:
+        raise InputError(f"--out {args.out}: a PNG is written, expected a name that ends in .png, not {suffix}")
     if args.image is not None:
         check_spared(args.out, args.image)
     for name, (fits, expected) in allowed.items():

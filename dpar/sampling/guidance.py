@@ -111,8 +111,8 @@ def truncated(logits: Float[Tensor, "B V"], *, temperature: float, top_k: int, t
         logits = logits.masked_fill(logits < least, -torch.inf)
     if top_p < 1:
         probabilities, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
-        before = probabilities.cumsum(-1) - probabilities
-        outside = torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before >= top_p)
+        before, least = probabilities.cumsum(-1) - probabilities, torch.finfo(probabilities.dtype).tiny
+        outside = torch.empty_like(before, dtype=torch.bool).scatter_(-1, order, before >= max(top_p, least))
         logits = logits.masked_fill(outside, -torch.inf)
     return logits
 

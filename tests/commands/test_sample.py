@@ -210,6 +210,7 @@ def test_networks_that_are_not_there_or_are_others(results, tmp_path, capsys):
         (["--cfg", "-1"], "guidance scale is -1"),
         (["--cfg-interval", "0.6,0.2"], "guidance from 0.6 to 0.2 is no part of the sequence"),
         (["--n", "1"], "--n 1: expected at least one image for each of the 2 labels"),
+        (["--n", "99999999999999"], "--n 99999999999999: expected .* at most 10,000: `dpar run` draws large sets"),
         (["--temperature", "0"], "--temperature 0"),
         (["--top-p", "1.5"], "--top-p 1.5"),
         (["--top-k", "-3"], "--top-k -3"),
@@ -222,6 +223,13 @@ def test_bad_flags(results, tmp_path, capsys, flags, message):
     with pytest.raises(InputError, match=message):
         draw(capsys, results, tmp_path / "grid.png", *flags)
     assert not (tmp_path / "grid.png").exists()
+
+
+@pytest.mark.parametrize("name", ["grid.jpg", "grid.WEBP"])
+def test_a_picture_is_never_called_what_it_is_not(results, tmp_path, capsys, name):
+    with pytest.raises(InputError, match=rf"{name}: a PNG is written, expected a name that ends in \.png"):
+        draw(capsys, results, tmp_path / name)
+    assert not (tmp_path / name).exists()
 
 
 def test_a_model_without_names_knows_numbers_alone(results, tmp_path, capsys):

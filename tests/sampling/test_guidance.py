@@ -52,6 +52,12 @@ def test_truncation_is_its_definition(values, temperature, top_k, top_p):
         assert result[code].item() == pytest.approx(logits[code] / temperature)
 
 
+@pytest.mark.parametrize("top_p", [1e-30, 1e-46, 1e-320, math.ulp(0.0)])
+def test_the_likeliest_code_stays_whatever_float32_makes_of_top_p(top_p):
+    result = truncated(torch.tensor([[1.0, 3.0, 2.0]]), temperature=1.0, top_k=0, top_p=top_p)
+    assert (result > -torch.inf).tolist() == [[False, True, False]]
+
+
 def test_ties_with_the_last_of_the_top_k_stay():
     result = truncated(torch.tensor([[1.0, 3.0, 1.0, 0.0]]), temperature=1.0, top_k=2, top_p=1.0)
     assert (result > -torch.inf).tolist() == [[True, True, True, False]]
