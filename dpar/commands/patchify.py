@@ -88,7 +88,7 @@ def read_entropies(path: str) -> np.ndarray:
     """The array in a .npy file, mapped rather than read.
 
     Raises:
-        InputError: there is no such file, or it holds no array of images times tokens.
+        InputError: there is no such file, or it holds no array of images times tokens, or negative numbers.
     """
     what = ".npy file of entropies, one row of numbers an image"
     cure = "save the entropies alone with numpy.save; those in shards are its column `entropy`"
@@ -96,6 +96,10 @@ def read_entropies(path: str) -> np.ndarray:
         entropy = read_npy(path, mapped=True)
     if entropy.ndim != 2 or 0 in entropy.shape:
         raise InputError(f"{path} has the shape {entropy.shape}; expected (images, tokens), at least one of each")
+    if entropy.dtype.kind == "f" and (least := entropy.min()) < -1e-3:
+        raise InputError(
+            f"{path} holds {least:g}, expected entropies, which are 0 or more: are these log probabilities?"
+        )
     return entropy
 
 

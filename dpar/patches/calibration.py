@@ -1,6 +1,7 @@
 """The threshold that gives a wanted mean patch length, or a wanted cost."""
 
 import math
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,9 @@ from torch import Tensor
 from dpar.errors import InputError
 from dpar.patches.counts import length_by_patches, simulate
 from dpar.patches.rule import check_array, host_chunks, on_host
+
+FAR = 0.05
+"""Share of a target by which the nearest step may miss it without a word."""
 
 SAMPLE = 2**22
 """Tokens of the evenly spaced images on which a search over thresholds begins."""
@@ -26,7 +30,7 @@ def calibrate(
     """The threshold in nats whose P_avg on `entropy` is nearest to the target, exactly.
 
     P_avg rises with E_Th in steps, one at each entropy that occurs. Of the two steps around the target the nearer is
-    taken, the lower if both are as near; many equal entropies make the steps high.
+    taken, the lower if both are as near; many equal entropies make the steps high, and a step far off is warned of.
 
     Args:
         entropy: nats, of the training images.
@@ -101,6 +105,9 @@ def _search(
             low, high = (low, middle) if mean_at(some, middle) >= target else (middle, high)
         return high
 
+    def distance(step: tuple[float, int]) -> float:
+        return abs(step[0] - target)
+
     lowest, highest = _finite_range(entropy)
     low, high = _float_to_ordinal(lowest, dtype) - 1, _float_to_ordinal(highest, dtype)
     ends = mean_at(entropy, low), mean_at(entropy, high)
@@ -120,8 +127,16 @@ def _search(
         if mean_at(part, low) < target <= mean_at(part, high):
             low, high = _bracket(lambda at: mean_at(entropy, at) >= target, first_at_target(part, low, high), low, high)
     high = first_at_target(entropy, low, high)
-    above, below = mean_at(entropy, high) - target, target - mean_at(entropy, high - 1)
-    return _ordinal_to_float(high if above < below else high - 1, dtype)
+    places = [high - 1, high]
+    (nearest, place), (other, _) = sorted(((mean_at(entropy, place), place) for place in places), key=distance)
+    if abs(nearest - target) > FAR * abs(target):
+        print(
+            f"warning: {abs(target):g} {unit} are wanted, and {abs(nearest):.4f} is the nearest that a threshold gives "
+            f"on these entropies, many of which are equal (the next is {abs(other):.4f}): look at "
+            "them, or choose another target",
+            file=sys.stderr,
+        )
+    return _ordinal_to_float(place, dtype)
 
 
 def _bracket(reached: Callable[[int], bool], guess: int, low: int, high: int) -> tuple[int, int]:

@@ -146,6 +146,19 @@ def test_what_makes_no_sense_is_refused(entropies, capsys, flags, message):
     assert out == ""
 
 
+@pytest.mark.parametrize("target", [["--p-avg", "2"], ["--gmacs", "15", "--model", "DPAR-L"]])
+def test_a_target_that_is_missed_by_far_is_warned_of(tmp_path, capsys, target):
+    np.save(tmp_path / "equal.npy", np.ones((4, 64), np.float32))
+    assert cli.main(["patchify", str(tmp_path / "equal.npy"), "--grid-width", "8", *target]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {target[1]} ")
+    assert "are wanted, and" in said
+    assert said.count("\n") == 1
+    np.save(tmp_path / "others.npy", np.random.default_rng(0).random((64, 64), np.float32))
+    assert cli.main(["patchify", str(tmp_path / "others.npy"), "--grid-width", "8", *target]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_files_that_hold_no_entropies_are_refused(tmp_path, capsys):
     whole = tmp_path / "whole.npy"
     np.save(whole, np.ones((4, 16), np.float32))
@@ -165,6 +178,7 @@ def test_files_that_hold_no_entropies_are_refused(tmp_path, capsys):
         "none.npy": (np.ones((0, 16)), r"has the shape (0, 16)"),
         "numbers.npy": (np.ones((2, 16), int), "int64"),
         "objects.npy": (np.array([[None]]), "it holds Python objects, which are never loaded"),
+        "likelihoods.npy": (np.full((2, 16), -3.0), "holds -3, expected entropies, which are 0 or more"),
         "nan.npy": (np.full((2, 16), np.nan), "token 0 of image 0 is NaN"),
     }
     for name, (content, _) in files.items():
