@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 from dpar.data.workers import cores
 from dpar.errors import InputError
+from dpar.experiment.cells import model_cells
 from dpar.experiment.settings import SMOKE_SUFFIX, Experiment, gate_folder
 from dpar.workflow.journal import START, job_name
 
@@ -43,7 +45,10 @@ READS = {
     "compute_metrics": ("evaluation", "seed"),
     "make_table": ("tables",),
 }
+# Jobs that are parts of one training, or of one set: by the last word of their part.
+IN_PARTS = {"train_model": "milestones", "sample_images": "shards"}
 MOST_CHANGES = 5
+MOST_NAMED = 12
 TRAININGS = ("train_tokenizer", "train_entropy_model", "train_model")
 
 
@@ -94,13 +99,18 @@ def announced(experiment: Experiment, planned: Iterable[Planned], bill: Bill | N
         return
     if experiment.is_smoke:
         yield said_of_smoke(experiment)
-    counts = Counter(job.rule for job in jobs)
-    yield f"this run: {len(jobs)} jobs ({', '.join(worded(rule, count) for rule, count in counts.most_common())})"
-    if trained := [f"{job.rule.removeprefix('train_')} {job.part}".strip() for job in jobs if job.rule in TRAININGS]:
-        yield f"  trains   {', '.join(trained[:12])}{f', and {len(trained) - 12} more' if len(trained) > 12 else ''}"
+    yield from jobs_in_words(experiment, jobs)
     if bill is not None and bill.hours is not None:
         yield f"  takes    about {hours_in_words(bill.hours)} of {bill.device}, and {bill.bytes / 1e9:,.2f} GB on disk"
     yield from (f"  again    {line}" for line in again(jobs, changes))
+
+
+def jobs_in_words(experiment: Experiment, jobs: Collection[Planned]) -> Iterator[str]:
+    """The jobs by kind, and the trainings by name; of a dry run all that is said."""
+    if jobs:
+        yield f"this run: {len(jobs)} job{'s' * (len(jobs) > 1)} ({', '.join(text for _, text in counted(jobs))})"
+    if trained := trainings_in_words(experiment, jobs):
+        yield f"  trains   {trained}"
 
 
 def said_of_smoke(experiment: Experiment) -> str:
@@ -113,18 +123,63 @@ def said_of_smoke(experiment: Experiment) -> str:
 
 def again(jobs: Iterable[Planned], changes: Changes) -> Iterator[str]:
     """Why finished work is done again, in settings."""
-    for rule, count in Counter(job.rule for job in jobs if job.again).items():
+    for rule, text in counted(job for job in jobs if job.again):
         found = read_by([rule], changes) if rule in READS else changes
         said = [in_words(key, change) for key, change in found.items()]
         more = f", and {len(said) - MOST_CHANGES} other settings" if len(said) > MOST_CHANGES else ""
         why = ", ".join(said[:MOST_CHANGES]) + more if said else "the recipe of the stage is another one"
-        yield f"{worded(rule, count)}, because {why}"
+        yield f"{text}, because {why}"
 
 
-def worded(rule: str, count: int) -> str:
-    """So many jobs of a rule, in words."""
+def counted(jobs: Iterable[Planned]) -> list[tuple[str, str]]:
+    """The rules of the jobs, those of most jobs first, each with its number of jobs in words.
+
+    A training is one however many of its milestones are jobs, and so is a set of samples in shards.
+    """
+    parts: dict[str, list[str]] = {}
+    for job in jobs:
+        parts.setdefault(job.rule, []).append(job.part)
+    return [(rule, _worded(rule, parts[rule])) for rule in sorted(parts, key=lambda rule: (-len(parts[rule]), rule))]
+
+
+def _worded(rule: str, parts: Collection[str]) -> str:
     one, many = KINDS.get(rule, (rule, rule))
-    return f"{count} {one if count == 1 else many}"
+    wholes = {part.rpartition("/")[0] for part in parts} if rule in IN_PARTS else parts
+    text = f"{len(wholes)} {one if len(wholes) == 1 else many}"
+    return text if len(wholes) == len(parts) else f"{text} in {len(parts)} {IN_PARTS[rule]}"
+
+
+def trainings_in_words(experiment: Experiment, jobs: Collection[Planned]) -> str:
+    """The trainings among the jobs, models by name: `tokenizer; dpar, llamagen to epoch16 (seeds 0, 1, 2)`.
+
+    A model is named once, with the last of its milestones and with its seeds; those that share both, together.
+    """
+    parts = {rule: sorted({job.part for job in jobs if job.rule == rule}) for rule in TRAININGS}
+    cells = model_cells(experiment)
+    planned: dict[str, tuple[list[str], set[int]]] = {}  # milestones and seeds of each model
+    for slug, milestone in (part.split("/") for part in parts["train_model"]):
+        seed = cells[slug].seed
+        name = slug if seed == experiment.seed else slug.removesuffix(f"_seed{seed}")
+        milestones, seeds = planned.setdefault(name, ([], set()))
+        milestones.append(milestone)
+        seeds.add(seed)
+    names = sorted(planned, key=_by_number)
+    alike: dict[str, list[str]] = {}
+    for name in names[:MOST_NAMED]:
+        milestones, seeds = planned[name]
+        how = f"to {max(milestones, key=cells[name].milestones.index)}"
+        if experiment.training_seeds:
+            how += f" (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))})"
+        alike.setdefault(how, []).append(name)
+    said = ["tokenizer" for _ in parts["train_tokenizer"]] + parts["train_entropy_model"]
+    said += [f"{', '.join(named)} {how}" for how, named in alike.items()]
+    said += [f"{more} more models"] if (more := len(names) - MOST_NAMED) > 0 else []
+    return "; ".join(said)
+
+
+def _by_number(name: str) -> list[Any]:
+    """A key that sorts numbers in names as numbers."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def changed_settings(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> Changes:

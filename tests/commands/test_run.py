@@ -212,7 +212,7 @@ def test_what_failed_is_said_last_with_the_end_of_its_log_and_status_says_it_too
     assert any("ant/3.png" in line for line in last[2:-1])
     assert "run the same command again" in last[-1]
     shown = capfd.readouterr().err.splitlines()
-    assert "this run: 1 jobs (1 index_images)" in shown
+    assert "this run: 1 job (1 index_images)" in shown
     assert shown[-1] == "failed  index_images train, log results/demo/logs/index_images/train.log"
     assert not any("resources:" in line or "wildcards:" in line for line in shown)
     assert "wildcards: split=train" in (tmp_path / "results/demo/logs/run.log").read_text()
@@ -280,7 +280,9 @@ def test_a_dry_run_says_which_settings_changed(tmp_path, monkeypatch, capfd):
     before = parse_experiment(demo(), "test").model_dump(mode="json")
     write_json(tmp_path / "results" / "demo" / "experiment.json", before)
     run.main(["--directory", str(tmp_path), "--cores", "1", "-n", "--set", "sampling.cfg_scale=2.5"])
-    assert capfd.readouterr().err.count("changed since the last run: sampling.cfg_scale was 2 and is 2.5") == 1
+    said = capfd.readouterr().err
+    assert said.count("changed since the last run: sampling.cfg_scale was 2 and is 2.5") == 1
+    assert said.count("  trains   tokenizer; entropy_model; dpar, dpar_p") == 1
 
 
 def test_the_last_words_name_report_and_dashboard(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from dpar.data.workers import cores
 from dpar.errors import InputError
+from dpar.experiment.cells import model_cells
 from dpar.experiment.loading import load_experiment, parse_experiment
 from dpar.workflow import announcement, planning, speed
 from dpar.workflow.announcement import (
@@ -18,8 +19,10 @@ from dpar.workflow.announcement import (
     bill_of,
     changed_settings,
     check_budget,
+    counted,
     in_words,
     read_by,
+    trainings_in_words,
 )
 from dpar.workflow.journal import START
 from dpar.workflow.recipes import RECIPES
@@ -35,15 +38,50 @@ def dumped(**changes):
 def test_a_changed_setting_is_the_reason_of_the_jobs_that_read_it():
     changes = changed_settings(dumped(), dumped(sampling__cfg_scale=2.5))
     assert changes == {"sampling.cfg_scale": (2.0, 2.5)}
-    jobs = [Planned("sample_images", f"dpar/{i}", again=True) for i in range(15)]
+    jobs = [Planned("sample_images", f"dpar/{i}/00000", again=True) for i in range(15)]
     jobs += [Planned("train_model", "dpar/step400"), Planned("make_table", "t", again=True)]
     assert list(announced(DEMO, jobs, Bill(1.25, "this machine", 3e9), changes)) == [
-        "this run: 17 jobs (15 sets of samples, 1 training, 1 table)",
-        "  trains   model dpar/step400",
+        "this run: 17 jobs (15 sets of samples, 1 table, 1 training)",
+        "  trains   dpar to step400",
         "  takes    about 1.2 hours of this machine, and 3.00 GB on disk",
         "  again    15 sets of samples, because sampling.cfg_scale was 2 and is 2.5",
         "  again    1 table, because the recipe of the stage is another one",
     ]
+
+
+def test_trainings_are_named_by_model_once_in_whatever_order_their_jobs_come():
+    """Milestones and seeds of one model are one item; of an experiment without seeds none are said."""
+    experiment = load_experiment(CONFIG / "fashion28_coarse.yaml")
+    jobs = [
+        Planned("train_model", f"{cell.slug}/{milestone}")
+        for cell in model_cells(experiment).values()
+        for milestone in cell.milestones[: 3 if "_pmax" in cell.slug else None]
+        if cell.slug not in ("llamagen", "llamagen_seed1")
+    ]
+    jobs += [Planned("train_tokenizer", ""), Planned("train_entropy_model", "entropy_model")]
+    said = (
+        "tokenizer; entropy_model; dpar, dpar_strategystatic to epoch16 (seeds 0, 1, 2); "
+        "dpar_pmax1, dpar_pmax2, dpar_pmaxnone_rowsoff to epoch4 (seeds 0, 1, 2); "
+        "llamagen to epoch16 (seed 2)"
+    )
+    assert trainings_in_words(experiment, jobs) == trainings_in_words(experiment, jobs[::-1]) == said
+    counts = next(announced(experiment, jobs, None, {}))
+    assert counts.startswith(f"this run: {len(jobs)} jobs (16 trainings in {len(jobs) - 2} milestones, 1 train_")
+
+
+def test_more_models_than_a_line_holds_are_counted_and_numbers_in_names_rise():
+    rows = [{"model": "dpar", "patchify.max_length": length} for length in range(2, 18) if length != 4]
+    experiment = parse_experiment(demo(tables={"lengths": {"title": "T", "rows": rows}}), "test")
+    jobs = [Planned("train_model", f"{slug}/step400") for slug in reversed(model_cells(experiment))]
+    said = trainings_in_words(experiment, jobs)
+    assert said.startswith("dpar, dpar_pmax2, dpar_pmax3, dpar_pmax5, ")
+    assert said.endswith(f"dpar_pmax13 to step400; {len(jobs) - 12} more models")
+
+
+def test_shards_are_told_apart_from_sets_of_samples():
+    jobs = [Planned("sample_images", f"dpar/{seed}/{shard:05d}") for seed in range(2) for shard in range(16)]
+    jobs += [Planned("compute_metrics", f"dpar/{seed}") for seed in range(2)]
+    assert [text for _, text in counted(jobs)] == ["2 sets of samples in 32 shards", "2 measurements"]
 
 
 def test_settings_that_came_or_went_and_lists_are_said_too():

@@ -70,22 +70,26 @@ def needed_jobs():
     return [] if workflow.touch else [job for job in workflow.dag.needrun_jobs() if job.output]
 
 
-def announce():
-    """Before the first job: what this run does, what it costs, and why finished work is done again."""
-    jobs, here = needed_jobs(), "DPAR_SLURM_RUN" not in os.environ
-    planned = [
+def planned_jobs():
+    """The same as `dpar.workflow.announcement` has them."""
+    return [
         announcement.Planned(
             job.rule.name, "/".join(job.wildcards_dict.values()), bool(workflow.dag.reason(job).params_changed)
         )
-        for job in jobs
+        for job in needed_jobs()
     ]
+
+
+def announce():
+    """Before the first job: what this run does, what it costs, and why finished work is done again."""
+    jobs, here = needed_jobs(), "DPAR_SLURM_RUN" not in os.environ
     costly = [(job.rule.name, job.wildcards_dict) for job in jobs if job.rule.name in (*TRAININGS, "sample_images")]
     bill = None
     if costly and (images := checks.images_of(EXPERIMENT, Path())):
         bill = announcement.bill_of(
             EXPERIMENT, [(job.rule.name, job.wildcards_dict) for job in jobs], images, here=here
         )
-    for line in announcement.announced(EXPERIMENT, planned, bill, changed_settings()):
+    for line in announcement.announced(EXPERIMENT, planned_jobs(), bill, changed_settings()):
         print(line, file=sys.stderr)
     if bill is not None:
         BILLS.append(bill)
@@ -101,8 +105,8 @@ def changed_settings():
     return announcement.changed_settings(before and unmarked(before), EXPERIMENT.model_dump(mode="json"))
 
 
-def say_changed_settings():
-    """In a dry run, before its jobs: changed settings that one of them reads."""
+def say_plan():
+    """In a dry run, before its jobs: changed settings that one of them reads, the jobs by kind, trainings by name."""
     if workflow.dryrun:
         try:
             changes = changed_settings()
@@ -110,9 +114,11 @@ def say_changed_settings():
             raise WorkflowError(str(error))
         for key, change in announcement.read_by({job.rule.name for job in needed_jobs()}, changes).items():
             print(f"changed since the last run: {announcement.in_words(key, change)}", file=sys.stderr)
+        for line in announcement.jobs_in_words(EXPERIMENT, planned_jobs()):
+            print(line, file=sys.stderr)
 
 
-logger.addHandler(journal.FirstEvent("run_info", say_changed_settings))
+logger.addHandler(journal.FirstEvent("run_info", say_plan))
 
 
 def begin_journal():
