@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from dpar.experiment.settings import Experiment
 from dpar.experiment.smoke import composed
 from dpar.files import read_json, unmarked, write_json
 from dpar.mirror.store import find_store
-from dpar.report.targets import refusal, targets
+from dpar.report.targets import file_refusal, output_patterns, refusal, targets
 from dpar.tracking.places import CONFIG
 from dpar.train.restarts import restarts
 from dpar.workflow import journal
@@ -160,14 +161,19 @@ def as_config(changes: Sequence[str]) -> str:
 
 
 def check_targets(experiment: Experiment, names: Sequence[str]) -> None:
-    """Refuses names that are neither a target of the experiment nor a rule or a file.
+    """Refuses names that are neither a target of the experiment nor a rule, and files that no rule makes.
 
     Raises:
-        InputError: naming the target that may have been meant.
+        InputError: naming the target or the file that may have been meant.
     """
     known = {*targets(experiment), *RECIPES, "all"}
-    for name in names:
-        if name not in known and "/" not in name:
+    rules = [path.read_text("utf-8") for path in sorted(Path("workflow/rules").glob("*.smk"))]
+    patterns = output_patterns(experiment, rules)
+    for name in (name for name in names if name not in known):
+        is_file = "/" in name or any(re.fullmatch(pattern, name) for pattern in patterns)
+        if is_file and patterns and (refused := file_refusal(name, experiment, patterns)):
+            raise InputError(f"--target: {refused}")
+        if not is_file:
             raise InputError(f"--target: {refusal(name, experiment, Path('config'), '--config config')}")
 
 

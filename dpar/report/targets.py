@@ -1,10 +1,18 @@
 """Targets by name: the paper's tables and figures, and those that an experiment adds."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from dpar.errors import InputError, did_you_mean
-from dpar.experiment.cells import SampleCell, analysed_cells, described_models, table_rows
+from dpar.experiment.cells import (
+    SampleCell,
+    analysed_cells,
+    described_models,
+    model_cells,
+    sample_cells,
+    table_rows,
+)
 from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import Experiment, Table
 
@@ -140,6 +148,54 @@ def refusal(name: str, experiment: Experiment, configs: Path, asked: str = "--co
         )
         + (f"; targets are {', '.join(targets(experiment))}" * (not having))
     )
+
+
+def file_refusal(name: str, experiment: Experiment, patterns: Iterable[str]) -> str | None:
+    """Why the file `name` cannot be made, and which was meant; None where a rule makes it.
+
+    Args:
+        name: as it was given; files are named from the folder that `results/` lies in.
+        patterns: outputs of the rules, as `output_patterns` has them.
+    """
+    results, below = f"results/{experiment.name}/", re.sub(r"^(?:.*/)?results/[^/]+/", "", name)
+    if any(re.fullmatch(pattern, below) for pattern in patterns):
+        return None if name == results + below else f"{name} is called {results}{below}; say --target {results}{below}"
+    files = [re.sub(r"\\(.)", r"\1", pattern) for pattern in patterns if not re.search(r"[(\[]", pattern)]
+    near = did_you_mean(below, [*files, *(file for found in targets(experiment).values() for file in found)])
+    return f"no rule makes {name}" + (
+        near.replace("mean ", f"mean {results}") or f"; files that rules make begin with {results}, and -n lists them"
+    )
+
+
+def output_patterns(experiment: Experiment, rules: Iterable[str]) -> list[str]:
+    """The outputs in the texts of the rules, below the results, as regular expressions."""
+    values = {
+        "split": ["train", "val"],
+        "store": ["codes", "scored"],
+        "model": model_cells(experiment),
+        "cell": sample_cells(experiment),
+        "network": experiment.networks,
+        "gate": experiment.gates,
+        "table": experiment.tables,
+        "figure": ["samples", *experiment.figures],
+        "path": [file for name in COMPUTED for file in table_files(name)],
+    }
+    wildcards = {name: f"({'|'.join(map(re.escape, known))})" for name, known in values.items()}
+    wildcards["features"] = r"(reference|[^/]+/seed[^/]+)"
+    written = [
+        path
+        for text in rules
+        for block in re.findall(r"^ +output:\n(.*?)^ +log:", text, re.MULTILINE | re.DOTALL)
+        for file, folder in re.findall(r'"<results>/([^"]+)"|\bfolder\("([^"]+)"\)', block)
+        for path in ([file] if file else [f"{folder}/model.safetensors", f"{folder}/config.json"])
+    ]
+    return [
+        "".join(
+            wildcards.get(part.strip("{}"), "[^/]+") if part.startswith("{") else re.escape(part)
+            for part in re.split(r"(\{+\w+\}+)", path)
+        )
+        for path in written
+    ]
 
 
 def _targets_of(path: Path) -> Iterable[str]:

@@ -134,6 +134,15 @@ def test_a_failing_graph_is_an_error_that_says_to_run_again(tmp_path, monkeypatc
     assert "No rule to produce no_such_target" in "".join(capfd.readouterr()), "snakemake took it for a target"
 
 
+@pytest.mark.parametrize("target", ["tokenizer/report.json", "first_report.html", "./results/demo/first_report.html"])
+def test_a_file_of_the_results_is_refused_before_snakemake_starts_with_its_full_path(tmp_path, monkeypatch, target):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(run, "_run", lambda *_, **__: pytest.fail("Snakemake was started"))
+    meant = f"results/demo/{target.removeprefix('./results/demo/')}"
+    with pytest.raises(InputError, match=rf"^--target: {target} is called {meant}; say --target {meant}$"):
+        run.main(["--directory", str(tmp_path), "--cores", "1", "-n", "--target", target])
+
+
 def test_settings_and_targets_of_the_command_reach_the_graph(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(ROOT)
     flags = ["--config", "config/demo.yaml", "--directory", str(tmp_path), "--cores", "1", "-n"]

@@ -23,6 +23,33 @@ def test_a_target_of_another_experiment_is_refused_with_the_file_that_has_it():
     assert "imagenet256.yaml" not in told
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("results/demo/tokenizer/report.json", None),
+        ("results/demo/models/llamagen/step400/config.json", None),
+        ("results/demo/tables/table8.md", None),
+        ("results/demo/features/dpar/seed0.npz", None),
+        ("tokenizer/report.json", "say --target results/demo/tokenizer/report.json"),
+        ("/home/me/results/demo/report.html", "say --target results/demo/report.html"),
+        ("results/demo.smoke/codes/val/00000.parquet", "say --target results/demo/codes/val/00000.parquet"),
+        (
+            "tokenizer/raport.json",
+            "no rule makes tokenizer/raport.json; did you mean results/demo/tokenizer/report.json",
+        ),
+        ("results/demo/metrics/dparr/seed1.json", "did you mean results/demo/metrics/dpar/seed1.json?"),
+        ("some/thing.else", "no rule makes some/thing.else; files that rules make begin with results/demo/"),
+    ],
+)
+def test_a_file_that_no_rule_makes_is_refused_with_the_one_that_was_meant(name, said):
+    experiment = load_experiment(CONFIG / "demo.yaml")
+    patterns = targets.output_patterns(
+        experiment, [path.read_text() for path in CONFIG.parent.glob("workflow/rules/*")]
+    )
+    found = targets.file_refusal(name, experiment, patterns)
+    assert found is None if said is None else found and said in found
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_all_tables_are_all_of_them_in_three_forms(name):
     experiment = load_experiment(CONFIG / f"{name}.yaml")

@@ -29,6 +29,10 @@ def test_an_experiment_resolves_to_its_full_list_of_jobs_without_any_data(snakem
     run = snakemake("--dry-run", "--configfile", CONFIG / f"{name}.yaml")
     assert run.returncode == 0, run.stdout + run.stderr
     jobs = job_counts(run.stdout + run.stderr)
+    made = re.findall(r"^    output: (.*)$", run.stdout + run.stderr, re.MULTILINE)
+    patterns = targets.output_patterns(experiment, [file.read_text() for file in RULE_FILES])
+    assert len(made) == sum(jobs.values()) - jobs["all"] - jobs["total"]
+    assert not any(targets.file_refusal(file, experiment, patterns) for files in made for file in files.split(", "))
 
     rows = [row for table in experiment.shown_tables for row in table_rows(experiment, table)]
     rows += [row for figure in experiment.figures for row in figure_rows(experiment, figure)]
