@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from dpar import __version__
-from dpar.errors import run_command
+from dpar.errors import did_you_mean, run_command
 
 COMMANDS = {
     "init": "look at a folder of images and write an experiment that fits it",
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage())
         return 0
     if arguments[0] not in COMMANDS:
-        print(f"error: there is no command {arguments[0]!r}\n\n{usage()}", file=sys.stderr)
+        near = did_you_mean(arguments[0], COMMANDS)
+        print(f"error: there is no command {arguments[0]!r}{near}\n\n{usage()}", file=sys.stderr)
         return 2
     return run_command(import_module(f"dpar.commands.{arguments[0].replace('-', '_')}").main, arguments[1:])
 

@@ -33,7 +33,8 @@ def test_help_says_every_default(name):
     for parser in parsers(import_module(f"dpar.commands.{name.replace('-', '_')}").parser()):
         shown = " ".join(parser.format_help().split())
         for action in parser._actions:
-            if action.option_strings and action.default not in (None, False, [], argparse.SUPPRESS):
+            silent = action.default in (None, [], argparse.SUPPRESS) or action.default is False  # 0 is said
+            if action.option_strings and not silent:
                 said = f"(default: {action.default})" in shown.replace("- ", "-")
                 assert said or "default" in (action.help or ""), f"{parser.prog} {action.option_strings[0]}"
 
@@ -72,6 +73,11 @@ def test_without_a_command_the_commands_are_listed(capsys):
     assert main([]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in COMMANDS)
+
+
+def test_a_mistyped_command_is_told_the_one_that_was_meant(capsys):
+    assert main(["sampel"]) == 2
+    assert "error: there is no command 'sampel'; did you mean sample?" in capsys.readouterr().err
 
 
 def test_version(capsys):

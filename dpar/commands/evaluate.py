@@ -1,7 +1,7 @@
 """Every metric of a set of samples against a reference: `dpar evaluate SAMPLES REFERENCE --extractor FILE`.
 
 SAMPLES and REFERENCE are an npz with `arr_0` as ADM's evaluator reads it (or a folder of such shards), a folder of
-image files with or without a sub-folder a class, Parquet files or tars (a pattern in quotes), an index/SPLIT.json of
+image files with or without a sub-folder per class, Parquet files or tars (a pattern in quotes), an index/SPLIT.json of
 the pipeline, or features that --keep has stored.
 """
 

@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add_experiment(options, None, f"{DEFAULT_EXPERIMENT}, or that of a --profile")
     options.add_argument(
         "--profile", metavar="NAME",
-        help="of snakemake, such as slurm; its experiment, unless --config is given, and the smoke, unless a target is",
+        help="of snakemake: its experiment, unless --config is given; slurm without --target is the smoke",
     )  # fmt: skip
     add_target(options)
     add_cores(options)

@@ -25,7 +25,7 @@ PORT = 5000
 
 def parser() -> argparse.ArgumentParser:
     """The options of `dpar track`."""
-    options = Parser(prog="dpar track", description=__doc__)
+    options = Parser(prog="dpar track", description=__doc__, epilog="`dpar track ACTION --help` says more.")
     common = Parser(add_help=False)
     common.add_argument("--results", type=Path, help="results folder (default: the latest below results/)")
     common.add_argument("--uri", help=f"MLflow store (default: ${URI_VARIABLE}, or the results folder's own)")
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
     check = actions.add_parser("audit", parents=[common], help="prove that every output belongs to a finished run")
     check.add_argument("--snakefile", type=Path, default=Path("Snakefile"), help="the graph")
-    check.add_argument("--outputs", type=Path, help="file with one output a line, instead of asking snakemake")
+    check.add_argument("--outputs", type=Path, help="file with one output per line, instead of asking snakemake")
 
     taken = actions.add_parser("accept", help="take files as they are, though no job has left them so: a meant edit")
     taken.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files, or folders with the files to take")
@@ -158,7 +158,7 @@ def _of_graph(args: argparse.Namespace) -> list[Path]:
 
 def _listed(file: Path) -> list[Path]:
     if not file.is_file():
-        raise InputError(f"{file} does not exist; --outputs wants a text file with one output a line")
+        raise InputError(f"{file} does not exist; --outputs wants a text file with one output per line")
     return [Path(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
 
 

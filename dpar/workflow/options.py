@@ -45,7 +45,8 @@ class Help(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        silent = action.default in (None, False, argparse.SUPPRESS) or isinstance(action.default, list)
+        nothing = (None, False, argparse.SUPPRESS)  # compared as such: 0 is a default to be said
+        silent = any(action.default is value for value in nothing) or isinstance(action.default, list)
         return text if silent or "default" in text or not action.option_strings else f"{text} (default: %(default)s)"
 
 

@@ -1,5 +1,6 @@
 """Experiments: what is refused, and that each message names the key."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,7 @@ from dpar.experiment.reading import read_yaml
 from dpar.experiment.settings import Tokenizer
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
-SHIPPED = (
-    *("demo", "fashion28", "fashion28_converged", "fashion28_coarse", "fashion28_fine"),
-    *("photos64", "photos64_converged", "imagenet256", "imagenet384"),
-)
+SHIPPED = sorted(path.stem for path in CONFIG.glob("*.yaml"))
 
 
 def demo(**changes):
@@ -27,6 +25,13 @@ def demo(**changes):
             place = place[group]
         place[key] = value
     return values
+
+
+def test_the_page_on_experiments_has_a_row_for_each_file():
+    page = (CONFIG / "README.md").read_text(encoding="utf-8")
+    listed = [name for name in re.findall(r"^\| `(\S+)\.yaml` \|", page, re.MULTILINE) if "/" not in name]
+    bases = re.findall(r"^\| `base/(\S+)\.yaml` \|", page, re.MULTILINE)
+    assert (sorted(listed), sorted(bases)) == (SHIPPED, sorted(path.stem for path in CONFIG.glob("base/*.yaml")))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
