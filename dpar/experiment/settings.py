@@ -81,14 +81,16 @@ def _when_given(**field: Any) -> Any:
 class GeneratedImages(Settings):
     """Numbers of images that the package draws itself."""
 
-    train: int = Field(gt=0)
-    val: int = Field(gt=0)
+    train: int = Field(gt=0, description="images to train on")
+    val: int = Field(gt=0, description="held-out images")
 
 
 class Images(Settings):
     """Source of the images, and their crops."""
 
-    source: Literal["generated", "folder", "parquet", "webdataset"]
+    source: Literal["generated", "folder", "parquet", "webdataset"] = Field(
+        description="how the images lie: drawn by the package, a folder per class, Parquet files, or tars"
+    )
     train: str | None = Field(
         default=None, description="folder, or glob of Parquet files or tars; ** is folders of any depth"
     )
@@ -98,9 +100,9 @@ class Images(Settings):
         lt=1,
         description="instead of `val`: share of each class of `train` that is held out, by the hash of the names",
     )
-    generated: GeneratedImages | None = None
+    generated: GeneratedImages | None = Field(default=None, description="how many to draw; of source `generated` alone")
     resolution: int = Field(gt=0, description="pixels, the side of the square that is tokenized")
-    num_classes: int = Field(gt=0, le=MOST_CLASSES)
+    num_classes: int = Field(gt=0, le=MOST_CLASSES, description="labels are 0 to this less 1")
     classes: str | None = _when_given(
         description="names of the classes in the order of their numbers: a file (JSON list, a line per class, or a "
         "JSON object of the images' names and those to show), or `imagenet`; null = those of the images",
@@ -140,22 +142,22 @@ class Images(Settings):
 class TokenizerTraining(Settings):
     """The VQ tokenizer's loss and optimizer."""
 
-    steps: int | None = Field(default=None, gt=0)
-    epochs: int | None = Field(default=None, gt=0)
-    batch_size: int = Field(default=128, gt=0)
-    learning_rate: float = Field(default=1e-4, gt=0)
+    steps: int | None = Field(default=None, gt=0, description="length in optimizer steps; this or `epochs`")
+    epochs: int | None = Field(default=None, gt=0, description="length in passes over the images; this or `steps`")
+    batch_size: int = Field(default=128, gt=0, description="images per step")
+    learning_rate: float = Field(default=1e-4, gt=0, description="of Adam")
     cooldown: float = Field(
         default=0.0, ge=0, le=1, description="share of the steps, at the end, in which the rate falls to 0"
     )
-    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.95), description="of Adam's running means")
     grad_clip: float = Field(default=1.0, gt=0, description="norm of the autoencoder's, and of the critic's gradients")
-    codebook_weight: float = 1.0
-    commitment_weight: float = 0.25
-    perceptual_weight: float = Field(default=1.0, ge=0)
+    codebook_weight: float = Field(default=1.0, description="of the loss that draws codes to the encoder's outputs")
+    commitment_weight: float = Field(default=0.25, description="of the loss that draws the encoder's outputs to codes")
+    perceptual_weight: float = Field(default=1.0, ge=0, description="of LPIPS; 0 = without")
     perceptual_network: str | None = Field(
         default=None, description="file with LPIPS weights; needed if the weight is not 0"
     )
-    adversarial_weight: float = Field(default=0.5, ge=0)
+    adversarial_weight: float = Field(default=0.5, ge=0, description="of the PatchGAN loss; 0 = without")
     adversarial_start: int = Field(default=20_000, ge=0, description="the first step with the PatchGAN loss")
     restart_unused_codes: bool = Field(
         default=False, description="replace codes that fell out of use by latents of the batch"
@@ -177,13 +179,17 @@ class TokenizerTraining(Settings):
 class Autoencoder(Settings):
     """The sizes of a VQ autoencoder; the defaults are LlamaGen's VQ-16."""
 
-    vocab_size: int = Field(default=16384, gt=1, le=65536)
-    code_dim: int = Field(default=8, gt=0)
-    channels: int = Field(default=128, gt=0)
-    multipliers: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(1, 1, 2, 2, 4), min_length=1)
-    residual_blocks: int = Field(default=2, gt=0, description="a level of the encoder; the decoder has one more")
-    z_channels: int = Field(default=256, gt=0)
-    attention: bool = True
+    vocab_size: int = Field(default=16384, gt=1, le=65536, description="codes in the codebook (V)")
+    code_dim: int = Field(default=8, gt=0, description="numbers per code")
+    channels: int = Field(default=128, gt=0, description="of the first level")
+    multipliers: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        default=(1, 1, 2, 2, 4),
+        min_length=1,
+        description="channels of each level, in multiples of `channels`; each level but the last halves the sides",
+    )
+    residual_blocks: int = Field(default=2, gt=0, description="per level of the encoder; the decoder has one more")
+    z_channels: int = Field(default=256, gt=0, description="of the encoder's output, before it becomes codes")
+    attention: bool = Field(default=True, description="attention at the smallest level")
     groups: int = Field(default=32, gt=0, description="of channels in each normalisation")
     # Deviation: 1 in LlamaGen; the small experiments shuffle pixels, to be fast on a CPU.
     pixel_shuffle: int = Field(
@@ -215,7 +221,7 @@ class Tokenizer(Autoencoder):
     variant: str | None = Field(default=None, description="VQ-16 or VQ-8")
     weights: str | None = Field(default=None, description="an official file such as vq_ds16_c2i.pt; null = train")
     weights_sha256: Sha256 | None = Field(default=None, description="SHA-256 of the file of `weights`")
-    training: TokenizerTraining | None = None
+    training: TokenizerTraining | None = Field(default=None, description="how it is trained, without `weights`")
 
     @model_validator(mode="before")
     @classmethod
@@ -242,15 +248,15 @@ class Tokenizer(Autoencoder):
 class Codes(Settings):
     """Encoding of images as rows of codes, and storage of the rows."""
 
-    format: Literal["parquet", "webdataset"] = "parquet"
+    format: Literal["parquet", "webdataset"] = Field(default="parquet", description="of the shards")
     crop_ranges: tuple[Annotated[float, Field(ge=1)], ...] = Field(
         default=(1.1, 1.05), min_length=1, description="ADM centre crop to this x the side"
     )
     ten_crop: bool = Field(
         default=True, description="five crops and their mirror images; false: the centre and its mirror"
     )
-    train_shards: int = Field(default=256, gt=0)
-    val_shards: int = Field(default=10, gt=0)
+    train_shards: int = Field(default=256, gt=0, description="files, each the work of a job")
+    val_shards: int = Field(default=10, gt=0, description="the same of held-out images")
 
     @property
     def views(self) -> int:
@@ -283,9 +289,9 @@ class Transformer(Settings):
     """A row of Table 1 by name (`variant`), or its sizes; sizes next to a name replace that row's."""
 
     variant: str | None = Field(default=None, description="DPAR-B, DPAR-L, ... or LlamaGen-B, ...")
-    architecture: Literal["dpar", "llamagen"] | None = None
-    width: int | None = Field(default=None, gt=0)
-    heads: int | None = Field(default=None, gt=0)
+    architecture: Literal["dpar", "llamagen"] | None = Field(default=None, description="needed without `variant`")
+    width: int | None = Field(default=None, gt=0, description="channels of a state")
+    heads: int | None = Field(default=None, gt=0, description="of attention; `width` / `heads` is a multiple of 16")
     encoder_layers: int | None = Field(default=None, gt=0, description="DPAR only")
     layers: int | None = Field(default=None, gt=0, description="of LlamaGen, or of DPAR's patch transformer")
     decoder_layers: int | None = Field(default=None, gt=0, description="DPAR only")
@@ -302,7 +308,9 @@ class Transformer(Settings):
         default="auto", description="back end of packed attention; DPAR only"
     )
     dropout: float = Field(default=0.1, ge=0, lt=1, description="on tokens, attention output and FFN output")
-    class_dropout: float = Field(default=0.1, ge=0, le=1)
+    class_dropout: float = Field(
+        default=0.1, ge=0, le=1, description="share of labels that training replaces by the null class, for guidance"
+    )
 
     @model_validator(mode="after")
     def _sizes(self) -> "Transformer":
@@ -340,17 +348,21 @@ class Transformer(Settings):
 class Training(Settings):
     """The optimizer and the length of a training (Section 4.1)."""
 
-    steps: int | None = Field(default=None, gt=0)
-    epochs: int | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0, description="length in optimizer steps; this or `epochs`")
+    epochs: int | None = Field(default=None, gt=0, description="length in passes over the images; this or `steps`")
     milestones: tuple[int, ...] = Field(default=(), description="earlier states to keep, in the unit of the length")
-    batch_size: int = Field(default=256, gt=0, description="global")
+    batch_size: int = Field(default=256, gt=0, description="images per step, over all GPUs and micro-batches")
     accumulate: int = Field(default=1, gt=0, description="micro-batches per step")
-    learning_rate: float = Field(default=1e-4, gt=0)
-    betas: tuple[Decay, Decay] = (0.9, 0.95)
-    weight_decay: float = Field(default=0.05, ge=0)
-    grad_clip: float = Field(default=1.0, gt=0)
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    ema: float | None = Field(default=None, gt=0, lt=1)
+    learning_rate: float = Field(default=1e-4, gt=0, description="of AdamW, constant")
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.95), description="of AdamW's running means")
+    weight_decay: float = Field(default=0.05, ge=0, description="of tensors with two or more dimensions")
+    grad_clip: float = Field(default=1.0, gt=0, description="largest norm of all gradients together")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16", description="of the products; weights are float32"
+    )
+    ema: float | None = Field(
+        default=None, gt=0, lt=1, description="decay per step of a moving average of the weights, which is kept instead"
+    )
     compile: bool = Field(default=False, description="the layers, with PyTorch's compiler")
     activation_checkpointing_above: int | None = Field(
         default=None,
@@ -400,7 +412,7 @@ class EntropyModel(Settings):
         description="without a class token; asked through its null class; or, of gates alone, without a class token "
         "and with the entropy itself as its one output, learned from the experiment's entropy model",
     )
-    model: Transformer = Transformer(variant="LlamaGen-B")
+    model: Transformer = Field(default=Transformer(variant="LlamaGen-B"), description="its sizes, of a LlamaGen")
     precision: EntropyPrecision = Field(  # as `_when_given`: not written where it is the default
         default="tf32",
         exclude_if=lambda precision: precision == "tf32",
@@ -409,7 +421,7 @@ class EntropyModel(Settings):
     )
     weights: str | None = Field(default=None, description="an official file such as c2i_B_256.pt (null_class only)")
     weights_sha256: Sha256 | None = Field(default=None, description="SHA-256 of the file of `weights`")
-    training: Training | None = None
+    training: Training | None = Field(default=None, description="how it is trained, without `weights`")
 
     @model_validator(mode="after")
     def _trained_or_imported(self) -> "EntropyModel":
@@ -435,14 +447,16 @@ def gate_folder(gate: str | None) -> str:
 class Patchify(Settings):
     """Where patches begin (Section 3.2.1, Algorithm 3; Table 3's switches)."""
 
-    strategy: Literal["dynamic", "static"] = "dynamic"
+    strategy: Literal["dynamic", "static"] = Field(
+        default="dynamic", description="patches begin where entropies are above E_Th, or have one length"
+    )
     # Deviation: the paper gives E_Th in nats. Nats do not transfer between entropy models and data sets, P_avg does.
     threshold: float | None = Field(default=None, description="E_Th in nats")
     p_avg: float | None = Field(
         default=None, ge=1, description="calibrate E_Th to this mean patch length; or static length"
     )
     max_length: int | None = Field(default=4, gt=0, le=LONGEST_PATCH, description="P_max in tokens; null = none")
-    row_boundary: bool = True
+    row_boundary: bool = Field(default=True, description="whether each row of tokens begins a patch")
 
     @model_validator(mode="after")
     def _one_threshold(self) -> "Patchify":
@@ -463,20 +477,22 @@ class Patchify(Settings):
 class Sampling(Settings):
     """Sampling of images from a model (Algorithm 2)."""
 
-    num_images: int = Field(default=50_000, gt=0)
-    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
-    labels: Literal["balanced", "uniform"] = "balanced"
-    cfg_scale: float = Field(default=2.0, ge=0, le=FARTHEST)
+    num_images: int = Field(default=50_000, gt=0, description="per set of samples")
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1, description="a set of samples is drawn with each")
+    labels: Literal["balanced", "uniform"] = Field(
+        default="balanced", description="each class in turn, or classes drawn at random"
+    )
+    cfg_scale: float = Field(default=2.0, ge=0, le=FARTHEST, description="scale of guidance; 1 = none")
     cfg_interval: tuple[Share, Share] = Field(  # as `_when_given`: not written where it is the default
         default=(0.0, 1.0),
         exclude_if=lambda interval: interval == (0.0, 1.0),
         description="shares of the sequence between which it is guided; the class alone decides outside",
     )
-    temperature: float = Field(default=1.0, ge=1 / FARTHEST, le=FARTHEST)
-    top_k: int = Field(default=0, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    batch_size: int = Field(default=64, gt=0)
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    temperature: float = Field(default=1.0, ge=1 / FARTHEST, le=FARTHEST, description="divides the logits")
+    top_k: int = Field(default=0, ge=0, description="draw from the k likeliest codes; 0 = all")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="draw from the likeliest codes of this probability")
+    batch_size: int = Field(default=64, gt=0, description="images at a time")
+    precision: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="of the model")
     shards: int = Field(default=1, gt=0, description="jobs a set of samples is divided into")
     compile: bool = Field(
         default=False,
@@ -501,11 +517,11 @@ class Sampling(Settings):
 class Classifier(Settings):
     """The small feature network that stands in for Inception on small images."""
 
-    channels: int = Field(default=32, gt=0)
+    channels: int = Field(default=32, gt=0, description="of the first layer")
     dims: int = Field(default=64, gt=0, description="of the pooled features")
-    steps: int = Field(default=600, gt=0)
-    batch_size: int = Field(default=64, gt=0)
-    learning_rate: float = Field(default=3e-3, gt=0)
+    steps: int = Field(default=600, gt=0, description="length of its training")
+    batch_size: int = Field(default=64, gt=0, description="images per step")
+    learning_rate: float = Field(default=3e-3, gt=0, description="the highest, after a rise")
 
 
 class LinearProbe(Settings):
@@ -526,11 +542,13 @@ class Evaluation(Settings):
         description="`classifier` (trained by the pipeline), `inception`, or a TorchScript file of the user's own: a "
         "program that runs with the user's rights, so give none that you do not trust",
     )
-    inception_weights: str | None = None
-    classifier: Classifier = Classifier()
-    linear_probe: LinearProbe = LinearProbe()
+    inception_weights: str | None = Field(default=None, description="file of extractor `inception` (docs/data.md)")
+    classifier: Classifier = Field(default=Classifier(), description="of extractor `classifier`")
+    linear_probe: LinearProbe = Field(default=LinearProbe(), description="of tables with `linear_probe: true`")
     reference: Literal["train", "val"] | str = Field(default="train", description="a split, or an ADM npz file")
-    reference_images: int | None = Field(default=None, gt=0, description="null = all")
+    reference_images: int | None = Field(
+        default=None, gt=0, description="of these so many are compared with; null = all"
+    )
     dimensions: int | None = _when_given(
         gt=0,
         description="of the features, the first so many are compared, and the distance is not called FID: for a run "
@@ -540,7 +558,7 @@ class Evaluation(Settings):
         default=None, gt=0, description="samples are resized to this side first (384 -> 256)"
     )
     splits: int = Field(default=10, gt=0, description="of the Inception Score")
-    k: int = Field(default=3, gt=0)
+    k: int = Field(default=3, gt=0, description="which neighbour bounds the balls of precision and recall")
 
     @model_validator(mode="after")
     def _extractor(self) -> "Evaluation":
@@ -559,15 +577,17 @@ class Table(Settings):
     `dpar/report/paper_tables.yaml` has it).
     """
 
-    title: str
+    title: str = Field(description="its heading in the report")
     paper: str | None = Field(
         default=None,
         pattern=r"^(table|figure)\d+$",
         description="the table or figure of the paper that this one stands for: the target that makes it",
     )
     base: dict[str, Any] = Field(default={}, description="values of every row that has none of its own")
-    rows: tuple[dict[str, Any], ...] = Field(min_length=1)
-    vary: dict[str, tuple[Any, ...]] = {}
+    rows: tuple[dict[str, Any], ...] = Field(min_length=1, description="a model each, and what departs from it")
+    vary: dict[str, tuple[Any, ...]] = Field(
+        default={}, description="key -> values: each row is made with every combination of them"
+    )
     linear_probe: bool = Field(
         default=False, description="also the accuracy of a linear classifier on the models' states"
     )
@@ -591,9 +611,9 @@ class Table(Settings):
 class Picture(Settings):
     """Samples of some cells as a picture, one row per class, uncurated: the first that were drawn (Figures 5-12)."""
 
-    title: str
+    title: str = Field(description="its heading in the report, and its caption")
     rows: tuple[dict[str, Any], ...] = Field(min_length=1, description="cells, written as the rows of a table")
-    classes: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    classes: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, description="by number, a row each")
     images: int = Field(default=3, gt=0, description="of each class")
 
 
@@ -605,28 +625,28 @@ class Experiment(Settings):
     """One YAML file under config/: everything that a run of the graph depends on."""
 
     name: Name = Field(pattern=r"^[a-z0-9_]+(\.smoke)?$", description="of its folder under results/")
-    seed: Seed = 0
-    images: Images
-    tokenizer: Tokenizer
-    codes: Codes = Codes()
-    entropy_model: EntropyModel
+    seed: Seed = Field(default=0, description="of whatever is drawn at random, but for samples")
+    images: Images = Field(description="what is learned from")
+    tokenizer: Tokenizer = Field(description="turns images into codes")
+    codes: Codes = Field(default=Codes(), description="which crops become codes, and how these are stored")
+    entropy_model: EntropyModel = Field(description="says where patches begin")
     gates: dict[ModelName, EntropyModel] = Field(
         default={},
         exclude_if=lambda gates: not gates,
         description="cheaper networks that may place the boundaries in sampling, in the entropy model's stead",
     )
-    patchify: Patchify
-    models: dict[ModelName, Transformer] = Field(min_length=1)
-    training: Training
+    patchify: Patchify = Field(description="the patch rule of every model that a row does not change")
+    models: dict[ModelName, Transformer] = Field(min_length=1, description="name -> sizes; rows of tables name them")
+    training: Training = Field(description="how each of the models is trained")
     training_seeds: tuple[Seed, ...] = Field(
         default=(),
         exclude_if=lambda seeds: not seeds,
         description="each row of a table is trained once with each of these; default: once, with `seed`",
     )
-    sampling: Sampling = Sampling()
-    evaluation: Evaluation
-    tables: dict[TableName, Table] = {}
-    figures: dict[TableName, Picture] = {}
+    sampling: Sampling = Field(default=Sampling(), description="how images are drawn")
+    evaluation: Evaluation = Field(description="what samples are compared with, and by which network")
+    tables: dict[TableName, Table] = Field(default={}, description="name -> table: what is trained, drawn and measured")
+    figures: dict[TableName, Picture] = Field(default={}, description="name -> figure: samples to be shown")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Experiment":

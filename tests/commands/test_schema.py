@@ -17,6 +17,16 @@ def test_the_schema_is_current(capsys):
     assert capsys.readouterr().out == SCHEMA.read_text(), "make it again: `dpar schema > config/schema.json`"
 
 
+def test_the_schema_says_what_each_setting_means():
+    schema = json.loads(SCHEMA.read_text())
+    groups = {"Experiment": schema} | schema["$defs"]
+    settings = {
+        f"{group}.{key}": field for group in groups for key, field in groups[group].get("properties", {}).items()
+    }
+    assert len(settings) > 100
+    assert [name for name, field in settings.items() if not field.get("description")] == []
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_experiments_name_the_schema_and_obey_it(name):
     path = CONFIG / f"{name}.yaml"
