@@ -47,6 +47,7 @@ READS = {
 }
 # Jobs that are parts of one training, or of one set: by the last word of their part.
 IN_PARTS = {"train_model": "milestones", "sample_images": "shards"}
+MOST_KINDS = 7
 MOST_CHANGES = 5
 MOST_NAMED = 12
 TRAININGS = ("train_tokenizer", "train_entropy_model", "train_model")
@@ -108,7 +109,10 @@ def announced(experiment: Experiment, planned: Iterable[Planned], bill: Bill | N
 def jobs_in_words(experiment: Experiment, jobs: Collection[Planned]) -> Iterator[str]:
     """The jobs by kind, and the trainings by name; of a dry run all that is said."""
     if jobs:
-        yield f"this run: {len(jobs)} job{'s' * (len(jobs) > 1)} ({', '.join(text for _, text in counted(jobs))})"
+        said = counted(jobs)
+        others = sum(job.rule in {rule for rule, _ in said[MOST_KINDS:]} for job in jobs)
+        kinds = [*(text for _, text in said[:MOST_KINDS]), *[f"{others} others"] * (others > 0)]
+        yield f"this run: {len(jobs)} job{'s' * (len(jobs) > 1)} ({', '.join(kinds)})"
     if trained := trainings_in_words(experiment, jobs):
         yield f"  trains   {trained}"
 
@@ -132,14 +136,15 @@ def again(jobs: Iterable[Planned], changes: Changes) -> Iterator[str]:
 
 
 def counted(jobs: Iterable[Planned]) -> list[tuple[str, str]]:
-    """The rules of the jobs, those of most jobs first, each with its number of jobs in words.
+    """The rules of the jobs, those that have words first, each with its number of jobs in words.
 
     A training is one however many of its milestones are jobs, and so is a set of samples in shards.
     """
     parts: dict[str, list[str]] = {}
     for job in jobs:
         parts.setdefault(job.rule, []).append(job.part)
-    return [(rule, _worded(rule, parts[rule])) for rule in sorted(parts, key=lambda rule: (-len(parts[rule]), rule))]
+    rules = [*(rule for rule in KINDS if rule in parts), *sorted(parts.keys() - KINDS)]
+    return [(rule, _worded(rule, parts[rule])) for rule in rules]
 
 
 def _worded(rule: str, parts: Collection[str]) -> str:

@@ -21,6 +21,7 @@ from dpar.workflow.announcement import (
     check_budget,
     counted,
     in_words,
+    jobs_in_words,
     read_by,
     trainings_in_words,
 )
@@ -41,7 +42,7 @@ def test_a_changed_setting_is_the_reason_of_the_jobs_that_read_it():
     jobs = [Planned("sample_images", f"dpar/{i}/00000", again=True) for i in range(15)]
     jobs += [Planned("train_model", "dpar/step400"), Planned("make_table", "t", again=True)]
     assert list(announced(DEMO, jobs, Bill(1.25, "this machine", 3e9), changes)) == [
-        "this run: 17 jobs (15 sets of samples, 1 table, 1 training)",
+        "this run: 17 jobs (1 training, 15 sets of samples, 1 table)",
         "  trains   dpar to step400",
         "  takes    about 1.2 hours of this machine, and 3.00 GB on disk",
         "  again    15 sets of samples, because sampling.cfg_scale was 2 and is 2.5",
@@ -82,6 +83,12 @@ def test_shards_are_told_apart_from_sets_of_samples():
     jobs = [Planned("sample_images", f"dpar/{seed}/{shard:05d}") for seed in range(2) for shard in range(16)]
     jobs += [Planned("compute_metrics", f"dpar/{seed}") for seed in range(2)]
     assert [text for _, text in counted(jobs)] == ["2 sets of samples in 32 shards", "2 measurements"]
+
+
+def test_kinds_that_a_line_has_no_room_for_are_counted():
+    jobs = [Planned(rule, f"{part}/0") for rule in ("z", *map(str, range(8)), "train_model") for part in ("dpar", "x")]
+    said = next(jobs_in_words(DEMO, [job for job in jobs if job != Planned("train_model", "x/0")]))
+    assert said == "this run: 19 jobs (1 training, 2 0, 2 1, 2 2, 2 3, 2 4, 2 5, 6 others)"
 
 
 def test_settings_that_came_or_went_and_lists_are_said_too():
