@@ -72,10 +72,10 @@ def model_card(
 
 def _use(classes: Classes) -> list[str]:
     """The lines that show how the model is used, and the names of its classes."""
-    lines = ["## Use", "", "Nothing is downloaded; this folder holds all networks, as safetensors.", "", "```"]
+    lines = ["## Use", "", "All networks are in this folder, FOLDER below; nothing is downloaded.", "", "```"]
     example = shlex.quote(classes.example(2))
     lines += [f"dpar sample --checkpoint FOLDER --labels {example} --n 16 --out grid.png", "```", "", "```python"]
-    lines += ["import dpar", "", "generator = dpar.Generator.from_pretrained(FOLDER)"]
+    lines += ["import dpar", "", 'generator = dpar.Generator.from_pretrained("FOLDER")']
     lines += ["images = generator([0, 1], seed=0, cfg_scale=2.0)  # uint8, N x side x side x 3", "```", ""]
     if classes.names is not None:
         numbered = [tables.plain(f"{label} {classes.title(label)}") for label in range(min(classes.count, _NAMED))]

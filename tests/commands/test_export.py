@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -121,6 +122,10 @@ def test_the_card_has_the_metrics_of_these_weights_with_their_conditions(results
     parameters = sum(p.numel() for p in dpar.DPAR.from_pretrained(tmp_path / "out").parameters())
     assert f"DPAR, {parameters:,} parameters" in card
     assert "3.2500 nats per token over 4 images (64 tokens)" in card
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert code
+    exec(code[1].replace("FOLDER", str(tmp_path / "out")), found := {})
+    assert found["images"].shape == (2, 8, 8, 3)
     assert "| FD[classifier,4]" in card
     assert "| 1.5 ± 0.71" in card
     for line in (
