@@ -3,6 +3,7 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -18,7 +19,7 @@ from dpar.errors import InputError
 from dpar.files import sha256_file
 from dpar.mirror import sync as mirror
 from dpar.mirror.runs import RunWriter, entity_name
-from dpar.mirror.store import Store, find_store, open_store, writer_lock
+from dpar.mirror.store import Store, find_store, mlflow_environment, open_store, writer_lock
 from dpar.tracking.ledger import read_events, spools
 
 fork = multiprocessing.get_context("fork")
@@ -113,6 +114,17 @@ def test_everything_a_job_says_can_be_found_in_the_store(recorded: Path, store: 
     assert query("select metric_name, metric_value from logged_model_metrics") == [("val/nll", 3.3085)]
     experiments = query("select name from experiments where lifecycle_stage='active' order by 1")
     assert experiments == [("dpar/demo/pipeline",), ("dpar/demo/results",), ("dpar/demo/train",)]
+
+
+def test_the_example_in_python_of_the_page_on_the_dashboard_reads_the_rows(recorded: Path, store: Store):
+    mirror.sync(store)
+    page = (Path(__file__).parents[2] / "docs" / "dashboard.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    read = "found = rows[['tags.mlflow.runName', 'params.threshold', 'metrics.val/nll']].values.tolist()"
+    code = code.replace("results/demo", str(recorded)) + f"import json\n{read}\nprint('found', json.dumps(found[:2]))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=mlflow_environment())
+    assert said.returncode == 0, said.stderr
+    assert sorted(json.loads(said.stdout.rpartition("found")[2])) == [["a", "3.3", 3.3], ["b", "3.4", 3.4]]
 
 
 def test_small_files_are_copied_and_large_ones_are_named(recorded: Path, store: Store, dump, query, monkeypatch):
