@@ -11,7 +11,7 @@ SHELL := /bin/bash
 .PHONY: help sample demo photos64 fashion28 dashboard audit test endurance-test slurm-test bench gpu-check check format slurm-dry-run clean
 
 help:
-	@echo "make sample     garments from the model in models/fashion28, seconds"
+	@echo "make sample     garments from the model in models/fashion28: results/garments.png, seconds"
 	@echo "make demo       the whole pipeline on generated images, about ten minutes on two cores"
 	@echo "make photos64   the same on real photos, about 100 minutes of CPU time; PHOTOS=FOLDER with train.parquet and val.parquet"
 	@echo "make fashion28  every table of the paper on small images, hours of CPU time; FASHION=FOLDER with train and test.parquet"
@@ -20,9 +20,9 @@ help:
 	@echo "make test       all tests that need no GPU"
 	@echo "make endurance-test  the graph, killed again and again"
 	@echo "make slurm-test  the graph through a Slurm of two nodes on this machine, whose packages root installs"
-	@echo "make bench      time and FLOPs of a training step beside LlamaGen's, under ten minutes on two idle cores"
+	@echo "make bench      time and FLOPs of a training step compared with LlamaGen's, under ten minutes on two idle cores"
 	@echo "make gpu-check  what one GPU does in eight minutes; WHEELS=, RESULTS= and LLAMAGEN=FOLDER (docs/benchmarks.md)"
-	@echo "make check      formatting, lint, types and the floors of the packages"
+	@echo "make check      formatting, lint, types, and which package may import which"
 
 sample: .venv/.installed
 	$(BIN)/dpar sample --checkpoint models/fashion28 --labels all --n 80 --cfg 1.5 --out results/garments.png
@@ -93,7 +93,7 @@ clean:
 	@touch $@
 
 # Other implementations of the metrics, for tests/evaluation/test_parity.py alone: without what they ask for, since the
-# registry's torchvision would bring a CUDA build of torch, and beside the environment, which stays as users have it.
+# registry's torchvision would bring a CUDA build of torch, and next to the environment, which stays as users have it.
 # Where they cannot be had, those tests are skipped.
 .venv/oracles/.installed: .venv/.installed-dev
 	@mkdir -p $(@D)

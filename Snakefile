@@ -1,4 +1,4 @@
-"""The paper as a graph: one rule a stage, the same rules at every scale.
+"""The paper as a graph: one rule per stage, the same rules at every scale.
 
 images -> VQ tokenizer -> codes -> entropy model -> entropies -> thresholds -> patches
        -> DPAR and LlamaGen, one trainer -> samples -> features -> metrics -> tables, figures, report

@@ -72,8 +72,9 @@ def parser() -> argparse.ArgumentParser:
         help="share of its float32 peak in encoding and scoring (default: 0.5)",
     )  # fmt: skip
     flags.add_argument(
-        "--images", type=COUNT, help="training images (default: ImageNet's, or those that --measured indexed)"
-    )
+        "--images", type=COUNT,
+        help="training images (default: those that --measured indexed, that are generated, or of ImageNet)",
+    )  # fmt: skip
     flags.add_argument(
         "--measured", type=Path, metavar="RESULTS",
         help="results of an experiment on the same kind of device: its speeds in place of assumed ones, and its images "
@@ -288,7 +289,10 @@ def known_data(experiment: Experiment, args: argparse.Namespace) -> tuple[Data, 
     elif experiment.images.num_classes == 1000:
         images = IMAGENET_IMAGES
     else:
-        raise InputError(f"how many training images {experiment.name} has is not in its file; say it with --images")
+        raise InputError(
+            f"how many training images {experiment.name} has is not in its file; say it with --images, or "
+            "name results of it, which have counted them, with --measured"
+        )
     return Data(*images, counts), taken
 
 
