@@ -74,7 +74,7 @@ def test_targets_come_in_the_papers_order_and_then_the_experiments_own():
 
 def test_images_that_nobody_counted_are_asked_for(tmp_path):
     config = CONFIG / "photos64.yaml"
-    with pytest.raises(InputError, match="say it with --images, or name results of it, .* with --measured"):
+    with pytest.raises(InputError, match=r"say it with --images, or name results of it, .* with --measured"):
         plan.main(["--config", str(config)])
 
 
@@ -182,7 +182,7 @@ def test_images_of_the_same_experiment_may_lie_elsewhere(tmp_path):
         before = experiment.model_copy(update={"name": name, "images": elsewhere})
         write_json(tmp_path / "experiment.json", before.model_dump(mode="json"))
         if name == "other":
-            with pytest.raises(InputError, match="say it with --images, or name results of it, .* with --measured"):
+            with pytest.raises(InputError, match=r"say it with --images, or name results of it, .* with --measured"):
                 plan.known_data(experiment, args)
     assert plan.known_data(experiment, args)[0].train == 40
 
