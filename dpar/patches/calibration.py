@@ -129,14 +129,18 @@ def _search(
     high = first_at_target(entropy, low, high)
     places = [high - 1, high]
     (nearest, place), (other, _) = sorted(((mean_at(entropy, place), place) for place in places), key=distance)
+    _warn_if_far(target, nearest, other, unit)
+    return _ordinal_to_float(place, dtype)
+
+
+def _warn_if_far(target: float, nearest: float, other: float, unit: str) -> None:
     if abs(nearest - target) > FAR * abs(target):
         print(
             f"warning: {abs(target):g} {unit} are wanted, and {abs(nearest):.4f} is the nearest that a threshold gives "
-            f"on these entropies, many of which are equal (the next is {abs(other):.4f}): look at "
-            "them, or choose another target",
+            f"on these entropies, many of which are equal (the next is {abs(other):.4f}): look at them, or choose "
+            "another target",
             file=sys.stderr,
         )
-    return _ordinal_to_float(place, dtype)
 
 
 def _bracket(reached: Callable[[int], bool], guess: int, low: int, high: int) -> tuple[int, int]:
