@@ -112,13 +112,7 @@ def _search(
     low, high = _float_to_ordinal(lowest, dtype) - 1, _float_to_ordinal(highest, dtype)
     ends = mean_at(entropy, low), mean_at(entropy, high)
     if not ends[0] <= target <= ends[1]:
-        sign = 1 if ends[1] > 0 else -1  # costs are searched for as negative numbers
-        reachable = sorted(sign * end for end in ends)
-        raise InputError(
-            f"no threshold gives {what} of {sign * target:g} {unit} on these entropies: with max_length {max_length} "
-            f"and row_boundary {str(row_boundary).lower()} they reach from {reachable[0]:.4f} to {reachable[1]:.4f}; "
-            "choose a target in that range, or change max_length or row_boundary"
-        )
+        raise _unreachable(target, ends, what, unit, max_length, row_boundary)
     if target == ends[0]:
         return _ordinal_to_float(low, dtype)
     every = -(-entropy.shape[0] * entropy.shape[1] // SAMPLE)
@@ -131,6 +125,18 @@ def _search(
     (nearest, place), (other, _) = sorted(((mean_at(entropy, place), place) for place in places), key=distance)
     _warn_if_far(target, nearest, other, unit)
     return _ordinal_to_float(place, dtype)
+
+
+def _unreachable(
+    target: float, ends: tuple[float, float], what: str, unit: str, max_length: int | None, row_boundary: bool
+) -> InputError:
+    sign = 1 if ends[1] > 0 else -1  # costs are searched for as negative numbers
+    reachable = sorted(sign * end for end in ends)
+    return InputError(
+        f"no threshold gives {what} of {sign * target:g} {unit} on these entropies: with max_length {max_length} "
+        f"and row_boundary {str(row_boundary).lower()} they reach from {reachable[0]:.4f} to {reachable[1]:.4f}; "
+        "choose a target in that range, or change max_length or row_boundary"
+    )
 
 
 def _warn_if_far(target: float, nearest: float, other: float, unit: str) -> None:
