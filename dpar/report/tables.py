@@ -242,10 +242,19 @@ def _number(value: Any, spread: Any) -> str:
         return "–"
     if isinstance(value, str | bool):
         return str(value)
+    if not pd.isna(spread):
+        return with_spread(value, spread)
     if isinstance(value, float) and value.is_integer() and abs(value) >= 1000:
         value = int(value)
-    text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-    return text if pd.isna(spread) else f"{text} ± {spread:.2g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def with_spread(mean: float, sd: float) -> str:
+    """`mean ± sd` with two digits of the standard deviation, and as many decimals of the mean: `2.3000 ± 0.0059`."""
+    if not 1e-6 < sd < math.inf:
+        return f"{mean:.4g} ± {sd:.2g}"
+    decimals = max(0, 1 - math.floor(math.log10(sd)))
+    return f"{mean:,.{decimals}f} ± {sd:,.{decimals}f}"
 
 
 def to_markdown(frame: pd.DataFrame, title: str, notes: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from dpar.experiment.cells import described_models
 from dpar.experiment.settings import Experiment
 from dpar.report.labels import label
 from dpar.report.significance import LEVEL, welch_chance
-from dpar.report.tables import MADE, best_rows, repeated
+from dpar.report.tables import MADE, best_rows, repeated, with_spread
 
 
 class Measured(NamedTuple):
@@ -23,7 +23,7 @@ class Measured(NamedTuple):
     count: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.4g}" + ("" if np.isnan(self.sd) else f" ± {self.sd:.2g}")
+        return f"{self.mean:.4g}" if np.isnan(self.sd) else with_spread(self.mean, self.sd)
 
 
 def verdict(experiment: Experiment, tables: Mapping[str, pd.DataFrame], metric: str) -> list[str]:

@@ -127,7 +127,7 @@ def test_the_card_has_the_metrics_of_these_weights_with_their_conditions(results
     exec(code[1].replace("FOLDER", str(tmp_path / "out")), found := {})
     assert found["images"].shape == (2, 8, 8, 3)
     assert "| FD[classifier,4]" in card
-    assert "| 1.5 ± 0.71" in card
+    assert "| 1.50 ± 0.71" in card
     for line in (
         "FD[classifier,4]: 10 samples against 40 images of `train`, feature network `classifier` (`cccccccccccc`)",
         "Drawn at step 1, seeds 0, 1, with cfg_scale 2.0, temperature 1.0.",

@@ -121,7 +121,7 @@ def test_llamagen_has_no_patches():
 def test_a_cell_without_measurements_is_missing_and_never_zero():
     frame = built({"model": "llamagen"}, {"model": "dpar"})
     shown = tables.readable(frame, "FD[x, 4]")
-    assert shown["FD[x, 4]"].tolist() == ["missing", "3 ± 2.6"]
+    assert shown["FD[x, 4]"].tolist() == ["missing", "3.0 ± 2.6"]
     assert shown["Parameters"].tolist() == ["2,000,000", "2,000,000"]
 
 
@@ -149,7 +149,7 @@ def test_markdown_and_latex_hold_every_cell():
     assert r"\caption{\$x\{\_\}\textbackslash{}\textasciitilde{}\textasciicircum{}}" in tables.to_latex(
         shown, "$x{_}\\~^"
     )
-    assert r"3 $\pm$ 2.6" in latex
+    assert r"3.0 $\pm$ 2.6" in latex
     assert latex.count("&") == 2 * (len(shown.columns) - 1) + 1
 
 
@@ -192,7 +192,7 @@ def test_rows_that_the_paper_quotes_stand_above_ours_and_say_so():
     assert whole["source"].tolist() == ["quoted, diffusion", tables.MADE]
     shown = tables.readable(whole, "FID")
     assert shown["Paper FID"].tolist() == ["4.59", "2.5"]
-    assert shown["FID"].tolist() == ["–", "3 ± 2.6"]
+    assert shown["FID"].tolist() == ["–", "3.0 ± 2.6"]
     assert shown["Parameters"].tolist() == ["554,000,000", "2,000,000"]
     assert shown["Seeds"].tolist() == ["–", "3"]
 
@@ -243,3 +243,18 @@ def test_probes_of_different_protocols_make_no_table():
     }
     with pytest.raises(InputError, match=r"linear_probe/llamagen/step400\.json and .* their `val_images` differs"):
         built({"model": "llamagen"}, {"model": "dpar"}, measured={}, probes=probes)
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "text"),
+    [
+        (2.3, 0.0059, "2.3000 ± 0.0059"),
+        (0.7548, 0.031, "0.755 ± 0.031"),
+        (196.0, 0.0, "196 ± 0"),
+        (1234.56, 12.3, "1,235 ± 12"),
+        (1234.56, 123.0, "1,235 ± 123"),
+        (3.0, float("inf"), "3 ± inf"),
+    ],
+)
+def test_a_mean_has_the_decimals_of_its_standard_deviation(mean, sd, text):
+    assert tables.with_spread(mean, sd) == text

@@ -34,13 +34,13 @@ def experiment():
         (
             (0.6, 0.07),
             (0.3, 0.05),
-            "dpar is worse than llamagen: FD[classifier,32] 0.6 ± 0.07 against 0.3 ± 0.05, a diff",
+            "dpar is worse than llamagen: FD[classifier,32] 0.600 ± 0.070 against 0.300 ± 0.050, a diff",
         ),
         ((0.3, 0.05), (0.6, 0.07), "dpar is better than llamagen"),
         (
             (0.31, 0.05),
             (0.3, 0.05),
-            "dpar cannot be told from llamagen: FD[classifier,32] 0.31 ± 0.05 against 0.3 ± 0.05",
+            "dpar cannot be told from llamagen: FD[classifier,32] 0.310 ± 0.050 against 0.300 ± 0.050",
         ),
         (
             0.4,
@@ -102,13 +102,13 @@ def grid(*distances, sd=0.01):
         (
             (0.5, 0.6, 0.7, 0.8),
             0.01,
-            "E_Th 2.800, P_max 2 has the smallest FD[classifier,32], 0.5 ± 0.01; each of the oth",
+            "E_Th 2.800, P_max 2 has the smallest FD[classifier,32], 0.500 ± 0.010; each of the oth",
         ),
         ((0.5, 0.505, 0.7, 0.8), 0.01, "1 of the other 3 cannot be told from it"),
         (
             (0.5, 0.505, 0.7, 0.49),
             0.3,
-            "E_Th 3.600, P_max 4 has the smallest FD[classifier,32], 0.49 ± 0.3; none of the",
+            "E_Th 3.600, P_max 4 has the smallest FD[classifier,32], 0.49 ± 0.30; none of the",
         ),
         ((0.5, 0.505, 0.7, 0.8), np.nan, "0.5; one value each, so that no spread is known"),
     ],
@@ -122,7 +122,7 @@ def test_a_grid_names_its_best_and_the_ties(experiment, distances, sd, said):
 def test_rows_that_were_quoted_or_not_measured_decide_nothing(experiment):
     rows = grid(0.5, 0.6, np.nan, 0.8).assign(source=["quoted, diffusion", "made here", "made here", "made here"])
     (paragraph,) = verdict(experiment, {"threshold_by_length": rows}, METRIC)
-    assert "0.6 ± 0.01" in paragraph
+    assert "0.600 ± 0.010" in paragraph
     assert verdict(experiment, {"comparison": table(np.nan, np.nan)}, METRIC) == []
     assert verdict(experiment, {"comparison": table(np.nan, 0.3)}, METRIC) == []
     assert verdict(experiment, {}, METRIC) == []
