@@ -135,6 +135,8 @@ def _warnings(samples: Features, reference: Features) -> list[str]:
             found.append(
                 f"{len(features)} {name} are few for features of {dims} dimensions: 10 times as many are advised"
             )
+        if len(features) > 1 and (features.features == features.features[0]).all():
+            found.append(f"the features of all {name} are equal: the network tells none of these images from another")
     if samples.statistics:
         found.append("the statistics in the file of the samples are not used: these numbers are of its images")
     sampling = (samples.conditions.get("drawn") or {}).get("sampling")

@@ -25,6 +25,8 @@ from dpar.errors import InputError
 from dpar.evaluation.frechet import Gaussian
 from dpar.evaluation.inception import KNOWN_FILES, load_inception
 from dpar.files import atomic_write, sha256_file
+from dpar.memory import out_of_memory
+from dpar.model.official import DAMAGED, broken_part
 from dpar.tracking.makers import check_recorded
 from dpar.weights import WEIGHTS, load_model, model_config, model_files
 
@@ -258,10 +260,8 @@ def open_extractor(path: str | Path, device: torch.device) -> Extractor:
             model_config(path)["provenance"],
         )
     if is_script(path) and (sha256 := sha256_file(path)) not in KNOWN_FILES:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit: a network without its code
-            script = torch.jit.load(path, map_location=device).eval()
-        return Extractor(path.stem, sha256, None, lambda images: _outputs(path, script(images.to(device).float())))
+        script = _load_script(path, device)
+        return Extractor(path.stem, sha256, None, lambda images: _outputs(path, script, images.to(device).float()))
     inception, sha256 = load_inception(path)
     inception.to(device)
     return Extractor("inception", sha256, None, lambda images: inception(images.to(device).float()))
@@ -269,21 +269,49 @@ def open_extractor(path: str | Path, device: torch.device) -> Extractor:
 
 def is_script(path: Path) -> bool:
     """Whether a file is TorchScript, which is a zip archive with code in it."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (*DAMAGED, zipfile.BadZipFile, OSError):  # whatever reads it as other weights says what it is
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
 
 
-def _outputs(path: Path, found: Any) -> Sequence[Tensor]:
-    """Outputs of a user's network, if they are features, or features and logits."""
+def _load_script(path: Path, device: torch.device) -> torch.jit.ScriptModule:
+    """The network in a TorchScript file, of which torch checks no checksum itself."""
+    reason = f"the checksum of its part {broken} does not fit" if (broken := broken_part(path)) else None
+    try:
+        if reason is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit: a network without its code
+                return torch.jit.load(path, map_location=device).eval()
+    except DAMAGED as error:
+        reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+    raise InputError(f"{path} is a damaged TorchScript file, or of another PyTorch ({reason}); copy or export it again")
+
+
+def _outputs(path: Path, script: Callable[[Tensor], Any], images: Float[Tensor, "B 3 H W"]) -> Sequence[Tensor]:
+    """Outputs of a user's network, if they are features, or features and logits, of each image."""
+    try:
+        found = script(images)
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        reason = (str(error).strip().splitlines() or ["no reason is said"])[-1]
+        raise InputError(
+            f"{path} cannot take images of shape {tuple(images.shape)} ({reason}); expected a network of float32 "
+            "(B, 3, H, W) from 0 to 255, for any B: `--resolution` chooses H and W"
+        ) from None
     outputs = tuple(found) if isinstance(found, tuple | list) else (found,)
-    if not outputs or any(not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point() for x in outputs[:2]):
+    if not outputs or any(
+        not isinstance(x, Tensor) or x.ndim != 2 or len(x) != len(images) or not x.is_floating_point()
+        for x in outputs[:2]
+    ):
         shapes = ", ".join(
             f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__ for x in outputs
         )
         raise InputError(
-            f"{path} gives {shapes or 'nothing'}; expected features (B, D), or those and class scores (B, C)"
+            f"{path} gives {shapes or 'nothing'} of {len(images)} images; expected features (B, D), or those and class "
+            "scores (B, C)"
         )
     return outputs[:2]
 

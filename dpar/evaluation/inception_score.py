@@ -28,12 +28,17 @@ def inception_score(logits: Float[Tensor, "N C"], split_size: int = 5000) -> Inc
         split_size: images per split.
 
     Raises:
-        InputError: a logit is not finite, or there is none.
+        InputError: a logit is not finite, there is none, or they are probabilities.
     """
     if len(logits) == 0 or split_size < 1:
         raise InputError(f"an Inception Score of {len(logits)} images in splits of {split_size} does not exist")
     if not logits.isfinite().all():
         raise InputError("the logits contain NaN or infinity; look at the images or the network that made them")
+    if (logits >= 0).all() and ((logits.double().sum(-1) - 1).abs() < 0.01).all():
+        raise InputError(
+            f"the class scores of all {len(logits)} images are probabilities, which sum to 1; expected logits, as they "
+            "are before the softmax: give these, or the logarithms"
+        )
     scores = []
     for split in logits.split(split_size):
         log_p = split.double().log_softmax(-1)

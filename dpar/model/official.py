@@ -8,6 +8,7 @@ import re
 import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def _check_bytes(path: Path, sha256: str | None) -> None:
     elif head.startswith(b"PK\x03\x04"):
         if not zipfile.is_zipfile(path):
             found = f"is cut off after {size} bytes: the index at the end of the archive is missing"
-        elif wrong := _broken_part(path):
+        elif wrong := broken_part(path):
             found = f"is damaged: the checksum of its part {wrong} does not fit"
         else:
             found, advice = _other_archive(path)
@@ -76,12 +77,12 @@ def _check_bytes(path: Path, sha256: str | None) -> None:
             )
 
 
-def _broken_part(path: Path) -> str | None:
+def broken_part(path: Path) -> str | None:
     """The name of the first damaged file in the archive, by its CRC, which torch does not check."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except (*DAMAGED, zipfile.BadZipFile, zlib.error, OSError) as error:
         return f"({error})"
 
 

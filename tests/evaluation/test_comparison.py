@@ -100,6 +100,13 @@ def test_few_images_are_warned_of_and_too_few_refused():
         compare(gaussian_features(4), gaussian_features(50, 1), split_size=4)
 
 
+def test_a_network_that_tells_no_images_apart_is_warned_of():
+    same = [replace(gaussian_features(60, i), features=np.ones((60, 4), np.float32)) for i in (0, 1)]
+    told = [f"the features of all {side} are equal" for side in ("samples", "reference images")]
+    assert [w.partition(":")[0] for w in compare(*same, split_size=60).warnings] == told
+    assert compare(gaussian_features(60), gaussian_features(60, 1), split_size=60).warnings == []
+
+
 @pytest.mark.parametrize(
     ("sampling", "warnings"),
     [

@@ -1,6 +1,7 @@
 """Files of features and of images: what is written comes back, and what is damaged is named."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -152,8 +153,49 @@ def test_a_torchscript_file_is_an_extractor_named_after_it(tmp_path):
             return images
 
     torch.jit.script(Maps()).save(tmp_path / "maps.pt")
-    with pytest.raises(InputError, match=r"maps\.pt gives \(5, 3, 8, 8\) torch.float32; expected features \(B, D\)"):
+    with pytest.raises(InputError, match=r"maps\.pt gives \(5, 3, 8, 8\) torch.float32 of 5 images; expected features"):
         extract(open_extractor(tmp_path / "maps.pt", CPU), [images])
+
+
+def test_a_torchscript_file_that_takes_other_images_or_mixes_them_is_one_line(tmp_path):
+    class Fixed(nn.Module):
+        def forward(self, images):
+            return images.reshape(-1, 3 * 16 * 16)
+
+    class Mean(nn.Module):
+        def forward(self, images):
+            return images.mean(0, keepdim=True).flatten(1)
+
+    images = torch.zeros(5, 3, 8, 8, dtype=torch.uint8)
+    for module, message in (
+        (
+            Fixed(),
+            r"cannot take images of shape \(5, 3, 8, 8\) \(.*invalid for input of size 960\); expected a network",
+        ),
+        (Mean(), r"gives \(1, 192\) torch.float32 of 5 images; expected features \(B, D\)"),
+    ):
+        torch.jit.script(module).save(tmp_path / "net.pt")
+        with pytest.raises(InputError, match=message) as caught:
+            extract(open_extractor(tmp_path / "net.pt", CPU), [images])
+        assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_torchscript_file_is_one_line(tmp_path):
+    whole = tmp_path / "whole.pt"
+    torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))).save(whole)
+    with zipfile.ZipFile(whole) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+        weights = next(name for name in parts if "/data/" in name or "/constants/" in name)
+    flipped = whole.read_bytes().replace(parts[weights], parts[weights][:-1] + b"\x99")
+    (tmp_path / "flipped.pt").write_bytes(flipped)
+    with zipfile.ZipFile(tmp_path / "lost.pt", "w") as archive:
+        for name, content in parts.items():
+            if not name.endswith("/data.pkl"):
+                archive.writestr(name, content)
+    for name, reason in (("flipped", "the checksum of its part .* does not fit"), ("lost", "RuntimeError: .*data.pkl")):
+        with pytest.raises(InputError, match=rf"{name}\.pt is a damaged TorchScript file.*\({reason}") as caught:
+            open_extractor(tmp_path / f"{name}.pt", CPU)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_state_dict_that_is_not_inceptions_is_no_extractor(tmp_path):

@@ -86,3 +86,11 @@ def test_nan_and_nothing_are_refused():
         inception_score(torch.full((4, 3), float("nan")), 2)
     with pytest.raises(InputError, match="0 images"):
         inception_score(torch.zeros(0, 3), 2)
+
+
+def test_probabilities_are_no_logits():
+    logits = 5 * torch.randn(50, 10)
+    for probabilities in (logits.softmax(-1), logits.softmax(-1).half(), torch.eye(10)):
+        with pytest.raises(InputError, match=r"are probabilities, which sum to 1; expected logits"):
+            inception_score(probabilities, 25)
+    assert inception_score(logits.log_softmax(-1), 25).mean == pytest.approx(inception_score(logits, 25).mean)
