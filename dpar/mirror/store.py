@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import urllib.parse
 import uuid
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 _THIS_MACHINE = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1")
+_SQLITE = b"SQLite format 3\0"
 _WELL_BUT_BUSY = ("database is locked", "disk is full", "disk I/O error", "readonly", "unable to open")
 
 
@@ -184,6 +186,8 @@ def open_store(store: Store) -> "MlflowClient":
         server.check(store)
     elif not store.database.exists():
         _create_database(store.database)
+    else:
+        _check_database(store, store.database)
     try:
         client: Any = MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
         client = client if store.artifacts else server.Client(client, store)
@@ -218,7 +222,9 @@ def _check_experiments(store: Store, experiments: "list[Experiment]") -> None:
         restore = "; ".join(f"mlflow experiments restore --experiment-id {e.experiment_id}" for e in deleted)
         cure = "run `dpar track rebuild` to make the store again from the records"
         if not store.embedded:
-            cure = f"bring back what it had with `export MLFLOW_TRACKING_URI={store.describe()}; {restore}`"
+            cure = (
+                f"bring back what it had with `export MLFLOW_TRACKING_URI={shlex.quote(store.describe())}; {restore}`"
+            )
         raise InputError(f"{', '.join(e.name for e in deleted)} was deleted in MLflow ({store.describe()}); {cure}")
     if store.embedded and store.artifacts:
         for experiment in (e for e in experiments if e.lifecycle_stage == "active"):
@@ -247,16 +253,42 @@ def _cure(store: Store, reason: str) -> str:
 
 
 def _create_database(path: Path) -> None:
-    """An empty store at `path`: made aside and renamed, because one whose making is broken off stays broken."""
+    """An empty store at `path`: made aside and renamed, because one whose making is broken off stays broken.
+
+    Raises:
+        InputError: nothing can be written there, which MLflow would try for minutes.
+    """
     from mlflow import MlflowClient
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.remove_leftovers(path)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.remove_leftovers(path)
+        aside.touch()
+    except OSError as error:
+        raise InputError(
+            f"no tracking store can be made at {path} ({error.strerror}); make room, or give another place with --uri "
+            f"or ${URI_VARIABLE}"
+        ) from None
     uri = sqlite_uri(aside)
     made = MlflowClient(tracking_uri=uri, registry_uri=uri)
     made.delete_experiment("0")  # "Default": nothing of ours goes there, and it would stand first in the list
     put_database(aside, path)
+
+
+def _check_database(store: Store, path: Path) -> None:
+    """Refuses a file of something else, which SQLite would take for an empty database if it is short."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(len(_SQLITE))
+    except OSError:
+        return  # MLflow says why
+    if head not in (b"", _SQLITE):
+        cure = _cure(store, "") or "; correct the address, or give the name of a new file"
+        raise InputError(
+            f"the tracking store {store.describe()} cannot be opened: it is no SQLite database, but begins "
+            f"{head!r}{cure}"
+        )
 
 
 def put_database(new: Path, path: Path) -> None:

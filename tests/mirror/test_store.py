@@ -81,9 +81,20 @@ def test_a_new_database_is_whole_and_empty(migrated: Path):
 
 def test_a_file_that_is_no_database_is_named(results: Path):
     bad = results / "bad.db"
-    bad.write_text("this is no database, it is a text\n" * 100)
-    with pytest.raises(InputError, match=r"sqlite:///.*bad\.db cannot be opened"):
-        open_store(find_store(results, f"sqlite:///{bad}"))
+    for text in ("this is no database, it is a text\n" * 100, "a"):  # SQLite takes the latter for an empty database
+        bad.write_text(text)
+        with pytest.raises(InputError, match=r"sqlite:///.*bad\.db cannot be opened: .*; correct the address"):
+            open_store(find_store(results, f"sqlite:///{bad}"))
+        assert bad.read_text() == text
+
+
+def test_a_place_where_nothing_can_be_written_is_said_at_once(results: Path):
+    (results / "a file").touch()
+    for place in (results / "a file", Path("/proc")):
+        with pytest.raises(
+            InputError, match=r"no tracking store can be made at .*mlflow\.db \(.*\); make room, or give"
+        ):
+            open_store(find_store(results, f"sqlite:///{place / 'mlflow.db'}"))
 
 
 def test_a_results_folder_that_was_moved_is_noticed_and_can_be_rebuilt(results: Path, store: Store, job):
