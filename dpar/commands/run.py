@@ -167,9 +167,12 @@ def check_targets(experiment: Experiment, names: Sequence[str]) -> None:
         InputError: naming the target or the file that may have been meant.
     """
     known = {*targets(experiment), *RECIPES, "all"}
+    unknown = [name for name in names if name not in known]
+    if not unknown:
+        return
     rules = [path.read_text("utf-8") for path in sorted(Path("workflow/rules").glob("*.smk"))]
     patterns = output_patterns(experiment, rules)
-    for name in (name for name in names if name not in known):
+    for name in unknown:
         is_file = "/" in name or any(re.fullmatch(pattern, name) for pattern in patterns)
         if is_file and patterns and (refused := file_refusal(name, experiment, patterns)):
             raise InputError(f"--target: {refused}")

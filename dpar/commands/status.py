@@ -29,7 +29,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = args.results or _results(args)
     state = journal.read(results)
     if state is None:
-        raise InputError(f"no run has left a journal in {results}; `dpar run` and snakemake write one")
+        raise InputError(
+            f"no run has left a journal in {results}; `dpar run` and snakemake write one: --directory and --results "
+            "say where to look"
+        )
     print(f"{results}{', a smoke: its numbers say nothing' * results.name.endswith(SMOKE_SUFFIX)}")
     for line in [
         *journal.lines(state, results.resolve().parents[1]),
@@ -39,19 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _results(args: argparse.Namespace) -> Path:
-    """The results of the experiment that is named, or of the run that began last.
-
-    Raises:
-        InputError: neither an experiment is named nor has a run left a journal.
-    """
+    """The results of the experiment that is named, or of the run that began last; without one, their folder."""
     folder = args.directory / "results"
     if args.config or args.set or args.smoke:
         args.config = args.config or DEFAULT_EXPERIMENT
         return folder / read_experiment(args)[0].name
     runs = [(state.began, path) for path in sorted(folder.glob("*")) if (state := journal.read(path)) is not None]
-    if not runs:
-        raise InputError(
-            f"no run has left a journal in {folder}; `dpar run` and snakemake write one: --directory and "
-            "--results say where to look"
-        )
-    return max(runs)[1]
+    return max(runs, default=(0.0, folder))[1]

@@ -110,7 +110,8 @@ def jobs_in_words(experiment: Experiment, jobs: Collection[Planned]) -> Iterator
     """The jobs by kind, and the trainings by name; of a dry run all that is said."""
     if jobs:
         said = counted(jobs)
-        others = sum(job.rule in {rule for rule, _ in said[MOST_KINDS:]} for job in jobs)
+        unnamed = {rule for rule, _ in said[MOST_KINDS:]}
+        others = sum(job.rule in unnamed for job in jobs)
         kinds = [*(text for _, text in said[:MOST_KINDS]), *[f"{others} others"] * (others > 0)]
         yield f"this run: {len(jobs)} job{'s' * (len(jobs) > 1)} ({', '.join(kinds)})"
     if trained := trainings_in_words(experiment, jobs):
