@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 
 from dpar.data.decoding import FORMATS, UNREADABLE, decode_whole
 from dpar.data.images import ImageSource, open_images
-from dpar.data.sources.source import enumerated
+from dpar.data.sources.source import enumerated, is_hidden
 from dpar.data.workers import cores, mapped, reported
 from dpar.errors import InputError, did_you_mean, shown
 from dpar.experiment.settings import MOST_CLASSES
@@ -144,7 +144,7 @@ def splits_of(folder: Path) -> tuple[Kind, str, str | None, tuple[str, ...]]:
                 below = "**/" * any(Path(file).parent != folder for file in files)
                 return kind, f"{glob.escape(str(folder))}/{below}*.{suffix}", None, ()
             return kind, train, val, tuple(_unused(folder, {*files} - {*matching(train), *matching(val or "")}, suffix))
-    folders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    folders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
     named = {entry.name.lower(): entry for entry in reversed(folders)}
     train, val = (next((str(named[name]) for name in names if name in named), None) for names in (TRAIN, VAL))
     if train and {*named} <= {*TRAIN, *VAL}:
@@ -212,7 +212,7 @@ def _named_folders(folders: Sequence[Path]) -> Iterable[tuple[Path, set[str]]]:
     """
     rests = [{rest for folder in folders for word, rest in _ends(folder) if word in names} for names in _SIDES]
     for folder in folders:
-        below = [entry for entry in folder.iterdir() if entry.is_dir()]
+        below = [entry for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name)]
         alike = {word for word, rest in _ends(folder) if all(rest in of_side for of_side in rests)}
         yield folder, {folder.name.lower()} | alike | (_words(folder) if below else set())
         for entry in below:

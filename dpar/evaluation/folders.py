@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dpar.data.decoding import SUFFIXES
 from dpar.data.sources.folder import folder_identity, is_folder
-from dpar.data.sources.source import LeftAlone, described, enumerated
+from dpar.data.sources.source import LeftAlone, described, enumerated, is_hidden
 from dpar.errors import InputError, shown
 
 IMAGE = "image"
@@ -17,7 +17,7 @@ _NAMED = 3  # files of a kind that a message names
 
 @dataclass
 class Contents:
-    """Counts and names of a folder's contents, without names that begin with a dot.
+    """Counts and names of a folder's contents, without what is hidden (`is_hidden`).
 
     Args:
         here: names in the folder itself, by kind: `image`, `.npz`, `.parquet`, `.tar`.
@@ -82,12 +82,12 @@ def kind_of(name: str) -> str | None:
 
 
 def _listed(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of what lies in a folder, and of the folders in it, without those that begin with a dot."""
+    """Names of what lies in a folder, and of the folders in it, without what is hidden."""
     names, folders = [], []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name[0] != ".":
+                if not is_hidden(entry.name):
                     (folders if is_folder(entry) else names).append(entry.name)
     except OSError as error:
         raise InputError(f"the folder {shown(str(folder))} cannot be read ({error.strerror})") from None

@@ -17,6 +17,7 @@ import numpy as np
 from dpar.data.class_names import numbered_as
 from dpar.data.classes import listed_names
 from dpar.data.images import ImageSource, open_images
+from dpar.data.sources.source import is_hidden
 from dpar.data.subsets import first_of_classes, held_out
 from dpar.errors import InputError, shown
 from dpar.experiment.settings import IMAGENET, Experiment
@@ -161,7 +162,7 @@ def same_files(known: Mapping[str, str], others: Mapping[str, str]) -> dict[str,
 def _classes(place: str) -> int:
     """Folders with something in them."""
     with suppress(OSError), os.scandir(place) as entries:
-        return sum(e.name[:1] != "." and e.is_dir() and bool(os.listdir(e)) for e in entries)
+        return sum(not is_hidden(e.name) and e.is_dir() and bool(os.listdir(e)) for e in entries)
     return 0
 
 

@@ -46,6 +46,14 @@ def test_folders_of_splits_are_known_by_their_names(tmp_path, val):
     assert (found.count, found.val_count) == (6, 3)
 
 
+def test_a_folder_that_a_system_made_next_to_splits_is_no_class(tmp_path):
+    for split in ("train", "val"):
+        folder_of_images(tmp_path / split, ("a", "b"), each=2)
+    (tmp_path / "lost+found").mkdir()
+    found = survey(tmp_path)
+    assert (found.train, found.val) == (str(tmp_path / "train"), str(tmp_path / "val"))
+
+
 def test_a_class_that_is_called_train_next_to_others_is_a_class(tmp_path):
     folder_of_images(tmp_path / "x", classes=("bus", "plane", "train"))
     assert survey(tmp_path / "x").classes == ("bus", "plane", "train")

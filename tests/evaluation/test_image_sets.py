@@ -321,6 +321,13 @@ def test_whatever_is_an_image_in_training_is_one_here(tmp_path, pictures):
     assert len(open_set([tmp_path])) == 6
 
 
+def test_thumbnails_that_a_server_makes_are_not_measured(tmp_path, pictures):
+    folder_of(tmp_path / "a", pictures)
+    folder_of(tmp_path / "a" / "@eaDir", pictures)
+    folder_of(tmp_path / "@eaDir", pictures)
+    assert len(open_set([tmp_path])) == len(open_set([tmp_path / "a"])) == len(pictures)
+
+
 def test_what_is_left_alone_is_counted(tmp_path, pictures, capsys):
     folder_of(tmp_path / "flat", pictures)
     folder_of(tmp_path / "classes" / "a", pictures)

@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from dpar.data.decoding import SUFFIXES
-from dpar.data.sources.source import ImageSource, LeftAlone, Stamp, described, enumerated, file_stamp
+from dpar.data.sources.source import (
+    ImageSource,
+    LeftAlone,
+    Stamp,
+    described,
+    enumerated,
+    file_stamp,
+    is_hidden,
+)
 from dpar.errors import InputError, shown
 
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")  # how images begin
@@ -16,7 +24,7 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0
 class FolderImages(ImageSource):
     """A folder with one sub-folder per class; a label is the position of its sub-folder in sorted order.
 
-    Folders may be nested below a class. Names that begin with a dot are ignored, and so are files without the suffix of
+    Folders may be nested below a class. What is hidden (`is_hidden`) is ignored, and so are files without the suffix of
     an image, which are counted. Links are followed; a folder that is reached again is not read twice.
     """
 
@@ -147,10 +155,10 @@ class _Tree:
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
-    """The entries of a folder in order of their names, without names that begin with a dot."""
+    """The entries of a folder in order of their names, without what is hidden."""
     try:
         with os.scandir(folder) as found:
-            return sorted((e for e in found if e.name[0] != "."), key=lambda entry: entry.name)
+            return sorted((e for e in found if not is_hidden(e.name)), key=lambda entry: entry.name)
     except OSError as error:
         raise InputError(
             f"the folder {shown(str(folder))} cannot be read ({error.strerror}); "

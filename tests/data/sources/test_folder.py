@@ -49,6 +49,15 @@ def test_what_is_no_image_is_counted_by_its_suffix_and_hidden_names_are_not(tmp_
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("made", ["@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "__MACOSX"])
+def test_thumbnails_and_deleted_images_are_neither_a_class_nor_in_one(tmp_path, made):
+    root = folder_of_images(tmp_path / "x", ("a", "b"), each=1)
+    folder_of_images(root, (made,), each=1)
+    folder_of_images(root / "a", (made,), each=1)
+    source = open_images("folder", str(root))
+    assert (source.keys, source.classes) == (["a/0.png", "b/0.png"], ["a", "b"])
+
+
 def test_many_kinds_of_other_files_are_told_in_few_words(tmp_path):
     root = folder_of_images(tmp_path / "x", ("a",), each=1)
     for i in range(100):
