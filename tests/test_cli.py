@@ -47,6 +47,8 @@ def test_help_says_every_default(name):
         "plan --images -5", "plan --price nan", "plan --price -1", "run --cores 0", "run --budget nan",
         "run --budget -1",
         "track sync --watch nan", "track ui --refresh 0", "track ui --port 99999",
+        "evaluate A B --split-size 0", "evaluate A B --resolution 100000", "metrics --split-size -1",
+        "make-reference A B --resolution 0", "make-reference A B --seed -1", "make-reference A B --images 0",
         "bench sample --batches 0", "bench train --batch-size -1", "bench train --turns 0", "bench data --seconds inf",
     ],
 )  # fmt: skip

@@ -22,7 +22,7 @@ from dpar.evaluation.image_sets import Profile, open_set
 from dpar.evaluation.passes import describe, unseen
 from dpar.files import check_spared
 from dpar.tracking.makers import check_recorded
-from dpar.workflow.options import SEED, Parser, RawHelp
+from dpar.workflow.options import COUNT, SEED, SIDE, Parser, RawHelp
 
 SHOWN = {  # value -> what it is called in the table
     "spatial_frechet_distance": "sFID",
@@ -65,9 +65,9 @@ def parser() -> argparse.ArgumentParser:
         default="adm",
         help="how Inception sees the images: adm (published tables of ImageNet) or clean (clean-fid); default adm",
     )
-    flags.add_argument("--resolution", type=int, metavar="N", help="cut image files to squares of N pixels first")
+    flags.add_argument("--resolution", type=SIDE, metavar="N", help="cut image files to squares of N pixels first")
     flags.add_argument(
-        "--split-size", type=int, default=5000, help="images per split of the Inception Score (default: 5000)"
+        "--split-size", type=COUNT, default=5000, help="images per split of the Inception Score (default: 5000)"
     )
     flags.add_argument("--seed", type=SEED, default=0, help="of the shuffle of a sorted file, and of KID's subsets")
     flags.add_argument(
@@ -84,9 +84,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: a set or the network cannot be used, or the two sets cannot be compared.
     """
     args = parser().parse_args(argv)
-    for name in ("split_size", "resolution"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1")
     if args.keep is not None:
         for name in ("samples", "reference"):
             check_spared(args.keep / f"{name}.npz", args.samples, args.reference)

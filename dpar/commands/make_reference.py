@@ -23,7 +23,7 @@ from dpar.evaluation.image_sets import Files, ImageSet, open_set
 from dpar.evaluation.passes import batches
 from dpar.files import check_spared
 from dpar.sampling.archive import write_samples
-from dpar.workflow.options import Parser, RawHelp
+from dpar.workflow.options import COUNT, SEED, SIDE, Parser, RawHelp
 
 IMAGES = 10_000  # of a reference, for precision and recall
 
@@ -39,14 +39,14 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--extractor", type=Path, metavar="FILE", help="Inception's weights")
     how.add_argument("--no-statistics", action="store_true", help="images alone, for which no network is needed")
     flags.add_argument(
-        "--resolution", type=int, metavar="N", help="cut image files to squares of N pixels (ADM's crop)"
+        "--resolution", type=SIDE, metavar="N", help="cut image files to squares of N pixels (ADM's crop)"
     )
     flags.add_argument(
         "--images",
-        type=int,
+        type=COUNT,
         help="images in arr_0, drawn at random, in their order (default: 10000, and all without statistics)",
     )
-    flags.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")
+    flags.add_argument("--seed", type=SEED, default=0, help="of the drawing (default: 0)")
     return flags
 
 
@@ -57,9 +57,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: the data or the network cannot be used, or there are too few images for a covariance.
     """
     args = parser().parse_args(argv)
-    for name, least in (("images", 1), ("resolution", 1), ("seed", 0)):
-        if getattr(args, name) is not None and getattr(args, name) < least:
-            raise InputError(f"--{name} {getattr(args, name)}: expected at least {least}")
     if args.output.suffix != ".npz":
         raise InputError(f"{args.output}: the reference is an npz file; name it OUT.npz")
     check_spared(args.output, args.data)

@@ -11,7 +11,7 @@ from dpar.errors import InputError
 from dpar.evaluation.comparison import compare
 from dpar.evaluation.features import load_features, load_logits
 from dpar.tracking.makers import check_recorded
-from dpar.workflow.options import Parser
+from dpar.workflow.options import COUNT, Parser
 
 # what is printed -> what it is called in the files of the pipeline
 NAMES = {
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--reference", type=Path, required=True, help=kinds)
     flags.add_argument("--logits", type=Path, help="class scores of the samples, .npy of shape (N, C)")
     flags.add_argument(
-        "--split-size", type=int, default=5000, help="images per split of the Inception Score, in file order"
+        "--split-size", type=COUNT, default=5000, help="images per split of the Inception Score, in file order"
     )
     flags.add_argument("--json", action="store_true", help="print JSON")
     return flags
@@ -40,8 +40,6 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = parser().parse_args(argv)
-    if args.split_size < 1:
-        raise InputError(f"--split-size {args.split_size}: expected a number of images, at least 1")
     check_recorded(args.samples, args.reference, *filter(None, [args.logits]))
     samples, reference = load_features(args.samples), load_features(args.reference)
     if args.logits is not None:

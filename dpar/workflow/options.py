@@ -37,6 +37,7 @@ AMOUNT = limited(float, math.ulp(0.0), sys.float_info.max, "a finite number abov
 SHARE = limited(float, math.ulp(0.0), 1, "a number above 0, up to 1")
 LIMIT = limited(float, 0, math.inf, "a number of at least 0")
 SEED = limited(int, 0, 2**63 - 1, "a whole number from 0 to 2**63 - 1")
+SIDE = limited(int, 1, 8192, "a number of pixels from 1 to 8192")
 PORT_NUMBER = limited(int, 0, 65535, "a whole number from 0 to 65535")
 
 

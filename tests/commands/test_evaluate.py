@@ -206,10 +206,6 @@ def test_what_cannot_be_evaluated_is_one_line_and_status_two(files, capsys):
         printed = capsys.readouterr()
         assert said in printed.err
         assert printed.out == ""
-    assert run(files, "--split-size", 0) == 2
-    assert "--split-size 0" in capsys.readouterr().err
-    assert run(files, "--resolution", 0) == 2
-    assert "--resolution 0" in capsys.readouterr().err
 
 
 def test_features_that_are_not_finite_are_refused(files, capsys):

@@ -85,11 +85,9 @@ def test_features_that_cannot_be_compared_are_one_line_and_status_two(array, sai
     assert printed.out == ""
 
 
-def test_other_logits_and_splits_of_nothing_are_refused(files, capsys):
+def test_logits_of_other_images_are_refused(files, capsys):
     np.save(files / "short.npy", np.zeros((7, 3)))
     assert run(files, "--logits", files / "short.npy") == 2
     assert "short.npy has 7 rows and" in capsys.readouterr().err
-    assert run(files, "--split-size", 0) == 2
-    assert "--split-size 0" in capsys.readouterr().err
     assert run(files, samples="missing.npy") == 2
     assert "missing.npy does not exist" in capsys.readouterr().err
