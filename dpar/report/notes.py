@@ -36,7 +36,7 @@ def _of_metrics(measured: Mapping[str, Any], floor: Mapping[str, Any], repeated:
         f"{measured['metric']}: {stated['samples']} samples against {stated['reference_samples']} images of "
         f"`{stated['reference']}`, feature network `{str(stated['extractor_sha256'])[:12]}`.",
         f"Noise floor, {floor['conditions']['samples']} real images against as many others: "
-        f"{floor['frechet_distance']['mean']:.4g} ± {floor['frechet_distance']['sd']:.2g}.",
+        f"{tables.with_spread(floor['frechet_distance']['mean'], floor['frechet_distance']['sd'])}.",
         f"Values are mean ± standard deviation over {repeated}.",
         *(f"Warning: {text}" for text in dict.fromkeys([*measured["warnings"], *floor["warnings"]])),
     ]

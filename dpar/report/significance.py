@@ -7,6 +7,7 @@ from typing import Any
 
 from dpar.experiment.cells import Row, described_models, table_rows
 from dpar.experiment.settings import Experiment
+from dpar.report.tables import with_spread
 
 FEWEST = 3  # trainings of a row, without which there is no test
 LEVEL = 0.05
@@ -47,7 +48,7 @@ def paired_lines(
     for (row, baseline, quantity, differences), chance in zip(found, chances, strict=True):
         alike = len({value > 0 for value in differences}) == 1 and 0 not in differences
         verdict = "holds" if chance < LEVEL else "in direction" if alike else "cannot be told"
-        text = f"{quantity} {mean(differences):+.3g} ± {stdev(differences):.2g} (p {chance:.2g}, {verdict})"
+        text = f"{quantity} {with_spread(mean(differences), stdev(differences), '+')} (p {chance:.2g}, {verdict})"
         texts.setdefault(f"{_label(row, baseline)} - {_label(baseline, row)}", []).append(text)
     return lines + [f"{pair}: {'; '.join(parts)}" for pair, parts in texts.items()]
 

@@ -249,12 +249,16 @@ def _number(value: Any, spread: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def with_spread(mean: float, sd: float) -> str:
-    """`mean ± sd` with two digits of the standard deviation, and as many decimals of the mean: `2.3000 ± 0.0059`."""
+def with_spread(mean: float, sd: float, sign: str = "") -> str:
+    """`mean ± sd` with two digits of the standard deviation, and as many decimals of the mean: `2.3000 ± 0.0059`.
+
+    Args:
+        sign: `+` for a difference, which has its sign always.
+    """
     if not 1e-6 < sd < math.inf:
-        return f"{mean:.4g} ± {sd:.2g}"
-    decimals = max(0, 1 - math.floor(math.log10(sd)))
-    return f"{mean:,.{decimals}f} ± {sd:,.{decimals}f}"
+        return f"{mean:{sign}.4g} ± {sd:.2g}"
+    decimals = max(0, 1 - math.floor(math.log10(float(f"{sd:.1e}"))))  # 0.0999 is 0.10
+    return f"{mean:{sign},.{decimals}f} ± {sd:,.{decimals}f}"
 
 
 def to_markdown(frame: pd.DataFrame, title: str, notes: Sequence[str]) -> str:

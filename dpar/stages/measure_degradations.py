@@ -22,7 +22,7 @@ from dpar.evaluation.features import Extractor, Features, extract, index_batches
 from dpar.evaluation.frechet import fit_gaussian, frechet_distance
 from dpar.experiment.settings import Experiment
 from dpar.files import write_json, write_text
-from dpar.report.tables import to_markdown
+from dpar.report.tables import to_markdown, with_spread
 from dpar.tokenizer.autoencoder import VQAutoencoder, to_bytes
 from dpar.tokenizer.fit import check_fit
 from dpar.weights import load_model
@@ -185,7 +185,7 @@ def readable(metric: str, found: dict[str, Any], size: int) -> str:
     """The distances as a Markdown table, a row per kind."""
     rows = []
     for kind, values in found["kinds"].items():
-        cells = [f"{v['strength']:g}: {v['mean']:.3g} ± {v['sd']:.2g}" for v in values]
+        cells = [f"{v['strength']:g}: {with_spread(v['mean'], v['sd'])}" for v in values]
         rows.append({"Made worse by": kind, **{f"Strength {i}": cell for i, cell in enumerate(cells)}})
     notes = [
         f"{metric} of {size} held-out images, mean ± standard deviation over {DRAWS} draws, at each strength.",

@@ -82,10 +82,10 @@ def test_rows_are_compared_with_the_described_model_seed_by_seed(experiment):
     assert "over the tests of this table (3)" in head
     chances = holm([stats.ttest_1samp(d, 0).pvalue for d in ([0.1, 0.2, 0.3], [1, 1.1, 0.9], [0.5, -0.5, 0.1])])
     assert of_short == (
-        f"dpar, max_length 2 - dpar: NLL +0.2 ± 0.1 (p {chances[0]:.2g}, in direction); "
-        f"FD[x,4] +1 ± 0.1 (p {chances[1]:.2g}, holds)"
+        f"dpar, max_length 2 - dpar: NLL +0.20 ± 0.10 (p {chances[0]:.2g}, in direction); "
+        f"FD[x,4] +1.00 ± 0.10 (p {chances[1]:.2g}, holds)"
     )
-    assert of_other == f"dpar, threshold 2.0 - dpar: FD[x,4] +0.0333 ± 0.5 (p {chances[2]:.2g}, cannot be told)"
+    assert of_other == f"dpar, threshold 2.0 - dpar: FD[x,4] +0.03 ± 0.50 (p {chances[2]:.2g}, cannot be told)"
 
     del found["dpar_seed1", 0]  # seeds that one of both lacks are left out, and two are too few
     assert paired_lines(experiment, "t", found, {}, "FD[x,4]") == []

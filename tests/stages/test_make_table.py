@@ -44,7 +44,7 @@ def test_the_table_comes_out_in_three_forms_with_its_conditions(tmp_path, experi
     assert frame[["patchify.p_avg", "patchify.max_length"]].values.tolist() == [[1.4, 2], [1.4, 4], [1.8, 2], [1.8, 4]]
     assert frame["threshold"].tolist() == pytest.approx([2.8, 2.8, 3.6, 3.6])
     markdown = (tmp_path / "tables" / "threshold_by_length.md").read_text()
-    assert "Noise floor, 48 real images against as many others: 0.5 ± 0.1." in markdown
+    assert "Noise floor, 48 real images against as many others: 0.50 ± 0.10." in markdown
     assert "Warning: few images" in markdown
     assert "Not comparable to published numbers: the feature network is not Inception" in markdown
     assert r"\toprule" in (tmp_path / "tables" / "threshold_by_length.tex").read_text()

@@ -10,6 +10,7 @@ from dpar.errors import InputError
 from dpar.evaluation.degradations import STRENGTHS
 from dpar.evaluation.features import extract, index_batches, open_extractor, save_features
 from dpar.evaluation.frechet import fit_gaussian, frechet_distance
+from dpar.report.tables import with_spread
 from dpar.stages import measure_degradations
 from dpar.stages.measure_degradations import Degrader, measure
 from dpar.tokenizer.autoencoder import VQAutoencoder
@@ -62,7 +63,7 @@ def test_it_writes_distances_of_all_kinds_and_their_conditions(tmp_path, flags):
     assert plain[0] == pytest.approx(np.mean(values))
     text = (tmp_path / "found.md").read_text()
     assert text.count("\n| ") == 5
-    assert f"| 0: {plain[0]:.3g} ± " in text
+    assert f"| 0: {with_spread(float(np.mean(values)), float(np.std(values, ddof=1)))} |" in text
 
 
 def test_a_set_depends_on_kind_strength_and_draw_alone(tmp_path):
