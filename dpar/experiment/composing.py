@@ -57,12 +57,22 @@ class Places:
         return self._found(key)[1]
 
     def _found(self, key: Sequence[str | int]) -> tuple[int, str | None]:
-        """The number of names of `key` that are written somewhere, and the place of the last of them."""
-        found = [(*_reach(source, key), source) for source in self.sources]
+        """The number of names of `key` that are written somewhere, and the place of the last of them.
+
+        Of a group that several changes on the command line say, any of them may be meant.
+        """
+        found: list[tuple[int, str, bool]] = []
+        for source in self.sources:
+            depth, line, is_group = _reach(source, key)
+            found.append((depth, f"{source.where}:{line}" if line else source.where, source.node is None))
+            if not is_group:  # which replaces what the sources below say
+                break
         if not found:
             return 0, None
-        depth, line, source = max(found, key=lambda reached: reached[0])  # the first of those that reach as far
-        return depth, f"{source.where}:{line}" if line else source.where
+        most = max(depth for depth, _, _ in found)
+        reached = [(place, is_change) for depth, place, is_change in found if depth == most]
+        changes = [place for place, is_change in reached if is_change]
+        return most, ", ".join(reversed(changes)) or reached[0][0]
 
     def of_key(self, key: str) -> str | None:
         """The same for a setting in words, such as `images.val` or `tables.t, row {...}: sampling.top_k`."""
@@ -228,26 +238,27 @@ def _split(key: str, values: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _reach(source: Source, key: Sequence[str | int]) -> tuple[int, int | None]:
-    """The number of names of `key` that a source says, and the line of the last of them."""
-    if source.node is None:
-        place: Any = source.values
-        for depth, name in enumerate(key):
-            if not isinstance(place, Mapping) or name not in place:
-                return depth, None
-            place = place[name]
-        return len(key), None
-    node, line, depth = source.node, source.node.start_mark.line + 1, 0
-    for name in key:
-        if isinstance(node, yaml.MappingNode):
-            found = [pair for pair in node.value if isinstance(pair[0], yaml.ScalarNode) and pair[0].value == str(name)]
-            if not found:
-                break
-            line, node = found[-1][0].start_mark.line + 1, found[-1][1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(name, int) and name < len(node.value):
-            node = node.value[name]
-            line = node.start_mark.line + 1
-        else:
-            break
-        depth += 1
-    return depth, line
+def _reach(source: Source, key: Sequence[str | int]) -> tuple[int, int | None, bool]:
+    """The number of names of `key` that a source says, the line of the last of them, and whether that is a group."""
+    place: Any = source.values if source.node is None else source.node
+    line = None if source.node is None else source.node.start_mark.line + 1
+    for depth, name in enumerate(key):
+        found = _inside(place, name)
+        if found is None:
+            return depth, line, isinstance(place, Mapping | yaml.MappingNode)
+        place, node = found
+        line = None if node is None else node.start_mark.line + 1
+    return len(key), line, isinstance(place, Mapping | yaml.MappingNode)
+
+
+def _inside(place: Any, name: str | int) -> tuple[Any, yaml.Node | None] | None:
+    """The value under a name or number, in values or in nodes, and of the latter the one that says its line."""
+    if isinstance(place, yaml.MappingNode):
+        said = [pair for pair in place.value if isinstance(pair[0], yaml.ScalarNode) and pair[0].value == str(name)]
+        return (said[-1][1], said[-1][0]) if said else None
+    if isinstance(place, Mapping):
+        return (place[name], None) if name in place else None
+    entries = place.value if isinstance(place, yaml.SequenceNode) else place
+    if not isinstance(entries, list) or not isinstance(name, int) or name >= len(entries):
+        return None
+    return entries[name], entries[name] if isinstance(place, yaml.SequenceNode) else None

@@ -136,7 +136,8 @@ def _rows(experiment: Experiment) -> tuple[list[tuple[str, Row]], list[Problem]]
         except InputError as error:
             reason = str(error).removeprefix(f"{where}: ").removeprefix(f"row {values}: ")
             said = f"row {values}", f"a row that can be filled: {reason}", "correct the row"
-            problems.append(Problem(where, *said, place=f"{where}, row {values}"))
+            refused = next((f": {key}" for key in values if key.endswith(f".{reason.partition(':')[0]}")), "")
+            problems.append(Problem(where, *said, place=f"{where}, row {values}{refused}"))
     return rows, problems
 
 

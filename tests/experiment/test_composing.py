@@ -119,6 +119,24 @@ def test_a_setting_of_a_row_is_found_where_it_is_written(tmp_path):
     assert compose([below])[1].of_key(f"tables.t, row {plain}") == f"{own}:8"
 
 
+def test_what_a_change_replaces_is_not_looked_for_below_it(tmp_path):
+    """A list is replaced as a whole, so that a file that has more of one says nothing of it any more."""
+    own = write(tmp_path / "own.yaml", "a: [1, 2]\ntables:\n  t:\n    rows:\n      - {model: x}\n      - {model: y}\n")
+    rows = "tables.t.rows=[{model: x}, {model: z}]"
+    _, places = compose([own], ["a=[1, x]", rows])
+    assert places.of(("a", 1)) == "--set a=[1, x]"
+    assert places.of(("tables", "t", "rows", 1, "model")) == f"--set {rows}"
+    assert places.of_key("tables.t, row {'model': 'z'}: model") == f"--set {rows}"
+
+
+def test_each_change_of_a_group_may_be_what_is_refused_of_it(tmp_path):
+    own = write(tmp_path / "own.yaml", "m: {width: 96, heads: 3}\n")
+    _, places = compose([own], ["m.width=97", "m.dropout=0.1"])
+    assert places.of(("m",)) == "--set m.width=97, --set m.dropout=0.1"
+    assert places.of(("m", "width")) == "--set m.width=97"
+    assert places.of(("m", "heads")) == f"{own}:1"
+
+
 def test_changes_are_yaml_and_reach_into_names_with_dots():
     def changed(*changes, file=CONFIG / "demo.yaml"):
         return compose([file], changes)[0]

@@ -10,10 +10,11 @@ import pytest
 from dpar.errors import InputError
 from dpar.experiment.cells import sample_cells
 from dpar.experiment.loading import load_experiment, parse_experiment
+from dpar.experiment.smoke import composed
 from dpar.files import sha256_file, write_text
 from dpar.patches.counts import simulate
 from dpar.sampling.request import request
-from dpar.workflow.checks import longest_mean, look, refuse
+from dpar.workflow.checks import located, longest_mean, look, refuse
 from dpar.workflow.user_paths import user_paths
 from tests.experiment.test_settings import CONFIG, SHIPPED, demo
 
@@ -402,3 +403,11 @@ def test_more_class_folders_than_classes_are_refused_before_anything_starts(data
 
     assert found(3) == []
     assert found(2) == [f"2, but images.{split} has 3 folders, one per class" for split in ("train", "val")]
+
+
+def test_a_row_is_refused_where_the_refused_setting_is_written():
+    change = "tables.comparison.base.sampling.top_k=-1"
+    experiment, places = composed([CONFIG / "demo.yaml"], [change])
+    refused = [located(problem, places) for problem in look(experiment, to_make=()).problems]
+    assert refused
+    assert all(line.startswith(f"--set {change}: tables.comparison: found row") for line in refused)
