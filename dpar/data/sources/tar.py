@@ -8,6 +8,7 @@ import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,8 +61,10 @@ class TarImages(ImageSource):
         locations = {name: [] for name in cls.location_names}
         left_alone, names = LeftAlone(), {}
         lists = {folder: _listed_names(folder) for folder in sorted({os.path.dirname(file) for file in files})}
-        samples = {file: count for folder in lists for file, count in _stated_samples(folder).items()}
-        expect_every_part(path, files, [*samples])
+        splits = [split for folder in lists for split in _stated_samples(folder)]
+        begun = [split for split in splits if split.keys() & {*files}]  # of the others nothing was fetched to here
+        samples = {file: count for split in splits for file, count in split.items()}
+        expect_every_part(path, files, [file for split in begun for file in split])
         for number, file in enumerate(files):
             members, before = _Members.of(file), len(keys)
             called = lists[os.path.dirname(file)].called  # next to WordNet ids, which are the names that count
@@ -309,8 +312,9 @@ def _fills_a_record(size: int, zeros: int) -> bool:
     return size % tarfile.RECORDSIZE != 0 and any(size % record == 0 for record in larger)
 
 
-def _stated_samples(folder: str) -> dict[str, int]:
-    """Tar -> its samples by `_info.json`, as published data sets have it; empty without it, or if it has another form.
+def _stated_samples(folder: str) -> list[dict[str, int]]:
+    """Tar -> its samples, for each split that `_info.json` lists as published data sets do; empty without it, or if it
+    has another form.
 
     That is `splits`, each of which has `filenames` and as many `shard_lengths`. Folders in the names are those of the
     published set; where two tars differ by them alone, nothing is stated.
@@ -318,11 +322,15 @@ def _stated_samples(folder: str) -> dict[str, int]:
     try:
         with open(os.path.join(folder, _INFO), encoding="utf-8") as file:
             splits = json.load(file)["splits"].values()
-        stated = [pair for s in splits for pair in zip(s["filenames"], s["shard_lengths"], strict=True)]
-        samples = {os.path.join(folder, os.path.basename(name)): operator.index(count) for name, count in stated}
+        stated = [[*zip(s["filenames"], s["shard_lengths"], strict=True)] for s in splits]
+        samples = [
+            {os.path.join(folder, os.path.basename(name)): operator.index(count) for name, count in split}
+            for split in stated
+        ]
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        return {}
-    return samples if len(samples) == len(stated) and not any("{" in name for name, _ in stated) else {}
+        return []
+    names = [name for split in stated for name, _ in split]
+    return samples if len({*chain(*samples)}) == len(names) and not any("{" in name for name in names) else []
 
 
 class _Listed(NamedTuple):

@@ -77,6 +77,17 @@ class TestParts:
         assert len(open_images("webdataset", str(tmp_path / "a-[0].tar"))) == 2
         assert len(open_images("webdataset", str(tmp_path / "a-0.tar"))) == 2
 
+    def test_a_split_that_lies_elsewhere_is_not_missed(self, tmp_path):
+        """A list of the whole data set lies next to each of its splits, also where one alone was fetched."""
+        pattern = self.made(tmp_path, {"a-0.tar": 2, "a-1.tar": 2})
+        splits = json.loads((tmp_path / "_info.json").read_text())["splits"]
+        splits["validation"] = {"filenames": ["b-0.tar", "b-1.tar"], "shard_lengths": [2, 2]}
+        (tmp_path / "_info.json").write_text(json.dumps({"splits": splits}))
+        assert len(open_images("webdataset", pattern)) == 4
+        (tmp_path / "a-1.tar").rename(tmp_path / "b-1.tar")
+        with pytest.raises(InputError, match=r"matches 2 files, and 2 more .* missing: a-1\.tar, b-0\.tar; fetch them"):
+            open_images("webdataset", pattern)
+
     def test_tars_are_known_by_their_names_in_any_folder(self, tmp_path):
         self.made(tmp_path, {"a-0.tar": 2, "a-1.tar": 2})
         split = {"filenames": ["data/train/a-0.tar", "./a-1.tar"], "shard_lengths": [2, 3]}
