@@ -157,6 +157,8 @@ def _warnings(samples: Features, reference: Features) -> list[str]:
                 f"class folders are counted in the order of their names ({order}): class agreement holds only if the "
                 "classifier has learnt from folders of the same names"
             )
+    if other := samples.conditions.get("other_classes"):
+        found.append(f"no class agreement: {other}")
     digest = samples.conditions.get("source_digest")
     if digest is not None and digest == reference.conditions.get("source_digest"):
         found.append("samples and reference are the same images: the numbers say nothing")
@@ -201,12 +203,13 @@ def disjoint_halves(features: Features, size: int, seed: Sequence[int]) -> tuple
 def class_agreement(samples: Features) -> float | None:
     """The share of samples that the classifier assigns to the class they were drawn for.
 
-    Null without labels, for class folders of another number than the classifier's classes, and for Inception, whose
-    1008 outputs are not ImageNet's classes in their order.
+    Null without labels, for classes of other names, or class folders of another number, than the classifier's, and for
+    Inception, whose 1008 outputs are not ImageNet's classes in their order.
     """
     if samples.labels is None or samples.logits is None or samples.conditions.get("extractor") != "classifier":
         return None
-    if samples.conditions.get("class_folders", samples.logits.shape[1]) != samples.logits.shape[1]:
+    folders = samples.conditions.get("class_folders", samples.logits.shape[1])
+    if folders != samples.logits.shape[1] or "other_classes" in samples.conditions:
         return None  # which folder is which of the classifier's classes nobody knows
     return float((samples.logits.argmax(1) == samples.labels).mean())
 

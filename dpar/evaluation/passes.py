@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from dpar import __version__
+from dpar.data.class_names import numbered_as
+from dpar.data.images import FolderImages
 from dpar.data.workers import cores, mapped, reported
 from dpar.errors import InputError
 from dpar.evaluation.classifier import training_half
@@ -111,10 +114,11 @@ class Pass:
         """Features of the chosen images, with the statistics that their file may hold."""
         images, extractor = self.images, self.extractor
         features, logits, spatial = outputs[0], *(*outputs[1:], None, None)[:2]
+        labels, conditions = _classified(images, extractor, images.conditions())
         return Features(
             features,
             logits,
-            None if images.labels is None else images.labels[self.chosen],
+            None if labels is None else labels[self.chosen],
             spatial,
             _statistics(images, extractor, {"features": features, "spatial": spatial}),
             {
@@ -128,7 +132,7 @@ class Pass:
                 "dtype": "float32",
                 "versions": {"dpar": __version__, "torch": torch.__version__, "numpy": np.__version__},
                 "source": images.source,
-                **images.conditions(),
+                **conditions,
                 "count": len(features),
             },
         )
@@ -152,6 +156,28 @@ def describe(
     """
     whole = Pass(images, extractor, side, profile, rows)
     return whole.features(extract(extractor, reported(whole.batches(), len(whole), "described", size=BATCH)))
+
+
+def _classified(
+    images: ImageSet, extractor: Extractor, conditions: dict[str, Any]
+) -> tuple[Int[np.ndarray, "N"] | None, dict[str, Any]]:
+    """The images' labels as the classifier counts its classes, and the conditions of the set with what that says.
+
+    Classes are matched by name where both have names. Folders that are called by numbers are counted instead.
+    """
+    known, named = extractor.provenance.get("classes"), images.listed
+    if extractor.name != "classifier" or named is None or named.classes is None:
+        return images.labels, conditions
+    numbers = all(str(name).isdecimal() for name in named.classes)
+    if known is None and isinstance(named, FolderImages) and not numbers:
+        return images.labels, conditions | {"class_order": f"{named.classes[0]} is class 0"}
+    if known is None or (numbers and not all(str(name).isdecimal() for name in known)):
+        return images.labels, conditions
+    matched = {name: value for name, value in conditions.items() if name not in ("class_folders", "class_order")}
+    try:
+        return numbered_as(named, known).labels, matched
+    except InputError as error:
+        return images.labels, matched | {"other_classes": str(error)}
 
 
 def _statistics(

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dpar import tracking
+from dpar.data.classes import Classes
 from dpar.data.crops import to_model_input
 from dpar.data.images import ImageIndex
 from dpar.device import default_device
@@ -68,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "train_digest": train.digest,
             "val_images": len(val),
         }
+        if names := train.images.classes or Classes.of_images(experiment.images, train).names:
+            provenance["classes"] = list(names)  # by which samples in class folders are told apart
         save_model(args.output, model, provenance | found)
         job.summary({f"val/{name}": value for name, value in found.items()})
         print(

@@ -205,6 +205,13 @@ def test_folders_of_other_classes_than_the_classifiers_have_no_agreement():
     assert not compare(gaussian_features(90, class_folders=CLASSES), gaussian_features(50, 1), split_size=50).warnings
 
 
+def test_classes_of_other_names_have_no_agreement():
+    other = gaussian_features(90, other_classes="FOLDER holds 1 classes that the training images lack")
+    assert class_agreement(other) is None
+    (said,) = compare(other, gaussian_features(50, 1), split_size=50).warnings
+    assert said == "no class agreement: FOLDER holds 1 classes that the training images lack"
+
+
 def test_only_adms_protocol_is_comparable_to_published_numbers():
     usual = {"split_size": 5000, "k": 3}
     yes, reason = comparable(gaussian_features(60), gaussian_features(60), usual)

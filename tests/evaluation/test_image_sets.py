@@ -354,6 +354,29 @@ def test_class_folders_are_counted_and_numbers_out_of_order_named(tmp_path, pict
     assert "class_folders" not in describe(open_set([tmp_path / "names" / "class 0"]), fake()).conditions
 
 
+def test_classes_are_those_of_the_classifier_by_name(tmp_path, pictures):
+    """Folders count their classes in the order of their names, which need not be the classifier's."""
+    for name in ("boat", "tree"):
+        folder_of(tmp_path / "named" / name, pictures)
+    images, count = open_set([tmp_path / "named"]), len(pictures)
+    found = describe(images, fake("classifier", classes=["tree", "cat", "boat"]))
+    assert found.labels.tolist() == [2] * count + [0] * count
+    assert not {"class_folders", "class_order", "other_classes"} & found.conditions.keys()
+    other = describe(images, fake("classifier", classes=["tree", "cat"])).conditions["other_classes"]
+    assert "holds 1 classes that the training images lack: boat" in other
+    nameless = describe(images, fake("classifier"))
+    assert nameless.labels.tolist() == [0] * count + [1] * count
+    assert nameless.conditions["class_order"] == "boat is class 0"
+    assert describe(images, fake(classes=["tree", "boat"])).labels.tolist() == nameless.labels.tolist()
+    (tmp_path / "named").rename(tmp_path / "moved")
+    for name, number in (("boat", "1"), ("tree", "0")):
+        (tmp_path / "moved" / name).rename(tmp_path / "moved" / number)
+    assert (
+        "other_classes"
+        not in describe(open_set([tmp_path / "moved"]), fake("classifier", classes=["a", "b"])).conditions
+    )
+
+
 def test_a_class_folder_without_images_is_counted_and_keeps_its_number(tmp_path, pictures, capsys):
     for label in "ac":
         folder_of(tmp_path / label, pictures)

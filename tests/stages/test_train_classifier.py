@@ -44,6 +44,7 @@ def test_it_leaves_a_classifier_with_its_accuracy_and_what_it_learnt_from(tmp_pa
     provenance = config["provenance"]
     assert provenance["train_digest"] == index.digest
     assert (provenance["train_images"], provenance["val_images"], provenance["seed"]) == (18, 15, 0)
+    assert provenance["classes"] == ["class0", "class1", "class2"]
     assert provenance["accuracy"] > 0.6
     assert provenance["accuracy_unseen_half"] > 0.6
     assert config["sha256"] == sha256_file(folder / "model.safetensors")
