@@ -23,6 +23,7 @@ from dpar.experiment.settings import Experiment
 
 ALL_PAIRS = 1e12  # multiplications: up to here KID takes all pairs, about a minute on two cores; beyond, subsets
 SUBSETS, SUBSET_SIZE = 100, 1000
+COPIES = 0.01  # of the images of a set may be copies before they are worth a warning
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ def _warnings(samples: Features, reference: Features) -> list[str]:
             )
         if len(features) > 1 and (features.features == features.features[0]).all():
             found.append(f"the features of all {name} are equal: the network tells none of these images from another")
+    found += _copies(samples, reference)
     if samples.statistics:
         found.append("the statistics in the file of the samples are not used: these numbers are of its images")
     sampling = (samples.conditions.get("drawn") or {}).get("sampling")
@@ -162,6 +164,23 @@ def _warnings(samples: Features, reference: Features) -> list[str]:
     digest = samples.conditions.get("source_digest")
     if digest is not None and digest == reference.conditions.get("source_digest"):
         found.append("samples and reference are the same images: the numbers say nothing")
+    return found
+
+
+def _copies(samples: Features, reference: Features) -> list[str]:
+    """Warnings of images that are there twice, or in both sets, if they are more than the few of published data sets.
+
+    Copies are known by their features, which are equal to the bit.
+    """
+    ours, theirs = ([hash(row.tobytes()) for row in features.features] for features in (samples, reference))
+    if min(len({*ours}), len({*theirs})) < 2:  # which says that the network tells none from another
+        return []
+    known, found = {*theirs}, []
+    for name, rows in (("samples", ours), ("reference images", theirs)):
+        if (twice := len(rows) - len({*rows})) > COPIES * len(rows):
+            found.append(f"{twice} of {len(rows)} {name} are copies of others by their features, and count again")
+    if (shared := sum(row in known for row in ours)) > COPIES * len(ours):
+        found.append(f"{shared} of {len(ours)} samples are reference images too by their features: no new images")
     return found
 
 

@@ -68,6 +68,17 @@ def test_a_sorted_file_is_shuffled_with_a_recorded_seed_or_warned_of():
     assert once.conditions["order"] == "as in the file"
 
 
+def test_copies_within_a_set_and_of_the_reference_are_warned_of():
+    samples, reference = gaussian_features(90), gaussian_features(120, 1)
+    again = np.r_[np.arange(80), np.arange(10)]
+    (said,) = compare(samples.take(again), reference, split_size=30).warnings
+    assert said == "10 of 90 samples are copies of others by their features, and count again"
+    (said,) = compare(samples, reference.take(np.arange(120) % 60), split_size=30).warnings
+    assert said == "60 of 120 reference images are copies of others by their features, and count again"
+    (said,) = compare(reference.take(np.arange(60)), reference, split_size=30).warnings
+    assert said == "60 of 60 samples are reference images too by their features: no new images"
+
+
 def test_stored_statistics_stand_for_the_set_that_they_are_of():
     samples, large = gaussian_features(60), gaussian_features(500, 1, shift=1.0)
     statistics = {"features": fit_gaussian(torch.from_numpy(large.features))}
