@@ -25,6 +25,9 @@ from dpar.weights import check_finite
 LAYOUTS = ("model", "module", "state_dict")
 """Where a file may keep its tensors by name: the first that it has is read, as by who draws from LlamaGen."""
 
+# a tensor of each published network, and what that is called
+_NETWORKS = {"quantize.embedding.weight": "a VQ tokenizer", "tok_embeddings.weight": "a transformer of LlamaGen"}
+
 # what torch's reader raises, in addition to UnpicklingError, where a file's bytes are not what it expects
 DAMAGED = (
     RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, EOFError,
@@ -162,9 +165,16 @@ def fill(network: nn.Module, given: Mapping[str, Tensor], path: str | Path) -> N
     """Copies `given`, which was read from `path`, into `network`.
 
     Raises:
-        InputError: names or shapes differ, or a number is not finite here.
+        InputError: it is another network, names or shapes differ, or a number is not finite here.
     """
     own = network.state_dict()
+    if not own.keys() & given.keys():
+        found, expected = (
+            next((what for name, what in _NETWORKS.items() if name in names), "another network")
+            + f" ({', '.join([*names][:2])}, ...)"
+            for names in (given, own)
+        )
+        raise InputError(f"{path} holds {found}, expected {expected}: give the file of the latter")
     problems = {
         "missing": [name for name in own if name not in given],
         "not of this model": [name for name in given if name not in own],

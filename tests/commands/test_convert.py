@@ -102,7 +102,7 @@ def test_a_picture_is_that_of_the_literal_networks(converted, cfg):
         ("c2i_T_32.pt", "LlamaGen-T", [], "--resolution is None; give the pixels"),
         ("c2i_T_32.pt", "LlamaGen-T", ["--resolution", "5"], "--resolution is 5"),
         ("vq_ds2_c2i.pt", "VQ-2", ["--resolution", "4"], "leave --resolution away"),
-        ("c2i_T_32.pt", "VQ-2", [], "not of this model: cls_embedding.embedding_table.weight"),
+        ("c2i_T_32.pt", "VQ-2", [], "holds a transformer of LlamaGen (cls_embedding.embedding_table.weight"),
         ("vq_ds2_c2i.pt", "VQ-8", [], "of another shape"),
         ("absent.pt", "VQ-2", [], "does not exist; download the weights"),
         ("vq_ds2_c2i.pt", "VQ-2", ["--sha256", "0" * 64], "but the settings say 0000"),

@@ -54,6 +54,14 @@ LAYOUTS = {
 }
 
 
+def test_another_network_is_named(tmp_path):
+    torch.save({"quantize.embedding.weight": torch.zeros(2, 2)}, tmp_path / "vq.pt")
+    with pytest.raises(InputError, match=r"holds a VQ tokenizer \(quantize.*, expected a transformer of LlamaGen"):
+        import_llamagen(tmp_path / "vq.pt", CONFIG)
+    with pytest.raises(InputError, match=r"holds a transformer of LlamaGen \(.*, expected another network \(weight"):
+        fill(torch.nn.Linear(2, 2), published_tensors(), "c2i_B_256.pt")
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 @pytest.mark.parametrize("zipped", [True, False])
