@@ -1,13 +1,17 @@
 """The paths that an experiment names: where they count from, what is made from each, and what lies there."""
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpar.errors import InputError
 from dpar.experiment.cells import SampleCell
+from dpar.experiment.loading import load_experiment
 from dpar.experiment.settings import IMAGENET, Experiment
-from dpar.files import matching
+from dpar.files import fields_of, matching, read_json, sha256_file
 
 SPLITS = ("train", "val")
 
@@ -69,6 +73,45 @@ def _made_from_images(experiment: Experiment, split: str) -> Iterator[str]:
     if split == "val":
         yield "tokenizer/report.json"
         yield from (f"figures/{name}.png" for name in ("completions", "entropy_maps", "samples"))
+
+
+def expect_imported(experiment: Experiment, results: Path) -> None:
+    """Compares the files of published weights with those that were imported into `results`.
+
+    No rule watches them: one that is another now is said, as images that changed are, and nothing is made from it.
+
+    Raises:
+        InputError: the experiment states the digest of a file that is not the imported one.
+    """
+    for wanted in user_paths(experiment, ()):
+        folder = (results / wanted.outputs[0]).parent
+        path = folder / "config.json"
+        if not wanted.key.endswith(".weights") or not path.is_file():
+            continue
+        with fields_of(path):
+            origin = read_json(path, kind=dict)["provenance"]
+            imported = origin.get("weights_sha256") or (origin.get("weights") or {}).get("sha256")
+        if imported is None or wanted.path not in _named_before(results):  # by another setting it is made anew
+            continue
+        cure = f"delete {folder} to import it, and all that is made with it"
+        if wanted.sha256 not in (None, imported):
+            raise InputError(
+                f"{wanted.key}_sha256 is {wanted.sha256}, but {folder} was imported from a file with the SHA-256 "
+                f"{imported}: {cure}, or put the digest back"
+            )
+        file = Path(from_jobs(wanted.path, results.parents[1]))
+        if file.is_file() and file.stat().st_ctime >= path.stat().st_mtime and sha256_file(file) != imported:
+            print(
+                f"{wanted.key}: {wanted.path} is another file than {folder} was imported from; {cure}", file=sys.stderr
+            )
+
+
+def _named_before(results: Path) -> set[str]:
+    """The files of published weights that the last run into the results named; empty where that cannot be read."""
+    with suppress(InputError):
+        before = load_experiment(results / "experiment.json")
+        return {path.path for path in user_paths(before, ()) if path.key.endswith(".weights")}
+    return set()
 
 
 def from_jobs(path: str, directory: Path) -> str:

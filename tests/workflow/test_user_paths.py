@@ -1,0 +1,53 @@
+"""Files that an experiment names, compared with those that its results were made from."""
+
+import pytest
+
+from dpar.errors import InputError
+from dpar.experiment.loading import parse_experiment
+from dpar.files import sha256_file, write_json
+from dpar.workflow.user_paths import expect_imported
+from tests.experiment.test_settings import demo
+
+
+def imported(folder, **weights):
+    """An experiment with published weights of its tokenizer, and results into which they were imported."""
+    (folder / "vq.pt").write_bytes(b"first")
+    values = demo()
+    values["tokenizer"] = {name: value for name, value in values["tokenizer"].items() if name != "training"}
+    values["tokenizer"] |= {"weights": str(folder / "vq.pt")} | weights
+    experiment, results = parse_experiment(values, "a test"), folder / "results" / "demo"
+    write_json(results / "experiment.json", experiment.model_dump(mode="json"))
+    origin = {"weights": "vq.pt", "weights_sha256": sha256_file(folder / "vq.pt")}
+    write_json(results / "tokenizer" / "config.json", {"provenance": origin})
+    return experiment, results
+
+
+def test_another_file_than_the_imported_one_is_said(tmp_path, capsys):
+    experiment, results = imported(tmp_path)
+    (tmp_path / "vq.pt").write_bytes(b"first")
+    expect_imported(experiment, results)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "vq.pt").write_bytes(b"other")
+    expect_imported(experiment, results)
+    said = capsys.readouterr().err
+    assert said.startswith(f"tokenizer.weights: {tmp_path / 'vq.pt'} is another file than {results / 'tokenizer'} was")
+    assert f"delete {results / 'tokenizer'} to import it" in said
+
+
+def test_a_digest_that_the_imported_file_did_not_have_is_refused(tmp_path):
+    experiment, results = imported(tmp_path, weights_sha256="0" * 64)
+    with pytest.raises(
+        InputError, match=r"^tokenizer\.weights_sha256 is 0000.*but .*tokenizer was imported from a file"
+    ):
+        expect_imported(experiment, results)
+
+
+def test_weights_by_another_path_are_imported_anew_anyhow(tmp_path, capsys):
+    experiment, results = imported(tmp_path)
+    (tmp_path / "new.pt").write_bytes(b"other")
+    tokenizer = experiment.tokenizer.model_copy(
+        update={"weights": str(tmp_path / "new.pt"), "weights_sha256": "0" * 64}
+    )
+    expect_imported(experiment.model_copy(update={"tokenizer": tokenizer}), results)
+    expect_imported(parse_experiment(demo(), "a test"), results)
+    assert capsys.readouterr().err == ""
