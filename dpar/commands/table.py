@@ -24,7 +24,7 @@ from dpar.report.targets import SHARED, likelihood_files, metric_files, probe_fi
 from dpar.statement import unstamped
 from dpar.tracking.makers import check_recorded, recorded_json
 from dpar.workflow import jobs
-from dpar.workflow.options import Parser, add_directory, add_experiment, read_experiment
+from dpar.workflow.options import Parser, add_directory, add_experiment, read_experiment, run_of
 
 SUFFIXES = {"markdown": "md", "csv": "csv", "latex": "tex"}
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not made.is_file():
             raise InputError(
                 f"{args.table} is not printed from measurements, and {made} is not there; "
-                f"`dpar run --config {args.config}{_directory(args)} -- {args.table}` makes what belongs to it"
+                f"`{run_of(args)} -- {args.table}` makes what belongs to it"
             )
         check_recorded(made)
         print(unstamped(made.read_text("utf-8")))
@@ -106,7 +106,7 @@ def missing(
 
     What some cells share, such as the likelihood of their state, stands in the line of the first of them.
     """
-    run, lines, named = f"dpar run --config {args.config}{_directory(args)} --", [], set()
+    run, lines, named = f"{run_of(args)} --", [], set()
 
     def absent(files: Iterable[str]) -> list[str]:
         lacking = [file for file in files if file not in named and not (results / file).is_file()]
@@ -131,10 +131,6 @@ def missing(
     for what, file in SHARED.items():
         add(what, absent([file]))
     return [*lines, f"All of it: `{run} {args.table}`; what that would run: `{run} {args.table} -n`"] if lines else []
-
-
-def _directory(args: argparse.Namespace) -> str:
-    return "" if args.directory == Path() else f" --directory {args.directory}"
 
 
 def _found(path: Path, kind: type[BaseModel], key: Any, wanted: Callable[..., Any]) -> dict[Any, Any]:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,13 @@ def add_cores(flags: argparse.ArgumentParser) -> None:
 def add_directory(flags: argparse.ArgumentParser) -> None:
     """Adds `--directory`."""
     flags.add_argument("--directory", type=Path, default=Path(), metavar="FOLDER", help="where results/ lies")
+
+
+def run_of(args: argparse.Namespace) -> str:
+    """The command that runs the experiment of `--config`, `--set`, `--smoke` and `--directory`, as a shell takes it."""
+    words = ["dpar", "run", "--config", str(args.config), *(word for change in args.set for word in ("--set", change))]
+    words += [] if args.smoke is None else ["--smoke"] if args.smoke == "short" else ["--smoke", args.smoke]
+    return shlex.join([*words, *([] if args.directory == Path() else ["--directory", str(args.directory)])])
 
 
 def read_experiment(args: argparse.Namespace) -> tuple[Experiment, Places]:

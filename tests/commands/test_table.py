@@ -72,6 +72,15 @@ def test_a_likelihood_and_a_linear_probe_can_be_missing_too(config, capsys):
     ]
 
 
+def test_what_makes_the_missing_runs_this_experiment(config, capsys):
+    """Without `--set` and `--smoke` it would be another one, which costs more or has no such cells."""
+    said = show(capsys, config, "comparison", "--set", "sampling.seeds=[0, 7]", "--smoke", "tiny")
+    run = f"dpar run --config {config} --set 'sampling.seeds=[0, 7]' --smoke tiny --directory {config.parent} --"
+    assert f"`{run} results/demo.smoke/metrics/llamagen/seed0.json" in said
+    assert f"All of it: `{run} comparison`" in said
+    assert "--smoke --directory" in show(capsys, config, "comparison", "--smoke")
+
+
 def test_the_papers_name_of_a_table_is_enough(config, capsys):
     assert "DPAR compared with LlamaGen" in show(capsys, config, "table2")
     assert show(capsys, config, "table2", "--format", "csv").startswith("model,")
