@@ -250,12 +250,12 @@ def verify_model(folder: str | Path) -> None:
     folder = Path(folder)
     recorded = model_config(folder).get("sha256")
     if not (folder / WEIGHTS).exists():
-        raise InputError(f"{folder / WEIGHTS} is missing; run the stage that makes it again")
+        raise InputError(f"{folder / WEIGHTS} is missing; copy the whole folder, or run again what made it")
     if (found := sha256_file(folder / WEIGHTS)) != recorded:
         raise InputError(
             f"{folder / WEIGHTS} has the SHA-256 {found}, but the {CONFIG} next to it was written for {recorded}: the "
-            f"file was damaged, or its writer stopped between the two. Delete {folder} and run the command that made "
-            "it, to make it again"
+            f"file was damaged or copied in part, or its writer stopped between the two. Delete {folder}, and copy it "
+            "again or run the command that made it"
         )
 
 

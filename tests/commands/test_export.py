@@ -202,7 +202,9 @@ def test_weights_that_are_missing_are_named_before_anything_is_made(results, tmp
     copy = tmp_path / "results/demo"
     shutil.copytree(results, copy)
     (copy / network / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=rf"{network}/model\.safetensors is missing; run the stage that makes it"):
+    with pytest.raises(
+        InputError, match=rf"{network}/model\.safetensors is missing; copy the whole folder, or run again"
+    ):
         export.main([str(copy / "models/dpar/step1"), str(tmp_path / "new/folder/out")])
     assert not (tmp_path / "new").exists()
 
