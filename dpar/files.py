@@ -12,7 +12,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -111,9 +111,14 @@ def process_lock(path: Path, refusal: str) -> Iterator[IO[str]]:
     """The lock file `path`, held as by `file_lock`.
 
     Raises:
-        InputError: `refusal`; another process holds it.
+        InputError: `refusal`; another process holds it. Or it cannot be written.
     """
-    with file_lock(path, wait=False) as lock:
+    with ExitStack() as held:
+        try:
+            lock = held.enter_context(file_lock(path, wait=False))
+        except OSError as error:
+            advice = "choose a folder that you may write to and that has room, or copy this one there"
+            raise InputError(f"cannot write {path}: {error.strerror}; {advice}") from error
         if lock is None:
             raise InputError(refusal)
         yield lock
@@ -131,6 +136,19 @@ def is_locked(path: Path) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def check_writable(folder: Path, why: str) -> None:
+    """Refuses a folder, if it is there, in which nothing can be written.
+
+    Args:
+        why: something has to be, in words.
+
+    Raises:
+        InputError: as said.
+    """
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        raise InputError(f"nothing can be written in {folder}, where {why}; use a copy in a folder that you may change")
 
 
 def check_spared(output: Path, *inputs: str | Path) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import os
 import re
 import subprocess
 import sys
@@ -201,7 +202,21 @@ def holder_of(path):
             process.kill()
 
 
+def test_a_folder_that_cannot_be_written_is_refused_with_the_reason(tmp_path, monkeypatch):
+    files.check_writable(tmp_path, "notes are kept")
+    files.check_writable(tmp_path / "absent", "notes are kept")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(InputError, match=r"nothing can be written in .*, where notes are kept; use a copy in a folder"):
+        files.check_writable(tmp_path, "notes are kept")
+
+
 class TestLocks:
+    def test_a_lock_that_cannot_be_written_is_one_line(self, tmp_path):
+        (tmp_path / "lock").mkdir()
+        refusal = pytest.raises(InputError, match=r"cannot write .*lock: Is a directory; choose a folder")
+        with refusal, files.process_lock(tmp_path / "lock", "busy"):
+            pass
+
     def test_another_process_has_it_until_it_dies(self, tmp_path):
         path = tmp_path / "below" / "lock"
         with holder_of(path) as holder:

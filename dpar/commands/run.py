@@ -18,7 +18,7 @@ from dpar.errors import InputError, run_command
 from dpar.experiment.composing import CHANGES, Places
 from dpar.experiment.settings import Experiment
 from dpar.experiment.smoke import composed
-from dpar.files import read_json, unmarked, write_json
+from dpar.files import check_writable, read_json, unmarked, write_json
 from dpar.mirror.store import find_store
 from dpar.report.targets import file_refusal, output_patterns, refusal, targets
 from dpar.tracking.places import CONFIG
@@ -145,6 +145,7 @@ def prepared(args: argparse.Namespace) -> tuple[list[str], Experiment, Path]:
     experiment, places, folder = what_runs(snakemake, args)
     refuse(experiment, to_make=(), places=places)
     check_targets(experiment, args.target)
+    check_writable(folder, "snakemake keeps its notes, also in a dry run")
     results = folder / "results" / experiment.name
     find_store(results)  # and a tracking address with a typo
     return snakemake, experiment, results

@@ -36,8 +36,9 @@ def graph_outputs(snakefile: Path, configfile: Path, directory: Path) -> list[Pa
         directory: the folder that the run was made in, to which the graph's paths are relative.
 
     Raises:
-        InputError: snakemake cannot read the graph.
+        InputError: snakemake cannot read the graph, or write in the folder.
     """
+    files.check_writable(directory, "snakemake keeps its notes, also when it only lists outputs")
     command = [sys.executable, "-m", "snakemake", "--summary", "--cores", "1", "--snakefile", str(snakefile)]
     command += ["--configfile", str(configfile.resolve()), "--directory", str(directory)]
     finished = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
