@@ -151,7 +151,8 @@ def refusal_of_disk(error: BaseException) -> str | None:
 def _told(error: BaseException) -> str:
     path = getattr(error, "filename", None)
     place = f" ({path})" if path else ""
-    return f"{getattr(error, 'strerror', None) or error}{place}; nothing half-written is left behind"
+    said = getattr(error, "strerror", None) or f"{error}".strip().partition("\n")[0]  # without SQLAlchemy's statement
+    return f"{said}{place}; nothing half-written is left behind"
 
 
 def _show_bug(*raised: Any) -> None:

@@ -60,6 +60,10 @@ def test_other_errors_of_the_system_are_one_line_and_bugs_are_not_hidden(capsys)
     assert "No such file or directory (/nowhere/at/all)" in capsys.readouterr().err
     with pytest.raises(KeyError):
         run_command(lambda _: {}["a"])
+    said = refusal_of_disk(sqlite3.OperationalError("database or disk is full\n[SQL: CREATE TABLE a]"))
+    assert said is not None
+    assert said.startswith("no space left: database or disk is full; nothing half-written")
+    assert "SQL" not in said
     assert refusal_of_disk(KeyError("a")) is None
     assert refusal_of_disk(InputError("a")) is None
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,7 @@ from dpar.workflow.view import watching
 TRIGGERS = ("mtime", "params", "input", "software-env")
 
 LAST_SAID = 25  # lines of Snakemake, where no job says what went wrong
+LEAST_SPACE = 2**20  # bytes, below which a disk counts as full
 
 
 def parser() -> argparse.ArgumentParser:
@@ -235,18 +237,26 @@ def last_words(results: Path, began: float, status: int) -> str:
         status: Snakemake's exit status.
     """
     state = journal.read(results)
+    full = no_space(results)
     if state is None or state.began < began:
         return (
-            f"the run stopped before its end (snakemake's exit status {status}); see the first error above, mend "
+            f"the run stopped before its end (snakemake's exit status {status}){full}; see the first error above, mend "
             "its cause and run the same command again: finished work is kept"
         )
     if state.refused is not None:
         return state.refused
     told = "".join(f"\n{line}" for line in journal.failures(state, results.parent.parent))
     return (
-        f"the run stopped before its end, with {state.done} of {sum(state.planned.values())} jobs done{told}\n"
+        f"the run stopped before its end, with {state.done} of {sum(state.planned.values())} jobs done{full}{told}\n"
         "mend the cause and run the same command again: finished work is kept"
     )
+
+
+def no_space(results: Path) -> str:
+    """Words on a full disk, of which logs and journal have lost what they would say; empty if it is not full."""
+    place = next(folder for folder in (results, *results.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    return f"; no space is left in {place} ({free:,} bytes): free some" if free < LEAST_SPACE else ""
 
 
 def _watched(results: Path, command: Sequence[str], lock: IO[str] | None, told: Mapping[str, str]) -> int:

@@ -3,8 +3,10 @@
 import contextlib
 import fcntl
 import re
+import shutil
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -292,6 +294,13 @@ def test_a_dry_run_says_which_settings_changed(tmp_path, monkeypatch, capfd):
     said = capfd.readouterr().err
     assert said.count("changed since the last run: sampling.cfg_scale was 2 and is 2.5") == 1
     assert said.count("  trains   tokenizer; entropy_model; dpar, dpar_p") == 1
+
+
+def test_the_last_words_name_a_full_disk_of_which_no_log_can_tell(tmp_path, monkeypatch):
+    assert "no space" not in run.last_words(tmp_path / "results" / "demo", 0.0, 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=512))
+    said = run.last_words(tmp_path / "results" / "demo", 0.0, 1)
+    assert f"no space is left in {tmp_path} (512 bytes): free some" in said
 
 
 def test_the_last_words_name_report_and_dashboard(tmp_path):
