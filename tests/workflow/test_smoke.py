@@ -59,7 +59,8 @@ def test_every_rule_of_the_imagenet_experiments_runs_in_their_smoke(name, tmp_pa
 
 def test_a_run_under_the_slurm_profile_without_a_target_is_the_smoke(monkeypatch):
     """So is one of plain snakemake; what was decided is handed on to the jobs, which are given no targets."""
-    monkeypatch.delenv(SMOKE, raising=False)
+    monkeypatch.setenv(SMOKE, "")  # what a test leaves unset is not unset again after it
+    monkeypatch.delenv(SMOKE)
     monkeypatch.delenv(SLURM_RUN, raising=False)
     assert smoke_of_run(list) is None
     for targets, kind in (([], "short"), (["all"], None)):
