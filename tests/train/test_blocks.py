@@ -248,6 +248,6 @@ def test_a_divided_model_on_a_gpu_gives_the_losses_of_a_whole_one(gpu, compiled)
 def test_compiled_layers_are_not_split_at_buckets_of_gradients(monkeypatch):
     """A layer of an XL has three buckets of them."""
     monkeypatch.setattr("dpar.train.blocks.try_compiler", lambda device: None)
-    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
-    compile_blocks(randomised("dpar").model, CPU, torch.float32)
-    assert torch._dynamo.config.optimize_ddp is False
+    with torch._dynamo.config.patch(optimize_ddp=True):  # monkeypatch would take the setting away afterwards
+        compile_blocks(randomised("dpar").model, CPU, torch.float32)
+        assert torch._dynamo.config.optimize_ddp is False
