@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -49,7 +48,6 @@ from dpar.workflow.view import watching
 TRIGGERS = ("mtime", "params", "input", "software-env")
 
 LAST_SAID = 25  # lines of Snakemake, where no job says what went wrong
-LEAST_SPACE = 2**20  # bytes, below which a disk counts as full
 
 
 def parser() -> argparse.ArgumentParser:
@@ -236,6 +234,8 @@ def last_words(results: Path, began: float, status: int) -> str:
         began: when it was started, seconds since 1970.
         status: Snakemake's exit status.
     """
+    from dpar.workflow.room import no_space  # imports PyTorch, which a run that succeeds does not need
+
     state = journal.read(results)
     full = no_space(results)
     if state is None or state.began < began:
@@ -250,13 +250,6 @@ def last_words(results: Path, began: float, status: int) -> str:
         f"the run stopped before its end, with {state.done} of {sum(state.planned.values())} jobs done{full}{told}\n"
         "mend the cause and run the same command again: finished work is kept"
     )
-
-
-def no_space(results: Path) -> str:
-    """Words on a full disk, of which logs and journal have lost what they would say; empty if it is not full."""
-    place = next(folder for folder in (results, *results.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(place).free
-    return f"; no space is left in {place} ({free:,} bytes): free some" if free < LEAST_SPACE else ""
 
 
 def _watched(results: Path, command: Sequence[str], lock: IO[str] | None, told: Mapping[str, str]) -> int:

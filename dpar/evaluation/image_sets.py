@@ -52,7 +52,7 @@ class ImageSet(ABC):
         labels: one class per image, where the set has them.
         side: pixels of square images, where all are known to have the same; null = to be seen.
         moments: `mu`, `sigma`, `mu_s`, `sigma_s` of the larger set that these images stand for, where stored.
-        listed: where the images lie, if the classes have names there.
+        listed: where the images lie, which may name the classes.
     """
 
     source: str
@@ -160,7 +160,7 @@ class Indexed(ImageSet):
     def __init__(self, path: Path):
         self.index = ImageIndex.load(path)
         self.source, self.labels, self.side, self.moments = str(path), self.index.labels, self.index.resolution, {}
-        self.listed = self.index.images if self.index.images.classes is not None else None
+        self.listed = self.index.images
 
     def __len__(self) -> int:
         return len(self.index)
@@ -180,7 +180,7 @@ class Files(ImageSet):
     def __init__(self, source: str, images: ImageSource, left_alone: Mapping[str, int]):
         self.source, self.images, self.left_alone, self.moments = source, images, left_alone, {}
         self.labels = known_labels(images.labels)
-        self.listed = images if images.classes is not None and self.labels is not None else None
+        self.listed = images if self.labels is not None else None
         self.cropped: int | None = None
         self._read: dict[int, tuple[str, bool]] = {}  # number -> SHA-256, whether it is grey
 

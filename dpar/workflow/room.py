@@ -18,6 +18,8 @@ from dpar.train.footprint import training_bytes
 from dpar.workflow.planning import CODE_BYTES, ENTROPY_BYTES, Data, assumed_patches, jobs
 from dpar.workflow.problems import Problem
 
+LEAST_SPACE = 2**20  # bytes, below which a disk counts as full
+
 
 def problems(experiment: Experiment, results: Path, data: Data, *, here: bool = True) -> Iterator[Problem]:
     """Too little space or memory for what is planned.
@@ -92,6 +94,13 @@ def memory_here() -> tuple[float, str]:
         found = torch.cuda.get_device_properties(0)
         return found.total_memory, found.name
     return float(psutil.virtual_memory().total), "this machine"
+
+
+def no_space(results: Path) -> str:
+    """Words on a full disk, of which logs and journal have lost what they would say; empty if it is not full."""
+    place = _existing(results)
+    free = shutil.disk_usage(place).free
+    return f"; no space is left in {place} ({free:,} bytes): free some" if free < LEAST_SPACE else ""
 
 
 def _existing(path: Path) -> Path:
