@@ -83,10 +83,13 @@ def _block(settings: Mapping[str, Any], why: Mapping[str, str]) -> Iterator[str]
         if group == "images":
             yield "images:"
             for key, value in values.items():
-                comment = why.get(f"images.{key}")
-                yield f"  {key}: {_flow(value)}" + (f"  # {' '.join(shown(comment).split())}" if comment else "")
+                yield f"  {key}: {_flow(value)}{_comment(why.get(f'images.{key}'))}"
         else:
-            yield f"{group}: {_flow(values)}"
+            yield f"{group}: {_flow(values)}{_comment(why.get(group))}"
+
+
+def _comment(words: str | None) -> str:
+    return f"  # {' '.join(shown(words).split())}" if words else ""
 
 
 def _flow(value: Any) -> str:
@@ -140,7 +143,10 @@ def chosen(experiment: Experiment, choice: Choice) -> Iterator[str]:
         yield f"held out  {choice.why['images.held_out'].split(': ')[1]} ({images.held_out:.0%} of each class, by name)"
     steps = [f"{t.length} {t.unit}s in batches of {t.batch_size}" for t in lengths if t is not None]
     yield f"training  {'; '.join(dict.fromkeys(steps))}; {experiment.codes.train_shards} shards of codes"
-    yield f"samples   {experiment.sampling.num_images} of each model"
+    mixed = (
+        ", of each class as often as the training images have it" if experiment.sampling.labels == "training" else ""
+    )
+    yield f"samples   {experiment.sampling.num_images} of each model{mixed}"
 
 
 def durations(experiment: Experiment, found: Survey) -> Iterator[str]:

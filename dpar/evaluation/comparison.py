@@ -24,6 +24,7 @@ from dpar.experiment.settings import Experiment
 ALL_PAIRS = 1e12  # multiplications: up to here KID takes all pairs, about a minute on two cores; beyond, subsets
 SUBSETS, SUBSET_SIZE = 100, 1000
 COPIES = 0.01  # of the images of a set may be copies before they are worth a warning
+OTHER_MIX = 0.05  # of a set may be of other classes than of the reference's, next to what chance does
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ def _warnings(samples: Features, reference: Features) -> list[str]:
         if len(features) > 1 and (features.features == features.features[0]).all():
             found.append(f"the features of all {name} are equal: the network tells none of these images from another")
     found += _copies(samples, reference)
+    found += _other_mix(samples, reference)
     if samples.statistics:
         found.append("the statistics in the file of the samples are not used: these numbers are of its images")
     sampling = (samples.conditions.get("drawn") or {}).get("sampling")
@@ -182,6 +184,23 @@ def _copies(samples: Features, reference: Features) -> list[str]:
     if (shared := sum(row in known for row in ours)) > COPIES * len(ours):
         found.append(f"{shared} of {len(ours)} samples are reference images too by their features: no new images")
     return found
+
+
+def _other_mix(samples: Features, reference: Features) -> list[str]:
+    """The warning of sets whose classes have other shares by more than the chance of a draw explains."""
+    if samples.labels is None or reference.labels is None or reference.statistics:
+        return []
+    used, places = np.unique(np.concatenate([samples.labels, reference.labels]), return_inverse=True)
+    counts = (np.bincount(x, minlength=len(used)) for x in np.split(places, [len(samples)]))
+    moved = 0.5 * np.abs(next(counts) / len(samples) - next(counts) / len(reference)).sum()
+    chance = math.sqrt(len(used) / (2 * math.pi) * (1 / len(samples) + 1 / len(reference)))  # its mean, at most
+    if moved <= OTHER_MIX + chance:
+        return []
+    return [
+        f"the classes have other shares: {moved:.0%} of the samples would have to be of another class to have those of "
+        "the reference, and a part of the distances is due to that; draw each class as often as it is there "
+        "(`sampling.labels: training`), or compare with a reference whose classes have the samples' shares"
+    ]
 
 
 def noise_floor(

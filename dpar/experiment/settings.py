@@ -479,8 +479,9 @@ class Sampling(Settings):
 
     num_images: int = Field(default=50_000, gt=0, description="per set of samples")
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1, description="a set of samples is drawn with each")
-    labels: Literal["balanced", "uniform"] = Field(
-        default="balanced", description="each class in turn, or classes drawn at random"
+    labels: Literal["balanced", "uniform", "training"] = Field(
+        default="balanced",
+        description="each class in turn, classes drawn at random, or each as often as the training images have it",
     )
     cfg_scale: float = Field(default=2.0, ge=0, le=FARTHEST, description="scale of guidance; 1 = none")
     cfg_interval: tuple[Share, Share] = Field(  # as `_when_given`: not written where it is the default

@@ -56,7 +56,15 @@ def image_seeds(seed: int, images: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N
 
 
 def request(
-    *, num_images: int, num_classes: int, labels: str, seed: int, batch_size: int, shard: int = 0, shards: int = 1
+    *,
+    num_images: int,
+    num_classes: int,
+    labels: str,
+    seed: int,
+    batch_size: int,
+    shard: int = 0,
+    shards: int = 1,
+    counts: Int[np.ndarray, "C"] | None = None,
 ) -> Request:
     """Shard `shard` of `shards` of a set of `num_images` samples: a run of consecutive images.
 
@@ -64,10 +72,12 @@ def request(
     drawn next to the same others whatever the number of shards.
 
     Args:
-        labels: `balanced` (image i is of class i modulo the number of classes) or `uniform` (drawn at random).
+        labels: `balanced` (image i is of class i modulo the number of classes), `uniform` (drawn at random) or
+            `training` (each class has its share of the training images).
+        counts: training images of each class, for `training`.
 
     Raises:
-        InputError: no such shard, or a shard without images.
+        InputError: no such shard, a shard without images, or no counts of these classes.
     """
     if not 0 <= shard < shards:
         raise InputError(f"shard {shard} does not exist; there are {shards} shards, counted from 0")
@@ -77,6 +87,27 @@ def request(
     seeds = image_seeds(seed, images)
     if labels == "balanced":
         classes = images % num_classes
+    elif labels == "training":
+        if counts is None or len(counts) != num_classes or not counts.sum():
+            raise InputError(
+                f"labels as the training images have them need the number of images of each of {num_classes} classes, "
+                f"found {'none' if counts is None else f'{len(counts)} classes of {counts.sum()} images'}; "
+                "give --index index/train.json of this experiment"
+            )
+        classes = in_proportion(num_images, counts)[images]
     else:  # the remainder of a word that no other draw of the image uses
         classes = np.array([image_seed(int(word), -1) % num_classes for word in seeds])
     return Request(images, classes, seeds)
+
+
+def in_proportion(num_images: int, counts: Int[np.ndarray, "C"]) -> Int[np.ndarray, " {num_images}"]:
+    """The classes of images in which each has its share of the counts, to the nearest whole image, in turns.
+
+    What the shares leave over goes to the largest remainders. Of equal counts the classes take turns in their order.
+    """
+    shares = counts * num_images / counts.sum()
+    each = np.floor(shares).astype(np.int64)
+    each[np.argsort(each - shares, kind="stable")[: num_images - each.sum()]] += 1
+    classes = np.repeat(np.arange(len(counts)), each)
+    turns = np.concatenate([(np.arange(n) + 0.5) / n for n in each if n])
+    return classes[np.argsort(turns, kind="stable")]

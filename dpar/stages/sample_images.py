@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from dpar import tracking
+from dpar.data.images import ImageIndex
 from dpar.data.parts import Parts
 from dpar.device import default_device
 from dpar.errors import InputError, run_command
@@ -50,6 +51,7 @@ STAGE = Stage(
     flag("--gates", "folder of gates; read instead if the cell has one", default=Path()),
     flag("--tokenizer", "folder"),
     THRESHOLDS,
+    flag("--index", "index/train.json: how often each class is drawn with `labels: training`", required=False),
     flag("--output", "npz of images, labels and patches per image"),
     flag("--picture", "PNG of some of the images, a row per class"),
 )
@@ -64,9 +66,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = STAGE.start(argv)
     args, experiment = run.args, run.experiment
     cell = sample_cell(experiment, args.cell)
-    wanted = request_of(experiment, cell.sampling, args)
     inputs = jobs.model(f"{cell.model}/{cell.milestone}", args.model_folder) + jobs.tokenizer(args.tokenizer)
+    if cell.sampling.labels == "training" and args.index:
+        inputs += jobs.index("train", args.index)
     run.check(inputs)
+    wanted = request_of(experiment, cell.sampling, args)
     boundaries = boundaries_of(run, cell)
     with run.job(
         f"{args.cell}/seed{args.seed}/{args.shard}",
@@ -96,7 +100,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def request_of(experiment: Experiment, sampling: Sampling, args: argparse.Namespace) -> Request:
-    """The images of this shard."""
+    """The images of this shard.
+
+    Raises:
+        InputError: as of `request`.
+    """
+    follows = sampling.labels == "training" and args.index
     return request(
         num_images=sampling.num_images,
         num_classes=experiment.images.num_classes,
@@ -105,6 +114,7 @@ def request_of(experiment: Experiment, sampling: Sampling, args: argparse.Namesp
         batch_size=sampling.batch_size,
         shard=args.shard,
         shards=sampling.shards,
+        counts=ImageIndex.load(args.index).class_counts if follows else None,
     )
 
 

@@ -1,7 +1,7 @@
 """Settings that fit images and a machine, for `dpar init`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ HELD_OUT = 0.1
 LEAST_IMAGES = 20  # for training: fewer divide into nothing
 LEAST_TOKENS = 4  # per side: fewer leave patches no room
 IMAGES_PER_SHARD = 5_000
+UNEVEN = 0.05  # beyond it samples of each class alike would differ from the images by their classes, too
 
 
 @dataclass
@@ -55,7 +56,17 @@ def choose(found: Survey, name: str, size: Size) -> Choice:
         "val_shards": max(1, min(10, (found.val_count or held) // IMAGES_PER_SHARD)),
     }
     choice.settings |= _evaluation(found, values, train)
+    if (uneven := _unevenness(found.images)) > UNEVEN:
+        choice.settings["sampling"]["labels"] = "training"
+        choice.why["sampling"] = (
+            f"classes as often as the images have them: {uneven:.0%} of an even draw would be others"
+        )
     return choice
+
+
+def _unevenness(counts: Sequence[int]) -> float:
+    """The share of an even draw over these classes that would have to be of others to have the counts' shares."""
+    return 0.5 * sum(abs(n / sum(counts) - 1 / len(counts)) for n in counts)
 
 
 def _images(found: Survey, values: Mapping[str, Any], size: Size, held: int, why: dict[str, str]) -> dict[str, Any]:

@@ -55,6 +55,16 @@ def test_the_resolution_is_what_nine_of_ten_images_have(tmp_path, side, resoluti
     assert written(tmp_path, found)[0].images.resolution == resolution
 
 
+@pytest.mark.parametrize(
+    ("images", "labels"), [((60, 50, 70, 60, 60), "balanced"), ((200, 40, 20, 20, 20), "training")]
+)
+def test_uneven_classes_are_drawn_as_often_as_the_images_have_them(tmp_path, images, labels):
+    """Drawn evenly they would be far from the images for their classes alone."""
+    experiment, text = written(tmp_path, dataclasses.replace(PHOTOS, images=images))
+    assert experiment.sampling.labels == labels
+    assert ("# classes as often as the images have them: 47% of an even draw" in text) == (labels == "training")
+
+
 def test_unreadable_images_are_allowed_for_and_named(tmp_path):
     found = dataclasses.replace(PHOTOS, unreadable=("a/1.png (cut off)", "a/2.png (cut\noff)"))
     experiment, text = written(tmp_path, found)

@@ -79,6 +79,22 @@ def test_copies_within_a_set_and_of_the_reference_are_warned_of():
     assert said == "60 of 60 samples are reference images too by their features: no new images"
 
 
+def test_classes_of_other_shares_are_warned_of_beyond_the_chance_of_a_draw():
+    samples, reference = gaussian_features(900), gaussian_features(900, 1)
+    many = reference.take(np.flatnonzero((reference.labels != 0) | (np.arange(900) % 2 == 0)))
+    (said,) = compare(samples, many, split_size=300).warnings
+    assert said.startswith("the classes have other shares: 13% of the samples would have to be of another class")
+    assert "`sampling.labels: training`" in said
+    assert compare(samples.take(np.arange(30)), many, split_size=30).warnings == [
+        "30 samples are few for features of 4 dimensions: 10 times as many are advised"
+    ]
+    assert compare(samples, replace(many, labels=None), split_size=300).warnings == []
+    large = replace(samples, labels=samples.labels * 2**29)  # as a foreign file may count them
+    assert len(compare(large, many, split_size=300).warnings) == 1
+    rows = np.random.default_rng(0).permutation(len(many))
+    assert compare(many.take(rows[:400]), many.take(rows[400:]), split_size=300).warnings == []
+
+
 def test_stored_statistics_stand_for_the_set_that_they_are_of():
     samples, large = gaussian_features(60), gaussian_features(500, 1, shift=1.0)
     statistics = {"features": fit_gaussian(torch.from_numpy(large.features))}

@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from dpar.errors import InputError
-from dpar.sampling.request import Request, request
+from dpar.sampling.request import Request, in_proportion, request
+
+COUNTS = np.array([50, 0, 25, 12, 7, 5, 1])
 
 
-@pytest.mark.parametrize("labels", ["balanced", "uniform"])
+@pytest.mark.parametrize("labels", ["balanced", "uniform", "training"])
 @pytest.mark.parametrize(
     ("batch_size", "lengths"),
     [
@@ -21,6 +23,7 @@ from dpar.sampling.request import Request, request
 def test_shards_are_a_division_of_the_whole(labels, batch_size, lengths):
     """Of whole batches where every shard can have one, else of images."""
     settings = {"num_images": 103, "num_classes": 7, "labels": labels, "seed": 3, "batch_size": batch_size}
+    settings["counts"] = COUNTS
     whole = request(**settings)
     parts = [request(**settings, shard=shard, shards=4) for shard in range(4)]
     for name in ("images", "labels", "seeds"):
@@ -44,6 +47,27 @@ def test_balanced_and_uniform_labels():
     assert np.abs(np.bincount(uniform.labels, minlength=10) / 20_000 - 0.1).max() < 0.01
     other = request(num_images=20_000, num_classes=10, labels="uniform", seed=1, batch_size=8)
     assert not np.array_equal(uniform.labels, other.labels)
+
+
+def test_labels_in_the_shares_of_the_training_images():
+    """To the nearest whole image, and so in every part of the set that is shown, or drawn by one job."""
+    labels = in_proportion(200, COUNTS)
+    assert np.bincount(labels, minlength=7).tolist() == (2 * COUNTS).tolist()
+    for count in (20, 50, 120):
+        assert np.abs(np.bincount(labels[:count], minlength=7) - COUNTS * count / 100).max() <= 1
+    for count in range(1, 30):
+        found = np.bincount(in_proportion(count, COUNTS), minlength=7)
+        assert found.sum() == count
+        assert np.abs(found - COUNTS * count / 100).max() < 1
+    assert in_proportion(25, np.full(10, 3)).tolist() == [i % 10 for i in range(20)] + [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("counts", "found"), [(None, "none"), (np.zeros(7, int), "7 classes of 0"), ([3, 4], "2 cl")])
+def test_labels_of_training_images_that_nobody_has_counted(counts, found):
+    counts = None if counts is None else np.array(counts)
+    settings = {"num_images": 20, "num_classes": 7, "seed": 0, "batch_size": 8}
+    with pytest.raises(InputError, match=f"each of 7 classes, found {found}.*--index index/train.json"):
+        request(**settings, labels="training", counts=counts)
 
 
 def test_shards_that_do_not_exist_or_are_empty():

@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from dpar.data.images import ImageIndex
+from dpar.data.sources.folder import FolderImages
 from dpar.errors import InputError
 from dpar.evaluation.image_sets import open_set
 from dpar.experiment.loading import load_experiment
@@ -116,6 +118,20 @@ def test_another_seed_other_images(results, ten_samples):
     other = draw(results, seed=1)
     assert (other["arr_0"] != ten_samples["arr_0"]).any((1, 2, 3)).all()
     assert np.array_equal(other["labels"], ten_samples["labels"])
+
+
+def test_classes_are_drawn_as_often_as_the_training_images_have_them(tmp_path):
+    results = write_results(tmp_path, labels="training")
+    with pytest.raises(InputError, match=r"found none; give --index index/train\.json"):
+        draw(results)
+    labels = np.repeat(range(CLASSES), [12, 5, 3])
+    images = FolderImages("photos", ["photos"], [f"{i}.png" for i in range(20)], labels, {})
+    (results / "index").mkdir()
+    index = results / "index" / "train.json"
+    ImageIndex(images, 8, CLASSES, [], "0" * 64, "0" * 16 * 20, []).save(index)
+    drawn = draw(results, index=index)
+    assert np.bincount(drawn["labels"]).tolist() == [6, 3, 1]
+    assert json.loads(str(drawn["conditions"]))["sampling"]["labels"] == "training"
 
 
 def test_a_killed_job_goes_on_after_its_last_batch(tmp_path, ten_samples, monkeypatch):

@@ -78,6 +78,16 @@ def test_every_table_and_figure_of_the_paper_can_be_asked_for_by_its_name(snakem
     assert jobs["describe_models"] == 1
 
 
+def test_samples_ask_for_the_training_images_where_their_classes_follow_them(snakemake):
+    experiment = CONFIG / "demo.yaml"
+    for labels in ("balanced", "training"):
+        more = ("--config", f"set=[sampling.labels={labels}]")
+        run = snakemake("--dry-run", "--printshellcmds", "--configfile", experiment, *more, "--", "table2")
+        assert run.returncode == 0, run.stdout + run.stderr
+        (command, *_) = re.findall(r".*dpar\.stages\.sample_images.*", run.stdout + run.stderr)
+        assert ("index/train.json" in command) == (labels == "training"), command
+
+
 def test_a_table_resolves_to_the_jobs_that_it_needs_and_no_others(snakemake):
     run = snakemake("--dry-run", "--configfile", CONFIG / "imagenet256.yaml", "--", "table4")
     jobs = job_counts(run.stdout + run.stderr)

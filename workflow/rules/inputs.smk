@@ -95,6 +95,11 @@ def thresholds_to_sample(wildcards):
     return [] if cell.gate else threshold_of_cell(cell.model, cell.patchify)
 
 
+def classes_to_sample(wildcards):
+    """The index of the training images, where classes are drawn as often as they have them."""
+    return "<results>/index/train.json" if SAMPLES[wildcards.cell].sampling.labels == "training" else []
+
+
 def images_to_describe(wildcards):
     """The real images for `reference`, else the shards of the samples CELL/seedN."""
     if wildcards.features != "reference":

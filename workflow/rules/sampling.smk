@@ -14,6 +14,7 @@ rule sample_images:
         ),
         tokenizer=folder("tokenizer"),
         thresholds=thresholds_to_sample,
+        index=classes_to_sample,
     output:
         images="<results>/samples/{cell}/seed{seed}/{shard}.npz",
         picture="<results>/samples/{cell}/seed{seed}/{shard}.png",
@@ -28,14 +29,15 @@ rule sample_images:
         recipe=sampling_recipe,
         model=lambda wildcards: f"{RESULTS}/models/{SAMPLES[wildcards.cell].model}/{SAMPLES[wildcards.cell].milestone}",
         results=lambda wildcards: RESULTS,
+        index=lambda wildcards, input: f"--index {input.index}" if input.index else "",
     shell:
         stage(
             "sample_images",
             "--cell {wildcards.cell} --seed {wildcards.seed}"
             " --shard {wildcards.shard} --model-folder {params.model} --entropy-model {params.results}/entropy_model"
             " --gates {params.results}/gates"
-            " --tokenizer {params.results}/tokenizer --thresholds {input.thresholds} --output {output.images}"
-            " --picture {output.picture}",
+            " --tokenizer {params.results}/tokenizer --thresholds {input.thresholds} {params.index}"
+            " --output {output.images} --picture {output.picture}",
         )
 
 
