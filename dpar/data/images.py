@@ -241,6 +241,15 @@ def shared_images(index: ImageIndex, training: ImageIndex) -> list[tuple[str, st
     return [(key, known[check]) for check, key in zip(_checks(index), index.keys, strict=True) if check in known]
 
 
+def repeated_images(index: ImageIndex) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Images that are there before, byte for byte, and where: those of the same label, and those of another."""
+    _, first, which = np.unique(np.array(_checks(index)), return_index=True, return_inverse=True)
+    again = np.flatnonzero(first[which] != np.arange(len(index)))
+    alike = index.labels[first[which[again]]] == index.labels[again]
+    same, other = (list(zip(again[x].tolist(), first[which[again[x]]].tolist(), strict=True)) for x in (alike, ~alike))
+    return same, other
+
+
 def _checks(index: ImageIndex) -> list[str]:
     return [index.checks[i : i + _CHECK] for i in range(0, len(index.checks), _CHECK)]
 

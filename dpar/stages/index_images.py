@@ -9,7 +9,7 @@ import numpy as np
 from dpar import tracking
 from dpar.data.class_names import numbered_as
 from dpar.data.classes import Classes
-from dpar.data.images import ImageIndex, ImageSource, open_images, shared_images
+from dpar.data.images import ImageIndex, ImageSource, open_images, repeated_images, shared_images
 from dpar.data.sources.source import described
 from dpar.data.subsets import first_of_classes, held_out, spread_over_classes
 from dpar.errors import InputError, run_command, shown
@@ -17,7 +17,7 @@ from dpar.experiment.settings import Images
 from dpar.workflow import jobs
 from dpar.workflow.stage import SPLIT, Stage, flag
 
-_MOST_SHARED = 0.01  # share of held-out images; published sets have a few copies across splits
+_MOST_SHARED = 0.01  # share of the images that may be copies; published sets have a few, also across splits
 
 STAGE = Stage(
     "index_images",
@@ -63,11 +63,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         if training is not None:
             _check_shared(index, training, images)
+        _say_repeated(index)
         classes = Classes.of_images(images, index)
         index.save(args.output)
         if classes.names:
             job.tags({"dpar.classes": say_names(classes, index, path, training)})
-        print(f"{path}: {said(index)}{described(found.left_alone, '; left alone: ')}")
+        if index.skipped:
+            print(f"warning: {_unreadable(index)}", file=sys.stderr)
+        print(f"{said(index)}{described(found.left_alone, '; left alone: ')}: {path}")
         job.summary(counts(index) | {"images/left_alone": sum(found.left_alone.values())})
 
 
@@ -142,6 +145,14 @@ def images_of_split(found: ImageSource, split: str, images: Images, training: Im
     return found
 
 
+def _unreadable(index: ImageIndex) -> str:
+    named = ", ".join(f"{shown(image['key'])} ({image['reason']})" for image in index.skipped[:3])
+    return (
+        f"{len(index.skipped)} of {len(index) + len(index.skipped)} images of {index.images.path} cannot be read and are "
+        f"left out: {named}{', ...' if len(index.skipped) > 3 else ''}"
+    )
+
+
 def _check_shared(index: ImageIndex, training: ImageIndex, images: Images) -> None:
     """Raises `InputError` if more held-out images than a few are training images; says how many are."""
     shared = shared_images(index, training)
@@ -159,6 +170,23 @@ def _check_shared(index: ImageIndex, training: ImageIndex, images: Images) -> No
             "it is meant"
         )
     print(f"warning: {said}", file=sys.stderr)
+
+
+def _say_repeated(index: ImageIndex) -> None:
+    """Warns of images that are there under two labels, and of copies if they are more than a few."""
+    same, other = repeated_images(index)
+    if other:
+        print(f"{_repeated(index, other, 'another label')}; correct the labels, or remove one of each", file=sys.stderr)
+    if len(same) > _MOST_SHARED * len(index):
+        print(f"{_repeated(index, same, 'the same label')}; each counts as an image of its own", file=sys.stderr)
+
+
+def _repeated(index: ImageIndex, pairs: Sequence[tuple[int, int]], label: str) -> str:
+    names = [[f"{shown(index.keys[i])} (class {index.labels[i]})" for i in pair] for pair in pairs[:3]]
+    return (
+        f"warning: {len(pairs)} of {len(index)} images of {index.images.path} are copies of others under {label}, byte "
+        f"for byte: {', '.join(map(' = '.join, names))}{', ...' if len(pairs) > 3 else ''}"
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,8 @@ from dpar.train.progress import duration
 NAME = "run.jsonl"
 START = 5.0  # seconds of a job in addition to its work, most of them imports; used until jobs have shown it
 LAST_LINES = 6  # of the log of a job that failed
-LONGEST_LINE = 100
+LONGEST_LINE = 160
+WARNING = "warning: "  # begins a line of a log that whoever runs the job should read
 
 
 def journal_path(results: Path) -> Path:
@@ -245,6 +246,18 @@ def plain_lines(before: RunState, state: RunState, directory: Path, now: float) 
         word = last_line(directory, job.log)
         yield f"{number} of {state.total}  {job.name}{f': {word}' if word else ''} ({duration(job.seconds)}){left}"
     yield from (f"failed  {job.name}, log {', '.join(job.log)}" for job in state.failed[len(before.failed) :])
+
+
+def warnings(jobs: Iterable[Watched], directory: Path) -> Iterator[tuple[str, str]]:
+    """What jobs warn of in their logs: the name of the job, and its words.
+
+    Args:
+        directory: from which the logs' paths count.
+    """
+    for job in jobs:
+        for path in job.log:
+            with suppress(OSError), open(directory / path, encoding="utf-8", errors="replace") as file:
+                yield from ((job.name, shown(x.removeprefix(WARNING).strip())) for x in file if x.startswith(WARNING))
 
 
 def failures(state: RunState, directory: Path) -> Iterator[str]:

@@ -52,6 +52,8 @@ class _View:
         self.results, self.directory, self._log, self._began = results, results.parent.parent, log, time.time()
         self._read = 0  # bytes of the log, those of `_said`
         self._said: list[str] = []
+        self._heard = 0  # finished jobs, whose warnings these are
+        self._warnings: set[str] = set()
 
     def state(self) -> journal.RunState | None:
         """The run, once its jobs are known."""
@@ -67,6 +69,16 @@ class _View:
         lines = whole.decode("utf-8", errors="replace").splitlines()
         self._said += [line for line in lines if line.startswith(_SAID)]
         return self._said
+
+    def warned(self, state: journal.RunState) -> list[str]:
+        """What jobs that finished since the last call warn of, each warning once with the first job that gave it."""
+        jobs, self._heard = state.finished[self._heard :], len(state.finished)
+        found = []
+        for name, words in journal.warnings(jobs, self.directory):
+            if words not in self._warnings:
+                self._warnings.add(words)
+                found.append(f"{journal.WARNING}{name}: {words}")
+        return found
 
 
 class Screen(_View):
@@ -91,6 +103,8 @@ class Screen(_View):
         from rich.text import Text
 
         state = self.state()
+        for line in self.warned(state) if state else ():
+            self._live.console.print(Text(line))  # above what is drawn anew, and it stays
         found = journal.lines(state, self.directory) if state else ["looking at what is to be done"]
         self._live.update(Text("\n".join([*self.said(), *found]), overflow="ellipsis", no_wrap=True), refresh=True)
 
@@ -112,7 +126,7 @@ class Lines(_View):
         found: list[Any] = lines[self._shown :]
         self._shown = len(lines)
         if state := self.state():
-            found += journal.plain_lines(self._before, state, self.directory, now)
+            found += [*journal.plain_lines(self._before, state, self.directory, now), *self.warned(state)]
             self._before = state
             if not found and now - self._spoken >= STILL:
                 found = [f"at work  {journal.going_on(job, self.directory, now)}" for job in state.running.values()]

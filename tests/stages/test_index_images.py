@@ -180,6 +180,21 @@ class TestClasses:
 
 
 class TestSharedImages:
+    def test_copies_under_another_label_are_told_each_and_others_beyond_a_few(self, tmp_path, capsys):
+        experiment = two_folders(tmp_path, ["a", "b"], ["a"], each=100)
+        one = (tmp_path / "train/a/7.png").read_bytes()
+        (tmp_path / "train/b/8.png").write_bytes(one)
+        assert len(indexed(tmp_path, experiment, "train")) == 200
+        (said,) = [line for line in capsys.readouterr().err.splitlines() if "copies" in line]
+        assert "1 of 200 images" in said
+        assert "under another label, byte for byte: b/8.png (class 1) = a/7.png (class 0); correct the labels" in said
+        for i in range(20, 23):
+            (tmp_path / f"train/a/{i}.png").write_bytes(one)
+        indexed(tmp_path, experiment, "train")
+        said = [line for line in capsys.readouterr().err.splitlines() if "copies" in line]
+        assert ["under another label" in line for line in said] == [True, False]
+        assert "3 of 200 images" in said[1]
+
     def test_the_same_folder_as_both_splits_is_refused(self, tmp_path, capsys):
         two_folders(tmp_path, ["a", "b"], [])
         where = {"source": "folder", "num_classes": 2, "train": str(tmp_path / "train"), "val": str(tmp_path / "train")}
@@ -212,7 +227,7 @@ def test_what_was_left_alone_is_said(tmp_path, capsys):
     for name in ("a/1.txt", "a/2.txt", "about", "a/clip.mp4"):
         (tmp_path / "train" / name).write_text("")
     indexed(tmp_path, experiment, "train")
-    assert "0 left out as unreadable; left alone: 2 .txt, 1 without a suffix, 1 .mp4\n" in capsys.readouterr().out
+    assert "0 left out as unreadable; left alone: 2 .txt, 1 without a suffix, 1 .mp4: " in capsys.readouterr().out
 
 
 def test_names_for_shells_pages_and_terminals_are_names_alone(tmp_path, capsys):
@@ -243,6 +258,8 @@ def test_a_split_that_cannot_be_used_is_said_and_leaves_no_index(tmp_path, capsy
     folders = {split: str(tmp_path / split) for split in ("train", "val")}
     experiment = write_experiment(tmp_path, source="folder", num_classes=3, max_unreadable=0.2, **folders)
     assert len(indexed(tmp_path, experiment, "train")) == 8
+    said = capsys.readouterr().err
+    assert f"warning: 1 of 9 images of {tmp_path / 'train'} cannot be read and are left out: bee/1.png (cannot" in said
     refused("val", "no sub-folders")
 
 

@@ -43,6 +43,23 @@ def test_lines_are_said_once_and_short(tmp_path, capsys, monkeypatch):
     assert len(said) == 2
 
 
+@pytest.mark.parametrize("kind", [view.Lines, view.Screen])
+def test_what_jobs_warn_of_is_said_once(tmp_path, capsys, kind):
+    """Whoever runs the graph does not read the logs of jobs that went well."""
+    results = tmp_path / "results" / "demo"
+    (tmp_path / "run.log").touch()
+    watched = kind(results, tmp_path / "run.log")
+    journal.begin(results, {"a": 3})
+    for job, words in enumerate(["few images\nwarning: few images", "few images", "labels \x1b[31m"]):
+        (tmp_path / f"{job}.log").write_text(f"step 1\nwarning: {words}\nno warning: of this\ndone\n")
+        journal.write(results, "started", job=job, name=f"a {job}", log=[f"{job}.log"])
+        journal.write(results, "finished", job=job)
+        watched.refresh()
+    watched.close()
+    said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert said == ["warning: a 0: few images", r"warning: a 2: labels \x1b[31m"]
+
+
 def test_a_run_of_before_is_not_shown(tmp_path, capsys):
     journal.begin(tmp_path, {"a": 1})
     journal.write(tmp_path, "started", job=1, name="a", log=[])
