@@ -59,7 +59,7 @@ def choose(found: Survey, name: str, size: Size) -> Choice:
     if (uneven := _unevenness(found.images)) > UNEVEN:
         choice.settings["sampling"]["labels"] = "training"
         choice.why["sampling"] = (
-            f"classes as often as the images have them: {uneven:.0%} of an even draw would be others"
+            f"each class as often as the images have it; an even draw would be {uneven:.0%} off"
         )
     return choice
 
