@@ -248,16 +248,20 @@ def plain_lines(before: RunState, state: RunState, directory: Path, now: float) 
     yield from (f"failed  {job.name}, log {', '.join(job.log)}" for job in state.failed[len(before.failed) :])
 
 
-def warnings(jobs: Iterable[Watched], directory: Path) -> Iterator[tuple[str, str]]:
-    """What jobs warn of in their logs: the name of the job, and its words.
+def warnings(jobs: Iterable[Watched], directory: Path, known: set[str]) -> Iterator[str]:
+    """What jobs warn of in their logs, each warning once, with the first job that gave it.
 
     Args:
         directory: from which the logs' paths count.
+        known: warnings that are left out; these are added.
     """
     for job in jobs:
         for path in job.log:
             with suppress(OSError), open(directory / path, encoding="utf-8", errors="replace") as file:
-                yield from ((job.name, shown(x.removeprefix(WARNING).strip())) for x in file if x.startswith(WARNING))
+                for words in (shown(x.removeprefix(WARNING).strip()) for x in file if x.startswith(WARNING)):
+                    if words not in known:
+                        known.add(words)
+                        yield f"{WARNING}{job.name}: {words}"
 
 
 def failures(state: RunState, directory: Path) -> Iterator[str]:

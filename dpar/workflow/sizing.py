@@ -58,9 +58,7 @@ def choose(found: Survey, name: str, size: Size) -> Choice:
     choice.settings |= _evaluation(found, values, train)
     if (uneven := _unevenness(found.images)) > UNEVEN:
         choice.settings["sampling"]["labels"] = "training"
-        choice.why["sampling"] = (
-            f"each class as often as the images have it; an even draw would be {uneven:.0%} off"
-        )
+        choice.why["sampling"] = f"each class as often as the images have it; an even draw would be {uneven:.0%} off"
     return choice
 
 

@@ -71,14 +71,9 @@ class _View:
         return self._said
 
     def warned(self, state: journal.RunState) -> list[str]:
-        """What jobs that finished since the last call warn of, each warning once with the first job that gave it."""
+        """What jobs that finished since the last call warn of, as long as no other job has said so."""
         jobs, self._heard = state.finished[self._heard :], len(state.finished)
-        found = []
-        for name, words in journal.warnings(jobs, self.directory):
-            if words not in self._warnings:
-                self._warnings.add(words)
-                found.append(f"{journal.WARNING}{name}: {words}")
-        return found
+        return [*journal.warnings(jobs, self.directory, self._warnings)]
 
 
 class Screen(_View):

@@ -62,7 +62,9 @@ def test_uneven_classes_are_drawn_as_often_as_the_images_have_them(tmp_path, ima
     """Drawn evenly they would be far from the images for their classes alone."""
     experiment, text = written(tmp_path, dataclasses.replace(PHOTOS, images=images))
     assert experiment.sampling.labels == labels
-    assert ("# each class as often as the images have it; an even draw would be 47% off" in text) == (labels == "training")
+    assert ("# each class as often as the images have it; an even draw would be 47% off" in text) == (
+        labels == "training"
+    )
 
 
 def test_unreadable_images_are_allowed_for_and_named(tmp_path):
