@@ -11,6 +11,7 @@ import pytest
 
 from dpar import __version__
 from dpar.cli import COMMANDS, main
+from dpar.commands.bench import BENCHMARKS
 from dpar.errors import InputError, run_command
 
 
@@ -50,6 +51,11 @@ def test_help_says_every_default(name):
         "evaluate A B --split-size 0", "evaluate A B --resolution 100000", "metrics --split-size -1",
         "make-reference A B --resolution 0", "make-reference A B --seed -1", "make-reference A B --images 0",
         "bench sample --batches 0", "bench train --batch-size -1", "bench train --turns 0", "bench data --seconds inf",
+        "bench train --resolution 0", "bench roofline --resolution 0", "bench roofline --batches 0",
+        "play A --port 99999",
+        "convert A --resolution 0", "info DPAR-B --resolution 99999", "patchify A --grid-width 0", "sample --n 0",
+        "sample --seed -1", "sample --keep-rows 0", "sample --max-length 0", "sample --temperature 0",
+        "sample --top-p 1.5", "sample --top-k -3",
     ],
 )  # fmt: skip
 def test_a_number_that_means_nothing_is_refused_before_anything_is_done(given, capsys):
@@ -58,6 +64,16 @@ def test_a_number_that_means_nothing_is_refused_before_anything_is_done(given, c
         main(given.split())
     assert stop.value.code == 2
     assert f"argument {flag}: found {value}, expected a " in capsys.readouterr().err
+
+
+def test_every_whole_number_of_a_flag_has_its_range():
+    modules = [f"dpar.commands.{name.replace('-', '_')}" for name in COMMANDS]
+    modules += [f"dpar.benchmarks.{name}" for name in BENCHMARKS if name != "gpu_check"]  # which needs Python alone
+    actions = [
+        action for module in modules for each in parsers(import_module(module).parser()) for action in each._actions
+    ]
+    assert len(actions) > 100
+    assert [action.option_strings for action in actions if action.type is int and not action.choices] == []
 
 
 def test_one_flag_has_one_meaning_in_all_commands():

@@ -19,6 +19,7 @@ from dpar.model.entropy_regressor import EntropyRegressorConfig
 from dpar.model.llamagen import LlamaGenConfig
 from dpar.paper import DOWNSAMPLE, PAPER_MAX_LENGTH, PAPER_PATCHES
 from dpar.patches.rule import PatchRule
+from dpar.workflow.options import COUNT, SIDE
 
 GATES = ("entropy-model", "small", "distilled", "none")
 QUARTER = 3  # layers of the gates of config/imagenet256.yaml
@@ -42,8 +43,8 @@ def parser() -> argparse.ArgumentParser:
     sizes = [name.removeprefix("DPAR-") for name in VARIANTS if name.startswith("DPAR-")]
     flags = argparse.ArgumentParser(prog="dpar bench roofline", description=__doc__)
     flags.add_argument("--size", choices=sizes, default="XL", help="of the pair, in Table 1 (default: XL)")
-    flags.add_argument("--resolution", type=int, default=256, help="pixels (default: 256)")
-    flags.add_argument("--batches", type=int, nargs="+", default=[32, 128, 256], metavar="IMAGES", help="at a time")
+    flags.add_argument("--resolution", type=SIDE, default=256, help="pixels (default: 256)")
+    flags.add_argument("--batches", type=COUNT, nargs="+", default=[32, 128, 256], metavar="IMAGES", help="at a time")
     flags.add_argument(
         "--gate", choices=GATES, default="entropy-model",
         help="what places the boundaries: the entropy model, a gate of config/imagenet256.yaml, or static patches",
@@ -68,15 +69,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table.
 
     Raises:
-        InputError: the number of patches is not known or impossible, a batch is empty, or a peak is not above 0.
+        InputError: the number of patches is not known or impossible, or a peak is not above 0.
     """
     args = parser().parse_args(argv)
     own = {name: value for name in PEAKS if (value := getattr(args, name)) is not None}
     for name, value in own.items():
         if value < 0 or (value == 0 and name not in ("launch", "shortest_kernel")):
             raise InputError(f"--{name.replace('_', '-')} is {value}; expected a number above 0")
-    if min(args.batches) < 1:
-        raise InputError(f"--batches has {min(args.batches)}; expected 1 image or more at a time")
     card = replace(CARDS[args.card], **own)
     (ours, theirs), patches = pair(args)
     found = {

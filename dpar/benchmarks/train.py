@@ -40,7 +40,7 @@ from dpar.train.distributed import Ranks
 from dpar.train.loop import Trainer
 from dpar.train.objective import Inputs
 from dpar.train.task import Task
-from dpar.workflow.options import COUNT, Parser
+from dpar.workflow.options import COUNT, SIDE, Parser
 
 PAPER_P_AVG = {256: 1.81, 384: 2.06}
 """Mean patch length in tokens by resolution in pixels (Section 4.1)."""
@@ -398,7 +398,7 @@ def parser() -> argparse.ArgumentParser:
     sizes = [name.removeprefix("DPAR-") for name in VARIANTS if name.startswith("DPAR-")]
     flags = Parser(prog="dpar bench train", description=__doc__)
     flags.add_argument("--size", choices=sizes, default="B", help="of the pair (default: B)")
-    flags.add_argument("--resolution", type=int, default=256, help="pixels, the side of the image (default: 256)")
+    flags.add_argument("--resolution", type=SIDE, default=256, help="pixels, the side of the image (default: 256)")
     flags.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where there is one")
     flags.add_argument("--precision", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU, else float32")
     flags.add_argument("--batch-size", type=COUNT, metavar="IMAGES", help="a step (default: 32 on a GPU, else 8)")

@@ -14,7 +14,7 @@ from dpar.model.official import import_llamagen
 from dpar.model.variants import model_config
 from dpar.tokenizer.official import import_tokenizer
 from dpar.weights import CONFIG, save_model
-from dpar.workflow.options import Parser
+from dpar.workflow.options import SIDE, Parser
 
 DOWNSAMPLE, VOCAB_SIZE = 16, 16384
 """Pixels a token and codes of the published transformers, which were all trained on VQ-16."""
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     flags = Parser(prog="dpar convert", description=__doc__)
     flags.add_argument("file", type=Path, metavar="FILE", help="vq_ds16_c2i.pt, vq_ds8_c2i.pt, c2i_B_256.pt, ...")
     flags.add_argument("--variant", required=True, metavar="NAME", help=", ".join(_variants()))
-    flags.add_argument("--resolution", type=int, metavar="R", help="of a transformer: pixels, the side of its images")
+    flags.add_argument("--resolution", type=SIDE, metavar="R", help="of a transformer: pixels, the side of its images")
     flags.add_argument("--sha256", metavar="HEX", help="what the file's bytes must have; FILE.sha256 is checked too")
     flags.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder, with safetensors and JSON")
     return flags

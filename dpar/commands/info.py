@@ -8,14 +8,14 @@ from typing import Any
 
 from dpar.experiment.settings import VARIANTS
 from dpar.model.description import describe
-from dpar.workflow.options import Parser
+from dpar.workflow.options import SIDE, Parser
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of this command."""
     flags = Parser(prog="dpar info", description=__doc__)
     flags.add_argument("variant", metavar="VARIANT", help=", ".join(VARIANTS))
-    flags.add_argument("--resolution", type=int, required=True, help="pixels, the side of the image")
+    flags.add_argument("--resolution", type=SIDE, required=True, help="pixels, the side of the image")
     flags.add_argument("--patches", type=float, help="mean patches per image (default: the paper's, at 256 and at 384)")
     flags.add_argument("--json", action="store_true", help="print JSON")
     return flags

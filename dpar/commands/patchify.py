@@ -17,7 +17,7 @@ from dpar.model.variants import model_config
 from dpar.patches.calibration import calibrate, calibrate_cost
 from dpar.patches.counts import PatchCounts, simulate
 from dpar.patches.rule import patch_starts, static_starts
-from dpar.workflow.options import Parser
+from dpar.workflow.options import COUNT, Parser
 
 SHOWN = 4
 """Images whose patches the table for people draws."""
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument(
         "--max-length", type=_list_of(int), metavar="N[,N...]", default=[None], help="P_max in tokens (default: none)"
     )
-    which.add_argument("--grid-width", type=int, required=True, metavar="W", help="tokens in a row of the image")
+    which.add_argument("--grid-width", type=COUNT, required=True, metavar="W", help="tokens in a row of the image")
     which.add_argument("--no-row-boundary", action="store_true", help="patches may go on into the next row")
     flags.add_argument("--model", metavar="VARIANT", help="say what the patches cost this DPAR (Table 8's count)")
     flags.add_argument("--json", action="store_true", help="print JSON")
@@ -112,7 +112,7 @@ def model_costs(variant: str, tokens: int, grid_width: int) -> Callable[[np.ndar
     if variant not in VARIANTS or VARIANTS[variant]["architecture"] != "dpar":
         known = ", ".join(name for name, row in VARIANTS.items() if row["architecture"] == "dpar")
         raise InputError(f"--model {variant} is no variant with patches; variants are {known}")
-    if grid_width < 1 or tokens % grid_width:
+    if tokens % grid_width:
         raise InputError(f"{tokens} tokens per image are not whole rows of {grid_width}; check --grid-width")
     config = model_config(
         Transformer.model_validate({"variant": variant}),
@@ -163,7 +163,7 @@ def _starts(entropy: np.ndarray, args: argparse.Namespace, costs: Any) -> tuple[
         )
         return starts, threshold
     images, tokens = entropy.shape
-    if args.grid_width < 1 or tokens % args.grid_width:
+    if tokens % args.grid_width:
         raise InputError(f"{tokens} tokens per image are not whole rows of {args.grid_width}; check --grid-width")
     return static_starts(images, tokens, args.static).numpy(), None
 

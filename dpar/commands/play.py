@@ -32,7 +32,7 @@ from dpar.sampling.guidance import DrawSettings
 from dpar.sampling.networks import Networks, gate_thresholds, load_networks
 from dpar.sampling.request import Request
 from dpar.weights import CONFIG, model_config
-from dpar.workflow.options import Parser
+from dpar.workflow.options import PORT_NUMBER, SEED, Parser
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags of this command."""
     flags = Parser(prog="dpar play", description=__doc__)
     flags.add_argument("folder", type=Path, metavar="FOLDER", help="of a model, DPAR or LlamaGen")
-    flags.add_argument("--port", type=int, default=PORT, help="on this machine; 0 takes one that is free")
+    flags.add_argument("--port", type=PORT_NUMBER, default=PORT, help="on this machine; 0 takes one that is free")
     flags.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the model")
     return flags
 
@@ -132,7 +132,7 @@ class Player:
         if unknown := [name for name in asked if name not in FIELDS]:
             raise InputError(f"there is no setting {shown(unknown[0])!r}; the settings are {', '.join(FIELDS)}")
         labels = self.classes.labels(asked.get("label", "").strip() or "0")
-        count, seed = (_value(asked, name, int, or_else) for name, or_else in (("n", len(labels)), ("seed", 0)))
+        count, seed = _value(asked, "n", int, len(labels)), _value(asked, "seed", SEED, 0)
         if not len(labels) <= count <= BATCH:
             raise InputError(f"n is {count}; expected {len(labels)} (one image per class) to {BATCH} images")
         settings = DrawSettings(_value(asked, "cfg", float, 2.0))
@@ -222,8 +222,10 @@ def _value(asked: Mapping[str, str], name: str, kind: Callable[[str], T], defaul
     text = asked.get(name, "").strip()
     try:
         return kind(text) if text else default
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"{name}: {error}") from None
     except ValueError:
-        expected = "a whole number" if kind is int else "a number"
+        expected = "a number" if kind is float else "a whole number"
         raise InputError(f"{name} is {shown(text[:40])!r}; expected {expected}") from None
 
 

@@ -25,7 +25,7 @@ from dpar.sampling.networks import Networks, load_networks
 from dpar.sampling.picture import contact_sheet
 from dpar.sampling.request import Request
 from dpar.weights import model_config
-from dpar.workflow.options import Parser
+from dpar.workflow.options import COUNT, SEED, Parser, limited
 
 COLUMNS = 8  # of the picture
 IMAGES, MOST = 16, 10_000  # drawn by default, and at most: a picture that is to be looked at
@@ -50,12 +50,14 @@ def parser() -> argparse.ArgumentParser:
         help='classes to draw, by name or number: "tulips,roses", 0,3, 0-9 or all',
     )
     flags.add_argument(
-        "--n", type=int, help="images in all, shared evenly by the labels (default: 16, or one each if there are more)"
+        "--n",
+        type=COUNT,
+        help="images in all, shared evenly by the labels (default: 16, or one each if there are more)",
     )
     flags.add_argument("--out", type=Path, required=True, metavar="PNG", help="the picture, a line per label")
     flags.add_argument("--image", type=Path, metavar="FILE", help="an image to begin with; the model draws the rest")
     flags.add_argument(
-        "--keep-rows", type=int, metavar="R", help="rows of tokens of --image that are kept, from the top"
+        "--keep-rows", type=COUNT, metavar="R", help="rows of tokens of --image that are kept, from the top"
     )
     flags.add_argument("--cfg", type=float, default=2.0, metavar="S", help="guidance scale; 1 = none (default: 2)")
     flags.add_argument(
@@ -65,14 +67,29 @@ def parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help="guide from share A of the sequence to share B alone (default: 0,1)",
     )
-    flags.add_argument("--temperature", type=float, default=1.0, help="divides the logits (default: 1)")
-    flags.add_argument("--top-k", type=int, default=0, help="draw from the K likeliest codes (default: 0, all)")
-    flags.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest codes of this probability")
-    flags.add_argument("--seed", type=int, default=0, help="image i of a seed is always the same (default: 0)")
+    flags.add_argument(
+        "--temperature",
+        type=limited(float, *CHOICES["temperature"]),
+        default=1.0,
+        help="divides the logits (default: 1)",
+    )
+    flags.add_argument(
+        "--top-k",
+        type=limited(int, *CHOICES["top_k"]),
+        default=0,
+        help="draw from the K likeliest codes (default: 0, all)",
+    )
+    flags.add_argument(
+        "--top-p",
+        type=limited(float, *CHOICES["top_p"]),
+        default=1.0,
+        help="draw from the likeliest codes of this probability",
+    )
+    flags.add_argument("--seed", type=SEED, default=0, help="image i of a seed is always the same (default: 0)")
     flags.add_argument(
         "--threshold", type=float, metavar="NATS", help="E_Th (default: the one of training, or the gate's like it)"
     )
-    flags.add_argument("--max-length", type=int, metavar="TOKENS", help="P_max (default: the one of training)")
+    flags.add_argument("--max-length", type=COUNT, metavar="TOKENS", help="P_max (default: the one of training)")
     flags.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the model")
     flags.add_argument(
         "--compile",
@@ -205,9 +222,7 @@ def _check(args: argparse.Namespace, labels: Sequence[int]) -> None:
             f"at least one image for each of the {len(labels)} labels, and at most {MOST:,}: `dpar run` draws large "
             "sets, and `dpar.Generator` any number",
         ),
-        **{name: (least <= getattr(args, name) <= most, word) for name, (least, most, word) in CHOICES.items()},
         "threshold": (args.threshold is None or not math.isnan(args.threshold), "a number of nats"),
-        "max_length": (args.max_length is None or args.max_length > 0, "at least one token"),
     }
     if (args.image is None) != (args.keep_rows is None):
         raise InputError("--image and --keep-rows go together: the image, and how many of its rows of tokens are kept")

@@ -80,7 +80,7 @@ def test_every_token_a_patch():
     [
         (["DPAR-M", "--resolution", "256"], "there is no variant 'DPAR-M'; variants are LlamaGen-B"),
         (["DPAR-B", "--resolution", "250"], "250 pixels is not a multiple of the tokenizer's 16"),
-        (["DPAR-B", "--resolution", "0"], "0 pixels"),
+        (["DPAR-B", "--resolution", "8"], "8 pixels"),
         (["DPAR-B", "--resolution", "256", "--patches", "257"], "cannot have 257 patches"),
         (["DPAR-B", "--resolution", "256", "--patches", "0.5"], "cannot have 0.5 patches"),
         (["DPAR-B", "--resolution", "256", "--patches", "nan"], "cannot have nan patches"),

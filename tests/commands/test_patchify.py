@@ -132,7 +132,6 @@ def test_costs_are_those_of_table_8():
         (["--static", "2", "--p-avg", "3"], "found --p-avg and --static"),
         (["--static", "2", "--max-length", "4"], "static patches know neither"),
         (["--static", "2", "--no-row-boundary"], "static patches know neither"),
-        (["--threshold", "7.8", "--model", "DPAR-L", "--grid-width", "0"], "not whole rows of 0"),
         (["--static", "0.5"], "static patch length of 0.5"),
         (["--p-avg", "-1"], "no threshold gives a mean patch length of -1 tokens"),
         (["--gmacs", "-20", "--model", "DPAR-L"], "no threshold gives a cost of -20 GMACs per image"),

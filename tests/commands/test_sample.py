@@ -107,9 +107,8 @@ def test_a_picture_is_continued(results, tmp_path, capsys):
     picture = np.asarray(Image.open(tmp_path / "more.png"))
     assert np.array_equal(picture[:8], expected[0])
     assert np.array_equal(picture[10:], expected[1])
-    for wrong, message in (("4", "an image has 4 rows of tokens; keep 1 to 3"), ("0", "keep 1 to 3")):
-        with pytest.raises(InputError, match=message):
-            draw(capsys, results, tmp_path / "x.png", *flags, wrong)
+    with pytest.raises(InputError, match="an image has 4 rows of tokens; keep 1 to 3"):
+        draw(capsys, results, tmp_path / "x.png", *flags, "4")
     with pytest.raises(InputError, match=r"image\.png would be written over what is read"):
         draw(capsys, results, tmp_path / "image.png", *flags, "2")
     with pytest.raises(InputError, match="--image and --keep-rows go together"):
@@ -211,10 +210,6 @@ def test_networks_that_are_not_there_or_are_others(results, tmp_path, capsys):
         (["--cfg-interval", "0.6,0.2"], "guidance from 0.6 to 0.2 is no part of the sequence"),
         (["--n", "1"], "--n 1: expected at least one image for each of the 2 labels"),
         (["--n", "99999999999999"], "--n 99999999999999: expected .* at most 10,000: `dpar run` draws large sets"),
-        (["--temperature", "0"], "--temperature 0"),
-        (["--top-p", "1.5"], "--top-p 1.5"),
-        (["--top-k", "-3"], "--top-k -3"),
-        (["--max-length", "0"], "--max-length 0"),
         (["--threshold", "nan"], "--threshold nan: expected a number of nats"),
         (["--cfg", "nan"], "guidance scale is nan"),
     ],
