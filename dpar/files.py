@@ -28,6 +28,12 @@ EXPORTED = "export.json"
 """The list of an exported model's descriptions, with digests."""
 MARKS = (SEALED, MADE_BY, MADE_OF, SEAL)
 
+# Folders with copies, thumbnails and deleted files that file servers and systems make among a user's own.
+_MADE_BY_SYSTEMS = {
+    "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin", "system volume information",
+    "__macosx", "lost+found",
+}  # fmt: skip
+
 _AGAIN = "delete it and run the stage that makes it again"
 _MEANT = (
     "put it back, or delete it and run again what made it; `dpar track accept {path}` says that the change is meant"
@@ -165,12 +171,27 @@ def check_spared(output: Path, *inputs: str | Path) -> None:
             raise InputError(f"{output} would be written over what is read ({given}); give the output another name")
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's own: it begins with a dot, or a system is known to make it."""
+    return name[:1] == "." or name.lower() in _MADE_BY_SYSTEMS
+
+
+def lies_hidden(path: str) -> bool:
+    """Whether a file, or a folder that the path names above it, is hidden (`is_hidden`)."""
+    return any(is_hidden(part) for part in path.split("/") if part not in (".", ".."))
+
+
 def matching(path: str) -> list[str]:
-    """The thing of this very name, or all that fits a pattern, sorted; `**` is folders of any depth, each one once."""
+    """The thing of this very name, or all that fits a pattern, sorted; `**` is folders of any depth, each one once.
+
+    What is hidden (`is_hidden`) fits a pattern only where that names it.
+    """
     path = os.path.expanduser(path)
     if os.path.lexists(path):
         return [path]
     found = sorted(glob.glob(path, recursive=True), key=lambda file: (file.count(os.sep), file))
+    systems = _MADE_BY_SYSTEMS - {*path.lower().split(os.sep)}  # of dots `glob` itself knows
+    found = [file for file in found if not systems & {*file.lower().split(os.sep)}]
     places = [(os.path.realpath(os.path.dirname(file)), os.path.basename(file)) for file in found]
     return sorted(dict(zip(reversed(places), reversed(found), strict=True)).values())  # by the shortest way
 

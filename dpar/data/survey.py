@@ -15,11 +15,11 @@ from PIL import ExifTags, Image
 
 from dpar.data.decoding import FORMATS, UNREADABLE, decode_whole
 from dpar.data.images import ImageSource, open_images
-from dpar.data.sources.source import enumerated, is_hidden
+from dpar.data.sources.source import enumerated
 from dpar.data.workers import cores, mapped, reported
 from dpar.errors import InputError, did_you_mean, shown
 from dpar.experiment.settings import MOST_CLASSES
-from dpar.files import matching
+from dpar.files import is_hidden, matching
 
 MOST_READ = 2_000  # images of a split that are decoded, evenly spaced
 TRAIN = ("train", "training")

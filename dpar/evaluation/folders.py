@@ -7,8 +7,9 @@ from pathlib import Path
 
 from dpar.data.decoding import SUFFIXES
 from dpar.data.sources.folder import folder_identity, is_folder
-from dpar.data.sources.source import LeftAlone, described, enumerated, is_hidden
+from dpar.data.sources.source import LeftAlone, described, enumerated
 from dpar.errors import InputError, shown
+from dpar.files import is_hidden
 
 IMAGE = "image"
 ARCHIVES = {".npz": ".npz", ".parquet": ".parquet", ".tar": ".tar"}  # suffix -> how it is counted

@@ -17,11 +17,10 @@ import numpy as np
 from dpar.data.class_names import numbered_as
 from dpar.data.classes import listed_names
 from dpar.data.images import ImageSource, open_images
-from dpar.data.sources.source import is_hidden
 from dpar.data.subsets import first_of_classes, held_out
 from dpar.errors import InputError, shown
 from dpar.experiment.settings import IMAGENET, Experiment
-from dpar.files import matching, sha256_file
+from dpar.files import is_hidden, matching, sha256_file
 from dpar.workflow.problems import Problem
 from dpar.workflow.user_paths import SPLITS, from_jobs
 

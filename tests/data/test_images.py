@@ -244,6 +244,16 @@ def test_a_file_whose_name_has_the_signs_of_a_pattern_is_itself(tmp_path):
     assert len(open_images("parquet", str(tmp_path / "a*[x].parquet"))) == 1
 
 
+@pytest.mark.parametrize("made", ["@eaDir", "#Recycle", ".cache"])
+def test_a_pattern_finds_no_deleted_shards_unless_it_names_their_folder(tmp_path, made):
+    for folder in (tmp_path, tmp_path / made):
+        folder.mkdir(exist_ok=True)
+        tar_of_images(folder / "a.tar", {"x.png": image_bytes(sample_image(1)), "x.cls": b"0"})
+    for pattern in ("**/*.tar", "**/*"):
+        assert open_images("webdataset", f"{tmp_path}/{pattern}").files == [f"{tmp_path}/a.tar"]
+    assert open_images("webdataset", f"{tmp_path}/{made}/*.tar").files == [f"{tmp_path}/{made}/a.tar"]
+
+
 def test_a_shard_that_is_a_link_to_nowhere_is_not_passed_over(tmp_path):
     tar_of_images(tmp_path / "a-0.tar", {"a.png": image_bytes(sample_image(1)), "a.cls": b"0"})
     (tmp_path / "a-1.tar").symlink_to(tmp_path / "gone.tar")

@@ -2,7 +2,7 @@
 
 from dpar.data.sources.folder import FolderImages
 from dpar.data.sources.parquet import ParquetImages
-from dpar.data.sources.source import ImageSource
+from dpar.data.sources.source import ImageSource, described
 from dpar.data.sources.tar import TarImages
 from dpar.errors import InputError
 
@@ -23,5 +23,6 @@ def open_images(source: str, path: str, *, every_class: bool = True) -> ImageSou
     if every_class and isinstance(images, FolderImages):
         images.expect_every_class()
     if not len(images):
-        raise InputError(f"{path} holds no images; add some, or correct the path in the experiment")
+        left = described(images.left_alone, "; left alone: ")
+        raise InputError(f"{path} holds no images; add some, or correct the path in the experiment{left}")
     return images

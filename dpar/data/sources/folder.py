@@ -14,9 +14,9 @@ from dpar.data.sources.source import (
     described,
     enumerated,
     file_stamp,
-    is_hidden,
 )
 from dpar.errors import InputError, shown
+from dpar.files import is_hidden
 
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")  # how images begin
 

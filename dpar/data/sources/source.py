@@ -30,18 +30,6 @@ class Stamp(NamedTuple):
     changed: float
 
 
-# Folders with copies, thumbnails and deleted files that file servers and systems make among a user's own.
-_MADE_BY_SYSTEMS = {
-    "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin", "system volume information",
-    "__macosx", "lost+found",
-}  # fmt: skip
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none of the user's own: it begins with a dot, or a system is known to make it."""
-    return name[:1] == "." or name.lower() in _MADE_BY_SYSTEMS
-
-
 class LeftAlone:
     """Counts of ignored files by kind, with the first names of some kinds."""
 

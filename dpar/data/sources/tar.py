@@ -25,7 +25,7 @@ from dpar.data.sources.source import (
     merge_names,
 )
 from dpar.errors import InputError, shown
-from dpar.files import with_each_key_once
+from dpar.files import lies_hidden, with_each_key_once
 
 _LABEL = re.compile(rb"\s*[+-]?[0-9]{1,18}\s*")
 _BLOCK = tarfile.BLOCKSIZE
@@ -150,7 +150,7 @@ class _Members:
     def _add(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         stem, suffix = os.path.splitext(member.name)
         image, label = suffix.lower() in SUFFIXES, suffix.lower() == ".cls"
-        hidden = os.path.basename(member.name)[:1] in (".", "")
+        hidden = lies_hidden(member.name) or not os.path.basename(member.name)
         if hidden or member.isdir() or not (image or label):
             named = None if hidden or suffix.lower() != ".json" else _class_name(tar, member)
             if named is not None:
@@ -233,8 +233,9 @@ class _Members:
             if _first_dot(stem) not in {*whole, *shorter}:
                 raise InputError(f"sample {shown(stem)} of {self.file} has no image; add or remove it")
             left_alone.add(_rest(f"{stem}.cls"))
-        for name in map(os.path.basename, self.others):
-            left_alone.add("hidden" if name[:1] == "." else os.path.splitext(name)[1].lower() or "without a suffix")
+        for name in self.others:
+            suffix = os.path.splitext(name)[1].lower() or "without a suffix"
+            left_alone.add("hidden" if lies_hidden(name) else suffix)
 
 
 def _class_name(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str | None:

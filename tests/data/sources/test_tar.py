@@ -166,6 +166,14 @@ class TestNames:
         )
         assert source.left_alone == {".json": 2, ".txt": 1, "without a suffix": 1, "hidden": 1, ".fine.cls": 1}
 
+    @pytest.mark.parametrize("made", [".trash", "@eaDir", "#recycle", "x/@eaDir", "__MACOSX/x"])
+    def test_thumbnails_and_deleted_images_are_none(self, tmp_path, made):
+        both = "a.jpg", "a.cls", "a.json"
+        source = tar_of(tmp_path / "a.tar", *(f"./x/{name}" for name in both), *(f"{made}/{name}" for name in both))
+        assert (source.keys, source.left_alone) == (["./x/a"], {"hidden": 3, ".json": 1})
+        with pytest.raises(InputError, match=r"a\.tar holds no images; .* left alone: 2 hidden"):
+            tar_of(tmp_path / "a.tar", f"{made}/a.jpg", f"{made}/a.cls")
+
     def test_keys_are_names_and_never_paths(self, tmp_path):
         names = ("../../out", "/etc/out", "$(touch out)", "<script>alert(1)</script>", "n" * 300, "a\x1b[31m\nb")
         (tmp_path / "t").mkdir()
