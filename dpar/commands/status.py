@@ -26,8 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: none was made into these results.
     """
     args = parser().parse_args(argv)
-    results = args.results or _results(args)
-    state = journal.read(results)
+    results, state = _run(args)
     if state is None:
         raise InputError(
             f"no run has left a journal in {results}; `dpar run` and snakemake write one: --directory and --results "
@@ -41,11 +40,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(line)
 
 
-def _results(args: argparse.Namespace) -> Path:
-    """The results of the experiment that is named, or of the run that began last; without one, their folder."""
-    folder = args.directory / "results"
-    if args.config or args.set or args.smoke:
+def _run(args: argparse.Namespace) -> tuple[Path, journal.RunState | None]:
+    """The last run into the results that are named, or of all the one that began last; without one, their folder."""
+    folder, results = args.directory / "results", args.results
+    if results is None and (args.config or args.set or args.smoke):
         args.config = args.config or DEFAULT_EXPERIMENT
-        return folder / read_experiment(args)[0].name
-    runs = [(state.began, path) for path in sorted(folder.glob("*")) if (state := journal.read(path)) is not None]
-    return max(runs, default=(0.0, folder))[1]
+        results = folder / read_experiment(args)[0].name
+    if results is not None:
+        return results, journal.read(results)
+    runs = [(path, state) for path in sorted(folder.glob("*")) if (state := journal.read(path)) is not None]
+    return max(runs, key=lambda run: run[1].began, default=(folder, None))
