@@ -1,5 +1,6 @@
 """Features of images: computed once by a frozen network, kept in a file, reused by every metric."""
 
+import hashlib
 import json
 import math
 import warnings
@@ -7,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -259,8 +261,9 @@ def open_extractor(path: str | Path, device: torch.device) -> Extractor:
             lambda images: network(to_model_input(images.to(device))),
             model_config(path)["provenance"],
         )
-    if is_script(path) and (sha256 := sha256_file(path)) not in KNOWN_FILES:
-        script = _load_script(path, device)
+    data = path.read_bytes() if is_script(path) else b""  # once: what is checked and named is what runs
+    if data and (sha256 := hashlib.sha256(data).hexdigest()) not in KNOWN_FILES:
+        script = _load_script(path, data, device)
         return Extractor(path.stem, sha256, None, lambda images: _outputs(path, script, images.to(device).float()))
     inception, sha256 = load_inception(path)
     inception.to(device)
@@ -276,14 +279,14 @@ def is_script(path: Path) -> bool:
         return False
 
 
-def _load_script(path: Path, device: torch.device) -> torch.jit.ScriptModule:
-    """The network in a TorchScript file, of which torch checks no checksum itself."""
-    reason = f"the checksum of its part {broken} does not fit" if (broken := broken_part(path)) else None
+def _load_script(path: Path, data: bytes, device: torch.device) -> torch.jit.ScriptModule:
+    """The network in the bytes of a TorchScript file, of which torch checks no checksum itself."""
+    reason = f"the checksum of its part {broken} does not fit" if (broken := broken_part(BytesIO(data))) else None
     try:
         if reason is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit: a network without its code
-                return torch.jit.load(path, map_location=device).eval()
+                return torch.jit.load(BytesIO(data), map_location=device).eval()
     except DAMAGED as error:
         reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
     raise InputError(f"{path} is a damaged TorchScript file, or of another PyTorch ({reason}); copy or export it again")

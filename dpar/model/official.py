@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -80,10 +80,10 @@ def _check_bytes(path: Path, sha256: str | None) -> None:
             )
 
 
-def broken_part(path: Path) -> str | None:
+def broken_part(file: Path | BinaryIO) -> str | None:
     """The name of the first damaged file in the archive, by its CRC, which torch does not check."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             return archive.testzip()
     except (*DAMAGED, zipfile.BadZipFile, zlib.error, OSError) as error:
         return f"({error})"

@@ -24,6 +24,7 @@ from dpar.evaluation.features import (
 )
 from dpar.evaluation.frechet import fit_gaussian
 from dpar.files import read_json, sha256_file
+from dpar.model.official import broken_part
 from dpar.weights import CONFIG, load_model
 from tests.evaluation.tiny import (
     CLASSES,
@@ -155,6 +156,31 @@ def test_a_torchscript_file_is_an_extractor_named_after_it(tmp_path):
     torch.jit.script(Maps()).save(tmp_path / "maps.pt")
     with pytest.raises(InputError, match=r"maps\.pt gives \(5, 3, 8, 8\) torch.float32 of 5 images; expected features"):
         extract(open_extractor(tmp_path / "maps.pt", CPU), [images])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_the_torchscript_that_runs_is_the_one_whose_digest_is_stated(tmp_path, monkeypatch):
+    class Least(nn.Module):
+        def forward(self, images):
+            return images.amin((2, 3))
+
+    class Most(nn.Module):
+        def forward(self, images):
+            return images.amax((2, 3))
+
+    for module in (Least(), Most()):
+        torch.jit.script(module).save(tmp_path / f"{type(module).__name__}.pt")
+    path, stated = tmp_path / "Least.pt", sha256_file(tmp_path / "Least.pt")
+
+    def replaced(file):
+        path.write_bytes((tmp_path / "Most.pt").read_bytes())
+        return broken_part(file)
+
+    monkeypatch.setattr("dpar.evaluation.features.broken_part", replaced)
+    extractor = open_extractor(path, CPU)
+    assert extractor.sha256 == stated != sha256_file(path)
+    images = torch.arange(2 * 3 * 4, dtype=torch.uint8).view(2, 3, 2, 2)
+    np.testing.assert_array_equal(extract(extractor, [images])[0], images.amin((2, 3)))
 
 
 def test_a_torchscript_file_that_takes_other_images_or_mixes_them_is_one_line(tmp_path):
