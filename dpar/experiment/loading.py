@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from dpar.errors import InputError, did_you_mean
 from dpar.experiment.composing import CHANGES, Places, compose
 from dpar.experiment.reading import check_size
-from dpar.experiment.settings import Experiment
+from dpar.experiment.settings import SMOKE_SUFFIX, Experiment
 from dpar.files import read_json
 
 Place = Callable[[Sequence[str | int]], str | None]
@@ -120,9 +120,17 @@ def compose_experiment(
     """The experiment that `compose` gives, and where each of its settings is written.
 
     Raises:
-        InputError: as `compose`, or as `parse_experiment`.
+        InputError: as `compose`, or as `parse_experiment`; or somebody calls it as a smoke of another is called.
     """
     values, places = compose(files, changes, config)
     named = [*map(str, files), *(["--config"] if set(config or ()) - {CHANGES} else [])]
     named += ["--set"] * bool(changes or (config or {}).get(CHANGES))
-    return parse_experiment(values, " + ".join(named) or "the configuration", places.of), places
+    experiment = parse_experiment(values, " + ".join(named) or "the configuration", places.of)
+    where = next((source.where for source in places.sources if "name" in source.values), "")
+    if experiment.is_smoke and not where.endswith(".json"):  # the settings that a smoke has left
+        whole = experiment.name.removesuffix(SMOKE_SUFFIX)
+        raise InputError(
+            f"{places.of(['name'])}: name: {experiment.name} is the name that --smoke gives to a trial of {whole}, "
+            "whose numbers say nothing; choose another name, and give --smoke for a trial"
+        )
+    return experiment, places

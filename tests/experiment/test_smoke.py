@@ -7,7 +7,7 @@ from dpar.experiment.cells import model_cells, sample_cells, shard_of, table_row
 from dpar.experiment.loading import load_experiment, parse_experiment
 from dpar.experiment.settings import Experiment
 from dpar.experiment.smoke import SMOKES, composed, smoke_of
-from dpar.files import write_text
+from dpar.files import write_json, write_text
 from dpar.report import targets
 from dpar.workflow.checks import look
 from tests.experiment.test_settings import CONFIG, SHIPPED, demo
@@ -117,6 +117,20 @@ def test_a_smoke_of_a_smoke_is_refused():
     cut = smoke_of(rich(), "tiny")
     with pytest.raises(InputError, match=r"demo\.smoke is a smoke already"):
         smoke_of(cut, "tiny")
+
+
+def test_only_smokes_are_called_so(tmp_path):
+    own = tmp_path / "own.yaml"
+    write_text(own, f"extends: {CONFIG / 'demo.yaml'}\nname: own.smoke\n")
+    for files, changes, place in (
+        ([own], [], "own.yaml:2"),
+        ([CONFIG / "demo.yaml"], ["name=own.smoke"], "--set name"),
+    ):
+        with pytest.raises(InputError, match=f"{place}.*: name: own.smoke is the name that --smoke gives to a trial"):
+            composed(files, changes)
+    cut, _ = composed([CONFIG / "demo.yaml"], smoke="tiny")
+    write_json(tmp_path / "experiment.json", cut.model_dump(mode="json"))
+    assert composed([tmp_path / "experiment.json"])[0] == cut, "the settings of one, by which its graph is audited"
 
 
 def test_a_setting_that_was_cut_is_said_to_be_the_smokes(tmp_path):
