@@ -6,7 +6,7 @@ import shlex
 import urllib.parse
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 _THIS_MACHINE = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1")
+_UNDONE = ("-journal", "-wal", "-shm")  # what SQLite keeps next to a database
 _SQLITE = b"SQLite format 3\0"
 _WELL_BUT_BUSY = ("database is locked", "disk is full", "disk I/O error", "readonly", "unable to open")
 
@@ -260,20 +261,32 @@ def _create_database(path: Path) -> None:
     """
     from mlflow import MlflowClient
 
+    with database_aside(path) as aside:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.remove_leftovers(path)
+            aside.touch()
+        except OSError as error:
+            raise InputError(
+                f"no tracking store can be made at {path} ({error.strerror}); make room, or give another place with "
+                f"--uri or ${URI_VARIABLE}"
+            ) from None
+        uri = sqlite_uri(aside)
+        made = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        made.delete_experiment("0")  # "Default": nothing of ours goes there, and it would stand first in the list
+        put_database(aside, path)
+
+
+@contextmanager
+def database_aside(path: Path) -> Iterator[Path]:
+    """A name for a database next to another, which the block may put in its place; else nothing of it is left."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.remove_leftovers(path)
-        aside.touch()
-    except OSError as error:
-        raise InputError(
-            f"no tracking store can be made at {path} ({error.strerror}); make room, or give another place with --uri "
-            f"or ${URI_VARIABLE}"
-        ) from None
-    uri = sqlite_uri(aside)
-    made = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    made.delete_experiment("0")  # "Default": nothing of ours goes there, and it would stand first in the list
-    put_database(aside, path)
+        yield aside
+    finally:
+        for rest in ("", *_UNDONE):
+            with suppress(OSError):
+                aside.with_name(aside.name + rest).unlink(missing_ok=True)
 
 
 def _check_database(store: Store, path: Path) -> None:
@@ -293,6 +306,6 @@ def _check_database(store: Store, path: Path) -> None:
 
 def put_database(new: Path, path: Path) -> None:
     """Puts a whole database in the place of another, without what SQLite would still undo in the other."""
-    for rest in ("-journal", "-wal", "-shm"):
+    for rest in _UNDONE:
         path.with_name(path.name + rest).unlink(missing_ok=True)
     os.replace(new, path)

@@ -20,7 +20,16 @@ from dpar.mirror import views
 from dpar.mirror.deadline import deadline
 from dpar.mirror.labels import MANY, grouped, job_tags, state_tags
 from dpar.mirror.runs import SMALL, RunIndex, RunWriter, readable_text
-from dpar.mirror.store import Store, open_store, profile_of, put_database, sqlite_uri, tracking_folder, writer_lock
+from dpar.mirror.store import (
+    Store,
+    database_aside,
+    open_store,
+    profile_of,
+    put_database,
+    sqlite_uri,
+    tracking_folder,
+    writer_lock,
+)
 from dpar.tracking import lineage
 from dpar.tracking.ledger import (
     JobManifest,
@@ -115,13 +124,11 @@ def rebuild(store: Store) -> Counts:
             with _in_time(store):
                 return _round(store, open_store(store))
         old = [path for path in store.artifacts.glob("*/*") if path.is_dir()]
-        aside = store.database.with_name(f".rebuild.{uuid.uuid4().hex[:8]}.db")
-        try:
+        files.remove_leftovers(store.database)
+        with database_aside(store.database) as aside:
             made = replace(store, uri=sqlite_uri(aside), database=aside)
             counts = _round(made, open_store(made))
             put_database(aside, store.database)
-        finally:
-            aside.unlink(missing_ok=True)
         for folder in old:
             shutil.rmtree(folder)
         return counts

@@ -1,3 +1,4 @@
+import errno
 import os
 import re
 import shutil
@@ -277,6 +278,23 @@ def test_a_run_that_was_deleted_in_mlflow_comes_back_with_the_next_sync(results:
     assert active.keys() == {"t", "make_table", "row"}
     parents = "select value from tags where key = 'mlflow.parentRunId' and run_uuid = ?"
     assert query(parents, active["row"]) == [(active["t"],)]
+
+
+@pytest.mark.parametrize("make", [mirror.sync, mirror.rebuild])
+def test_a_store_that_could_not_be_made_leaves_nothing_behind(results: Path, make, monkeypatch):
+    """Whatever is left of it on a full disk keeps the disk full."""
+    store = find_store(results)
+    assert store.database is not None
+
+    def refuse(self, number):
+        made = next(store.database.parent.glob(".*.partial"))
+        made.with_name(f"{made.name}-journal").touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("mlflow.MlflowClient.delete_experiment", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        make(store)
+    assert [path.name for path in store.database.parent.iterdir()] == ["sync.lock"]
 
 
 def test_what_a_killed_sync_left_undone_is_not_done_to_a_new_store(results: Path, store: Store, job, quick):
