@@ -80,6 +80,12 @@ class _Described(BaseModel):
         return self
 
 
+class _Exported(BaseModel):
+    """The list of an exported model: digests of its descriptions, by name."""
+
+    files: dict[str, str]
+
+
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: dict[str, str] | None = None) -> None:
     """Writes `tensors` by name as safetensors to `path` whole or not at all, with a header `about` them.
 
@@ -143,14 +149,14 @@ def seal_export(folder: str | Path) -> None:
 def export_of(path: Path) -> Path | None:
     """The exported model that a file belongs to, with the digests of its files; None for others."""
     for folder in (path.parent, path.parent.parent):
-        with fields_of(folder / EXPORTED):
-            if (folder / EXPORTED).is_file() and path.relative_to(folder).as_posix() in _exported(folder):
-                return folder
+        if (folder / EXPORTED).is_file() and path.relative_to(folder).as_posix() in _exported(folder):
+            return folder
     return None
 
 
 def _exported(folder: Path) -> dict[str, str]:
-    return dict(read_json(folder / EXPORTED, kind=dict)["files"])
+    with fields_of(folder / EXPORTED):
+        return _Exported.model_validate(read_json(folder / EXPORTED, kind=dict)).files
 
 
 def check_export(folder: str | Path) -> None:
