@@ -129,7 +129,8 @@ def export(folder: Path, out: Path, *, half: bool = False) -> None:
     for name, path in copies.items():
         shutil.copyfile(path, out / name)
     stored = _with_names(out, generator.classes)
-    facts["origin"].insert(0, _weights(stored["sha256"], described["sha256"]))
+    measured = described["provenance"].get("rounded_from", described["sha256"])
+    facts["origin"].insert(0, _weights(stored["sha256"], measured))
     card = model_card(
         f"{folder.parent.name}/{folder.name}",
         stored,
@@ -139,6 +140,8 @@ def export(folder: Path, out: Path, *, half: bool = False) -> None:
         classes=generator.classes,
         **facts,
     )
+    if (folder / CARD).is_file() and not (facts["measured"] or facts["likelihood"]):  # an export
+        card = _with_records(card, folder / CARD)
     files.write_text(out / CARD, card)
     seal_export(out)
 
@@ -183,6 +186,20 @@ def _weights(stored: str, measured: str) -> str:
     return line if stored == measured else f"{line}, rounded to half precision from `{measured}`, which were measured"
 
 
+def _with_records(card: str, before: Path) -> str:
+    """The card of an export of an export, with what the card before says was measured and of what it was made."""
+    old, parts = (
+        re.split("^(?=## )", text, flags=re.MULTILINE) for text in (before.read_text("utf-8", "replace"), card)
+    )
+    known = {part.partition("\n")[0]: part for part in old}
+    for i, part in enumerate(parts):
+        title = part.partition("\n")[0]
+        if title in known and title in ("## Measured", "## Made from"):
+            weights = next((line for line in part.splitlines() if line.startswith("- weights: ")), "")
+            parts[i] = re.sub("^- weights: .*$", lambda _: weights, known[title], flags=re.MULTILINE)  # noqa: B023
+    return "".join(parts)
+
+
 def _facts(folder: Path, described: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Path]]:
     """Provenance of these weights in the results around a model, found by digest; and the files to export with it."""
     weights = described["sha256"]
@@ -193,7 +210,9 @@ def _facts(folder: Path, described: dict[str, Any]) -> tuple[dict[str, Any], dic
         results = results_of(folder / WEIGHTS)
     except InputError:  # published weights, or an export that is exported again
         facts["origin"].append("no records of a run lie next to the folder that was exported")
-        return facts, copies
+        if (folder / SETTINGS).is_file():
+            facts["credits"] = load_experiment(folder / SETTINGS).images.credits
+        return facts, {name: folder / name for name in (PICTURE, SETTINGS) if (folder / name).is_file()}
     if (results / SETTINGS).is_file():
         check_settings(results / SETTINGS, by_job=False)
         facts["credits"] = load_experiment(results / SETTINGS).images.credits

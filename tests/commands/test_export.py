@@ -166,10 +166,31 @@ def test_names_of_classes_go_along(results, tmp_path, capsys):
 
 
 def test_an_export_can_be_exported(results, tmp_path):
+    first, again, half = (tmp_path / name for name in ("first", "again", "half"))
+    export.main([str(results / "models/dpar/step1"), str(first)])
+    export.main([str(first), str(again)])
+    export.main([str(again), str(half), "--half"])
+    assert files_in(again) == files_in(half) == files_in(first)
+    for name in ("model.safetensors", "samples.png", "experiment.json"):
+        assert (again / name).read_bytes() == (first / name).read_bytes()
+    measured, card = model_config(first)["sha256"], (first / "README.md").read_text()
+    assert "| 1.50 ± 0.71" in card
+    assert (again / "README.md").read_text() == card.replace("# dpar/step1", f"# {tmp_path.name}/first")
+    line = f"- weights: `model.safetensors`, sha256 `{measured}`"
+    rounded = f"- weights: `model.safetensors`, sha256 `{model_config(half)['sha256']}`, rounded to half precision from"
+    rounded = card.replace(line, f"{rounded} `{measured}`, which were measured")
+    assert (half / "README.md").read_text().split("## Settings")[0].split("## Use")[1] in rounded
+    (first / "README.md").unlink()
+    export.main([str(first), str(tmp_path / "other")])
+    assert "no records of a run" in (tmp_path / "other/README.md").read_text()
+
+
+@pytest.mark.parametrize("files", [{"config.json": 12}, {"config.json": None}, ["config.json"], None])
+def test_a_list_of_an_export_that_is_none_is_one_line(results, tmp_path, files):
     export.main([str(results / "models/dpar/step1"), str(tmp_path / "out")])
-    export.main([str(tmp_path / "out"), str(tmp_path / "again")])
-    assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
-    assert "no records of a run" in (tmp_path / "again/README.md").read_text()
+    write_json(tmp_path / "out/export.json", {"files": files})
+    with pytest.raises(InputError, match=r"export\.json lacks a field, or has another than expected \(files"):
+        dpar.Generator.from_pretrained(tmp_path / "out")
 
 
 def test_a_run_of_the_dashboard_stands_for_its_model(results, tmp_path, monkeypatch):
