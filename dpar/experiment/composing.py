@@ -85,6 +85,16 @@ class Places:
             return next(said, None) or self.of(own)
         return self.of(_split(re.split(r", row |: |\s", key)[0], values))
 
+    def of_either(self, key: str, other: str | None) -> str | None:
+        """The place of a setting, or that of another that it does not fit, if it is the other that was said last."""
+        at, path = self.of_key(key), (other or "").split(".")
+        for source in self.sources:
+            if at is not None and at.startswith(source.where):
+                break
+            if _reach(source, path)[0] == len(path):
+                return self.of(path)
+        return at
+
     def _row(self, group: str, name: str, text: str) -> int | None:
         """The number of the written row that the row in `text` came of: the one that says most of its settings."""
         try:

@@ -63,7 +63,7 @@ def refuse(
 
 def located(problem: Problem, places: Places | None) -> str:
     """The problem in one line, after the file and line of its setting where these are known."""
-    at = places.of_key(problem.place or problem.key) if places else None
+    at = places.of_either(problem.place or problem.key, problem.against) if places else None
     return f"{at}: {problem}" if at else str(problem)
 
 
@@ -225,7 +225,9 @@ def _images(experiment: Experiment) -> Iterator[Problem]:
     side = evaluation.resolution or images.resolution
     if side > images.resolution:
         allowed = f"at most images.resolution, {images.resolution}: enlarged images show nothing more"
-        yield Problem("evaluation.resolution", f"{side}", allowed, "lower it, or leave it away")
+        yield Problem(
+            "evaluation.resolution", f"{side}", allowed, "lower it, or leave it away", against="images.resolution"
+        )
     if evaluation.extractor == "classifier" and side < LEAST_CLASSIFIED:
         key = "evaluation.resolution" if evaluation.resolution else "images.resolution"
         yield Problem(key, f"{side}", f"at least {LEAST_CLASSIFIED} pixels, which the classifier needs", "raise it")
@@ -255,7 +257,9 @@ def _patches(experiment: Experiment, rows: list[tuple[str, Row]]) -> Iterator[Pr
             most, why = float(tokens), "the tokens of an image"
         if patchify.p_avg is not None and patchify.p_avg > most * (1 + 1e-9):
             allowed = f"1 to {most:.4g}, {why}"
-            yield Problem(key, f"{patchify.p_avg:g} on a grid of {tokens // width} x {width}", allowed, "lower it")
+            found = f"{patchify.p_avg:g} on a grid of {tokens // width} x {width}"
+            against = "patchify.max_length" if patchify.is_dynamic else "images.resolution"
+            yield Problem(key, found, allowed, "lower it", against=against)
 
     if any(model.is_dpar for model in experiment.models.values()):
         yield from problem("patchify.p_avg", own)
@@ -265,36 +269,41 @@ def _patches(experiment: Experiment, rows: list[tuple[str, Row]]) -> Iterator[Pr
             yield from problem(_at(where, row, "inference.p_avg", "patchify.p_avg"), row.sample.patchify)
 
 
-def _needed(experiment: Experiment) -> tuple[int, str]:
-    """Number of images that every metric needs on either side, and why."""
-    evaluation = experiment.evaluation
-    reasons = [(evaluation.k + 1, f"precision and recall reach to neighbour {evaluation.k} (evaluation.k)")]
+def _needed(experiment: Experiment) -> tuple[int, str, str]:
+    """Number of images that every metric needs on either side, why, and the setting that asks for them."""
+    evaluation, key = experiment.evaluation, "evaluation.k"
+    reasons = [(evaluation.k + 1, f"precision and recall reach to neighbour {evaluation.k} ({key})", key)]
     of_network = (
         evaluation.classifier.dims if evaluation.extractor == "classifier" else DIMENSIONS.get(evaluation.extractor)
     )
     if dims := evaluation.dimensions or of_network:
+        key = "evaluation.dimensions" if evaluation.dimensions else "evaluation.classifier.dims"
+        splits = f"the Inception Score has {evaluation.splits} splits of two or more"
         reasons += [
-            (dims + 1, f"the Frechet distance needs more than the {dims} dimensions of the features"),
-            (2 * evaluation.splits, f"the Inception Score has {evaluation.splits} splits of two or more"),
+            (dims + 1, f"the Frechet distance needs more than the {dims} dimensions of the features", key),
+            (2 * evaluation.splits, splits, "evaluation.splits"),
         ]
     return max(reasons)
 
 
 def _samples(experiment: Experiment, rows: list[tuple[str, Row]]) -> Iterator[Problem]:
     """Sets of samples that cannot be measured or divided."""
-    needed, why = _needed(experiment)
+    needed, why, against = _needed(experiment)
     for where, row in rows:
         sampling = row.sample.sampling
         if sampling.num_images < needed:
             allowed = f"at least {needed}: {why}"
             key = _at(where, row, "sampling.num_images")
-            yield Problem(key, f"{sampling.num_images}", allowed, "draw more, or lower that setting")
+            remedy = "draw more, or lower that setting"
+            yield Problem(key, f"{sampling.num_images}", allowed, remedy, against=against)
         if sampling.shards > sampling.num_images:
             allowed = f"at most the {sampling.num_images} images of a set"
-            yield Problem(_at(where, row, "sampling.shards"), f"{sampling.shards}", allowed, "lower it")
+            key = _at(where, row, "sampling.shards")
+            yield Problem(key, f"{sampling.shards}", allowed, "lower it", against="sampling.num_images")
         if sampling.top_k > experiment.tokenizer.vocab_size:
             allowed = f"at most tokenizer.vocab_size, {experiment.tokenizer.vocab_size}; 0 for all codes"
-            yield Problem(_at(where, row, "sampling.top_k"), f"{sampling.top_k}", allowed, "lower it")
+            key = _at(where, row, "sampling.top_k")
+            yield Problem(key, f"{sampling.top_k}", allowed, "lower it", against="tokenizer.vocab_size")
 
 
 def _figures(experiment: Experiment, rows: list[tuple[str, Row]]) -> Iterator[Problem]:
@@ -373,7 +382,7 @@ def _few_references(
 ) -> Iterator[Problem]:
     """Too few real images for the metrics, of which the noise floor compares two halves."""
     evaluation = experiment.evaluation
-    needed, why = _needed(experiment)
+    needed, why, against = _needed(experiment)
     if evaluation.reference in SPLITS:
         classes = counts[evaluation.reference]
         if classes is None:
@@ -398,10 +407,12 @@ def _few_references(
             yield Problem("evaluation.reference_images", f"{chosen}", allowed, "lower it")
         elif chosen < 2 * needed:
             allowed = f"at least {2 * needed}, two halves of {needed} for the noise floor: {why}"
-            yield Problem("evaluation.reference_images", f"{chosen}", allowed, "raise it, or lower that setting")
+            remedy = "raise it, or lower that setting"
+            yield Problem("evaluation.reference_images", f"{chosen}", allowed, remedy, against=against)
     if count < 2 * needed:
         allowed = f"at least {2 * needed}, two halves of {needed} for the noise floor: {why}"
-        yield Problem("evaluation.reference", source, allowed, "give more images, or lower that setting")
+        remedy = "give more images, or lower that setting"
+        yield Problem("evaluation.reference", source, allowed, remedy, against=against)
 
 
 def _shape_in(path: str) -> tuple[int, ...] | None:

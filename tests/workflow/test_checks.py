@@ -411,3 +411,19 @@ def test_a_row_is_refused_where_the_refused_setting_is_written():
     refused = [located(problem, places) for problem in look(experiment, to_make=()).problems]
     assert refused
     assert all(line.startswith(f"--set {change}: tables.comparison: found row") for line in refused)
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        (["evaluation.splits=1000"], "--set evaluation.splits=1000"),
+        (["evaluation.splits=1000", "sampling.num_images=1999"], "--set sampling.num_images=1999"),
+        (["sampling.num_images=1999", "evaluation.splits=1000"], "--set evaluation.splits=1000"),
+        (["evaluation.k=4", "evaluation.splits=1000"], "--set evaluation.splits=1000"),
+        (["sampling.num_images=12"], "--set sampling.num_images=12"),
+    ],
+)
+def test_of_two_settings_that_do_not_fit_the_one_that_was_said_last_is_named(changes, place):
+    experiment, places = composed([CONFIG / "demo.yaml"], changes)
+    problems = [problem for problem in look(experiment, to_make=()).problems if problem.key == "sampling.num_images"]
+    assert [located(problem, places).partition(": ")[0] for problem in problems] == [place]
