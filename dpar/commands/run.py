@@ -38,7 +38,7 @@ from dpar.workflow.options import (
 )
 from dpar.workflow.provenance import expect_records
 from dpar.workflow.recipes import RECIPES
-from dpar.workflow.run import LOCKED, RETRAIN, SMOKE, run_lock, smoke_unasked
+from dpar.workflow.run import COMPARED, LOCKED, RETRAIN, SMOKE, run_lock, smoke_unasked
 from dpar.workflow.supervision import Supervised
 from dpar.workflow.user_paths import expect_imported
 from dpar.workflow.view import watching
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if dry and experiment.is_smoke:
         print(said_of_smoke(experiment), file=sys.stderr)
     expect_records(results, experiment.model_dump(mode="json"), args.snakemake)
-    told = {SMOKE: args.smoke or ""} | ({RETRAIN: "1"} if args.retrain else {})
+    told = {SMOKE: args.smoke or "", COMPARED: os.path.realpath(results)} | ({RETRAIN: "1"} if args.retrain else {})
     told |= {} if args.budget is None else {BUDGET: str(args.budget)}
     began = time.time()
     with nullcontext() if dry else run_lock(results) as lock:  # a dry run writes nothing

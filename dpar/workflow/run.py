@@ -12,8 +12,8 @@ from dpar.files import process_lock
 
 # Names the results that are locked for the Snakefile, which otherwise takes the lock itself.
 LOCKED = "DPAR_RESULTS_LOCKED"
-
-
+# Names the results that `dpar run` has compared with the experiment, so that the Snakefile does not say it again.
+COMPARED = "DPAR_RESULTS_COMPARED"
 # Set where finished trainings may be done again.
 RETRAIN = "DPAR_RETRAIN"
 # The run's name in Slurm, set by the profile.

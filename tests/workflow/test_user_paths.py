@@ -1,5 +1,8 @@
 """Files that an experiment names, compared with those that its results were made from."""
 
+import subprocess
+import sys
+
 import pytest
 
 from dpar.errors import InputError
@@ -7,6 +10,7 @@ from dpar.experiment.loading import parse_experiment
 from dpar.files import sha256_file, write_json
 from dpar.workflow.user_paths import expect_imported
 from tests.experiment.test_settings import demo
+from tests.workflow.conftest import ROOT
 
 
 def imported(folder, **weights):
@@ -32,6 +36,21 @@ def test_another_file_than_the_imported_one_is_said(tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.startswith(f"tokenizer.weights: {tmp_path / 'vq.pt'} is another file than {results / 'tokenizer'} was")
     assert f"delete {results / 'tokenizer'} to import it" in said
+
+
+@pytest.mark.parametrize("command", [("snakemake",), ("dpar.cli", "run")])
+def test_every_command_that_runs_the_graph_says_it_once_where_nothing_else_is_new(tmp_path, command):
+    results = imported(tmp_path)[1]
+    (tmp_path / "vq.pt").write_bytes(b"other")
+    if command == ("snakemake",):
+        flags = ["--snakefile", str(ROOT / "Snakefile"), "--configfile", str(results / "experiment.json")]
+    else:
+        flags = ["--config", str(results / "experiment.json")]
+    flags += ["--directory", str(tmp_path), "--cores", "1", "-n"]
+    run = subprocess.run(
+        [sys.executable, "-m", *command, *flags], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert (run.stdout + run.stderr).count("vq.pt is another file than") == 1, run.stdout + run.stderr
 
 
 def test_a_digest_that_the_imported_file_did_not_have_is_refused(tmp_path):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from dpar.workflow import announcement, checks, journal
-from dpar.workflow.run import LOCKED, RETRAIN, run_lock, retraining, smoke_of_run
+from dpar.workflow.run import COMPARED, LOCKED, RETRAIN, run_lock, retraining, smoke_of_run
 from dpar.experiment.settings import FIGURES, TRAINING_PACE, gate_folder
 from dpar.experiment.smoke import composed
 from dpar.errors import InputError, refusal_of_disk
@@ -25,6 +25,7 @@ from dpar.experiment.cells import (
 )
 from dpar.workflow.provenance import expect_records
 from dpar.workflow.recipes import recipe_number
+from dpar.workflow.user_paths import expect_imported
 from dpar.report import paper
 from dpar.report.targets import COMPUTED, metric_files, pareto_file, sized_tables, table_files
 from dpar.workflow.slurm import check_partitions, longest_jobs, claim_jobs
@@ -61,19 +62,21 @@ EXPERIMENT, PLACES = read_experiment()
 RESULTS = f"results/{EXPERIMENT.name}"  # in the rules' inputs, outputs and logs: <results>
 
 
-def refuse_settings_without_records():
-    """Where Snakemake's own records are gone it would say that nothing is to be done, whatever was changed.
+def compare_with_results():
+    """What makes the results others than the experiment's though Snakemake says that nothing is to be done.
 
-    `dpar run` has asked before, and jobs belong to a run that has.
+    That is settings that changed where its own records are gone, and another file of published weights. `dpar run` has
+    asked before, and jobs belong to a run that has.
     """
-    if workflow.is_main_process and os.environ.get(LOCKED) != os.path.realpath(RESULTS):
+    if workflow.is_main_process and os.environ.get(COMPARED) != os.path.realpath(RESULTS):
         try:
+            expect_imported(EXPERIMENT, Path(RESULTS))
             expect_records(Path(RESULTS), EXPERIMENT.model_dump(mode="json"), sys.argv[1:])
         except InputError as error:
             raise WorkflowError(str(error))
 
 
-refuse_settings_without_records()
+compare_with_results()
 
 
 pathvars:
