@@ -1,4 +1,4 @@
-"""Says how far a run is, from any shell and afterwards: done, running with a last word, failed with the log."""
+"""Says how far a run is, from any shell and afterwards: done, running, what was warned of, failed with the log."""
 
 import argparse
 from collections.abc import Sequence
@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{results}{', a smoke: its numbers say nothing' * results.name.endswith(SMOKE_SUFFIX)}")
     for line in [
         *journal.lines(state, results.resolve().parents[1]),
+        *journal.warnings(state.finished, results.resolve().parents[1], set()),
         *journal.failures(state, results.resolve().parents[1]),
     ]:
         print(line)
