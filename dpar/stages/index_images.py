@@ -148,8 +148,8 @@ def images_of_split(found: ImageSource, split: str, images: Images, training: Im
 def _unreadable(index: ImageIndex) -> str:
     named = ", ".join(f"{shown(image['key'])} ({image['reason']})" for image in index.skipped[:3])
     return (
-        f"{len(index.skipped)} of {len(index) + len(index.skipped)} images of {index.images.path} cannot be read and are "
-        f"left out: {named}{', ...' if len(index.skipped) > 3 else ''}"
+        f"{len(index.skipped)} of {len(index) + len(index.skipped)} images of {index.images.path} cannot be read and "
+        f"are left out: {named}{', ...' if len(index.skipped) > 3 else ''}"
     )
 
 
