@@ -16,6 +16,7 @@ from PIL import ExifTags, Image
 from dpar.data.decoding import FORMATS, UNREADABLE, decode_whole
 from dpar.data.images import ImageSource, open_images
 from dpar.data.sources.source import enumerated
+from dpar.data.sources.tar import INFO, stated_splits
 from dpar.data.workers import cores, mapped, reported
 from dpar.errors import InputError, did_you_mean, shown
 from dpar.experiment.settings import MOST_CLASSES
@@ -140,6 +141,7 @@ def splits_of(folder: Path) -> tuple[Kind, str, str | None, tuple[str, ...]]:
                 )
             train, val = (_pattern(folder, files, names, suffix) for names in (TRAIN, VAL))
             if train is None:  # all of them, so that none is held out
+                _check_no_stated_splits(folder, files)
                 _check_no_splits(folder, ((path, _words(path)) for file in files for path in _below(folder, file)))
                 below = "**/" * any(Path(file).parent != folder for file in files)
                 return kind, f"{glob.escape(str(folder))}/{below}*.{suffix}", None, ()
@@ -192,6 +194,19 @@ def _check_no_splits(folder: Path, named: Iterable[tuple[Path, set[str]]]) -> No
             f"{', '.join(VAL[1:])}) with no other folder next to them, or files whose names begin so: rename them, "
             "move other folders away, or give the folder that holds these alone"
         )
+
+
+def _check_no_stated_splits(folder: Path, files: Sequence[str]) -> None:
+    """Refuses tars of which all would be for training though a list next to them counts some to another split."""
+    for place in sorted({os.path.dirname(file) for file in files}):
+        first = [min(found) for split in stated_splits(place) if (found := {*split} & {*files})]
+        if len(first) > 1:
+            named = enumerated([os.path.relpath(file, folder) for file in first])
+            raise InputError(
+                f"{named} are of {len(first)} splits, as {INFO} next to them says, and their names do not say so, so "
+                f"that all would be trained on; move them into folders called {TRAIN[0]} and {VAL[0]}, or give a "
+                "folder with the files of one split"
+            )
 
 
 def _words(path: Path) -> set[str]:

@@ -1,5 +1,7 @@
 """What is found in a folder of images before there is an experiment."""
 
+import json
+
 import pytest
 from PIL import ExifTags, Image
 
@@ -44,6 +46,18 @@ def test_folders_of_splits_are_known_by_their_names(tmp_path, val):
     found = survey(tmp_path / "x")
     assert (found.train, found.val) == (str(tmp_path / "x/train"), str(tmp_path / "x" / val))
     assert (found.count, found.val_count) == (6, 3)
+
+
+def test_tars_of_splits_that_a_list_alone_tells_apart_are_refused(tmp_path):
+    splits = {"train": ["a-0.tar", "a-1.tar"], "validation": ["b-0.tar"], "test": ["c-0.tar"]}
+    stated = {split: {"filenames": files, "shard_lengths": [1] * len(files)} for split, files in splits.items()}
+    (tmp_path / "_info.json").write_text(json.dumps({"splits": stated}))
+    for number, name in enumerate(("a-0.tar", "a-1.tar")):
+        tar_of_images(tmp_path / name, {f"{number}.png": image_bytes(sample_image(1)), f"{number}.cls": b"0"})
+    assert survey(tmp_path).count == 2, "the others were not fetched"
+    tar_of_images(tmp_path / "b-0.tar", {"b.png": image_bytes(sample_image(1)), "b.cls": b"0"})
+    with pytest.raises(InputError, match=r"^a-0\.tar, b-0\.tar are of 2 splits, as _info\.json next to them says"):
+        survey(tmp_path)
 
 
 def test_a_folder_that_a_system_made_next_to_splits_is_no_class(tmp_path):

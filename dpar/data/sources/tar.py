@@ -31,7 +31,7 @@ _LABEL = re.compile(rb"\s*[+-]?[0-9]{1,18}\s*")
 _BLOCK = tarfile.BLOCKSIZE
 _LARGEST_RECORD = 2**20  # bytes
 _JSON = 2**16  # bytes of the largest `.json` member that is looked into
-_INFO = "_info.json"
+INFO = "_info.json"
 
 
 class TarImages(ImageSource):
@@ -61,7 +61,7 @@ class TarImages(ImageSource):
         locations = {name: [] for name in cls.location_names}
         left_alone, names = LeftAlone(), {}
         lists = {folder: _listed_names(folder) for folder in sorted({os.path.dirname(file) for file in files})}
-        splits = [split for folder in lists for split in _stated_samples(folder)]
+        splits = [split for folder in lists for split in stated_splits(folder)]
         begun = [split for split in splits if split.keys() & {*files}]  # of the others nothing was fetched to here
         samples = {file: count for split in splits for file, count in split.items()}
         expect_every_part(path, files, [file for split in begun for file in split])
@@ -78,8 +78,8 @@ class TarImages(ImageSource):
             found = len(keys) - before
             if samples.get(file) not in (None, found):
                 raise InputError(
-                    f"{file} holds {found} samples, expected {samples[file]}, as {_INFO} next to it says; fetch it "
-                    f"again, or correct {_INFO}"
+                    f"{file} holds {found} samples, expected {samples[file]}, as {INFO} next to it says; fetch it "
+                    f"again, or correct {INFO}"
                 )
         for folder, listed in lists.items():
             own = [
@@ -313,7 +313,7 @@ def _fills_a_record(size: int, zeros: int) -> bool:
     return size % tarfile.RECORDSIZE != 0 and any(size % record == 0 for record in larger)
 
 
-def _stated_samples(folder: str) -> list[dict[str, int]]:
+def stated_splits(folder: str) -> list[dict[str, int]]:
     """Tar -> its samples, for each split that `_info.json` lists as published data sets do; empty without it, or if it
     has another form.
 
@@ -321,7 +321,7 @@ def _stated_samples(folder: str) -> list[dict[str, int]]:
     published set; where two tars differ by them alone, nothing is stated.
     """
     try:
-        with open(os.path.join(folder, _INFO), encoding="utf-8") as file:
+        with open(os.path.join(folder, INFO), encoding="utf-8") as file:
             splits = json.load(file)["splits"].values()
         stated = [[*zip(s["filenames"], s["shard_lengths"], strict=True)] for s in splits]
         samples = [
