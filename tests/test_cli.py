@@ -76,6 +76,14 @@ def test_every_whole_number_of_a_flag_has_its_range():
     assert [action.option_strings for action in actions if action.type is int and not action.choices] == []
 
 
+@pytest.mark.parametrize("name", ["run", "check", "plan", "table comparison", "status"])
+def test_two_experiments_are_refused_where_one_would_be_passed_over(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*name.split(), "--config", "config/demo.yaml", "--config", "config/fashion28.yaml"])
+    assert stop.value.code == 2
+    assert "argument --config: given twice, config/demo.yaml and config/fashion28.yaml; give" in capsys.readouterr().err
+
+
 def test_one_flag_has_one_meaning_in_all_commands():
     meanings = {}
     for name in COMMANDS:

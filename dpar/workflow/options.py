@@ -64,6 +64,19 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"formatter_class": Help, **kwargs})
 
 
+class _Once(argparse.Action):
+    """A value that is given once; of two, argparse takes the last without a word."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        """Stores it."""
+        if (before := getattr(namespace, self.dest)) is not self.default:
+            raise argparse.ArgumentError(
+                self,
+                f"given twice, {before} and {values}; give one: a file that begins `extends: FILE` is over another",
+            )
+        setattr(namespace, self.dest, values)
+
+
 def add_experiment(flags: argparse.ArgumentParser, default: Path | None = DEFAULT_EXPERIMENT, said: str = "") -> None:
     """Adds `--config`, `--set` and `--smoke`.
 
@@ -71,7 +84,7 @@ def add_experiment(flags: argparse.ArgumentParser, default: Path | None = DEFAUL
         default: None where something else, which the help `said`, decides which experiment it is.
     """
     help = f"the experiment (default: {said or default})"
-    flags.add_argument("--config", type=Path, default=default, metavar="FILE", help=help)
+    flags.add_argument("--config", action=_Once, type=Path, default=default, metavar="FILE", help=help)
     flags.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE",
         help="one setting of it, such as sampling.cfg_scale=2.5; may be given again",
