@@ -154,6 +154,11 @@ def _features(path: Path, extractor: Extractor | None, profile: Profile, side: i
             )
         if (own := features.conditions.get("profile", profile)) != profile:
             raise InputError(f"{path} holds features by the profile {own}, not {profile}; give --profile {own}")
+        if side is not None and (own := features.conditions.get("resolution")) != side:
+            raise InputError(
+                f"{path} holds features of images at {own or 'an unknown number of'} pixels, not at --resolution "
+                f"{side}; leave --resolution out, or give the images"
+            )
         return features
     images = open_set([path])
     if extractor is None:

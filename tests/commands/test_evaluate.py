@@ -103,6 +103,8 @@ def test_features_that_were_kept_give_the_same_numbers_without_the_images(files,
     assert "holds features of another network (colours, sha256" in capsys.readouterr().err
     assert run(files, "--profile", "clean", samples="kept/samples.npz", extractor=None) == 2
     assert "features by the profile adm, not clean" in capsys.readouterr().err
+    assert run(files, "--resolution", "8", samples="kept/samples.npz", extractor=None) == 2
+    assert "holds features of images at 16 pixels, not at --resolution 8; leave" in capsys.readouterr().err
 
 
 def test_a_classifier_is_compared_with_what_it_has_not_learnt_from(files, capsys):
