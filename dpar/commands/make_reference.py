@@ -67,9 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     arrays = {} if extractor is None else statistics(images, extractor, args.resolution)
     count = min(args.images or (len(images) if extractor is None else IMAGES), len(images))
     chosen = np.sort(np.random.default_rng(args.seed).permutation(len(images))[:count])
+    conditions = {"made_from": images.source, "images": count, "seed": args.seed, "dpar": __version__}
     if images.labels is not None:
         arrays["labels"] = images.labels[chosen]
-    conditions = {"made_from": images.source, "images": count, "seed": args.seed, "dpar": __version__}
+        if images.listed is not None and images.listed.classes is not None:
+            conditions["classes"] = list(images.listed.classes)  # without which nobody knows what the labels count
+        conditions |= images.class_folders() if isinstance(images, Files) else {}
     if extractor is not None:
         conditions |= {"statistics_of": len(images), "extractor_sha256": extractor.sha256}
     if extractor is not None or not isinstance(images, Files):  # image files are known when they have been read

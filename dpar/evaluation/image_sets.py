@@ -97,10 +97,18 @@ class Arrays(ImageSet):
             )
         if labelled:
             self.labels = known_labels(np.concatenate([file.arrays["labels"] for file in labelled]))
+            self.listed = self._named()
         if len(self.files) == 1:
             self.moments = {
                 name: first.arrays[name] for name in ("mu", "sigma", "mu_s", "sigma_s") if name in first.arrays
             }
+
+    def _named(self) -> ImageSource | None:
+        """The labels with the names of their classes, where the files were made from images whose classes have some."""
+        names = (self.files[0].conditions or {}).get("classes")
+        if self.labels is None or not isinstance(names, list) or not all(isinstance(n, str | None) for n in names):
+            return None
+        return _Labels(self.source, [self.source], [""] * len(self), self.labels, {}, classes=names)
 
     def __len__(self) -> int:
         return sum(map(len, self.files))
@@ -123,13 +131,16 @@ class Arrays(ImageSet):
 
     def conditions(self) -> dict[str, Any]:
         """The settings of the sampling, or the origin of a reference, as recorded in the files."""
+        drawn = self._sampling()
+        folders = {name: drawn.pop(name) for name in ("class_folders", "class_order") if drawn and name in drawn}
         steps = [file.arrays["patches"] for file in self.files if "patches" in file.arrays]
         return {
             "source_digest": self._digest,
             "shards": len(self.files),
             "crop": "none",
-            "drawn": self._sampling(),
+            "drawn": drawn,
             "steps": float(np.concatenate(steps).mean()) if len(steps) == len(self.files) else None,
+            **folders,
         }
 
     @cached_property
@@ -151,7 +162,23 @@ class Arrays(ImageSet):
                 f"{self.source} and its fellow shards were not drawn alike (other model, settings or seed); "
                 "give the shards of one set of samples"
             )
-        return (stated[0] | ({"batches": sizes} if sizes else {})) if stated else None
+        own = {name: value for name, value in stated[0].items() if name != "classes"} if stated else {}
+        return (own | ({"batches": sizes} if sizes else {})) if stated else None
+
+
+class _Labels(ImageSource):
+    """The labels and class names of images that are read otherwise."""
+
+    kind, holder, location_names = "npz", "npz file", ()
+
+    @classmethod
+    def scan(cls, path: str) -> ImageSource:
+        """Nothing."""
+        raise NotImplementedError
+
+    def data(self, i: int) -> bytes:
+        """Nothing."""
+        raise NotImplementedError
 
 
 class Indexed(ImageSet):
@@ -223,10 +250,10 @@ class Files(ImageSet):
             "crop": CROP if self.cropped else "none",
             "grey_images": sum(grey for _, grey in self._read.values()),
             **({"left_alone": dict(self.left_alone)} if self.left_alone else {}),
-            **self._class_folders(),
+            **self.class_folders(),
         }
 
-    def _class_folders(self) -> dict[str, Any]:
+    def class_folders(self) -> dict[str, Any]:
         """The number of class folders, and the first that is called after another number than its label."""
         if not isinstance(self.images, FolderImages) or self.labels is None:
             return {}

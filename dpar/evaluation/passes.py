@@ -169,7 +169,8 @@ def _classified(
     if extractor.name != "classifier" or named is None or named.classes is None:
         return images.labels, conditions
     numbers = all(str(name).isdecimal() for name in named.classes)
-    if known is None and isinstance(named, FolderImages) and not numbers:
+    folders = isinstance(named, FolderImages) or "class_folders" in conditions
+    if known is None and folders and not numbers:
         return images.labels, conditions | {"class_order": f"{named.classes[0]} is class 0"}
     if known is None or (numbers and not all(str(name).isdecimal() for name in known)):
         return images.labels, conditions

@@ -9,11 +9,13 @@ from PIL import Image
 
 from dpar.cli import main
 from dpar.commands import evaluate, make_reference
-from dpar.evaluation.features import Extractor
+from dpar.evaluation.features import Extractor, open_extractor
 from dpar.evaluation.frechet import fit_gaussian
+from dpar.evaluation.image_sets import open_set
+from dpar.evaluation.passes import describe
 from dpar.files import sha256_file
 from tests.commands.test_evaluate import small_inception
-from tests.evaluation.tiny import SIDE, write_index, write_samples
+from tests.evaluation.tiny import SIDE, picture, write_classifier, write_index, write_samples
 
 
 def run(folder, data, *flags, out="ref.npz"):
@@ -66,6 +68,25 @@ def test_without_statistics_it_is_images_alone(tmp_path, capsys):
     images = [np.load(tmp_path / "shards" / f"{shard}.npz")["arr_0"] for shard in range(2)]
     np.testing.assert_array_equal(found["arr_0"], np.concatenate(images))
     assert json.loads(str(found["conditions"]))["shards"] == 2
+
+
+def test_labels_keep_the_names_of_their_classes(tmp_path):
+    """A classifier's classes are matched by name; as numbers, `bee` would be its first class here, and `cat` `bee`."""
+    write_classifier(tmp_path / "classifier", {"classes": ["ant", "bee", "cat"]})
+    classifier = open_extractor(tmp_path / "classifier", torch.device("cpu"))
+    for name in ("bee", "cat"):
+        (tmp_path / "named" / name).mkdir(parents=True)
+        for number in range(4):
+            Image.fromarray(picture(1, number)).save(tmp_path / "named" / name / f"{number}.png")
+    for data, out in (("named", "one"), ("one.npz", "two")):
+        assert main(["make-reference", str(tmp_path / data), str(tmp_path / f"{out}.npz"), "--no-statistics"]) == 0
+    sets = [describe(open_set(tmp_path / name), classifier) for name in ("named", "one.npz", "two.npz")]
+    assert [found.labels.tolist() for found in sets if found.labels is not None] == [[1] * 4 + [2] * 4] * 3
+    for found in sets:
+        assert not {"class_folders", "class_order", "other_classes"} & found.conditions.keys()
+    (tmp_path / "named" / "bee").rename(tmp_path / "named" / "dog")
+    assert main(["make-reference", str(tmp_path / "named"), str(tmp_path / "dog.npz"), "--no-statistics"]) == 0
+    assert "lack: dog" in describe(open_set(tmp_path / "dog.npz"), classifier).conditions["other_classes"]
 
 
 @pytest.mark.parametrize("data", ["shards", "shards/*.npz", "shards/0.npz", "link.npz"])
