@@ -40,6 +40,7 @@ SIDES = (
     "resolution",
     "crop",
     "grey_images",
+    "enlarged_images",
     "left_alone",
     "shards",
     "drawn",
@@ -110,6 +111,11 @@ def report(samples: Features, reference: Features, *, split_size: int, seed: int
         if grey := features.conditions.get("grey_images"):
             warnings.append(
                 f"{grey} of {len(features)} images of the {name} are grey; their values stand for all colours"
+            )
+        if small := features.conditions.get("enlarged_images"):
+            warnings.append(
+                f"{small} of {len(features)} images of the {name} are smaller than {features.conditions['resolution']} "
+                "pixels and were enlarged, which a distance counts as blur"
             )
     result: dict[str, Any] = {
         "metric": metric_name(samples),

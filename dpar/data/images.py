@@ -43,6 +43,7 @@ class ImageIndex:
         digest: of the order, keys, labels and bytes of the images.
         checks: the first 16 hexadecimal digits of each image's SHA-256, concatenated.
         sizes: bytes of the files that hold the images, in the order of `images.stamped()`; empty = not known.
+        enlarged: how many have a shorter side than `resolution`; counted when the index is built.
     """
 
     images: ImageSource
@@ -52,6 +53,7 @@ class ImageIndex:
     digest: str
     checks: str
     sizes: list[int]
+    enlarged: int = 0
 
     @classmethod
     def build(
@@ -75,13 +77,14 @@ class ImageIndex:
             InputError: a label out of range, too many unreadable images, or a class without images.
         """
         _check_labels(images, num_classes)
-        good, skipped, checks, sha = [], [], [], hashlib.sha256()
+        good, skipped, checks, sha, enlarged = [], [], [], hashlib.sha256(), 0
         chunks = [range(i, min(i + _CHUNK, len(images))) for i in range(0, len(images), _CHUNK)]
         threads = cores()
         checked = mapped(lambda chunk: [_check(images, i) for i in chunk], chunks, threads=threads, ahead=2 * threads)
         for chunk, results in zip(chunks, reported(checked, len(images), "read", size=_CHUNK), strict=True):
-            for i, (sha256, reason) in zip(chunk, results, strict=True):
+            for i, (sha256, side, reason) in zip(chunk, results, strict=True):
                 if reason is None:
+                    enlarged += side < resolution
                     good.append(i)
                     checks.append(sha256[:_CHECK])
                     sha.update(f"{images.keys[i]}\0{images.labels[i]}\0{sha256}\0".encode(errors="surrogateescape"))
@@ -105,6 +108,7 @@ class ImageIndex:
             digest=sha.hexdigest(),
             checks="".join(checks),
             sizes=[file_stamp(kept.place(name)).size for name in kept.stamped()],
+            enlarged=enlarged,
         )
         empty = np.flatnonzero(index.class_counts == 0)
         if every_class and len(empty):
@@ -225,14 +229,14 @@ def _places(index: Path, values: Mapping[str, Any]) -> list[str]:
     return named
 
 
-def _check(images: ImageSource, i: int) -> tuple[str, str | None]:
-    """SHA-256 of image `i`, and why it cannot be read, if so."""
+def _check(images: ImageSource, i: int) -> tuple[str, int, str | None]:
+    """SHA-256 and shorter side of image `i`, and why it cannot be read, if so."""
     try:
         data = images.data(i)
-        decode(data)
+        side = min(decode(data).size)
     except UNREADABLE as error:
-        return "", str(error) or type(error).__name__
-    return hashlib.sha256(data).hexdigest(), None
+        return "", 0, str(error) or type(error).__name__
+    return hashlib.sha256(data).hexdigest(), side, None
 
 
 def shared_images(index: ImageIndex, training: ImageIndex) -> list[tuple[str, str]]:

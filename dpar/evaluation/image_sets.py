@@ -209,7 +209,7 @@ class Files(ImageSet):
         self.labels = known_labels(images.labels)
         self.listed = images if self.labels is not None else None
         self.cropped: int | None = None
-        self._read: dict[int, tuple[str, bool]] = {}  # number -> SHA-256, whether it is grey
+        self._read: dict[int, tuple[str, bool, bool]] = {}  # number -> SHA-256, whether it is grey, and enlarged
 
     def __len__(self) -> int:
         return len(self.images)
@@ -235,20 +235,22 @@ class Files(ImageSet):
                     f"image {shown(self.images.keys[i])} of {self.source} has an alpha channel (mode {found.mode}), "
                     "whose background nobody has stated; save it as RGB first"
                 )
-            self._read[i] = hashlib.sha256(data).hexdigest(), found.mode in ("1", "L")
+            enlarged = min(found.image.size) < (side or 0)
+            self._read[i] = hashlib.sha256(data).hexdigest(), found.mode in ("1", "L"), enlarged
             return to_uint8(found.image if side is None else center_crop(found.image, side))
 
         return _ahead(load, rows)
 
     def conditions(self) -> dict[str, Any]:
-        """The digest of names and bytes of what was read, how many of the images are grey, and of class folders."""
+        """The digest of names and bytes of what was read, how many are grey and were enlarged, and of class folders."""
         digest = hashlib.sha256()
-        for i, (sha256, _) in sorted(self._read.items()):
+        for i, (sha256, *_) in sorted(self._read.items()):
             digest.update(f"{self.images.keys[i]}\0{sha256}\0".encode(errors="surrogateescape"))
         return {
             "source_digest": digest.hexdigest(),
             "crop": CROP if self.cropped else "none",
-            "grey_images": sum(grey for _, grey in self._read.values()),
+            "grey_images": sum(grey for _, grey, _ in self._read.values()),
+            **({"enlarged_images": enlarged} if (enlarged := sum(small for *_, small in self._read.values())) else {}),
             **({"left_alone": dict(self.left_alone)} if self.left_alone else {}),
             **self.class_folders(),
         }

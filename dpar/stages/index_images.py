@@ -108,9 +108,10 @@ def counts(index: ImageIndex) -> dict[str, int]:
 def said(index: ImageIndex) -> str:
     """The same in one line."""
     found = counts(index)
+    small = f"{index.enlarged} smaller than {index.resolution} pixels and enlarged, " if index.enlarged else ""
     return (
         f"{found['images']} images, {found['classes']} of {index.num_classes} classes with {found['classes/fewest']} "
-        f"to {found['classes/most']} images each, {found['images/skipped']} left out as unreadable"
+        f"to {found['classes/most']} images each, {small}{found['images/skipped']} left out as unreadable"
     )
 
 

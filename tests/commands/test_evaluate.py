@@ -273,3 +273,13 @@ def test_grey_images_are_warned_of(files, capsys):
         (image.convert("L") if number < 3 else image).save(files / "grey" / f"{number}.png")
     assert run(files, samples="grey") == 0
     assert "warning: 3 of 30 images of the samples are grey" in capsys.readouterr().err
+
+
+def test_images_that_were_enlarged_are_warned_of(files, capsys):
+    (files / "small").mkdir()
+    for number in range(30):
+        Image.fromarray(picture(number % CLASSES, number, 8 if number < 3 else 16)).save(files / f"small/{number}.png")
+    assert run(files, "--resolution", "16", samples="small") == 0
+    assert "warning: 3 of 30 images of the samples are smaller than 16 pixels and were" in capsys.readouterr().err
+    assert run(files, "--resolution", "16", samples="small", reference="small") == 0
+    assert "images of the reference are smaller" in capsys.readouterr().err

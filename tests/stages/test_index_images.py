@@ -227,7 +227,9 @@ def test_what_was_left_alone_is_said(tmp_path, capsys):
     for name in ("a/1.txt", "a/2.txt", "about", "a/clip.mp4"):
         (tmp_path / "train" / name).write_text("")
     indexed(tmp_path, experiment, "train")
-    assert "0 left out as unreadable; left alone: 2 .txt, 1 without a suffix, 1 .mp4: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "each, 2 smaller than 64 pixels and enlarged, 0 left out as unreadable; left alone: 2 .txt, " in said
+    assert "1 without a suffix, 1 .mp4: " in said
 
 
 def test_names_for_shells_pages_and_terminals_are_names_alone(tmp_path, capsys):
