@@ -102,12 +102,18 @@ class Generator:
         if not len(labels):
             return np.empty((0, self.side, self.side, 3), dtype=np.uint8)
         try:
+            if isinstance(labels, str):
+                raise TypeError("one text; put it into a list")
             known = [self.classes.label(label) if isinstance(label, str) else label for label in labels]
             classes = np.array([operator.index(label) for label in known], dtype=np.int64)
         except InputError:
             raise
         except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"labels are names or whole numbers, one per image, not {labels!r} ({error})") from None
+        try:
+            seed = int(operator.index(seed))
+        except TypeError:
+            raise InputError(f"the seed is {seed!r}; expected a whole number") from None
         settings = DrawSettings(cfg_scale, cfg_interval, temperature, top_k, top_p, compile)
         sampler = ImageSampler(self.networks, rule, settings, store=self._store)
         return sampler.images(Request.of(classes, seed, prefix)).images

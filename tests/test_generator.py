@@ -73,6 +73,12 @@ def test_requests_that_cannot_be_drawn(results):
     for labels in ([10**30], [[0], [1, 2]], [0.7], [None]):
         with pytest.raises(InputError, match="labels are names or whole numbers, one per image"):
             generator(labels)
+    with pytest.raises(InputError, match=r"one per image, not '10' \(one text; put it into a list\)"):
+        generator("10")  # each of its letters is a label too
+    for seed in (0.0, "0", None):  # 0.0 would be a seed of its own, of other images than those of 0
+        with pytest.raises(InputError, match=rf"^the seed is {seed!r}; expected a whole number"):
+            generator([0], seed=seed)
+    assert np.array_equal(generator([0], seed=True), generator([0], seed=np.int64(1)))
     with pytest.raises(InputError, match="temperature is 0; expected a number above 0"):
         generator([0], temperature=0)
 
