@@ -40,7 +40,7 @@ from dpar.workflow.provenance import expect_records
 from dpar.workflow.recipes import RECIPES
 from dpar.workflow.run import COMPARED, LOCKED, RETRAIN, SMOKE, run_lock, smoke_unasked
 from dpar.workflow.supervision import Supervised
-from dpar.workflow.user_paths import expect_imported
+from dpar.workflow.user_paths import expect_same_files
 from dpar.workflow.view import watching
 
 # Not `code`: Snakemake would retrain a model for a blank in a shell command; dpar/workflow/recipes.py says what is out
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     snakemake, experiment, results = prepared(args)
     say_changes(results)
-    expect_imported(experiment, results)
+    expect_same_files(experiment, results)
     dry = args.dry_run or bool({"-n", "--dry-run", "--dryrun"} & set(args.snakemake))
     if dry and experiment.is_smoke:
         print(said_of_smoke(experiment), file=sys.stderr)

@@ -1,5 +1,6 @@
 """The paths that an experiment names: where they count from, what is made from each, and what lies there."""
 
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -7,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpar.data.arrays import foreign, read_npz
 from dpar.errors import InputError
 from dpar.experiment.cells import SampleCell
 from dpar.experiment.loading import load_experiment
@@ -75,42 +77,55 @@ def _made_from_images(experiment: Experiment, split: str) -> Iterator[str]:
         yield from (f"figures/{name}.png" for name in ("completions", "entropy_maps", "samples"))
 
 
-def expect_imported(experiment: Experiment, results: Path) -> None:
-    """Compares the files of published weights with those that were imported into `results`.
+def expect_same_files(experiment: Experiment, results: Path) -> None:
+    """Compares the files that an experiment names with those that its results were made from.
 
-    No rule watches them: one that is another now is said, as images that changed are, and nothing is made from it.
+    That is weights, networks that measure, and a reference. No rule watches them: one that is another now is said, as
+    images that changed are, and nothing is made from it.
 
     Raises:
         InputError: the experiment states the digest of a file that is not the imported one.
     """
     for wanted in user_paths(experiment, ()):
-        folder = (results / wanted.outputs[0]).parent
-        path = folder / "config.json"
-        if not wanted.key.endswith(".weights") or not path.is_file():
+        path, sha256 = _made_with(wanted, results)
+        if sha256 is None or wanted.path not in _named_before(results):  # by another setting it is made anew
             continue
-        with fields_of(path):
-            origin = read_json(path, kind=dict)["provenance"]
-            imported = origin.get("weights_sha256") or (origin.get("weights") or {}).get("sha256")
-        if imported is None or wanted.path not in _named_before(results):  # by another setting it is made anew
-            continue
-        cure = f"delete {folder} to import it, and all that is made with it"
-        if wanted.sha256 not in (None, imported):
+        made = path if wanted.key == "evaluation.reference" else path.parent
+        cure = f"delete {made} to make it anew, and all that is made with it"
+        if wanted.sha256 not in (None, sha256):
             raise InputError(
-                f"{wanted.key}_sha256 is {wanted.sha256}, but {folder} was imported from a file with the SHA-256 "
-                f"{imported}: {cure}, or put the digest back"
+                f"{wanted.key}_sha256 is {wanted.sha256}, but {made} was imported from a file with the SHA-256 "
+                f"{sha256}: {cure}, or put the digest back"
             )
         file = Path(from_jobs(wanted.path, results.parents[1]))
-        if file.is_file() and file.stat().st_ctime >= path.stat().st_mtime and sha256_file(file) != imported:
-            print(
-                f"{wanted.key}: {wanted.path} is another file than {folder} was imported from; {cure}", file=sys.stderr
-            )
+        if file.is_file() and file.stat().st_ctime >= path.stat().st_mtime and sha256_file(file) != sha256:
+            print(f"{wanted.key}: {wanted.path} is another file than {made} was made from; {cure}", file=sys.stderr)
+
+
+def _made_with(wanted: UserPath, results: Path) -> tuple[Path, str | None]:
+    """A file of the results that says from what it was made, and the SHA-256 of the user's file as it says it."""
+    features = {"evaluation.reference": "source_digest", "evaluation.extractor": "extractor_sha256"}
+    features |= {"evaluation.inception_weights": features["evaluation.extractor"]}
+    if (name := features.get(wanted.key)) is not None and not wanted.path.endswith(".json"):  # an index has its own
+        path = results / "features" / "reference.npz"
+        with suppress(InputError), foreign(path, "file of features", "make it again"):
+            return path, json.loads(str(read_npz(path, ("conditions",))["conditions"])).get(name)
+        return path, None
+    path = (results / wanted.outputs[0]).with_name("config.json")
+    if wanted.key.rpartition(".")[2] not in ("weights", "perceptual_network") or not path.is_file():
+        return path, None
+    with fields_of(path):
+        origin = read_json(path, kind=dict)["provenance"]
+        if wanted.key.endswith("perceptual_network"):
+            return path, origin.get("perceptual_network")
+        return path, origin.get("weights_sha256") or (origin.get("weights") or {}).get("sha256")
 
 
 def _named_before(results: Path) -> set[str]:
-    """The files of published weights that the last run into the results named; empty where that cannot be read."""
+    """The files that the last run into the results named; empty where that cannot be read."""
     with suppress(InputError):
         before = load_experiment(results / "experiment.json")
-        return {path.path for path in user_paths(before, ()) if path.key.endswith(".weights")}
+        return {path.path for path in user_paths(before, ())}
     return set()
 
 

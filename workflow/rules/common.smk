@@ -25,7 +25,7 @@ from dpar.experiment.cells import (
 )
 from dpar.workflow.provenance import expect_records
 from dpar.workflow.recipes import recipe_number
-from dpar.workflow.user_paths import expect_imported
+from dpar.workflow.user_paths import expect_same_files
 from dpar.report import paper
 from dpar.report.targets import COMPUTED, metric_files, pareto_file, sized_tables, table_files
 from dpar.workflow.slurm import check_partitions, longest_jobs, claim_jobs
@@ -70,7 +70,7 @@ def compare_with_results():
     """
     if workflow.is_main_process and os.environ.get(COMPARED) != os.path.realpath(RESULTS):
         try:
-            expect_imported(EXPERIMENT, Path(RESULTS))
+            expect_same_files(EXPERIMENT, Path(RESULTS))
             expect_records(Path(RESULTS), EXPERIMENT.model_dump(mode="json"), sys.argv[1:])
         except InputError as error:
             raise WorkflowError(str(error))
