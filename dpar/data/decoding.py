@@ -96,6 +96,8 @@ def _check_depth(image: Image.Image, data: bytes) -> None:
         bits = data[24]  # of the header, which comes first
     elif image.format == "TIFF":
         bits = max(image.tag_v2.get(258, (1,)))  # type: ignore[attr-defined]  # BitsPerSample
+        if 2 in image.tag_v2.get(339, ()):  # type: ignore[attr-defined]  # SampleFormat
+            raise ValueError(f"mode {image.mode} of TIFF with signed numbers, which would be read as others")
     elif image.format == "PPM":
         head = re.match(rb"P[2356](?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+(\d+)", data)
         bits = 8 if head is None else int(head[1]).bit_length()

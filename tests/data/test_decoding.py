@@ -154,6 +154,13 @@ def test_more_than_eight_bits_are_refused(data):
         decode(data)
 
 
+def test_signed_numbers_are_refused():
+    grey = Image.fromarray(np.full((4, 4), 200, np.uint8))
+    assert same(decode(encode_image(grey, "TIFF", tiffinfo={339: 1})), grey)
+    with pytest.raises(ValueError, match="mode L of TIFF with signed numbers"):
+        decode(encode_image(grey, "TIFF", tiffinfo={339: 2}))  # which are -56
+
+
 def test_fewer_bits_are_read_in_full_range():
     grey = decode(b"P5\n16 1\n15\n" + bytes(range(16)))
     assert np.array(grey)[0, :, 0].tolist() == [17 * value for value in range(16)]
