@@ -107,6 +107,12 @@ def report(samples: Features, reference: Features, *, split_size: int, seed: int
     published, reason = comparable(samples, reference, found.conditions)
     shared = {name: value for name, value in samples.conditions.items() if name not in SIDES}
     warnings = list(found.warnings)
+    drawn = ["sampling" in (side.conditions.get("drawn") or {}) for side in (samples, reference)]
+    if drawn == [False, True]:
+        warnings.append(
+            "the reference was drawn by a model and the samples were not: SAMPLES come first, or precision is called "
+            "recall and the Inception Score is that of the reference"
+        )
     for name, features in (("samples", samples), ("reference", reference)):
         if grey := features.conditions.get("grey_images"):
             warnings.append(

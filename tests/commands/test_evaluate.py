@@ -283,3 +283,11 @@ def test_images_that_were_enlarged_are_warned_of(files, capsys):
     assert "warning: 3 of 30 images of the samples are smaller than 16 pixels and were" in capsys.readouterr().err
     assert run(files, "--resolution", "16", samples="small", reference="small") == 0
     assert "images of the reference are smaller" in capsys.readouterr().err
+
+
+def test_samples_and_reference_that_change_places_are_warned_of(files, capsys):
+    write_samples(files / "drawn.npz", 60, conditions=json.dumps({"sampling": {"cfg_scale": 2.0}}))
+    for samples, reference in (("samples.npz", "drawn.npz"), ("drawn.npz", "reference.npz")):
+        assert run(files, samples=samples, reference=reference) == 0
+        said = "warning: the reference was drawn by a model and the samples were not: SAMPLES come first"
+        assert (said in capsys.readouterr().err) == (samples == "samples.npz")
