@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     conditions = {"made_from": images.source, "images": count, "seed": args.seed, "dpar": __version__}
     if images.labels is not None:
         arrays["labels"] = images.labels[chosen]
-        if images.listed is not None and images.listed.classes is not None:
-            conditions["classes"] = list(images.listed.classes)  # without which nobody knows what the labels count
+        if images.classes is not None:
+            conditions["classes"] = list(images.classes)  # without which nobody knows what the labels count
         conditions |= images.class_folders() if isinstance(images, Files) else {}
     if extractor is not None:
         conditions |= {"statistics_of": len(images), "extractor_sha256": extractor.sha256}

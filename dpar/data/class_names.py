@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from dpar.data.sources.source import ClassNames, ImageSource, enumerated
 from dpar.errors import InputError, shown
@@ -29,32 +30,47 @@ def numbered_as(images: ImageSource, known: ClassNames | None) -> ImageSource:
                 file=sys.stderr,
             )
         return images
-    used = np.unique(images.labels).tolist()
-    nameless = [label for label in used if not 0 <= label < len(images.classes) or images.classes[label] is None]
+    return images.numbered(labels_as(images.labels, images.classes, images.path, known), known)
+
+
+def labels_as(labels: Int[np.ndarray, "N"], classes: ClassNames, place: str, known: ClassNames) -> Int[np.ndarray, "N"]:
+    """The labels by which known classes go that are called alike.
+
+    Args:
+        labels: of images.
+        classes: the names of their classes, by label.
+        place: of the images, for messages.
+        known: names of the training images' classes, by label.
+
+    Raises:
+        InputError: a class that the training images lack, or an ambiguous name.
+    """
+    used = np.unique(labels).tolist()
+    nameless = [label for label in used if not 0 <= label < len(classes) or classes[label] is None]
     if nameless:
         raise InputError(
-            f"label {nameless[0]} of {images.path} has no name among {_listed(images.classes)}; "
+            f"label {nameless[0]} of {place} has no name among {_listed(classes)}; "
             "correct the label, or the names of the classes"
         )
-    numbers = np.full(len(images.classes), -1)
-    if any(images.classes[label] != (known[label] if label < len(known) else None) for label in used):
-        numbers[used] = _places([images.classes[label] or "" for label in used], images, known)
+    numbers = np.full(len(classes), -1)
+    if any(classes[label] != (known[label] if label < len(known) else None) for label in used):
+        numbers[used] = _places([classes[label] or "" for label in used], place, known)
     else:
         numbers[used] = used
-    return images.numbered(numbers[images.labels], known)
+    return numbers[labels]
 
 
-def _places(names: Sequence[str], images: ImageSource, known: ClassNames) -> list[int]:
+def _places(names: Sequence[str], place: str, known: ClassNames) -> list[int]:
     """The labels of these classes among the training images'."""
     twice = sorted({n for n in names if known.count(n) > 1 or names.count(n) > 1})
     if twice:
         raise InputError(
-            f"the class name {shown(twice[0])} stands more than once in {images.path} or among the training images, "
+            f"the class name {shown(twice[0])} stands more than once in {place} or among the training images, "
             "so that names do not tell classes apart; give each class a name of its own"
         )
     if unknown := [name for name in names if name not in known]:
         raise InputError(
-            f"{images.path} holds {len(unknown)} classes that the training images lack: {enumerated(unknown)}"
+            f"{place} holds {len(unknown)} classes that the training images lack: {enumerated(unknown)}"
             f"{_case(unknown, known)}; the training images have {_listed(known)}, these have {enumerated(names)}; "
             "classes are matched by name: rename them, or remove those that were not trained on"
         )

@@ -25,7 +25,7 @@ from torch import Tensor
 from dpar.data.crops import center_crop, to_uint8
 from dpar.data.decoding import UNREADABLE, decode_whole
 from dpar.data.images import FolderImages, ImageIndex, ImageSource, open_images
-from dpar.data.sources.source import described, enumerated
+from dpar.data.sources.source import ClassNames, described, enumerated
 from dpar.data.workers import cores, mapped
 from dpar.errors import InputError, shown
 from dpar.evaluation.features import BATCH, ImageArray
@@ -52,14 +52,14 @@ class ImageSet(ABC):
         labels: one class per image, where the set has them.
         side: pixels of square images, where all are known to have the same; null = to be seen.
         moments: `mu`, `sigma`, `mu_s`, `sigma_s` of the larger set that these images stand for, where stored.
-        listed: where the images lie, which may name the classes.
+        classes: their names by label, where the set has them.
     """
 
     source: str
     labels: Int[np.ndarray, "N"] | None = None
     side: int | None = None
     moments: dict[str, np.ndarray]
-    listed: ImageSource | None = None
+    classes: ClassNames | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -97,18 +97,13 @@ class Arrays(ImageSet):
             )
         if labelled:
             self.labels = known_labels(np.concatenate([file.arrays["labels"] for file in labelled]))
-            self.listed = self._named()
+            names = (first.conditions or {}).get("classes")  # where they were made from images whose classes have some
+            if self.labels is not None and isinstance(names, list) and all(isinstance(n, str | None) for n in names):
+                self.classes = names
         if len(self.files) == 1:
             self.moments = {
                 name: first.arrays[name] for name in ("mu", "sigma", "mu_s", "sigma_s") if name in first.arrays
             }
-
-    def _named(self) -> ImageSource | None:
-        """The labels with the names of their classes, where the files were made from images whose classes have some."""
-        names = (self.files[0].conditions or {}).get("classes")
-        if self.labels is None or not isinstance(names, list) or not all(isinstance(n, str | None) for n in names):
-            return None
-        return _Labels(self.source, [self.source], [""] * len(self), self.labels, {}, classes=names)
 
     def __len__(self) -> int:
         return sum(map(len, self.files))
@@ -166,28 +161,13 @@ class Arrays(ImageSet):
         return (own | ({"batches": sizes} if sizes else {})) if stated else None
 
 
-class _Labels(ImageSource):
-    """The labels and class names of images that are read otherwise."""
-
-    kind, holder, location_names = "npz", "npz file", ()
-
-    @classmethod
-    def scan(cls, path: str) -> ImageSource:
-        """Nothing."""
-        raise NotImplementedError
-
-    def data(self, i: int) -> bytes:
-        """Nothing."""
-        raise NotImplementedError
-
-
 class Indexed(ImageSet):
     """The images of an index of the pipeline."""
 
     def __init__(self, path: Path):
         self.index = ImageIndex.load(path)
         self.source, self.labels, self.side, self.moments = str(path), self.index.labels, self.index.resolution, {}
-        self.listed = self.index.images
+        self.classes = self.index.images.classes
 
     def __len__(self) -> int:
         return len(self.index)
@@ -207,7 +187,7 @@ class Files(ImageSet):
     def __init__(self, source: str, images: ImageSource, left_alone: Mapping[str, int]):
         self.source, self.images, self.left_alone, self.moments = source, images, left_alone, {}
         self.labels = known_labels(images.labels)
-        self.listed = images if self.labels is not None else None
+        self.classes = images.classes if self.labels is not None else None
         self.cropped: int | None = None
         self._read: dict[int, tuple[str, bool, bool]] = {}  # number -> SHA-256, whether it is grey, and enlarged
 

@@ -12,8 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dpar import __version__
-from dpar.data.class_names import numbered_as
-from dpar.data.images import FolderImages
+from dpar.data.class_names import labels_as
 from dpar.data.workers import cores, mapped, reported
 from dpar.errors import InputError
 from dpar.evaluation.classifier import training_half
@@ -165,20 +164,19 @@ def _classified(
 
     Classes are matched by name where both have names. Folders that are called by numbers are counted instead.
     """
-    known, named = extractor.provenance.get("classes"), images.listed
-    if extractor.name != "classifier" or named is None or named.classes is None:
-        return images.labels, conditions
-    numbers = all(str(name).isdecimal() for name in named.classes)
-    folders = isinstance(named, FolderImages) or "class_folders" in conditions
-    if known is None and folders and not numbers:
-        return images.labels, conditions | {"class_order": f"{named.classes[0]} is class 0"}
+    known, names, labels = extractor.provenance.get("classes"), images.classes, images.labels
+    if extractor.name != "classifier" or names is None or labels is None:
+        return labels, conditions
+    numbers = all(str(name).isdecimal() for name in names)
+    if known is None and "class_folders" in conditions and not numbers:
+        return labels, conditions | {"class_order": f"{names[0]} is class 0"}
     if known is None or (numbers and not all(str(name).isdecimal() for name in known)):
-        return images.labels, conditions
+        return labels, conditions
     matched = {name: value for name, value in conditions.items() if name not in ("class_folders", "class_order")}
     try:
-        return numbered_as(named, known).labels, matched
+        return labels_as(labels, names, images.source, known), matched
     except InputError as error:
-        return images.labels, matched | {"other_classes": str(error)}
+        return labels, matched | {"other_classes": str(error)}
 
 
 def _statistics(

@@ -249,7 +249,7 @@ def plain_lines(before: RunState, state: RunState, directory: Path, now: float) 
 
 
 def warnings(jobs: Iterable[Watched], directory: Path, known: set[str]) -> Iterator[str]:
-    """What jobs warn of in their logs, each warning once, with the first job that gave it.
+    """The warnings in the logs of jobs, each once, with the first job that gave it.
 
     Args:
         directory: from which the logs' paths count.

@@ -71,7 +71,7 @@ class _View:
         return self._said
 
     def warned(self, state: journal.RunState) -> list[str]:
-        """What jobs that finished since the last call warn of, as long as no other job has said so."""
+        """The warnings of jobs that finished since the last call, but for those that another job gave before."""
         jobs, self._heard = state.finished[self._heard :], len(state.finished)
         return [*journal.warnings(jobs, self.directory, self._warnings)]
 
