@@ -59,6 +59,34 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--keep-rows", type=COUNT, metavar="R", help="rows of tokens of --image that are kept, from the top"
     )
+    _add_drawing(flags)
+    flags.add_argument("--seed", type=SEED, default=0, help="image i of a seed is always the same (default: 0)")
+    flags.add_argument(
+        "--threshold", type=float, metavar="NATS", help="E_Th (default: the one of training, or the gate's like it)"
+    )
+    flags.add_argument("--max-length", type=COUNT, metavar="TOKENS", help="P_max (default: the one of training)")
+    flags.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the model")
+    flags.add_argument(
+        "--compile",
+        action="store_true",
+        help="with PyTorch's compiler, which takes minutes for large models: for many images",
+    )
+    where = "folder (default: looked for in the checkpoint, and next to the models of its results)"
+    places = flags.add_mutually_exclusive_group()
+    places.add_argument("--entropy-model", type=Path, metavar="DIR", help=where)
+    places.add_argument(
+        "--gate",
+        type=Path,
+        metavar="NAME",
+        help="a gate of the experiment, or its folder, that places the patches instead",
+    )
+    flags.add_argument("--tokenizer", type=Path, metavar="DIR", help=where)
+    flags.add_argument("--json", action="store_true", help="print JSON")
+    return flags
+
+
+def _add_drawing(flags: Parser) -> None:
+    """Adds the flags that say how tokens are drawn."""
     flags.add_argument("--cfg", type=float, default=2.0, metavar="S", help="guidance scale; 1 = none (default: 2)")
     flags.add_argument(
         "--cfg-interval",
@@ -85,29 +113,6 @@ def parser() -> argparse.ArgumentParser:
         default=1.0,
         help="draw from the likeliest codes of this probability",
     )
-    flags.add_argument("--seed", type=SEED, default=0, help="image i of a seed is always the same (default: 0)")
-    flags.add_argument(
-        "--threshold", type=float, metavar="NATS", help="E_Th (default: the one of training, or the gate's like it)"
-    )
-    flags.add_argument("--max-length", type=COUNT, metavar="TOKENS", help="P_max (default: the one of training)")
-    flags.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the model")
-    flags.add_argument(
-        "--compile",
-        action="store_true",
-        help="with PyTorch's compiler, which takes minutes for large models: for many images",
-    )
-    where = "folder (default: looked for in the checkpoint, and next to the models of its results)"
-    places = flags.add_mutually_exclusive_group()
-    places.add_argument("--entropy-model", type=Path, metavar="DIR", help=where)
-    places.add_argument(
-        "--gate",
-        type=Path,
-        metavar="NAME",
-        help="a gate of the experiment, or its folder, that places the patches instead",
-    )
-    flags.add_argument("--tokenizer", type=Path, metavar="DIR", help=where)
-    flags.add_argument("--json", action="store_true", help="print JSON")
-    return flags
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -91,12 +91,7 @@ class ImageIndex:
                 else:
                     skipped.append({"key": images.keys[i], "reason": reason})
         if len(skipped) > max_unreadable * len(images) or not good:
-            named = "; ".join(f"{shown(s['key'])} ({s['reason']})" for s in skipped[:_NAMED])
-            more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
-            raise InputError(
-                f"{len(skipped)} of {len(images)} images of {images.path} cannot be read: {named}{more}; repair or "
-                f"remove them, or raise `images.max_unreadable` (now {max_unreadable:g}, a share) to go on without them"
-            )
+            raise InputError(_unreadable(images, skipped, max_unreadable))
         kept = images.keep(np.array(good))
         if kept.classes is not None:  # a name for each, null where there is none
             kept.classes = [*kept.classes, *[None] * num_classes][:num_classes]
@@ -227,6 +222,15 @@ def _places(index: Path, values: Mapping[str, Any]) -> list[str]:
     if all(place.parent.name == "images" and place.exists() for place in moved) and not any(map(os.path.exists, named)):
         return list(map(str, moved))
     return named
+
+
+def _unreadable(images: ImageSource, skipped: Sequence[Mapping[str, str]], allowed: float) -> str:
+    named = "; ".join(f"{shown(s['key'])} ({s['reason']})" for s in skipped[:_NAMED])
+    more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
+    return (
+        f"{len(skipped)} of {len(images)} images of {images.path} cannot be read: {named}{more}; repair or "
+        f"remove them, or raise `images.max_unreadable` (now {allowed:g}, a share) to go on without them"
+    )
 
 
 def _check(images: ImageSource, i: int) -> tuple[str, int, str | None]:

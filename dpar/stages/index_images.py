@@ -51,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         outputs=[args.output],
         params={"split": args.split, "source": source, "path": path, "max_unreadable": images.max_unreadable},
     ) as job:
-        training = None if args.classes_of is None else ImageIndex.load(args.classes_of)
-        every_class = args.split == "train"
+        training, every_class = args.classes_of and ImageIndex.load(args.classes_of), args.split == "train"
         found = images_of_split(open_images(source, path, every_class=every_class), args.split, images, training)
         index = ImageIndex.build(
             found,
@@ -63,13 +62,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         if training is not None:
             _check_shared(index, training, images)
-        _say_repeated(index)
+        _warn(index)
         classes = Classes.of_images(images, index)
         index.save(args.output)
         if classes.names:
             job.tags({"dpar.classes": say_names(classes, index, path, training)})
-        if index.skipped:
-            print(f"warning: {_unreadable(index)}", file=sys.stderr)
         print(f"{said(index)}{described(found.left_alone, '; left alone: ')}: {path}")
         job.summary(counts(index) | {"images/left_alone": sum(found.left_alone.values())})
 
@@ -146,14 +143,6 @@ def images_of_split(found: ImageSource, split: str, images: Images, training: Im
     return found
 
 
-def _unreadable(index: ImageIndex) -> str:
-    named = ", ".join(f"{shown(image['key'])} ({image['reason']})" for image in index.skipped[:3])
-    return (
-        f"{len(index.skipped)} of {len(index) + len(index.skipped)} images of {index.images.path} cannot be read and "
-        f"are left out: {named}{', ...' if len(index.skipped) > 3 else ''}"
-    )
-
-
 def _check_shared(index: ImageIndex, training: ImageIndex, images: Images) -> None:
     """Raises `InputError` if more held-out images than a few are training images; says how many are."""
     shared = shared_images(index, training)
@@ -173,8 +162,15 @@ def _check_shared(index: ImageIndex, training: ImageIndex, images: Images) -> No
     print(f"warning: {said}", file=sys.stderr)
 
 
-def _say_repeated(index: ImageIndex) -> None:
-    """Warns of images that are there under two labels, and of copies if they are more than a few."""
+def _warn(index: ImageIndex) -> None:
+    """Warns of images that are left out or there under two labels, and of copies if they are more than a few."""
+    if index.skipped:
+        named = ", ".join(f"{shown(image['key'])} ({image['reason']})" for image in index.skipped[:3])
+        print(
+            f"warning: {len(index.skipped)} of {len(index) + len(index.skipped)} images of {index.images.path} cannot "
+            f"be read and are left out: {named}{', ...' if len(index.skipped) > 3 else ''}",
+            file=sys.stderr,
+        )
     same, other = repeated_images(index)
     if other:
         print(f"{_repeated(index, other, 'another label')}; correct the labels, or remove one of each", file=sys.stderr)

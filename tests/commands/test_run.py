@@ -19,7 +19,7 @@ from dpar.files import read_json, write_json
 from dpar.train.restarts import say_restart
 from dpar.workflow import journal
 from dpar.workflow.announcement import BUDGET
-from dpar.workflow.run import RETRAIN, SMOKE, retraining, run_lock
+from dpar.workflow.run import COMPARED, RETRAIN, SMOKE, retraining, run_lock
 from tests.data.samples import folder_of_images
 from tests.experiment.test_settings import demo
 from tests.workflow.conftest import ROOT, job_counts, snakemake
@@ -328,7 +328,8 @@ def test_retraining_is_told_to_the_snakefile_alone(tmp_path, monkeypatch, flags)
     told = {}
     monkeypatch.setattr(run, "_run", lambda command, lock, said, **_: told.update(said) or 0)
     run.main(["--config", "config/demo.yaml", "--directory", str(tmp_path), *flags])
-    assert told == {SMOKE: ""} | ({RETRAIN: "1"} if flags else {})
+    compared = {COMPARED: str((tmp_path / "results" / "demo").resolve())}
+    assert told == {SMOKE: ""} | compared | ({RETRAIN: "1"} if flags else {})
 
 
 def test_images_that_changed_since_they_were_indexed_are_told_even_if_nothing_is_to_be_done(
