@@ -10,7 +10,7 @@ from dpar import tracking
 from dpar.data.class_names import numbered_as
 from dpar.data.classes import Classes
 from dpar.data.images import ImageIndex, ImageSource, open_images, repeated_images, shared_images
-from dpar.data.sources.source import described
+from dpar.data.sources.source import described, enumerated
 from dpar.data.subsets import first_of_classes, held_out, spread_over_classes
 from dpar.errors import InputError, run_command, shown
 from dpar.experiment.settings import Images
@@ -165,10 +165,10 @@ def _check_shared(index: ImageIndex, training: ImageIndex, images: Images) -> No
 def _warn(index: ImageIndex) -> None:
     """Warns of images that are left out or there under two labels, and of copies if they are more than a few."""
     if index.skipped:
-        named = ", ".join(f"{shown(image['key'])} ({image['reason']})" for image in index.skipped[:3])
+        named = enumerated([f"{image['key']} ({image['reason']})" for image in index.skipped], 3)
         print(
             f"warning: {len(index.skipped)} of {len(index) + len(index.skipped)} images of {index.images.path} cannot "
-            f"be read and are left out: {named}{', ...' if len(index.skipped) > 3 else ''}",
+            f"be read and are left out: {named}",
             file=sys.stderr,
         )
     same, other = repeated_images(index)
@@ -179,10 +179,10 @@ def _warn(index: ImageIndex) -> None:
 
 
 def _repeated(index: ImageIndex, pairs: Sequence[tuple[int, int]], label: str) -> str:
-    names = [[f"{shown(index.keys[i])} (class {index.labels[i]})" for i in pair] for pair in pairs[:3]]
+    named = [" = ".join(f"{index.keys[i]} (class {index.labels[i]})" for i in pair) for pair in pairs]
     return (
         f"warning: {len(pairs)} of {len(index)} images of {index.images.path} are copies of others under {label}, byte "
-        f"for byte: {', '.join(map(' = '.join, names))}{', ...' if len(pairs) > 3 else ''}"
+        f"for byte: {enumerated(named, 3)}"
     )
 
 

@@ -67,10 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, experiment = run.args, run.experiment
     cell = sample_cell(experiment, args.cell)
     inputs = jobs.model(f"{cell.model}/{cell.milestone}", args.model_folder) + jobs.tokenizer(args.tokenizer)
-    if cell.sampling.labels == "training" and args.index:
-        inputs += jobs.index("train", args.index)
+    if index := args.index if cell.sampling.labels == "training" else None:
+        inputs += jobs.index("train", index)
     run.check(inputs)
-    wanted = request_of(experiment, cell.sampling, args)
+    wanted = request_of(experiment, cell.sampling, args, index)
     boundaries = boundaries_of(run, cell)
     with run.job(
         f"{args.cell}/seed{args.seed}/{args.shard}",
@@ -99,13 +99,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         job.summary({"sample/mean_steps": patches.mean(), "sample/mean_patch_length": lengths.mean()})
 
 
-def request_of(experiment: Experiment, sampling: Sampling, args: argparse.Namespace) -> Request:
+def request_of(experiment: Experiment, sampling: Sampling, args: argparse.Namespace, index: Path | None) -> Request:
     """The images of this shard.
+
+    Args:
+        index: of the training images, where classes follow them.
 
     Raises:
         InputError: as of `request`.
     """
-    follows = sampling.labels == "training" and args.index
     return request(
         num_images=sampling.num_images,
         num_classes=experiment.images.num_classes,
@@ -114,7 +116,7 @@ def request_of(experiment: Experiment, sampling: Sampling, args: argparse.Namesp
         batch_size=sampling.batch_size,
         shard=args.shard,
         shards=sampling.shards,
-        counts=ImageIndex.load(args.index).class_counts if follows else None,
+        counts=ImageIndex.load(index).class_counts if index else None,
     )
 
 

@@ -86,9 +86,10 @@ def expect_same_files(experiment: Experiment, results: Path) -> None:
     Raises:
         InputError: the experiment states the digest of a file that is not the imported one.
     """
-    for wanted in user_paths(experiment, ()):
-        path, sha256 = _made_with(wanted, results)
-        if sha256 is None or wanted.path not in _named_before(results):  # by another setting it is made anew
+    made_with = [(wanted, *_made_with(wanted, results)) for wanted in user_paths(experiment, ())]
+    named = _named_before(results) if any(sha256 for *_, sha256 in made_with) else set()
+    for wanted, path, sha256 in made_with:
+        if sha256 is None or wanted.path not in named:  # by another setting it is made anew
             continue
         made = path if wanted.key == "evaluation.reference" else path.parent
         cure = f"delete {made} to make it anew, and all that is made with it"

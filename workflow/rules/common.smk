@@ -65,8 +65,8 @@ RESULTS = f"results/{EXPERIMENT.name}"  # in the rules' inputs, outputs and logs
 def compare_with_results():
     """What makes the results others than the experiment's though Snakemake says that nothing is to be done.
 
-    That is settings that changed where its own records are gone, and another file of published weights. `dpar run` has
-    asked before, and jobs belong to a run that has.
+    That is settings that changed where its own records are gone, and another file of weights, of a network that measures
+    or of a reference. `dpar run` has asked before, and jobs belong to a run that has.
     """
     if workflow.is_main_process and os.environ.get(COMPARED) != os.path.realpath(RESULTS):
         try:
